@@ -1,0 +1,61 @@
+"""GPT-2 through four stages: profiled in FP16, pruned, fine-tuned, and run in INT8 on a small CPU. Each stage is measured.
+
+The names below load on first use: `import gpt2opt` alone loads neither torch nor openvino.
+"""
+
+import importlib
+from typing import Any
+
+from gpt2opt.environment import check_python
+
+check_python()
+
+_HOMES = {
+    "audit_int8": "deploy.audit",
+    "export_ir": "deploy.ir",
+    "load_ir": "deploy.runtime",
+    "measure_latency": "measure.latency",
+    "in_fresh_process": "measure.memory",
+    "peak_vram": "measure.memory",
+    "measure_quality": "measure.quality",
+    "record_trace": "measure.trace",
+    "plot_importance": "report.charts",
+    "plot_latency": "report.charts",
+    "plot_loss": "report.charts",
+    "plot_memory": "report.charts",
+    "plot_operators": "report.charts",
+    "plot_perplexity": "report.charts",
+    "plot_tradeoff": "report.charts",
+    "read_record": "report.record",
+    "quiet": "report.quiet",
+    "environment_table": "report.tables",
+    "stage_table": "report.tables",
+    "summary_table": "report.tables",
+    "find_model": "sources.models",
+    "load_model": "sources.models",
+    "find_texts": "sources.texts",
+    "run_finetune": "stages.finetune",
+    "tokenize_dataset": "stages.finetune",
+    "load_fp16_model": "stages.profile",
+    "run_profile": "stages.profile",
+    "head_importance": "stages.prune",
+    "prune_attention_heads": "stages.prune",
+    "run_prune": "stages.prune",
+    "prepare_calibration_dataset": "stages.quantize",
+    "quantize_int8": "stages.quantize",
+    "run_quantize": "stages.quantize",
+    "start_run": "stages.run",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gpt2opt' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"gpt2opt.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,174 @@
+"""From a torch GPT-2 to a stateful OpenVINO IR directory, with pruned heads and, where calibrated, in INT8.
+
+INC's own INT8 modules can't be traced, and it writes a torch state dict, not IR. So INC's calibration is carried over into a float
+graph that fake-quantizes: the same integers and scales, in a form that OpenVINO reads as INT8.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+IR_NAME = "openvino_model.xml"
+
+
+@dataclass(frozen=True)
+class LinearCalibration:
+    """What INC found for one Linear layer with O outputs and I inputs.
+
+    weight: (O, I) float32, already rounded to its INT8 grid. weight_scale: (O,) float64, one a channel, symmetric.
+    input_scale, input_zero_point: the u8 grid of the input, one for the whole tensor.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    input_scale: float
+    input_zero_point: int
+
+
+class FakeQuantLinear(nn.Module):
+    """A Linear that rounds its input to u8 per tensor and its weight to i8 per channel, and computes in float."""
+
+    def __init__(self, calibration: LinearCalibration, bias: Tensor | None):
+        super().__init__()
+        self.weight = nn.Parameter(calibration.weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False)
+        self.register_buffer("weight_scale", calibration.weight_scale.float())
+        self.register_buffer("weight_zero_point", torch.zeros(len(calibration.weight_scale), dtype=torch.int32))
+        self.input_scale = calibration.input_scale
+        self.input_zero_point = calibration.input_zero_point
+
+    def quantized_weight(self) -> Tensor:
+        return torch.fake_quantize_per_channel_affine(
+            self.weight, self.weight_scale, self.weight_zero_point, axis=0, quant_min=-128, quant_max=127
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero_point, quant_min=0, quant_max=255)
+        return F.linear(x, self.quantized_weight(), self.bias)
+
+
+class TiedEmbedding(nn.Module):
+    """Token embedding that looks up in the head's INT8 weight, so that one tensor serves both."""
+
+    def __init__(self, head: FakeQuantLinear):
+        super().__init__()
+        self.head = head
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return F.embedding(input_ids, self.head.quantized_weight())
+
+
+def linearize(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
+    """Return an FP32 copy whose `Conv1D` projections are equal `nn.Linear` layers, the only kind that INC quantizes."""
+    import copy
+
+    model = copy.deepcopy(model).float().cpu().eval()
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Conv1D):
+                setattr(module, name, _as_linear(child))
+    return model
+
+
+def _as_linear(projection: Conv1D) -> nn.Linear:
+    inputs, outputs = projection.weight.shape
+    linear = nn.Linear(inputs, outputs, device="meta")
+    linear.weight = nn.Parameter(projection.weight.detach().T.contiguous())
+    linear.bias = nn.Parameter(projection.bias.detach())
+    return linear
+
+
+def fake_quantize(model: GPT2LMHeadModel, calibration: Mapping[str, LinearCalibration]) -> GPT2LMHeadModel:
+    """Replace, in place, each calibrated Linear of a linearized model; tie the embedding to the head where the head is among them."""
+    for name, found in calibration.items():
+        linear = model.get_submodule(name)
+        model.set_submodule(name, FakeQuantLinear(found, linear.bias))
+    if isinstance(model.lm_head, FakeQuantLinear):
+        model.transformer.wte = TiedEmbedding(model.lm_head)
+    return model
+
+
+def heads_per_layer(model: GPT2LMHeadModel) -> int:
+    """Return the number of heads that every layer kept.
+
+    Raises:
+        ValueError: layers kept different numbers; the exporter gives all KV caches one shape.
+    """
+    kept = {block.attn.num_heads for block in model.transformer.h}
+    if len(kept) != 1:
+        raise ValueError(f"layers kept {sorted(kept)} heads; the exporter needs the same number in each: prune one fraction everywhere")
+    return kept.pop()
+
+
+def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path) -> Path:
+    """Write `model` as stateful IR with its KV cache, config and tokenizer; return `out_dir`.
+
+    Weights behind a fake-quantizer are stored as INT8. The directory appears whole or not at all.
+
+    Args:
+        model: FP32 GPT-2; heads may be pruned, the same number in every layer.
+        out_dir: replaced if it exists.
+    """
+    from openvino import Core, save_model
+    from openvino._offline_transformations import compress_quantize_weights_transformation
+    from optimum.exporters.openvino import export_from_model
+
+    out_dir = Path(out_dir)
+    with new_directory(out_dir) as partial:
+        with tempfile.TemporaryDirectory(dir=partial.parent) as exported:
+            export_from_model(
+                model, exported, task="text-generation-with-past", stateful=True, preprocessors=[tokenizer],
+                custom_export_configs={"model": _export_config(model)},
+            )  # fmt: skip
+            graph = Core().read_model(Path(exported, IR_NAME))
+            compress_quantize_weights_transformation(graph)
+            shutil.copytree(exported, partial, ignore=shutil.ignore_patterns("openvino_model.*"), dirs_exist_ok=True)
+            save_model(graph, partial / IR_NAME, compress_to_fp16=False)
+    return out_dir
+
+
+def _export_config(model: GPT2LMHeadModel):
+    """Build an export config whose KV shapes follow the heads that are left; `config.n_head` still counts the pruned ones."""
+    from optimum.exporters.openvino.model_configs import GPT2OpenVINOConfig
+    from optimum.utils import NormalizedTextConfig
+
+    heads, head_dim = heads_per_layer(model), model.transformer.h[0].attn.head_dim
+
+    class KeptHeads(NormalizedTextConfig):
+        NUM_LAYERS = "n_layer"
+        num_attention_heads = heads
+        hidden_size = heads * head_dim
+
+    class KeptHeadsConfig(GPT2OpenVINOConfig):
+        NORMALIZED_CONFIG_CLASS = KeptHeads
+
+    return KeptHeadsConfig(model.config, task="text-generation", use_past=True, use_past_in_inputs=True)
+
+
+@contextmanager
+def new_directory(out_dir: Path):
+    """Yield a directory beside `out_dir` that takes its name at the end, or is removed if anything fails.
+
+    Raises:
+        ValueError: `out_dir` can't be written.
+    """
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
+    except OSError as error:
+        raise ValueError(f"can't write {out_dir}: {error.strerror}; name a writable output directory") from error
+    try:
+        yield partial
+        shutil.rmtree(out_dir, ignore_errors=True)
+        partial.rename(out_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

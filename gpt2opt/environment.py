@@ -1,0 +1,129 @@
+"""The machine, the versions and the seed: what a number needs beside it to mean anything."""
+
+import os
+import platform
+import random
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PYTHON = ((3, 10), (3, 13))
+"""First version that works, first that doesn't: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13."""
+
+STACK = {
+    "optimum-intel": ("1.27", "the last release with INCQuantizer; 2.0 removed it"),
+    "neural-compressor": ("3.7", "the last with the API that INCQuantizer calls; 3.8 removed it"),
+    "transformers": ("4.57", "version 5 removed GPT-2 head pruning"),
+    "numpy": ("1.26", "neural-compressor 3.7.1 holds numpy<2"),
+    "torch": ("2.", "developed and measured with 2.13"),
+    "openvino": ("2026.", "developed and measured with 2026.4"),
+}
+REPORTED = (*STACK, "datasets", "nncf", "tokenizers", "accelerate")
+CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+
+
+def check_python(running: tuple[int, ...] = sys.version_info[:2]) -> None:
+    """Raise ImportError, with the reason, on a Python that the pinned stack has no packages for."""
+    if not PYTHON[0] <= tuple(running[:2]) < PYTHON[1]:
+        raise ImportError(
+            f"Python {running[0]}.{running[1]} found, 3.10, 3.11 or 3.12 expected: neural-compressor 3.7.1 holds numpy<2, which has "
+            "no wheel for 3.13; install one of these and run `make PYTHON=python3.11 run`"
+        )
+
+
+def check_stack() -> None:
+    """Raise ImportError with one line a package whose version is known not to work, and why."""
+    problems = []
+    for package, (prefix, reason) in STACK.items():
+        found = installed(package)
+        if found is None or not found.startswith(prefix):
+            problems.append(f"{package} {found or 'not installed'}, expected {prefix.rstrip('.')}.* ({reason})")
+    if problems:
+        raise ImportError("; ".join(problems) + "; `pip install -r requirements.txt` brings the versions that work together")
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def describe() -> dict[str, Any]:
+    """Return the facts that a result names: CPU, instruction sets, threads, memory, GPU, versions, commit."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "cpu_flags": [flag for flag in CPU_FLAGS if flag in _cpu_flags()],
+        "threads": threads(),
+        "memory_bytes": _memory_bytes(),
+        "gpu": _gpu_name(),
+        "versions": {package: installed(package) for package in REPORTED},
+        "commit": _commit(),
+    }
+
+
+def threads() -> int:
+    """Return how many CPU threads every engine is given: the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_int8_dot_product() -> bool:
+    """Return whether the CPU sums INT8 products in 32 bits (VNNI, AMX, Arm dot product); without it INT8 gains less."""
+    return bool({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"} & _cpu_flags())
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def cpu_name() -> str:
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    for line in _cpuinfo():
+        if line.lower().startswith(("flags", "features")):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+@cache
+def _cpuinfo() -> tuple[str, ...]:
+    path = Path("/proc/cpuinfo")
+    return tuple(path.read_text().splitlines()) if path.exists() else ()
+
+
+def _memory_bytes() -> int:
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
+def _gpu_name() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _commit() -> str | None:
+    try:
+        return subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

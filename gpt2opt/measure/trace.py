@@ -1,0 +1,72 @@
+"""torch.profiler traces that open: in TensorBoard, in Perfetto and in Chrome, small, and checked to hold operators."""
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace on disk, and the operators in it by their own time."""
+
+    path: Path
+    size_bytes: int
+    operators: dict[str, float]
+    """Operator -> seconds spent in it and not in the operators it calls, largest first."""
+
+
+def record_trace(work: Callable[[], None], log_dir: Path, *, steps: int = 1) -> Trace:
+    """Profile `work` and write one trace below `log_dir`, in place of any that is there.
+
+    Args:
+        work: called once to warm up, once while the profiler warms up, then `steps` times on record.
+        log_dir: one directory a profile, as TensorBoard's profiler plugin reads them.
+
+    Raises:
+        ValueError: `log_dir` can't be written.
+        RuntimeError: the trace holds no CPU operator, or no kernel although there is a GPU.
+    """
+    from torch import cuda
+    from torch.profiler import ProfilerActivity, profile, schedule, tensorboard_trace_handler
+
+    log_dir = Path(log_dir)
+    try:
+        shutil.rmtree(log_dir, ignore_errors=True)
+        log_dir.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"can't write {log_dir}: {error.strerror}; name a writable directory for traces") from error
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda.is_available() else [])]
+    work()
+    with profile(
+        activities=activities,
+        schedule=schedule(wait=0, warmup=1, active=steps),
+        on_trace_ready=tensorboard_trace_handler(str(log_dir), worker_name="gpt2opt", use_gzip=True),
+        record_shapes=True,
+        profile_memory=True,
+        with_stack=True,
+    ) as profiler:
+        for _ in range(1 + steps):
+            work()
+            profiler.step()
+    path = next(log_dir.glob("*.pt.trace.json.gz"))
+    check_trace(path, kernels=cuda.is_available())
+    averages = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    operators = {event.key: event.self_cpu_time_total / 1e6 for event in averages if event.key.startswith("aten::")}
+    return Trace(path, path.stat().st_size, operators)
+
+
+def check_trace(path: Path, *, kernels: bool = False) -> int:
+    """Return the number of CPU operators in a trace.
+
+    Raises:
+        RuntimeError: there are none, or `kernels` is asked for and there are none.
+    """
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        categories = [event.get("cat") for event in json.load(file)["traceEvents"]]
+    for category in ("cpu_op", *(["kernel"] if kernels else [])):
+        if category not in categories:
+            raise RuntimeError(f"{path.name} holds no event of kind {category!r}; profile at least one whole step")
+    return categories.count("cpu_op")

@@ -1,0 +1,105 @@
+"""`run.json`: the record that every table and chart is drawn from."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt2opt.report.results import Measurement, StageResult, from_json
+
+SCHEMA = "gpt2opt.run/1"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is asked to do. The defaults fit a 2-core machine; the same values hold at every stage."""
+
+    prune_fraction: float = 0.2
+    epochs: float = 1
+    learning_rate: float = 5e-4
+    fine_tune_bytes: int = 420_000
+    score_bytes: int = 100_000
+    calibration_sequences: int = 64
+    sequence_length: int = 256
+    prompt_tokens: int = 64
+    new_tokens: int = 24
+    seed: int = 0
+
+
+@dataclass
+class Record:
+    """One run: where it ran, what it ran on, and the stages so far."""
+
+    created: str
+    environment: dict[str, Any]
+    sources: dict[str, Any]
+    settings: Settings
+    stages: list[StageResult] = field(default_factory=list)
+    schema: str = SCHEMA
+
+    def stage(self, name: str) -> StageResult:
+        """Return the stage of that name.
+
+        Raises:
+            ValueError: it has not been run.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise ValueError(f"stage {name!r} is not in this record, which has {[s.name for s in self.stages]}; run it first")
+
+    def measurements(self) -> list[tuple[Measurement, bool]]:
+        """Return every measurement in order, each with whether it is a control."""
+        rows: list[tuple[Measurement, bool]] = []
+        for stage in self.stages:
+            rows += [(stage.measurement, False), *((control, True) for control in stage.controls)]
+        return rows
+
+    def add(self, stage: StageResult) -> None:
+        """Put a stage in; one of the same name, and all that came after it, no longer hold."""
+        names = [other.name for other in self.stages]
+        if stage.name in names:
+            del self.stages[names.index(stage.name) :]
+        self.stages.append(stage)
+
+    def write(self, path: Path) -> None:
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+
+def read_record(path: Path) -> Record:
+    """Read a record back.
+
+    Raises:
+        ValueError: the file is missing, is not JSON or has another schema.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"can't read {path}: {error.strerror}; `gpt2opt run` writes it") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); `gpt2opt run` writes it anew") from error
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"{path} has schema {schema!r}, expected {SCHEMA!r}; `gpt2opt run` writes it anew")
+    stages = [from_json(StageResult, stage) for stage in content.pop("stages")]
+    settings = from_json(Settings, content.pop("settings"))
+    return Record(**content, settings=settings, stages=stages)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        ValueError: the place can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    except OSError as error:
+        raise ValueError(f"can't write {path}: {error.strerror}; name a writable output directory") from error
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(partial, path)

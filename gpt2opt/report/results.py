@@ -1,0 +1,232 @@
+"""What a measurement is: frozen, with its raw samples, in SI base units. `None` means not measured; 0.0 never does."""
+
+import dataclasses
+import hashlib
+import math
+import random
+import statistics
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+def percentile(samples: typing.Sequence[float], share: float) -> float:
+    """Return the value below which `share` of the samples lie, interpolated linearly between neighbours."""
+    ordered = sorted(samples)
+    position = share * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time to first token (the prompt is read, one sample a run) and time per output token (one sample a later token)."""
+
+    ttft_samples_s: tuple[float, ...]
+    tpot_samples_s: tuple[float, ...]
+    warmup_runs: int
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+
+    @property
+    def ttft_s(self) -> float:
+        return statistics.median(self.ttft_samples_s)
+
+    @property
+    def tpot_s(self) -> float:
+        return statistics.median(self.tpot_samples_s)
+
+    @property
+    def ttft_p95_s(self) -> float:
+        return percentile(self.ttft_samples_s, 0.95)
+
+    @property
+    def tpot_p95_s(self) -> float:
+        return percentile(self.tpot_samples_s, 0.95)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.batch_size / self.tpot_s
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one model. RSS is that of a fresh process that loads the model and generates, never of the notebook's own.
+
+    start_rss_bytes: RSS of that process with its libraries imported and no model yet.
+    """
+
+    weight_bytes: int
+    peak_rss_bytes: int | None = None
+    start_rss_bytes: int | None = None
+    peak_vram_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Summed NLL over every scored token of a text, window by window.
+
+    protocol says what was scored and how: two perplexities compare only under the same label.
+    """
+
+    window_nats: tuple[float, ...]
+    window_tokens: tuple[int, ...]
+    num_bytes: int
+    protocol: str
+
+    @property
+    def nll_nats(self) -> float:
+        return math.fsum(self.window_nats)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.window_tokens)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.nll_nats / self.num_tokens)
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nll_nats / math.log(2) / self.num_bytes
+
+    def interval(self, resamples: int = 1000) -> tuple[float, float]:
+        """Return the 95% bootstrap interval of the perplexity, windows redrawn (Efron 1979); the same on every call."""
+        return _interval([math.exp(sum_n / sum_t) for sum_n, sum_t in self._resampled(resamples)])
+
+    def _resampled(self, resamples: int):
+        draw = random.Random(0)
+        windows = range(len(self.window_nats))
+        for _ in range(resamples):
+            picked = draw.choices(windows, k=len(windows))
+            yield sum(self.window_nats[i] for i in picked), sum(self.window_tokens[i] for i in picked)
+
+    def ratio_to(self, base: "Quality") -> float:
+        """Return this perplexity over `base`'s.
+
+        Raises:
+            ValueError: the two were not taken on the same tokens by the same protocol.
+        """
+        if self.protocol != base.protocol:
+            raise ValueError(f"can't compare {self.protocol!r} with {base.protocol!r}; score both with one protocol")
+        return self.perplexity / base.perplexity
+
+    def ratio_interval(self, base: "Quality", resamples: int = 1000) -> tuple[float, float]:
+        """Return the 95% bootstrap interval of `ratio_to`, the same windows redrawn for both (paired)."""
+        self.ratio_to(base)
+        pairs = zip(self._resampled(resamples), base._resampled(resamples), strict=True)
+        return _interval([math.exp(a / t - b / t) for (a, t), (b, _) in pairs])
+
+
+def _interval(values: list[float]) -> tuple[float, float]:
+    return percentile(values, 0.025), percentile(values, 0.975)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model, measured with every ruler, on one device.
+
+    dtype is that of the weights and of the timed arithmetic; quality_dtype that of the arithmetic that scored the text.
+    """
+
+    name: str
+    device: str
+    dtype: str
+    runtime: str
+    parameters: int | None = None
+    latency: Latency | None = None
+    memory: Memory | None = None
+    quality: Quality | None = None
+    quality_dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Int8Audit:
+    """What is INT8 in an IR file and in the model compiled from it, per group of matmuls."""
+
+    in_file: dict[str, str]
+    """Matmul, by its name in the model -> type of its stored weight."""
+    at_run_time: dict[str, str]
+    """The same matmul -> precision that the compiled model runs it in."""
+    bytes_by_type: dict[str, int]
+    """Type -> bytes of constants in the file."""
+    num_layers: int
+
+    @property
+    def failures(self) -> list[str]:
+        """Return one line for each matmul that is missing or not INT8 both in the file and at run time."""
+        return [
+            f"{name}: {self.in_file.get(name, 'not found')} in the file, {self.at_run_time.get(name, 'not found')} at run time"
+            for name in self.expected
+            if self.in_file.get(name) not in INT8_TYPES or self.at_run_time.get(name) not in INT8_TYPES
+        ]
+
+    @property
+    def expected(self) -> list[str]:
+        """Return the names of all block matmuls and of the head: 4 a layer and 1."""
+        blocks = [f"h.{layer}.{part}" for layer in range(self.num_layers) for part in BLOCK_MATMULS]
+        return [*blocks, "lm_head"]
+
+    @property
+    def int8_share(self) -> float:
+        """Return the share of the file's constant bytes that are INT8."""
+        return sum(self.bytes_by_type.get(name, 0) for name in INT8_TYPES) / sum(self.bytes_by_type.values())
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+
+INT8_TYPES = ("i8", "u8")
+BLOCK_MATMULS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage read, wrote and measured.
+
+    weights_in, weights_out: SHA-256 of the weight files. controls: other models measured the same way, to tell causes apart.
+    """
+
+    name: str
+    weights_in: str
+    weights_out: str
+    measurement: Measurement
+    seconds: float
+    controls: tuple[Measurement, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def control(self, name: str) -> Measurement:
+        return next(control for control in self.controls if control.name == name)
+
+
+def hash_weights(directory: Path) -> str:
+    """Return the SHA-256 over the weight files (`*.safetensors`, `*.bin`, IR `*.xml`) of a directory, in name order."""
+    digest = hashlib.sha256()
+    for path in weight_files(directory):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def weight_files(directory: Path) -> list[Path]:
+    return sorted(path for path in Path(directory).iterdir() if path.suffix in (".safetensors", ".bin", ".xml"))
+
+
+def from_json(kind: Any, value: Any) -> Any:
+    """Rebuild a value of type `kind` (a dataclass of this file, or a container of them) from parsed JSON."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: from_json(hints[name], item) for name, item in value.items()})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else from_json(next(a for a in arguments if a is not type(None)), value)
+    if origin is tuple:
+        return tuple(from_json(arguments[0], item) for item in value)
+    if origin is dict and arguments[1] is not Any:
+        return {key: from_json(arguments[1], item) for key, item in value.items()}
+    return value

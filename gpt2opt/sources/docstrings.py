@@ -1,0 +1,103 @@
+"""Real English text that is already on every machine with our dependencies: their documentation.
+
+Documents are read with `ast`, so no package is imported. Nothing of this text is committed; it is read where it was installed.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# Docs that a package attaches by a call instead of writing them under a `def`: torch's add_docstr, NumPy's add_newdoc.
+DOC_CALL = re.compile(r"doc", re.IGNORECASE)
+MIN_PARAGRAPH = 100
+"""Paragraphs of at least this many characters appear once in a corpus; shorter ones ("Parameters", "Returns") may repeat."""
+MIN_DOCUMENT = 400
+
+
+@dataclass(frozen=True)
+class Document:
+    """All documentation of one module, in source order."""
+
+    name: str
+    text: str
+
+
+def package_documents(package: str) -> Iterator[Document]:
+    """Yield one document a module of an installed package, sorted by path.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ModuleNotFoundError(f"package {package!r} is not installed; pip install -r requirements.txt brings it")
+    roots = spec.submodule_search_locations
+    if not roots:
+        yield Document(package, "\n\n".join(_docs_of(Path(spec.origin))))
+        return
+    root = Path(next(iter(roots)))
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if "tests" not in relative.parts:
+            yield Document(f"{package}/{relative.as_posix()}", "\n\n".join(_docs_of(path)))
+
+
+def language_reference() -> Iterator[Document]:
+    """Yield the chapters of the Python language reference that CPython carries for `help()`."""
+    from pydoc_data.topics import topics
+
+    for name, text in sorted(topics.items()):
+        yield Document(f"pydoc_data.topics/{name}", text.strip())
+
+
+def unique_documents(documents: Iterable[Document], seen: set[bytes]) -> Iterator[Document]:
+    """Drop every long paragraph that was seen before, then every document with too little left.
+
+    Args:
+        documents: the documents, in order; an earlier one keeps its paragraph.
+        seen: digests of the paragraphs so far. It is extended in place, so that a second call with it shares nothing with the first.
+    """
+    for document in documents:
+        text = "\n\n".join(_unseen_paragraphs(document.text, seen))
+        if len(text) >= MIN_DOCUMENT:
+            yield Document(document.name, text)
+
+
+def _unseen_paragraphs(text: str, seen: set[bytes]) -> Iterator[str]:
+    for paragraph in re.split(r"\n\s*\n", text):
+        if len(paragraph) >= MIN_PARAGRAPH:
+            digest = hashlib.blake2b(" ".join(paragraph.split()).encode(), digest_size=8).digest()
+            if digest in seen:
+                continue
+            seen.add(digest)
+        if paragraph.strip():
+            yield paragraph.rstrip()
+
+
+def _docs_of(path: Path) -> list[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other people's invalid escape sequences
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError, ValueError):
+        return []
+    return [inspect.cleandoc(doc) for doc in _doc_strings(tree)]
+
+
+def _doc_strings(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        doc = ast.get_docstring(node, clean=False)
+        if doc:
+            yield doc
+    elif isinstance(node, ast.Call) and DOC_CALL.search(ast.unparse(node.func)):
+        for argument in node.args:
+            if isinstance(argument, ast.Constant) and isinstance(argument.value, str) and "\n" in argument.value:
+                yield argument.value
+    for child in ast.iter_child_nodes(node):
+        yield from _doc_strings(child)

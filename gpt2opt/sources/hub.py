@@ -1,0 +1,39 @@
+"""Files of a model hub repository: from the local cache, else from the hub, else not at all; offline costs seconds."""
+
+from pathlib import Path
+
+TIMEOUT_S = 3.0
+
+
+def cached_snapshot(repo_id: str, patterns: list[str], repo_type: str = "model") -> Path | None:
+    """Return the local folder of a repository that was downloaded before, or None."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, repo_type=repo_type, allow_patterns=patterns, local_files_only=True))
+    except OSError:  # LocalEntryNotFoundError is one
+        return None
+
+
+def download_snapshot(repo_id: str, patterns: list[str], repo_type: str = "model") -> Path | None:
+    """Return the folder of a repository downloaded now, or None if the hub does not answer within seconds or does not have it."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
+        return None
+    try:
+        return Path(snapshot_download(repo_id, repo_type=repo_type, allow_patterns=patterns, etag_timeout=TIMEOUT_S))
+    except (OSError, HfHubHTTPError, HFValidationError):
+        return None
+
+
+def _answers(endpoint: str) -> bool:
+    """Ask once, without the retries that the download clients add."""
+    import requests
+
+    try:
+        requests.head(endpoint, timeout=TIMEOUT_S, allow_redirects=False)
+    except requests.RequestException:
+        return False
+    return True

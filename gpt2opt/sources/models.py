@@ -1,0 +1,102 @@
+"""Find a GPT-2: argument, then environment variable, then local cache, then hub, then the bundled model."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2opt.sources.hub import cached_snapshot, download_snapshot
+
+VARIABLE = "GPT2OPT_MODEL"
+DEFAULT = "gpt2"
+BUNDLED = Path(__file__).parent / "bundled"
+PATTERNS = ["config.json", "generation_config.json", "model.safetensors", "tokenizer*.json", "vocab.json", "merges.txt"]
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model on this disk, and how it came to be chosen."""
+
+    name: str
+    origin: str
+    path: Path
+    stand_in: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} (from the {self.origin})"
+
+
+def find_model(model_id: str = "auto") -> FoundModel:
+    """Find a GPT-2 on this disk or on the hub.
+
+    Args:
+        model_id: a directory, a hub id (`gpt2`, `gpt2-medium`, …), `bundled`, or `auto`: the environment variable GPT2OPT_MODEL,
+            else `gpt2`, else the bundled model, which then is named as a stand-in.
+
+    Raises:
+        ValueError: the model that was asked for can't be found, or is not a GPT-2.
+    """
+    asked, origin = (model_id, "argument") if model_id != "auto" else (os.environ.get(VARIABLE), f"variable {VARIABLE}")
+    if asked == "bundled":
+        return FoundModel("bundled", origin, BUNDLED)
+    if asked and Path(asked).is_dir():
+        return _checked(FoundModel(Path(asked).resolve().name, origin, Path(asked)))
+    if asked and (os.sep in asked and asked.count("/") != 1 or asked.startswith((".", "~"))):
+        raise ValueError(f"no directory {asked!r}; name one that holds config.json and model.safetensors, or a hub id such as gpt2")
+    repo_id = asked or DEFAULT
+    for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
+        path = fetch(repo_id, PATTERNS)
+        if path and (path / "model.safetensors").exists():
+            return _checked(FoundModel(repo_id, origin, path))
+    if asked:
+        raise ValueError(
+            f"model {asked!r} is no directory, is not in the local cache and the hub did not give it; "
+            "check the name and the connection, or use model='bundled'"
+        )
+    return FoundModel("bundled", "package, as a stand-in for gpt2, which neither the local cache nor the hub gave", BUNDLED, True)
+
+
+def load_model(path: Path, dtype: str = "float32"):
+    """Load a GPT-2 and its tokenizer from a directory, onto the CPU, pruned as it was saved.
+
+    Args:
+        path: a directory with config.json, model.safetensors and a tokenizer.
+        dtype: of the parameters, as torch names it.
+
+    Returns:
+        `(tokenizer, model)`, the model in eval mode.
+
+    Raises:
+        ValueError: the directory is missing, damaged or not a GPT-2.
+    """
+    import torch
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    path = Path(path)
+    check_gpt2(path)
+    try:
+        model = GPT2LMHeadModel.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # each file format has errors of its own for a file cut short
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"can't load the model in {path} ({reason}); the directory is damaged: write or download it again") from error
+    return tokenizer, model.eval()
+
+
+def check_gpt2(path: Path) -> None:
+    """Raise ValueError unless `path` holds the config of a GPT-2."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"no config.json in {path}; name a directory that a GPT-2 was saved to") from error
+    except ValueError as error:
+        raise ValueError(f"{path / 'config.json'} is not JSON; the directory is damaged: write or download it again") from error
+    if config.get("model_type") != "gpt2":
+        raise ValueError(f"the model in {path} is {config.get('model_type')!r}, expected 'gpt2'; name a GPT-2 of any size")
+
+
+def _checked(found: FoundModel) -> FoundModel:
+    check_gpt2(found.path)
+    if not (found.path / "model.safetensors").exists():
+        raise ValueError(f"no model.safetensors in {found.path}; save the model there with save_pretrained()")
+    return found

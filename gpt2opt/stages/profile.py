@@ -1,0 +1,79 @@
+"""Stage 1: load GPT-2 in FP16, trace it, and measure what every later stage is compared with."""
+
+import torch
+
+from gpt2opt.deploy.ir import new_directory
+from gpt2opt.measure.trace import record_trace
+from gpt2opt.report.results import StageResult, hash_weights
+from gpt2opt.sources.models import find_model, load_model
+from gpt2opt.stages.run import Run, TorchDecoder, device, measure_torch, prompt_ids, stopwatch
+
+NAME = "1-profile"
+
+
+def load_fp16_model(model_id: str = "auto"):
+    """Load a GPT-2 with FP16 parameters, on the GPU if there is one.
+
+    Args:
+        model_id: a directory, a hub id, `bundled` or `auto`; see `find_model`.
+
+    Returns:
+        `(tokenizer, model)`.
+
+    Raises:
+        ValueError: the model can't be found, is damaged or is not a GPT-2.
+    """
+    tokenizer, model = load_model(find_model(model_id).path, "float16")
+    return tokenizer, model.to(device())
+
+
+def run_profile(run: Run) -> StageResult:
+    """Write the FP16 model into the run, profile a short generation, and measure."""
+    folder = run.folder(NAME)
+    with stopwatch() as seconds:
+        tokenizer, model = load_model(run.model.path, "float16")
+        save_model(folder, tokenizer, model)
+        trace = trace_generation(run, tokenizer, model.to(device()))
+        facts = {
+            "trace": f"{run.traces.name}/{NAME}/{trace.path.name}",
+            "trace_bytes": trace.size_bytes,
+            "operator_seconds": trace.operators,
+            "fp16_arithmetic": compare_arithmetic(run, tokenizer, model),
+        }
+        measurement = measure_torch(run, "Baseline", folder)
+        stage = StageResult(NAME, hash_weights(run.model.path), hash_weights(folder), measurement, seconds(), facts=facts)
+    run.finish(stage)
+    return stage
+
+
+def trace_generation(run: Run, tokenizer, model):
+    """Profile a prompt and three further tokens into `traces/`."""
+    decoder = TorchDecoder(model, torch.tensor([prompt_ids(run, tokenizer)], device=device()))
+
+    def generate() -> None:
+        decoder.start()
+        for _ in range(3):
+            decoder.step()
+
+    return record_trace(generate, run.traces / NAME)
+
+
+@torch.inference_mode()
+def compare_arithmetic(run: Run, tokenizer, model) -> dict[str, float] | None:
+    """Score the prompt's tokens in FP16 and in FP32 arithmetic on the same FP16 weights, on a CPU, where quality is scored in FP32.
+
+    Returns:
+        Mean NLL in nats of each, or None on a GPU, where FP16 arithmetic itself is scored.
+    """
+    if device() == "cuda":
+        return None
+    ids = torch.tensor([prompt_ids(run, tokenizer)])
+    losses = {dtype: float(model.to(getattr(torch, dtype))(ids, labels=ids).loss) for dtype in ("float32", "float16")}
+    return {f"{dtype}_nats": loss for dtype, loss in losses.items()}
+
+
+def save_model(folder, tokenizer, model) -> None:
+    """Write a model and its tokenizer as a directory that appears whole or not at all."""
+    with new_directory(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)

@@ -1,0 +1,154 @@
+"""Stage 2: take the attention heads that matter least out of every layer."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from transformers import GPT2LMHeadModel
+
+from gpt2opt.measure.memory import in_fresh_process
+from gpt2opt.report.results import Measurement, StageResult, hash_weights
+from gpt2opt.sources.models import load_model
+from gpt2opt.sources.texts import take_bytes, token_rows
+from gpt2opt.stages import profile
+from gpt2opt.stages.run import Run, device, logits_from_torch, measure_torch, prompt_ids, stopwatch
+
+NAME = "2-prune"
+IMPORTANCE_BATCHES, IMPORTANCE_BATCH_SIZE = 8, 4
+
+
+def head_importance(model: GPT2LMHeadModel, batches: Iterable[torch.Tensor]) -> np.ndarray:
+    """Estimate how much the loss changes when a head is removed, to first order (Michel et al. 2019).
+
+    A gate of 1 on each head's output would carry the gradient sum(output × d loss / d output); its size, averaged over the
+    sequences, is the importance. Nothing of the model is changed.
+
+    Args:
+        model: GPT-2 with floating-point parameters that can carry gradients (FP32 on a CPU).
+        batches: token ids, each (B, T) int64. Padding is not masked: pass whole rows.
+
+    Returns:
+        float64 array (layers, heads), in nats a token.
+
+    Raises:
+        ValueError: there are no batches.
+    """
+    blocks = model.transformer.h
+    outputs: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int):
+        def hook(module, inputs):
+            outputs[layer] = inputs[0]
+            inputs[0].retain_grad()
+
+        return hook
+
+    hooks = [block.attn.c_proj.register_forward_pre_hook(keep(layer)) for layer, block in enumerate(blocks)]
+    total = np.zeros((len(blocks), blocks[0].attn.num_heads))
+    sequences = 0
+    try:
+        for ids in batches:
+            ids = ids.to(model.device)
+            model(ids, labels=ids, use_cache=False).loss.backward()
+            for layer, block in enumerate(blocks):
+                per_head = (outputs[layer].detach() * outputs[layer].grad).unflatten(-1, (block.attn.num_heads, -1))
+                total[layer] += per_head.double().sum((1, 3)).abs().sum(0).cpu().numpy() * len(ids)
+            sequences += len(ids)
+            model.zero_grad(set_to_none=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not sequences:
+        raise ValueError("head_importance got no batches; pass at least one (B, T) tensor of token ids")
+    return total / sequences
+
+
+def prune_attention_heads(model: GPT2LMHeadModel, prune_fraction: float = 0.2, importance: np.ndarray | None = None) -> GPT2LMHeadModel:
+    """Remove `floor(heads × prune_fraction)` heads from every layer, in place; the parameters keep their dtype and device.
+
+    The achieved fraction is a multiple of 1 / heads: 20% of 12 heads is 2 heads, 16.7%.
+
+    Args:
+        model: GPT-2.
+        prune_fraction: share of each layer's heads, in [0, 1).
+        importance: (layers, heads), see `head_importance`: the least important leave. Without it the first ones leave.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: not a GPT-2, a fraction outside [0, 1), or importance of another shape.
+    """
+    if getattr(model.config, "model_type", None) != "gpt2":
+        raise ValueError(f"got a {getattr(model.config, 'model_type', type(model).__name__)!r} model, expected a GPT-2")
+    blocks = model.transformer.h
+    heads = blocks[0].attn.num_heads
+    count = heads_to_prune(heads, prune_fraction)
+    if importance is None:
+        importance = np.tile(np.arange(heads, dtype=float), (len(blocks), 1))
+    if np.shape(importance) != (len(blocks), heads):
+        raise ValueError(f"importance has shape {np.shape(importance)}, expected {(len(blocks), heads)}: (layers, heads) of this model")
+    if count:
+        model.prune_heads({layer: np.argsort(row, kind="stable")[:count].tolist() for layer, row in enumerate(importance)})
+    return model
+
+
+def heads_to_prune(heads: int, prune_fraction: float) -> int:
+    """Return floor(heads × fraction), checked to leave at least one head."""
+    if not 0 <= prune_fraction < 1:
+        raise ValueError(f"prune_fraction={prune_fraction} is outside [0, 1); at least one head a layer must stay")
+    # 0.7 × 10 is 6.999…: without the tolerance floor() would take one head too few.
+    return int(heads * prune_fraction + 1e-9)
+
+
+def run_prune(run: Run) -> StageResult:
+    """Prune the model of stage 1, save it, prove that it reloads, and measure it; control: the first heads by index."""
+    before, folder = run.folder(profile.NAME), run.folder(NAME)
+    fraction = run.settings.prune_fraction
+    with stopwatch() as seconds:
+        tokenizer, model = load_model(before)
+        heads, parameters = model.config.n_head, model.num_parameters()
+        count = heads_to_prune(heads, fraction)
+        importance = head_importance(model.to(device()), _importance_batches(run, tokenizer))
+        prune_attention_heads(model, fraction, importance)
+        profile.save_model(folder, tokenizer, model.half())
+        control = _first_heads_control(run, tokenizer)
+        facts = {
+            "requested_fraction": fraction,
+            "achieved_fraction": count / heads,
+            "heads_pruned_per_layer": count,
+            "pruned_heads": {str(layer): sorted(pruned) for layer, pruned in model.config.pruned_heads.items()},
+            "importance_nats": importance.tolist(),
+            "parameters_removed": parameters - model.num_parameters(),
+            "reload_max_abs_difference": _reload_difference(run, tokenizer, model),
+        }
+        measurement = measure_torch(run, "Pruned", folder)
+        stage = StageResult(NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (control,), facts)
+    run.finish(stage)
+    return stage
+
+
+def _importance_batches(run: Run, tokenizer) -> torch.Tensor:
+    """Return rows of the fine-tuning text, (batches, B, T): heads are chosen on text that is never scored."""
+    settings = run.settings
+    count = IMPORTANCE_BATCHES * IMPORTANCE_BATCH_SIZE
+    documents = take_bytes(run.texts.fine_tune, settings.fine_tune_bytes)
+    rows = token_rows([d.text for d in documents], tokenizer, settings.sequence_length)
+    whole = [row for row in rows if len(row) == settings.sequence_length][:count]
+    return torch.tensor(whole).split(IMPORTANCE_BATCH_SIZE)
+
+
+def _first_heads_control(run: Run, tokenizer) -> Measurement:
+    folder = run.out / "2-control-first-heads"
+    _, model = load_model(run.folder(profile.NAME))
+    profile.save_model(folder, tokenizer, prune_attention_heads(model, run.settings.prune_fraction).half())
+    return measure_torch(run, "Pruned, first heads", folder, quality_only=True)
+
+
+def _reload_difference(run: Run, tokenizer, model) -> float:
+    """Load the saved model in a fresh process and return the largest difference of its logits from those of the model in hand."""
+    ids = [prompt_ids(run, tokenizer)]
+    with torch.inference_mode():
+        here = model.float().cpu()(torch.tensor(ids), use_cache=False).logits.numpy()
+    there = in_fresh_process(logits_from_torch, str(run.folder(NAME)), ids).value
+    return float(np.abs(here - there).max())

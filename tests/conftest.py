@@ -1,0 +1,74 @@
+"""A GPT-2 small enough that every stage runs on it in seconds, and a text to go with it."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+SENTENCE = "Node {0} of graph {1} has {2} edges, and a path of length {2} leads from it to node {3}.\n"
+
+
+def sample_text(blocks: int = 60, sentences: int = 12) -> str:
+    """Return blocks of sentences apart by blank lines; no two are the same."""
+    lines = [[SENTENCE.format(7 * b + s, b, s, 11 * b + s) for s in range(sentences)] for b in range(blocks)]
+    return "\n".join("".join(block) for block in lines)
+
+
+def make_tokenizer(context: int) -> GPT2TokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator([sample_text()], trainers.BpeTrainer(vocab_size=320, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet))
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    return GPT2TokenizerFast(tokenizer_object=tokenizer, model_max_length=context, **special)
+
+
+def make_model(tokenizer: GPT2TokenizerFast, heads: int = 12) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=2, n_head=heads, n_embd=8 * heads, n_positions=tokenizer.model_max_length, vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, initializer_range=0.2,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> GPT2TokenizerFast:
+    return make_tokenizer(context=64)
+
+
+@pytest.fixture
+def model(tokenizer) -> GPT2LMHeadModel:
+    return make_model(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tokenizer, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tiny")
+    make_model(tokenizer).half().save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(sample_text())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def quiet_libraries():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
