@@ -27,7 +27,7 @@ _HOMES = {
     "plot_perplexity": "report.charts",
     "plot_tradeoff": "report.charts",
     "read_record": "report.record",
-    "quiet": "report.quiet",
+    "quiet": "environment",
     "environment_table": "report.tables",
     "stage_table": "report.tables",
     "summary_table": "report.tables",

@@ -1,10 +1,12 @@
 """The machine, the versions and the seed: what a number needs beside it to mean anything."""
 
+import logging
 import os
 import platform
 import random
 import subprocess
 import sys
+import warnings
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -127,3 +129,14 @@ def _commit() -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def quiet() -> None:
+    """Silence the log lines and warnings of the libraries below us; call it before they are imported. Errors still raise."""
+    os.environ.update(
+        TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error", DATASETS_VERBOSITY="error", HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+        LOGLEVEL="ERROR", TORCH_CPP_LOG_LEVEL="ERROR", KINETO_LOG_LEVEL="5",
+    )  # fmt: skip
+    warnings.filterwarnings("ignore")
+    for name in ("neural_compressor", "nncf", "optimum", "transformers", "torch", "openvino"):
+        logging.getLogger(name).setLevel(logging.ERROR)

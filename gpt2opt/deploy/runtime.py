@@ -91,6 +91,25 @@ def load_ir(directory: Path | str, num_threads: int | None = None) -> IrModel:
     return IrModel(compile_ir(directory, num_threads))
 
 
+def continue_text(directory: Path | str, prompt: str, new_tokens: int = 50) -> str:
+    """Continue a prompt greedily with the IR and the tokenizer in `directory`; return the new text.
+
+    Raises:
+        ValueError: no IR, an empty prompt, or more tokens than the model's context holds.
+    """
+    from transformers import AutoTokenizer
+
+    model = load_ir(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    ids = tokenizer(prompt, verbose=False).input_ids
+    room = tokenizer.model_max_length - new_tokens
+    if not 0 < len(ids) <= room:
+        raise ValueError(
+            f"the prompt has {len(ids)} tokens; with {new_tokens} new ones, from 1 to {room} fit into the context of {tokenizer.model_max_length}"
+        )
+    return tokenizer.decode(model.generate(np.array([ids]), new_tokens)[0])
+
+
 def generate_from_ir(directory: str, ids: list[int], new_tokens: int) -> list[int]:
     """Load an IR and generate greedily; runs in a fresh process, to see what that takes."""
     return load_ir(directory).generate(np.array([ids]), new_tokens)[0].tolist()

@@ -1,0 +1,153 @@
+"""The command line: a table for people, JSON as the last line of stdout, progress on stderr.
+
+Exit codes: 0 done, 1 the answer is "no" (the audit found a matmul that is not INT8), 2 the input is wrong.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gpt2opt import environment
+
+STAGES = ("profile", "prune", "finetune", "quantize")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    environment.quiet()
+    try:
+        return options.command(options)
+    except (ValueError, ImportError) as error:
+        print(f"gpt2opt: {error}", file=sys.stderr)
+        return 2
+
+
+def run(options: argparse.Namespace) -> int:
+    from gpt2opt.report.tables import environment_table, stage_table, summary_table
+    from gpt2opt.stages import finetune, profile, prune, quantize
+    from gpt2opt.stages.run import start_run
+
+    steps = (profile.run_profile, prune.run_prune, finetune.run_finetune, quantize.run_quantize)
+    current = start_run(
+        options.model, options.text, options.out, options.out / "traces", prune_fraction=options.prune_fraction, epochs=options.epochs
+    )
+    print(environment_table(current.record), file=sys.stderr)
+    for name, step in zip(STAGES, steps, strict=True):
+        print(f"stage {name} …", file=sys.stderr, flush=True)
+        result = step(current)
+        print(f"stage {name} took {result.seconds:.0f} s\n{stage_table(current.record, result.name)}\n", file=sys.stderr, flush=True)
+        if name == options.until:
+            break
+    print(summary_table(current.record))
+    _print_json({"record": str(options.out / "run.json"), "stages": [_stage_json(stage) for stage in current.record.stages]})
+    return 0
+
+
+def audit(options: argparse.Namespace) -> int:
+    from gpt2opt.deploy.audit import audit_int8
+    from gpt2opt.report.tables import table
+
+    found = audit_int8(options.directory, must_pass=False)
+    rows = [(name, found.in_file.get(name, "not found"), found.at_run_time.get(name, "not found")) for name in found.expected]
+    print(table(("matmul", "stored as", "runs in"), rows))
+    verdict = f"{len(found.failures)} of {len(found.expected)} matmuls are not INT8" if found.failures else "every matmul is INT8"
+    print(f"{verdict}; {found.int8_share:.1%} of the constant bytes are INT8")
+    _print_json({"passed": found.passed, "failures": found.failures, "int8_share": found.int8_share, "bytes_by_type": found.bytes_by_type})
+    return 0 if found.passed else 1
+
+
+def perplexity(options: argparse.Namespace) -> int:
+    from gpt2opt.report.tables import perplexity as show
+    from gpt2opt.stages.score import score_model
+
+    quality = score_model(options.model, options.text)
+    print(f"perplexity {show(quality)}, {quality.bits_per_byte:.4f} bits a byte\n{quality.protocol}")
+    _print_json(_quality_json(quality))
+    return 0
+
+
+def generate(options: argparse.Namespace) -> int:
+    from gpt2opt.deploy.runtime import continue_text
+
+    if options.new_tokens < 1:
+        raise ValueError(f"--new-tokens {options.new_tokens}, expected at least 1")
+    text = continue_text(options.directory, options.prompt, options.new_tokens)
+    print(text)
+    _print_json({"prompt": options.prompt, "text": text})
+    return 0
+
+
+def notebook(options: argparse.Namespace) -> int:
+    from gpt2opt.report.notebook import execute_notebook
+
+    return execute_notebook(options.path)
+
+
+def _stage_json(stage: Any) -> dict[str, Any]:
+    measurement = stage.measurement
+    latency, memory = measurement.latency, measurement.memory
+    return {
+        "name": stage.name,
+        "dtype": measurement.dtype,
+        "runtime": measurement.runtime,
+        "device": measurement.device,
+        "ttft_s": latency and latency.ttft_s,
+        "tpot_s": latency and latency.tpot_s,
+        "memory": memory and dataclasses.asdict(memory),
+        "quality": measurement.quality and _quality_json(measurement.quality),
+    }
+
+
+def _quality_json(quality: Any) -> dict[str, Any]:
+    return {
+        "perplexity": quality.perplexity,
+        "interval": quality.interval(),
+        "bits_per_byte": quality.bits_per_byte,
+        "tokens": quality.num_tokens,
+        "protocol": quality.protocol,
+    }
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value), flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gpt2opt", description="GPT-2 through four stages, each measured.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(command=function)
+        return sub
+
+    sub = command("run", run, "take a model through the four stages")
+    sub.add_argument("--model", default="auto", help="directory, hub id, bundled or auto (default)")
+    sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default)")
+    sub.add_argument("--prune-fraction", type=float, default=0.2, help="share of each layer's heads, in [0, 1) (default 0.2)")
+    sub.add_argument("--epochs", type=float, default=1, help="of fine-tuning (default 1)")
+    sub.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of the run (default artifacts)")
+    sub.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to run (default all)")
+
+    sub = command("audit", audit, "show what is INT8 in an IR directory; exit 1 if a matmul is not")
+    sub.add_argument("directory", type=Path)
+
+    sub = command("perplexity", perplexity, "score a text with a torch or IR directory, or a hub id")
+    sub.add_argument("model")
+    sub.add_argument("--text", default="auto", help="UTF-8 file, scored whole, or wikitext-2, docs or auto (default): their scored part")
+
+    sub = command("generate", generate, "continue a prompt greedily with an IR directory")
+    sub.add_argument("directory", type=Path)
+    sub.add_argument("--prompt", required=True)
+    sub.add_argument("--new-tokens", type=int, default=50)
+
+    sub = command("notebook", notebook, "execute a notebook in place, with progress")
+    sub.add_argument("path", type=Path)
+    return parser
+
+

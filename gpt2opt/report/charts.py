@@ -1,0 +1,166 @@
+"""Charts of a record. Each function draws new axes and returns them; GPU and CPU measurements never share one."""
+
+from typing import TYPE_CHECKING
+
+from gpt2opt.report.record import Record
+from gpt2opt.report.results import Measurement
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLORS = {"Baseline": "#4c72b0", "Pruned": "#dd8452", "Fine-tuned": "#55a868", "INT8": "#c44e52", "FP32": "#8c8c8c"}
+CONTROL_COLOR = "#bdbdbd"
+
+
+def plot_latency(record: Record) -> list["Axes"]:
+    """Draw TTFT and TPOT of every timed model, one row of axes a device: median as the bar, p95 as the whisker, in ms."""
+    import matplotlib.pyplot as plt
+
+    groups = _by_device([m for m, _ in record.measurements() if m.latency])
+    height = 0.9 + 0.5 * max(len(group) for group in groups.values())
+    figure, grid = plt.subplots(len(groups), 2, figsize=(11, height * len(groups)), squeeze=False, layout="constrained")
+    for (device, group), (first, later) in zip(groups.items(), grid, strict=True):
+        latencies = [m.latency for m in group]
+        prompt, new = latencies[0].prompt_tokens, latencies[0].new_tokens
+        _bars(first, group, [x.ttft_s * 1e3 for x in latencies], [x.ttft_p95_s * 1e3 for x in latencies], "ms")
+        _bars(later, group, [x.tpot_s * 1e3 for x in latencies], [x.tpot_p95_s * 1e3 for x in latencies], "ms")
+        first.set(title=f"Time to first token, {prompt}-token prompt", xlabel=f"ms on {device}, less is better")
+        later.set(title=f"Time per output token, {new} tokens", xlabel=f"ms on {device}, less is better", yticklabels=[])
+    figure.suptitle("Latency per stage (bar: median, whisker: p95)")
+    return list(grid.flat)
+
+
+def plot_perplexity(record: Record) -> list["Axes"]:
+    """Draw the perplexity of every scored model with its 95% interval; controls are hollow."""
+    import matplotlib.pyplot as plt
+
+    scored = [(m, control) for m, control in record.measurements() if m.quality]
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.5 * len(scored)), layout="constrained")
+    for row, (measurement, control) in enumerate(scored):
+        value, (low, high) = measurement.quality.perplexity, measurement.quality.interval()
+        color = _color(measurement)
+        axes.errorbar(
+            value, row, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=4, markersize=8, mfc="white" if control else color
+        )
+        axes.annotate(f"{value:.2f}", (value, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
+    axes.set_yticks(range(len(scored)), [_label(m) + (" (control)" if control else "") for m, control in scored])
+    axes.set_ylim(len(scored) - 0.5, -0.7)
+    axes.set(title="Perplexity on held-out text (95% bootstrap interval)", xlabel="perplexity, less is better")
+    axes.grid(axis="x", alpha=0.3)
+    return [axes]
+
+
+def plot_memory(record: Record) -> list["Axes"]:
+    """Draw weights on disk, and the peak memory of generation: VRAM on a GPU, RSS of a fresh process on a CPU, its libraries apart."""
+    import matplotlib.pyplot as plt
+
+    groups = _by_device([m for m, _ in record.measurements() if m.memory])
+    height = 0.9 + 0.5 * max(len(group) for group in groups.values())
+    figure, grid = plt.subplots(len(groups), 2, figsize=(11, height * len(groups)), squeeze=False, layout="constrained")
+    for (device, group), (disk, peak) in zip(groups.items(), grid, strict=True):
+        _bars(disk, group, [m.memory.weight_bytes / 1e6 for m in group], None, "MB")
+        disk.set(title="Weights on disk", xlabel="MB, less is better")
+        on_gpu = group[0].memory.peak_vram_bytes is not None
+        peaks = [m.memory.peak_vram_bytes if on_gpu else m.memory.peak_rss_bytes for m in group]
+        _bars(peak, group, [(value or 0) / 1e6 for value in peaks], None, "MB")
+        if not on_gpu:
+            start = [(m.memory.start_rss_bytes or 0) / 1e6 for m in group]
+            peak.barh(range(len(group)), start, height=0.6, color="white", alpha=0.55, hatch="//", edgecolor="grey", label="libraries, no model yet")
+            peak.legend(loc="lower right", fontsize=8)
+        title = "Peak VRAM of generation" if on_gpu else "Peak RSS of a fresh process that generates"
+        peak.set(title=title, xlabel=f"MB on {device}, less is better", yticklabels=[])
+    figure.suptitle("Memory per stage")
+    return list(grid.flat)
+
+
+def plot_tradeoff(record: Record) -> list["Axes"]:
+    """Draw quality against speed, one axes a device; the area of a point is its size on disk."""
+    import matplotlib.pyplot as plt
+
+    groups = _by_device([m for m, _ in record.measurements() if m.latency and m.quality and m.memory])
+    figure, grid = plt.subplots(1, len(groups), figsize=(8 * len(groups), 4.5), squeeze=False, layout="constrained")
+    for (device, group), axes in zip(groups.items(), grid[0], strict=True):
+        for measurement in group:
+            x, y = measurement.latency.tpot_s * 1e3, measurement.quality.perplexity
+            size = measurement.memory.weight_bytes / 1e6
+            axes.scatter(x, y, s=60 + 30 * size, color=_color(measurement), alpha=0.6)
+            axes.annotate(f"{_label(measurement)}\n{size:.3g} MB", (x, y), xytext=(0, 16), textcoords="offset points", ha="center", fontsize=8)
+        axes.margins(0.25)
+        axes.set(title="Quality, speed and size", xlabel=f"time per output token, ms on {device}", ylabel="perplexity")
+        axes.grid(alpha=0.3)
+    figure.supxlabel("left and low is better; the area of a point is the size on disk", fontsize=9)
+    return list(grid[0])
+
+
+def plot_importance(record: Record) -> list["Axes"]:
+    """Draw the importance of every head as a heat map, the pruned ones crossed out."""
+    import matplotlib.pyplot as plt
+
+    facts = record.stage("2-prune").facts
+    importance = facts["importance_nats"]
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.4 * len(importance)), layout="constrained")
+    image = axes.imshow(importance, cmap="viridis", aspect="auto")
+    for layer, heads in facts["pruned_heads"].items():
+        axes.scatter(heads, [int(layer)] * len(heads), marker="x", color="red", s=70, linewidths=2)
+    axes.set(title="Head importance; the crossed heads leave", xlabel="head", ylabel="layer")
+    axes.set_xticks(range(len(importance[0])))
+    axes.set_yticks(range(len(importance)))
+    figure.colorbar(image, label="expected change of loss, nats a token")
+    return [axes]
+
+
+def plot_loss(record: Record) -> list["Axes"]:
+    """Draw the training loss of stage 3 over its steps."""
+    import matplotlib.pyplot as plt
+
+    curve = record.stage("3-finetune").facts["loss"]
+    figure, axes = plt.subplots(figsize=(9, 3), layout="constrained")
+    axes.plot([point["step"] for point in curve], [point["loss_nats"] for point in curve], color=COLORS["Fine-tuned"], marker=".")
+    axes.set(title="Fine-tuning", xlabel="optimizer step", ylabel="training loss, nats a token")
+    axes.grid(alpha=0.3)
+    return [axes]
+
+
+def plot_operators(record: Record, most: int = 10) -> list["Axes"]:
+    """Draw the operators that the profile of stage 1 spends its time in, their own time without the operators they call."""
+    import matplotlib.pyplot as plt
+
+    spent = list(record.stage("1-profile").facts["operator_seconds"].items())[:most]
+    figure, axes = plt.subplots(figsize=(9, 0.8 + 0.32 * len(spent)), layout="constrained")
+    bars = axes.barh([name for name, _ in spent], [seconds * 1e3 for _, seconds in spent], color=COLORS["Baseline"])
+    axes.bar_label(bars, fmt="%.3g ms", padding=3, fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set(title="Where the time goes: a prompt and three more tokens", xlabel="own time on the CPU, ms")
+    return [axes]
+
+
+def _by_device(measurements: list[Measurement]) -> dict[str, list[Measurement]]:
+    groups: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault(measurement.device, []).append(measurement)
+    return groups
+
+
+def _bars(axes: "Axes", group: list[Measurement], values: list[float], p95: list[float] | None, unit: str) -> None:
+    bars = axes.barh(range(len(group)), values, height=0.6, color=[_color(m) for m in group])
+    ends = values
+    if p95:
+        axes.errorbar(values, range(len(group)), xerr=[[0] * len(group), [max(0, p - v) for p, v in zip(p95, values, strict=True)]], fmt="none", color="black", capsize=3)
+        ends = p95
+    for row, (bar, value, end) in enumerate(zip(bars, values, ends, strict=True)):
+        axes.annotate(f"{value:.3g} {unit}", (max(end, value), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set_yticks(range(len(group)), [_label(m) for m in group])
+    axes.set_ylim(len(group) - 0.5, -0.5)
+    axes.margins(x=0.2)
+
+
+def _label(measurement: Measurement) -> str:
+    dtype = {"float16": "FP16", "float32": "FP32", "int8": "INT8"}[measurement.dtype]
+    name = measurement.name if measurement.name != dtype else "Fine-tuned"
+    runtime = {"torch": "torch", "openvino": "OpenVINO"}[measurement.runtime]
+    return f"{name}, {dtype} {runtime}"
+
+
+def _color(measurement: Measurement) -> str:
+    return COLORS.get(measurement.name, CONTROL_COLOR)

@@ -1,0 +1,71 @@
+"""Execute a notebook in place, headless, with a line of progress for every section."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from gpt2opt.report.record import write_text
+
+
+def execute_notebook(path: Path) -> int:
+    """Run a notebook top to bottom in a fresh kernel and write it back with its outputs.
+
+    Returns:
+        0, or 1 if a cell failed: then the file is left as it was, and the cell and its error are shown.
+
+    Raises:
+        ValueError: the file is missing or is no notebook.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    path = Path(path)
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (OSError, nbformat.reader.NotJSONError) as error:
+        raise ValueError(f"can't read the notebook {path} ({type(error).__name__}); name an .ipynb file") from error
+    progress = _Progress(notebook)
+    client = NotebookClient(
+        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}, on_cell_start=progress.on_cell_start
+    )
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        print(f"\ngpt2opt: a cell failed after {progress.elapsed()}; {path.name} is left as it was\n{error}", file=sys.stderr)
+        return 1
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # time stamps, which differ on every run
+    write_text(path, nbformat.writes(notebook) + "\n")
+    print(f"{progress.elapsed()}  done: {path.name} holds {_count_charts(notebook)} charts", file=sys.stderr)
+    return 0
+
+
+def _count_charts(notebook) -> int:
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+class _Progress:
+    """Prints each heading when the first code cell below it starts."""
+
+    def __init__(self, notebook):
+        self.start = time.perf_counter()
+        self.headings: dict[int, str] = {}
+        heading = None
+        for index, cell in enumerate(notebook.cells):
+            lines = cell.source.splitlines()
+            if cell.cell_type == "markdown" and lines and lines[0].startswith("#"):
+                heading = lines[0].lstrip("# ")
+            elif cell.cell_type == "code" and heading:
+                self.headings[index], heading = heading, None
+
+    def elapsed(self) -> str:
+        minutes, seconds = divmod(int(time.perf_counter() - self.start), 60)
+        return f"{minutes}:{seconds:02d}"
+
+    def on_cell_start(self, cell, cell_index: int, **_) -> None:
+        if cell_index in self.headings:
+            print(f"{self.elapsed()}  {self.headings[cell_index]}", file=sys.stderr, flush=True)

@@ -1,0 +1,119 @@
+"""Tables for people: aligned text on a terminal, Markdown in the notebook and the README. Units are converted here and only here."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gpt2opt.report.record import Record
+from gpt2opt.report.results import Measurement, Quality
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header; a notebook shows it as Markdown, print() as aligned text."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        lines = [self.header, tuple("-" * width for width in widths), *self.rows]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+    def _repr_markdown_(self) -> str:
+        lines = [self.header, tuple("---" for _ in self.header), *self.rows]
+        return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+    markdown = _repr_markdown_
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    return Table(tuple(header), tuple(tuple(row) for row in rows))
+
+
+def environment_table(record: Record) -> Table:
+    """Say what the run was taken with: model, text, machine, versions."""
+    facts = record.environment
+    sources = record.sources
+    return table(
+        ("what", "value"),
+        [
+            ("model", _source(sources["model"])),
+            ("text", _source(sources["text"])),
+            ("CPU", f"{facts['cpu']}, {facts['threads']} threads, {', '.join(facts['cpu_flags']) or 'no known INT8 instructions'}"),
+            ("GPU", facts["gpu"] or "none: stages 1 to 3 are measured on the CPU"),
+            ("memory", gigabytes(facts["memory_bytes"])),
+            ("Python", facts["python"]),
+            ("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
+        ],
+    )
+
+
+def _source(source: dict) -> str:
+    return f"{source['name']} (from the {source['origin']})"
+
+
+def summary_table(record: Record) -> Table:
+    """Show every measurement of a run, controls included, in the order they were taken."""
+    return table(
+        ("stage", "weights", "runtime", "device", "TTFT ms", "TPOT ms (p95)", "perplexity [95%]", "bits/byte", "file MB", "peak memory MB"),
+        [_summary_row(measurement, control) for measurement, control in record.measurements()],
+    )
+
+
+def _summary_row(measurement: Measurement, control: bool) -> tuple[str, ...]:
+    latency, memory, quality = measurement.latency, measurement.memory, measurement.quality
+    return (
+        f"{measurement.name}{' (control)' if control else ''}",
+        measurement.dtype,
+        measurement.runtime,
+        measurement.device,
+        milliseconds(latency.ttft_s) if latency else MISSING,
+        f"{milliseconds(latency.tpot_s)} ({milliseconds(latency.tpot_p95_s)})" if latency else MISSING,
+        perplexity(quality) if quality else MISSING,
+        f"{quality.bits_per_byte:.3f}" if quality else MISSING,
+        megabytes(memory.weight_bytes) if memory else MISSING,
+        peak_memory(measurement),
+    )
+
+
+def stage_table(record: Record, name: str) -> Table:
+    """Show one stage beside the stage before it and beside its controls."""
+    stage = record.stage(name)
+    position = record.stages.index(stage)
+    before = [record.stages[position - 1].measurement] if position else []
+    rows = [(m, False) for m in (*before, stage.measurement)] + [(m, True) for m in stage.controls]
+    return table(summary_table(record).header, [_summary_row(measurement, control) for measurement, control in rows])
+
+
+def peak_memory(measurement: Measurement) -> str:
+    memory = measurement.memory
+    if memory is None:
+        return MISSING
+    if memory.peak_vram_bytes is not None:
+        return f"{megabytes(memory.peak_vram_bytes)} VRAM"
+    return f"{megabytes(memory.peak_rss_bytes)} RSS" if memory.peak_rss_bytes is not None else MISSING
+
+
+def perplexity(quality: Quality) -> str:
+    low, high = quality.interval()
+    return f"{quality.perplexity:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def ratio(quality: Quality, base: Quality) -> str:
+    """Return the perplexity ratio with its paired interval."""
+    low, high = quality.ratio_interval(base)
+    return f"{quality.ratio_to(base):.4f} [{low:.4f}, {high:.4f}]"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.3g}" if size < 1e9 else f"{size / 1e6:.0f}"
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
