@@ -13,6 +13,7 @@ check_python()
 _HOMES = {
     "audit_int8": "deploy.audit",
     "export_ir": "deploy.ir",
+    "continue_text": "deploy.runtime",
     "load_ir": "deploy.runtime",
     "measure_latency": "measure.latency",
     "in_fresh_process": "measure.memory",
@@ -28,7 +29,10 @@ _HOMES = {
     "plot_tradeoff": "report.charts",
     "read_record": "report.record",
     "quiet": "environment",
+    "audit_table": "report.tables",
     "environment_table": "report.tables",
+    "perplexity_ratio": "report.tables",
+    "stand_in_notice": "report.tables",
     "stage_table": "report.tables",
     "summary_table": "report.tables",
     "find_model": "sources.models",

@@ -17,13 +17,16 @@ END_OF_TEXT = "<|endoftext|>"
 SENTENCE = "Node {0} of graph {1} has {2} edges, and a path of length {2} leads from it to node {3}.\n"
 
 
-def sample_text(blocks: int = 60, sentences: int = 12) -> str:
+CONTEXT = 256
+
+
+def sample_text(blocks: int = 60, sentences: int = 24) -> str:
     """Return blocks of sentences apart by blank lines; no two are the same."""
     lines = [[SENTENCE.format(7 * b + s, b, s, 11 * b + s) for s in range(sentences)] for b in range(blocks)]
     return "\n".join("".join(block) for block in lines)
 
 
-def make_tokenizer(context: int) -> GPT2TokenizerFast:
+def make_tokenizer(context: int = CONTEXT) -> GPT2TokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -44,7 +47,7 @@ def make_model(tokenizer: GPT2TokenizerFast, heads: int = 12) -> GPT2LMHeadModel
 
 @pytest.fixture(scope="session")
 def tokenizer() -> GPT2TokenizerFast:
-    return make_tokenizer(context=64)
+    return make_tokenizer()
 
 
 @pytest.fixture

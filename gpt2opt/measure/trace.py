@@ -39,11 +39,18 @@ def record_trace(work: Callable[[], None], log_dir: Path, *, steps: int = 1) -> 
     except OSError as error:
         raise ValueError(f"can't write {log_dir}: {error.strerror}; name a writable directory for traces") from error
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda.is_available() else [])]
+    save = tensorboard_trace_handler(str(log_dir), worker_name="gpt2opt", use_gzip=True)
+    averages = []
+
+    def on_trace_ready(profiler) -> None:
+        averages.extend(profiler.key_averages())  # the profiler forgets them after this
+        save(profiler)
+
     work()
     with profile(
         activities=activities,
         schedule=schedule(wait=0, warmup=1, active=steps),
-        on_trace_ready=tensorboard_trace_handler(str(log_dir), worker_name="gpt2opt", use_gzip=True),
+        on_trace_ready=on_trace_ready,
         record_shapes=True,
         profile_memory=True,
         with_stack=True,
@@ -53,7 +60,7 @@ def record_trace(work: Callable[[], None], log_dir: Path, *, steps: int = 1) -> 
             profiler.step()
     path = next(log_dir.glob("*.pt.trace.json.gz"))
     check_trace(path, kernels=cuda.is_available())
-    averages = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    averages.sort(key=lambda event: -event.self_cpu_time_total)
     operators = {event.key: event.self_cpu_time_total / 1e6 for event in averages if event.key.startswith("aten::")}
     return Trace(path, path.stat().st_size, operators)
 

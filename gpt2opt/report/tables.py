@@ -54,6 +54,24 @@ def _source(source: dict) -> str:
     return f"{source['name']} (from the {source['origin']})"
 
 
+def stand_in_notice(record: Record) -> str:
+    """Say what stands in for something else in this run, and how to get the real one; or that nothing does."""
+    lines = []
+    if record.sources["model"]["stand_in"]:
+        lines.append(
+            "Model: the bundled GPT-2 stands in for `gpt2`, which could not be had. For the real one, connect and run again, or set "
+            "GPT2OPT_MODEL to a directory that holds it."
+        )
+    if record.sources["text"]["stand_in"]:
+        lines.append(
+            f"Text: the {record.sources['text']['name']} stands in for WikiText-2, which could not be had. For the real one, connect and "
+            "run again, or set GPT2OPT_TEXT to a UTF-8 file."
+        )
+    if record.environment["gpu"] is None:
+        lines.append("GPU: none; FP16 runs on the CPU, and memory is RAM, not VRAM.")
+    return "\n".join(lines) or "Nothing stands in: real model, real text, real GPU."
+
+
 def summary_table(record: Record) -> Table:
     """Show every measurement of a run, controls included, in the order they were taken."""
     return table(
@@ -87,6 +105,18 @@ def stage_table(record: Record, name: str) -> Table:
     return table(summary_table(record).header, [_summary_row(measurement, control) for measurement, control in rows])
 
 
+def audit_table(record: Record) -> Table:
+    """Show, for each kind of matmul, how many are INT8 at run time."""
+    audit = record.stage("4-quantize").facts["audit"]
+    kinds = dict.fromkeys(name.split(".", 2)[-1] for name in audit["at_run_time"])
+    rows = []
+    for kind in kinds:
+        names = [name for name in audit["at_run_time"] if name.split(".", 2)[-1] == kind]
+        stored, executed = (", ".join(sorted({audit[where][name] for name in names})) for where in ("in_file", "at_run_time"))
+        rows.append((kind, str(len(names)), stored, executed))
+    return table(("matmul", "how many", "weights stored as", "runs in"), rows)
+
+
 def peak_memory(measurement: Measurement) -> str:
     memory = measurement.memory
     if memory is None:
@@ -101,7 +131,7 @@ def perplexity(quality: Quality) -> str:
     return f"{quality.perplexity:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def ratio(quality: Quality, base: Quality) -> str:
+def perplexity_ratio(quality: Quality, base: Quality) -> str:
     """Return the perplexity ratio with its paired interval."""
     low, high = quality.ratio_interval(base)
     return f"{quality.ratio_to(base):.4f} [{low:.4f}, {high:.4f}]"

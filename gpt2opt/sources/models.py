@@ -80,6 +80,7 @@ def load_model(path: Path, dtype: str = "float32"):
     except Exception as error:  # each file format has errors of its own for a file cut short
         reason = str(error).splitlines()[0]
         raise ValueError(f"can't load the model in {path} ({reason}); the directory is damaged: write or download it again") from error
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.n_positions)  # some are saved without one
     return tokenizer, model.eval()
 
 

@@ -100,7 +100,8 @@ def take_bytes(documents: Iterable[Document], limit: int) -> list[Document]:
 
 def token_rows(texts: Sequence[str], tokenizer, length: int) -> list[list[int]]:
     """Cut each text into rows of at most `length` token ids, closed by end-of-text; no row holds two texts, none is a single token."""
-    encoded = tokenizer([text + tokenizer.eos_token for text in texts if text.strip()], verbose=False).input_ids
+    texts = [text + tokenizer.eos_token for text in texts if text.strip()]
+    encoded = tokenizer(texts, verbose=False).input_ids if texts else []
     rows = [ids[start : start + length] for ids in encoded for start in range(0, len(ids), length)]
     return [row for row in rows if len(row) > 1]
 

@@ -11,7 +11,7 @@ from gpt2opt.report.results import Measurement, StageResult, hash_weights
 from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import take_bytes, token_rows
 from gpt2opt.stages import profile
-from gpt2opt.stages.run import Run, device, logits_from_torch, measure_torch, prompt_ids, stopwatch
+from gpt2opt.stages.run import Run, check_fraction, device, logits_from_torch, measure_torch, prompt_ids, stopwatch
 
 NAME = "2-prune"
 IMPORTANCE_BATCHES, IMPORTANCE_BATCH_SIZE = 8, 4
@@ -89,14 +89,15 @@ def prune_attention_heads(model: GPT2LMHeadModel, prune_fraction: float = 0.2, i
     if np.shape(importance) != (len(blocks), heads):
         raise ValueError(f"importance has shape {np.shape(importance)}, expected {(len(blocks), heads)}: (layers, heads) of this model")
     if count:
+        dtype = model.dtype
         model.prune_heads({layer: np.argsort(row, kind="stable")[:count].tolist() for layer, row in enumerate(importance)})
+        model.to(dtype)  # the cut layers come back in FP32
     return model
 
 
 def heads_to_prune(heads: int, prune_fraction: float) -> int:
     """Return floor(heads × fraction), checked to leave at least one head."""
-    if not 0 <= prune_fraction < 1:
-        raise ValueError(f"prune_fraction={prune_fraction} is outside [0, 1); at least one head a layer must stay")
+    check_fraction(prune_fraction)
     # 0.7 × 10 is 6.999…: without the tolerance floor() would take one head too few.
     return int(heads * prune_fraction + 1e-9)
 

@@ -1,5 +1,6 @@
 """Stage 4: INC calibrates, OpenVINO runs: the fine-tuned model in INT8 on the CPU, beside itself in FP32."""
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,10 +137,10 @@ def run_quantize(run: Run) -> StageResult:
         control = measure_ir(run, "FP32", control_folder, "float32", tokenizer)
         facts = {
             "calibration_rows": len(calibration),
+            "audit": dataclasses.asdict(audit),
             "int8_matmuls": len(audit.expected) - len(audit.failures),
             "expected_matmuls": len(audit.expected),
             "int8_share_of_bytes": audit.int8_share,
-            "bytes_by_type": audit.bytes_by_type,
             "int8_dot_product": has_int8_dot_product(),
             "runtime_properties": {**PROPERTIES, "INFERENCE_NUM_THREADS": threads()},
             "optimum_generates_the_same": optimum_generates_the_same(run, folder, tokenizer),

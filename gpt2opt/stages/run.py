@@ -61,11 +61,15 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
     """
     environment.check_stack()
     chosen = Settings(**settings)
+    check_fraction(chosen.prune_fraction)
+    if not chosen.epochs > 0:
+        raise ValueError(f"epochs={chosen.epochs}, expected more than 0; 1 to 5 is usual")
     found, texts = find_model(model), find_texts(text)
     out = Path(out)
     try:
-        for old in out.glob("[1-4]-*"):
-            shutil.rmtree(old)
+        if (out / "run.json").exists():
+            for old in out.glob("[1-4]-*"):
+                shutil.rmtree(old)
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"can't write {out}: {error.strerror}; name a writable output directory") from error
@@ -79,6 +83,12 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
     run = Run(out, Path(traces), found, texts, Record(created, environment.describe(), sources, chosen))
     run.record.write(out / "run.json")
     return run
+
+
+def check_fraction(prune_fraction: float) -> None:
+    """Raise ValueError unless every layer would keep a head."""
+    if not 0 <= prune_fraction < 1:
+        raise ValueError(f"prune_fraction={prune_fraction} is outside [0, 1); at least one head a layer must stay")
 
 
 def device() -> str:

@@ -1,0 +1,152 @@
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from gpt2opt.sources import models
+from gpt2opt.sources.models import find_model, load_model
+
+
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch):
+    monkeypatch.delenv(models.VARIABLE, raising=False)
+
+
+def test_the_argument_comes_first(model_dir, monkeypatch):
+    monkeypatch.setenv(models.VARIABLE, "bundled")
+    found = find_model(str(model_dir))
+    assert (found.path, found.origin, found.stand_in) == (model_dir, "argument", False)
+
+
+def test_then_the_variable(model_dir, monkeypatch):
+    monkeypatch.setenv(models.VARIABLE, str(model_dir))
+    assert find_model().origin == "variable GPT2OPT_MODEL"
+
+
+def test_at_last_the_bundled_model_named_as_a_stand_in(monkeypatch):
+    monkeypatch.setattr(models, "cached_snapshot", lambda *_: None)
+    monkeypatch.setattr(models, "download_snapshot", lambda *_: None)
+    found = find_model()
+    assert found.stand_in
+    assert "stand-in for gpt2" in str(found)
+
+
+def test_a_model_asked_for_has_no_stand_in(monkeypatch):
+    monkeypatch.setattr(models, "cached_snapshot", lambda *_: None)
+    monkeypatch.setattr(models, "download_snapshot", lambda *_: None)
+    with pytest.raises(ValueError, match="'gpt2-medium' is no directory"):
+        find_model("gpt2-medium")
+    with pytest.raises(ValueError, match="no directory './missing/model'"):
+        find_model("./missing/model")
+
+
+def test_another_architecture_is_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match="is 'bert', expected 'gpt2'"):
+        find_model(str(tmp_path))
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no config\.json in"):
+        find_model(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        find_model(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match=r"no model\.safetensors"):
+        find_model(str(tmp_path))
+
+
+def test_a_damaged_model_is_refused(model_dir, tmp_path):
+    for path in model_dir.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match="can't load the model in .* damaged"):
+        load_model(tmp_path)
+
+
+def test_dtype_is_as_asked(model_dir):
+    tokenizer, model = load_model(model_dir, "float16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+    assert tokenizer.model_max_length == model.config.n_positions
+
+
+FIND_AND_LOAD = """
+import json, sys
+from gpt2opt.sources.models import find_model, load_model
+found = find_model(sys.argv[1])
+_, model = load_model(found.path)
+print(json.dumps([found.origin, found.stand_in, model.num_parameters()]))
+"""
+
+
+def find_in_a_fresh_process(endpoint: str, cache, model_id: str) -> tuple[list, float]:
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", FIND_AND_LOAD, model_id], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), time.perf_counter() - start
+
+
+@pytest.fixture
+def stub_hub(model_dir):
+    """Serve `model_dir` as the hub serves the repository gpt2."""
+    commit = "0" * 40
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.answer(body=False)
+
+        def do_GET(self):
+            self.answer(body=True)
+
+        def answer(self, body: bool):
+            if self.path == "/":
+                content = b"hub"
+            elif self.path.startswith("/api/models/gpt2"):
+                files = [{"rfilename": path.name} for path in model_dir.iterdir()]
+                content = json.dumps({"id": "gpt2", "modelId": "gpt2", "sha": commit, "siblings": files}).encode()
+            elif (path := model_dir / self.path.rsplit("/", 1)[-1]).exists():
+                content = path.read_bytes()
+            else:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", f'"{abs(hash(content))}"')
+            self.send_header("X-Repo-Commit", commit)
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_the_hub_is_asked_and_then_its_cache_serves(stub_hub, model_dir, tmp_path):
+    _, model = load_model(model_dir)
+    (origin, stand_in, parameters), _ = find_in_a_fresh_process(stub_hub, tmp_path, "auto")
+    assert (origin, stand_in, parameters) == ("hub", False, model.num_parameters())
+    (origin, _, _), _ = find_in_a_fresh_process("http://127.0.0.1:9", tmp_path, "auto")
+    assert origin == "local cache"
+
+
+def test_a_hub_that_never_answers_costs_seconds(tmp_path):
+    silent = socket.create_server(("127.0.0.1", 0))
+    (_, stand_in, _), spent = find_in_a_fresh_process(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path, "auto")
+    assert stand_in
+    assert spent < 60  # a download client with its retries takes minutes
+    silent.close()

@@ -1,0 +1,98 @@
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from gpt2opt.sources import texts
+from gpt2opt.sources.docs_corpus import HELD_OUT, TRAINING
+from gpt2opt.sources.docstrings import Document, package_documents, unique_documents
+from gpt2opt.sources.texts import find_texts, take_bytes
+
+PARTS = ("fine_tune", "calibration", "score")
+
+
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch):
+    monkeypatch.delenv(texts.VARIABLE, raising=False)
+
+
+@pytest.fixture(scope="module")
+def docs():
+    return find_texts("docs")
+
+
+def paragraphs(documents) -> set[str]:
+    return {p for d in documents for p in d.text.split("\n\n") if len(p) >= 100}
+
+
+def test_no_part_shares_a_document_or_a_long_paragraph_with_another(docs):
+    for one, other in (("fine_tune", "calibration"), ("fine_tune", "score"), ("calibration", "score")):
+        a, b = getattr(docs, one), getattr(docs, other)
+        assert not {d.name for d in a} & {d.name for d in b}
+        assert not paragraphs(a) & paragraphs(b)
+
+
+def test_the_text_is_real_and_long_enough(docs):
+    assert sum(len(d.text) for d in docs.score) > 200_000
+    assert "graph" in docs.score[0].text + docs.fine_tune[0].text + docs.calibration[0].text or "axes" in docs.score[0].text
+
+
+def test_held_out_packages_train_nothing():
+    assert not set(HELD_OUT) & set(TRAINING)
+
+
+def test_the_same_text_gives_the_same_revision(docs):
+    assert find_texts("docs").revision == docs.revision
+
+
+def test_docstrings_are_read_without_importing_the_package():
+    import sys
+
+    before = set(sys.modules)
+    documents = list(package_documents("tensorboard"))
+    assert any("TensorBoard" in document.text for document in documents)
+    assert not {name for name in set(sys.modules) - before if name.startswith("tensorboard")}
+
+
+def test_a_long_paragraph_appears_once():
+    long = "the same words again and again " * 20
+    documents = [Document("a", long + "\n\n" + "x" * 500), Document("b", long + "\n\n" + "y" * 500), Document("c", long)]
+    unique = list(unique_documents(documents, set()))
+    assert [d.name for d in unique] == ["a", "b"]
+    assert sum(long.strip() in d.text for d in unique) == 1
+
+
+def test_a_file_is_divided(text_file):
+    found = find_texts(str(text_file))
+    assert found.origin == "argument"
+    assert all(getattr(found, part) for part in PARTS)
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "holds no text"), (b" \n\n ", "holds no text"), (b"one", "too few documents"), (b"\xff\xfe\x00", "not UTF-8")])
+def test_a_text_that_cannot_be_used_is_refused(tmp_path, content, message):
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        find_texts(str(path))
+
+
+def test_a_missing_text_is_refused():
+    with pytest.raises(ValueError, match="can't read the text 'missing.txt'"):
+        find_texts("missing.txt")
+
+
+def test_wikitext_comes_before_the_stand_in(tmp_path, monkeypatch):
+    folder = tmp_path / texts.WIKITEXT_FOLDER
+    folder.mkdir()
+    rows = ["", " = First = \n", "", " Some words . \n", " = = Part = = \n", " = Second = \n", " Other words . \n"]
+    for split in ("train", "validation", "test"):
+        pyarrow.parquet.write_table(pyarrow.table({"text": rows}), folder / f"{split}-00000-of-00001.parquet")
+    monkeypatch.setattr(texts, "cached_snapshot", lambda *_, **__: tmp_path)
+    found = find_texts()
+    assert (found.name, found.origin, found.stand_in) == ("WikiText-2 raw", "local cache", False)
+    assert [d.text for d in found.score] == [" = First = \n Some words . \n = = Part = = \n", " = Second = \n Other words . \n"]
+
+
+def test_take_bytes_takes_no_more():
+    documents = [Document("a", "é" * 10), Document("b", "x" * 10), Document("c", "y" * 10)]
+    taken = take_bytes(documents, 25)
+    assert [d.text for d in taken] == ["é" * 10, "x" * 5]
