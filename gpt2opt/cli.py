@@ -149,5 +149,3 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("notebook", notebook, "execute a notebook in place, with progress")
     sub.add_argument("path", type=Path)
     return parser
-
-

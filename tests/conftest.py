@@ -31,7 +31,9 @@ def make_tokenizer(context: int = CONTEXT) -> GPT2TokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator([sample_text()], trainers.BpeTrainer(vocab_size=320, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(
+        [sample_text()], trainers.BpeTrainer(vocab_size=320, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet)
+    )
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     return GPT2TokenizerFast(tokenizer_object=tokenizer, model_max_length=context, **special)
 

@@ -123,16 +123,15 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
     from optimum.exporters.openvino import export_from_model
 
     out_dir = Path(out_dir)
-    with new_directory(out_dir) as partial:
-        with tempfile.TemporaryDirectory(dir=partial.parent) as exported:
-            export_from_model(
-                model, exported, task="text-generation-with-past", stateful=True, preprocessors=[tokenizer],
-                custom_export_configs={"model": _export_config(model)},
-            )  # fmt: skip
-            graph = Core().read_model(Path(exported, IR_NAME))
-            compress_quantize_weights_transformation(graph)
-            shutil.copytree(exported, partial, ignore=shutil.ignore_patterns("openvino_model.*"), dirs_exist_ok=True)
-            save_model(graph, partial / IR_NAME, compress_to_fp16=False)
+    with new_directory(out_dir) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as exported:
+        export_from_model(
+            model, exported, task="text-generation-with-past", stateful=True, preprocessors=[tokenizer],
+            custom_export_configs={"model": _export_config(model)},
+        )  # fmt: skip
+        graph = Core().read_model(Path(exported, IR_NAME))
+        compress_quantize_weights_transformation(graph)
+        shutil.copytree(exported, partial, ignore=shutil.ignore_patterns("openvino_model.*"), dirs_exist_ok=True)
+        save_model(graph, partial / IR_NAME, compress_to_fp16=False)
     return out_dir
 
 

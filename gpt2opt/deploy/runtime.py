@@ -105,7 +105,8 @@ def continue_text(directory: Path | str, prompt: str, new_tokens: int = 50) -> s
     room = tokenizer.model_max_length - new_tokens
     if not 0 < len(ids) <= room:
         raise ValueError(
-            f"the prompt has {len(ids)} tokens; with {new_tokens} new ones, from 1 to {room} fit into the context of {tokenizer.model_max_length}"
+            f"the prompt has {len(ids)} tokens; with {new_tokens} new ones, from 1 to {room} fit into the context of "
+            f"{tokenizer.model_max_length}"
         )
     return tokenizer.decode(model.generate(np.array([ids]), new_tokens)[0])
 
@@ -123,7 +124,9 @@ def compile_ir(directory: Path | str, num_threads: int | None = None):
     try:
         return openvino.Core().compile_model(str(xml), "CPU", {**PROPERTIES, "INFERENCE_NUM_THREADS": num_threads or threads()})
     except RuntimeError as error:
-        raise ValueError(f"can't compile {xml} ({str(error).strip().splitlines()[-1]}); the directory is damaged: export it again") from error
+        raise ValueError(
+            f"can't compile {xml} ({str(error).strip().splitlines()[-1]}); the directory is damaged: export it again"
+        ) from error
 
 
 def ir_file(directory: Path | str) -> Path:

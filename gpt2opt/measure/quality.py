@@ -1,6 +1,5 @@
 """Perplexity: summed nats over summed tokens, every token scored once."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 

@@ -35,12 +35,19 @@ def plot_perplexity(record: Record) -> list["Axes"]:
     import matplotlib.pyplot as plt
 
     scored = [(m, control) for m, control in record.measurements() if m.quality]
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.5 * len(scored)), layout="constrained")
+    _figure, axes = plt.subplots(figsize=(9, 1 + 0.5 * len(scored)), layout="constrained")
     for row, (measurement, control) in enumerate(scored):
         value, (low, high) = measurement.quality.perplexity, measurement.quality.interval()
         color = _color(measurement)
         axes.errorbar(
-            value, row, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=4, markersize=8, mfc="white" if control else color
+            value,
+            row,
+            xerr=[[value - low], [high - value]],
+            fmt="o",
+            color=color,
+            capsize=4,
+            markersize=8,
+            mfc="white" if control else color,
         )
         axes.annotate(f"{value:.2f}", (value, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
     axes.set_yticks(range(len(scored)), [_label(m) + (" (control)" if control else "") for m, control in scored])
@@ -65,7 +72,16 @@ def plot_memory(record: Record) -> list["Axes"]:
         _bars(peak, group, [(value or 0) / 1e6 for value in peaks], None, "MB")
         if not on_gpu:
             start = [(m.memory.start_rss_bytes or 0) / 1e6 for m in group]
-            peak.barh(range(len(group)), start, height=0.6, color="white", alpha=0.55, hatch="//", edgecolor="grey", label="libraries, no model yet")
+            peak.barh(
+                range(len(group)),
+                start,
+                height=0.6,
+                color="white",
+                alpha=0.55,
+                hatch="//",
+                edgecolor="grey",
+                label="libraries, no model yet",
+            )
             peak.legend(loc="lower right", fontsize=8)
         title = "Peak VRAM of generation" if on_gpu else "Peak RSS of a fresh process that generates"
         peak.set(title=title, xlabel=f"MB on {device}, less is better", yticklabels=[])
@@ -84,7 +100,9 @@ def plot_tradeoff(record: Record) -> list["Axes"]:
             x, y = measurement.latency.tpot_s * 1e3, measurement.quality.perplexity
             size = measurement.memory.weight_bytes / 1e6
             axes.scatter(x, y, s=60 + 30 * size, color=_color(measurement), alpha=0.6)
-            axes.annotate(f"{_label(measurement)}\n{size:.3g} MB", (x, y), xytext=(0, 16), textcoords="offset points", ha="center", fontsize=8)
+            axes.annotate(
+                f"{_label(measurement)}\n{size:.3g} MB", (x, y), xytext=(0, 16), textcoords="offset points", ha="center", fontsize=8
+            )
         axes.margins(0.25)
         axes.set(title="Quality, speed and size", xlabel=f"time per output token, ms on {device}", ylabel="perplexity")
         axes.grid(alpha=0.3)
@@ -114,7 +132,7 @@ def plot_loss(record: Record) -> list["Axes"]:
     import matplotlib.pyplot as plt
 
     curve = record.stage("3-finetune").facts["loss"]
-    figure, axes = plt.subplots(figsize=(9, 3), layout="constrained")
+    _figure, axes = plt.subplots(figsize=(9, 3), layout="constrained")
     axes.plot([point["step"] for point in curve], [point["loss_nats"] for point in curve], color=COLORS["Fine-tuned"], marker=".")
     axes.set(title="Fine-tuning", xlabel="optimizer step", ylabel="training loss, nats a token")
     axes.grid(alpha=0.3)
@@ -126,7 +144,7 @@ def plot_operators(record: Record, most: int = 10) -> list["Axes"]:
     import matplotlib.pyplot as plt
 
     spent = list(record.stage("1-profile").facts["operator_seconds"].items())[:most]
-    figure, axes = plt.subplots(figsize=(9, 0.8 + 0.32 * len(spent)), layout="constrained")
+    _figure, axes = plt.subplots(figsize=(9, 0.8 + 0.32 * len(spent)), layout="constrained")
     bars = axes.barh([name for name, _ in spent], [seconds * 1e3 for _, seconds in spent], color=COLORS["Baseline"])
     axes.bar_label(bars, fmt="%.3g ms", padding=3, fontsize=9)
     axes.invert_yaxis()
@@ -146,9 +164,16 @@ def _bars(axes: "Axes", group: list[Measurement], values: list[float], p95: list
     bars = axes.barh(range(len(group)), values, height=0.6, color=[_color(m) for m in group])
     ends = values
     if p95:
-        axes.errorbar(values, range(len(group)), xerr=[[0] * len(group), [max(0, p - v) for p, v in zip(p95, values, strict=True)]], fmt="none", color="black", capsize=3)
+        axes.errorbar(
+            values,
+            range(len(group)),
+            xerr=[[0] * len(group), [max(0, p - v) for p, v in zip(p95, values, strict=True)]],
+            fmt="none",
+            color="black",
+            capsize=3,
+        )
         ends = p95
-    for row, (bar, value, end) in enumerate(zip(bars, values, ends, strict=True)):
+    for row, (_bar, value, end) in enumerate(zip(bars, values, ends, strict=True)):
         axes.annotate(f"{value:.3g} {unit}", (max(end, value), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(group)), [_label(m) for m in group])
     axes.set_ylim(len(group) - 0.5, -0.5)

@@ -28,7 +28,11 @@ def execute_notebook(path: Path) -> int:
         raise ValueError(f"can't read the notebook {path} ({type(error).__name__}); name an .ipynb file") from error
     progress = _Progress(notebook)
     client = NotebookClient(
-        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}, on_cell_start=progress.on_cell_start
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+        on_cell_start=progress.on_cell_start,
     )
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:

@@ -41,7 +41,7 @@ def find_model(model_id: str = "auto") -> FoundModel:
         return FoundModel("bundled", origin, BUNDLED)
     if asked and Path(asked).is_dir():
         return _checked(FoundModel(Path(asked).resolve().name, origin, Path(asked)))
-    if asked and (os.sep in asked and asked.count("/") != 1 or asked.startswith((".", "~"))):
+    if asked and ((os.sep in asked and asked.count("/") != 1) or asked.startswith((".", "~"))):
         raise ValueError(f"no directory {asked!r}; name one that holds config.json and model.safetensors, or a hub id such as gpt2")
     repo_id = asked or DEFAULT
     for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):

@@ -61,7 +61,12 @@ def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, lengt
 
 
 def create_training_arguments(
-    output_dir: str | Path = "gpt2_finetuned", learning_rate: float = 5e-4, *, epochs: float = 1, log_dir: str | Path | None = None, seed: int = 0
+    output_dir: str | Path = "gpt2_finetuned",
+    learning_rate: float = 5e-4,
+    *,
+    epochs: float = 1,
+    log_dir: str | Path | None = None,
+    seed: int = 0,
 ) -> TrainingArguments:
     """Build the arguments of a short fine-tuning: AdamW, 10% warm-up, linear decay to zero.
 
@@ -139,9 +144,7 @@ def _tune(run: Run, before: Path, folder: Path, log_dir: Path | None) -> tuple[l
     if log_dir is not None:
         _empty(log_dir)
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = create_training_arguments(
-            scratch, settings.learning_rate, epochs=settings.epochs, log_dir=log_dir, seed=settings.seed
-        )
+        arguments = create_training_arguments(scratch, settings.learning_rate, epochs=settings.epochs, log_dir=log_dir, seed=settings.seed)
         trainer = run_fine_tuning(model.to(device()), arguments, rows, tokenizer)
     if log_dir is not None:
         _drop_host_names(log_dir)

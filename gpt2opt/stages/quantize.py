@@ -41,14 +41,13 @@ def prepare_calibration_dataset(texts: Sequence[str], tokenizer: PreTrainedToken
     rows = [row for row in token_rows(texts, tokenizer, length) if len(row) == length][:limit]
     if len(rows) < MIN_CALIBRATION_SEQUENCES:
         raise ValueError(
-            f"the calibration text gives {len(rows)} rows of {length} tokens, at least {MIN_CALIBRATION_SEQUENCES} are needed; give more text"
+            f"the calibration text gives {len(rows)} rows of {length} tokens, at least {MIN_CALIBRATION_SEQUENCES} are needed; "
+            "give more text"
         )
     return Dataset.from_dict({"input_ids": rows})
 
 
-def quantize_int8(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, calibration: Dataset, out_dir: Path | str
-) -> Int8Audit:
+def quantize_int8(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, calibration: Dataset, out_dir: Path | str) -> Int8Audit:
     """Quantize weights and activations to INT8 and write a stateful OpenVINO IR.
 
     `INCQuantizer` calibrates: weights symmetric per output channel, activations asymmetric per tensor, range by min-max. On a CPU

@@ -43,7 +43,7 @@ def test_the_process_is_another():
 
 
 def test_an_error_in_the_child_is_raised_with_its_reason():
-    with pytest.raises(RuntimeError, match="fail failed in a fresh process(.|\n)*the reason"):
+    with pytest.raises(RuntimeError, match=r"fail failed in a fresh process(.|\n)*the reason"):
         in_fresh_process(fail)
 
 

@@ -67,7 +67,10 @@ def test_a_file_is_divided(text_file):
     assert all(getattr(found, part) for part in PARTS)
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"", "holds no text"), (b" \n\n ", "holds no text"), (b"one", "too few documents"), (b"\xff\xfe\x00", "not UTF-8")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "holds no text"), (b" \n\n ", "holds no text"), (b"one", "too few documents"), (b"\xff\xfe\x00", "not UTF-8")],
+)
 def test_a_text_that_cannot_be_used_is_refused(tmp_path, content, message):
     path = tmp_path / "text.txt"
     path.write_bytes(content)
@@ -76,7 +79,7 @@ def test_a_text_that_cannot_be_used_is_refused(tmp_path, content, message):
 
 
 def test_a_missing_text_is_refused():
-    with pytest.raises(ValueError, match="can't read the text 'missing.txt'"):
+    with pytest.raises(ValueError, match=r"can't read the text 'missing\.txt'"):
         find_texts("missing.txt")
 
 

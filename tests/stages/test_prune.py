@@ -66,7 +66,9 @@ def test_parameters_of_gpt2_and_of_its_heads():
     assert 124_439_808 - 12 * 2 * 196_800 == 119_716_608
 
 
-@pytest.mark.parametrize(("heads", "fraction", "count"), [(12, 0.2, 2), (12, 0.25, 3), (10, 0.7, 7), (12, 0.0, 0), (12, 0.999, 11), (1, 0.5, 0)])
+@pytest.mark.parametrize(
+    ("heads", "fraction", "count"), [(12, 0.2, 2), (12, 0.25, 3), (10, 0.7, 7), (12, 0.0, 0), (12, 0.999, 11), (1, 0.5, 0)]
+)
 def test_only_whole_heads_leave(heads, fraction, count):
     assert heads_to_prune(heads, fraction) == count
 

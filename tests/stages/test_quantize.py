@@ -136,9 +136,7 @@ def test_the_audit_fails_when_only_the_head_was_converted(pruned, tokenizer, ran
 
 @pytest.mark.parametrize("missing", ["h.1.attn.c_proj", "h.0.mlp.c_proj"])
 def test_the_audit_fails_when_one_matmul_was_left_out(pruned, tokenizer, ranges, missing, tmp_path):
-    export_ir(
-        fake_quantize(linearize(pruned), {k: v for k, v in ranges.items() if not k.endswith(missing)}), tokenizer, tmp_path / "one"
-    )
+    export_ir(fake_quantize(linearize(pruned), {k: v for k, v in ranges.items() if not k.endswith(missing)}), tokenizer, tmp_path / "one")
     assert [line.split(":")[0] for line in audit_int8(tmp_path / "one", must_pass=False).failures] == [missing]
 
 

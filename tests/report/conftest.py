@@ -1,0 +1,51 @@
+import pytest
+
+from gpt2opt.report.record import Record, Settings
+from gpt2opt.report.results import Latency, Measurement, Memory, Quality, StageResult
+
+ENVIRONMENT = {
+    "python": "3.11.0", "platform": "Linux x86_64", "cpu": "Some CPU", "cpu_flags": ["avx2"], "threads": 2, "memory_bytes": 4_000_000_000,
+    "gpu": None, "versions": {"torch": "2.13.0"}, "commit": None,
+}  # fmt: skip
+SOURCES = {
+    "model": {"name": "gpt2", "origin": "hub", "stand_in": False},
+    "text": {"name": "WikiText-2 raw", "origin": "hub", "stand_in": False, "revision": "abc"},
+}
+
+
+def measurement(name: str, dtype: str, runtime: str, device: str = "Some CPU", nats: float = 3.0, timed: bool = True) -> Measurement:
+    latency = Latency((0.1, 0.12), (0.01, 0.02, 0.015), 1, 1, 8, 3) if timed else None
+    vram = 500_000_000 if device != "Some CPU" else None
+    memory = Memory(250_000_000, None if vram else 600_000_000, None if vram else 200_000_000, vram) if timed else None
+    quality = Quality((nats * 10, nats * 11, nats * 9), (10, 10, 10), 100, "text | window 10")
+    return Measurement(name, device, dtype, runtime, 1000, latency, memory, quality, "float32")
+
+
+def make_record(gpu: str | None = None) -> Record:
+    device = gpu or "Some CPU"
+    timed = [
+        measurement(name, "float16", "torch", device, nats) for name, nats in (("Baseline", 3.0), ("Pruned", 3.2), ("Fine-tuned", 2.9))
+    ]
+    first_heads = measurement("Pruned, first heads", "float16", "torch", device, 3.4, timed=False)
+    int8, fp32 = measurement("INT8", "int8", "openvino", nats=2.91), measurement("FP32", "float32", "openvino", nats=2.9)
+    operators = {"operator_seconds": {"aten::mm": 0.2, "aten::add": 0.1}}
+    heads = {"importance_nats": [[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]], "pruned_heads": {"0": [0], "1": [2]}}
+    loss = {"loss": [{"step": 1, "loss_nats": 3.0}, {"step": 2, "loss_nats": 2.5}]}
+    stored, executed = ({"h.0.attn.c_attn": kind, "lm_head": kind} for kind in ("i8", "u8"))
+    stages = [
+        StageResult("1-profile", "a", "b", timed[0], 1.0, (), operators),
+        StageResult("2-prune", "b", "c", timed[1], 1.0, (first_heads,), heads),
+        StageResult("3-finetune", "c", "d", timed[2], 1.0, (), loss),
+        StageResult("4-quantize", "d", "e", int8, 1.0, (fp32,), {"audit": {"in_file": stored, "at_run_time": executed}}),
+    ]
+    return Record("2026-01-01T00:00:00+00:00", {**ENVIRONMENT, "gpu": gpu}, SOURCES, Settings(), stages)
+
+
+@pytest.fixture
+def record() -> Record:
+    return make_record()
+
+
+@pytest.fixture
+def gpu_record() -> Record:
+    return make_record("Some GPU")

@@ -1,0 +1,110 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from datasets import Dataset
+
+from gpt2opt.cli import main
+from gpt2opt.deploy.ir import export_ir, linearize
+from gpt2opt.report.record import read_record
+from gpt2opt.sources.models import load_model
+from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
+from tests.conftest import sample_text
+
+
+@pytest.fixture(scope="module")
+def int8_dir(model_dir, tmp_path_factory):
+    tokenizer, model = load_model(model_dir)
+    rows = prepare_calibration_dataset(sample_text().split("\n\n"), tokenizer, length=32, limit=8)
+    folder = tmp_path_factory.mktemp("cli") / "int8"
+    quantize_int8(model, tokenizer, Dataset.from_dict({"input_ids": rows["input_ids"]}), folder)
+    return folder
+
+
+def last_json(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_run_stops_where_asked_and_writes_a_record(model_dir, text_file, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["run", "--model", str(model_dir), "--text", str(text_file), "--out", str(out), "--until", "profile"]) == 0
+    stages = last_json(capsys)["stages"]
+    assert [stage["name"] for stage in stages] == ["1-profile"]
+    assert stages[0]["tpot_s"] > 0
+    record = read_record(out / "run.json")
+    assert record.stages[0].measurement.quality.perplexity == stages[0]["quality"]["perplexity"]
+    assert list((out / "traces" / "1-profile").glob("*.pt.trace.json.gz"))
+
+
+def test_audit_says_yes_with_exit_code_0(int8_dir, capsys):
+    assert main(["audit", str(int8_dir)]) == 0
+    assert last_json(capsys)["passed"] is True
+
+
+def test_audit_says_no_with_exit_code_1(model_dir, tmp_path, capsys):
+    tokenizer, model = load_model(model_dir)
+    export_ir(linearize(model), tokenizer, tmp_path / "fp32")
+    assert main(["audit", str(tmp_path / "fp32")]) == 1
+    answer = last_json(capsys)
+    assert answer["passed"] is False
+    assert len(answer["failures"]) == 9
+
+
+def test_perplexity_of_torch_and_int8_is_close(model_dir, int8_dir, text_file, capsys):
+    found = []
+    for model in (model_dir, int8_dir):
+        assert main(["perplexity", str(model), "--text", str(text_file)]) == 0
+        found.append(last_json(capsys))
+    assert found[0]["protocol"] == found[1]["protocol"]
+    assert found[0]["perplexity"] == pytest.approx(found[1]["perplexity"], rel=0.1)
+    assert found[0]["perplexity"] != found[1]["perplexity"]
+
+
+def test_generate_continues_the_prompt(int8_dir, capsys):
+    assert main(["generate", str(int8_dir), "--prompt", "Node 1 of", "--new-tokens", "4"]) == 0
+    assert last_json(capsys)["prompt"] == "Node 1 of"
+
+
+WRONG = {
+    "not a GPT-2": (["run", "--model", "{bert}"], "is 'bert', expected 'gpt2'"),
+    "fraction": (["run", "--model", "{model}", "--prune-fraction", "1.0"], "prune_fraction=1.0 is outside [0, 1)"),
+    "epochs": (["run", "--model", "{model}", "--epochs", "0"], "epochs=0.0, expected more than 0"),
+    "empty text": (["perplexity", "{model}", "--text", "{empty}"], "holds no text"),
+    "one token": (["perplexity", "{model}", "--text", "{short}"], "at least 2 are needed"),
+    "missing model": (["perplexity", "./missing"], "no directory './missing'"),
+    "missing directory": (["audit", "./missing"], "no openvino_model.xml in missing"),
+    "damaged directory": (["generate", "{damaged}", "--prompt", "a"], "the directory is damaged"),
+    "unwritable output": (["run", "--model", "{model}", "--text", "{text}", "--out", "{file}/out"], "name a writable output directory"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_gets_one_line_and_exit_code_2(case, model_dir, text_file, tmp_path, monkeypatch, capsys):
+    places = {"model": model_dir, "text": text_file}
+    for name in ("bert", "damaged"):
+        places[name] = tmp_path / name
+        places[name].mkdir()
+    (places["bert"] / "config.json").write_text('{"model_type": "bert"}')
+    for part in ("xml", "bin"):
+        (places["damaged"] / f"openvino_model.{part}").write_bytes(b"cut")
+    for name, content in (("empty", " \n"), ("short", "a"), ("file", "x")):
+        places[name] = tmp_path / name
+        places[name].write_text(content)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+
+    arguments, message = WRONG[case]
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert len([line for line in captured.err.splitlines() if line.startswith("gpt2opt:")]) == 1
+    assert captured.out == ""
+    assert sorted(tmp_path.rglob("*")) == before, "something half-written was left"
+
+
+def test_the_command_exists():
+    done = subprocess.run([sys.executable, "-m", "gpt2opt", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for command in ("run", "audit", "perplexity", "generate"):
+        assert command in done.stdout

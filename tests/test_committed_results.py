@@ -1,0 +1,74 @@
+"""What the README claims, held against the record and the model in this repository."""
+
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2opt.measure.quality import measure_quality
+from gpt2opt.measure.trace import check_trace
+from gpt2opt.report.record import read_record
+from gpt2opt.report.tables import summary_table
+from gpt2opt.sources.models import BUNDLED, load_model
+from gpt2opt.sources.texts import find_texts, take_bytes
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def record():
+    return read_record(ROOT / "artifacts" / "run.json")
+
+
+def test_the_readme_table_is_the_records(record):
+    assert summary_table(record).markdown() in (ROOT / "README.md").read_text()
+
+
+def test_pruning_costs_fine_tuning_pays_back_and_int8_keeps_it(record):
+    baseline, pruned, tuned, int8 = (stage.measurement.quality for stage in record.stages)
+    fp32 = record.stage("4-quantize").control("FP32").quality
+    assert pruned.ratio_to(baseline) > 1
+    assert tuned.ratio_to(baseline) <= 1
+    assert int8.ratio_to(fp32) <= 1.01
+
+
+def test_every_matmul_of_the_committed_run_was_int8(record):
+    facts = record.stage("4-quantize").facts
+    assert facts["int8_matmuls"] == facts["expected_matmuls"] == 25
+    assert facts["optimum_generates_the_same"] is True
+
+
+def test_the_traces_are_there_small_and_hold_operators(record):
+    trace = ROOT / record.stage("1-profile").facts["trace"]
+    assert check_trace(trace) > 100
+    assert trace.stat().st_size < 5_000_000
+    assert list((ROOT / record.stage("3-finetune").facts["tensorboard"]).glob("events.out.tfevents.*"))
+
+
+def test_the_bundled_model_codes_unseen_text_in_a_tenth_less_than_xz():
+    """200 kB of packages it never saw. xz sees all that came before; the model sees at most its context."""
+    text = "\n\n".join(document.text for document in take_bytes(find_texts("docs").score, 200_000))
+    data = text.encode()
+    xz_bits_per_byte = 8 * len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)) / len(data)
+    tokenizer, model = load_model(BUNDLED)
+    with torch.inference_mode():
+        quality = measure_quality(
+            lambda ids: model(ids, use_cache=False).logits,
+            tokenizer(text, verbose=False).input_ids,
+            num_bytes=len(data),
+            label="docs",
+            window=512,
+            stride=256,
+        )
+    assert quality.bits_per_byte <= 0.9 * xz_bits_per_byte
+
+
+def test_the_model_card_states_what_training_recorded():
+    training = json.loads((BUNDLED / "training.json").read_text())
+    card = (BUNDLED / "README.md").read_text()
+    assert f"{training['tokens_seen']:,} tokens" in card
+    assert f"{training['validation_bits_per_byte']:.3f}" in card
+    assert (BUNDLED / "model.safetensors").stat().st_size <= 32e6
+    assert {str(tensor.dtype) for tensor in load_model(BUNDLED, "float16")[1].parameters()} == {"torch.float16"}

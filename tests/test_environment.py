@@ -1,0 +1,78 @@
+import json
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from gpt2opt import environment
+
+IMPORT = """
+import json, sys, time
+start = time.perf_counter()
+import gpt2opt
+spent = time.perf_counter() - start
+names = dir(gpt2opt)
+print(json.dumps([spent, sorted({name.split(".")[0] for name in sys.modules}), names]))
+"""
+
+
+def import_in_a_fresh_process(code: str = IMPORT) -> list:
+    return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    runs = [import_in_a_fresh_process() for _ in range(3)]
+    _, modules, _ = runs[0]
+    assert not {"torch", "openvino", "transformers", "numpy", "matplotlib", "datasets", "optimum"} & set(modules)
+    assert min(spent for spent, _, _ in runs) < 0.3
+
+
+def test_the_check_for_heavy_modules_would_see_one():
+    _, modules, _ = import_in_a_fresh_process(IMPORT.replace("import gpt2opt", "import gpt2opt; gpt2opt.measure_quality"))
+    assert "torch" in modules
+
+
+def test_every_public_name_is_there():
+    import gpt2opt
+
+    for name in gpt2opt.__all__:
+        assert callable(getattr(gpt2opt, name)), name
+    with pytest.raises(AttributeError, match="has no attribute 'fly'"):
+        gpt2opt.fly  # noqa: B018
+
+
+@pytest.mark.parametrize("version", [(3, 9), (3, 13), (2, 7), (4, 0)])
+def test_another_python_is_refused_with_the_reason(version):
+    with pytest.raises(ImportError, match=r"Python .* found, 3\.10, 3\.11 or 3\.12 expected: .*numpy<2"):
+        environment.check_python(version)
+
+
+def test_the_stack_at_hand_passes_and_another_is_refused_with_the_reason(monkeypatch):
+    environment.check_stack()
+    found = {**{name: prefix for name, (prefix, _) in environment.STACK.items()}, "optimum-intel": "2.1.0", "transformers": None}
+    monkeypatch.setattr(environment, "installed", found.get)
+    with pytest.raises(ImportError, match=r"optimum-intel 2\.1\.0, expected 1\.27\.\* \(.*INCQuantizer.*transformers not installed"):
+        environment.check_stack()
+
+
+def test_the_machine_is_described():
+    facts = environment.describe()
+    assert facts["threads"] >= 1
+    assert facts["memory_bytes"] > 1e8
+    assert facts["versions"]["torch"] == torch.__version__
+    json.dumps(facts)
+
+
+def test_a_seed_repeats_every_generator():
+    def draw() -> tuple:
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    environment.set_seed(7)
+    first = draw()
+    environment.set_seed(7)
+    assert draw() == first
+    environment.set_seed(8)
+    assert draw() != first

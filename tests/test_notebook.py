@@ -1,0 +1,108 @@
+"""The notebook as a whole: once on the tiny model, and the committed outputs as they stand."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from gpt2opt.report.notebook import execute_notebook
+from gpt2opt.report.record import read_record
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "project.ipynb"
+STAGES = ["1-profile", "2-prune", "3-finetune", "4-quantize"]
+
+
+@pytest.fixture(scope="module")
+def executed(model_dir, text_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notebook")
+    shutil.copy(NOTEBOOK, folder)
+    environment = {**os.environ, "GPT2OPT_MODEL": str(model_dir), "GPT2OPT_TEXT": str(text_file)}
+    command = [sys.executable, "-m", "gpt2opt", "notebook", str(folder / NOTEBOOK.name)]
+    return folder, subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def code_cells(path: Path) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def charts(cells) -> int:
+    return sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
+
+
+def test_it_runs_from_top_to_bottom(executed):
+    folder, done = executed
+    assert done.returncode == 0, done.stderr
+    cells = code_cells(folder / NOTEBOOK.name)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert charts(cells) >= 5
+    record = read_record(folder / "artifacts" / "run.json")
+    assert [stage.name for stage in record.stages] == STAGES
+    for part in ("Part 1", "Part 2", "Part 3", "Part 4"):
+        assert part in done.stderr  # progress
+
+
+def test_each_stage_starts_from_the_weights_of_the_one_before(executed):
+    stages = read_record(executed[0] / "artifacts" / "run.json").stages
+    for before, after in itertools.pairwise(stages):
+        assert after.weights_in == before.weights_out != after.weights_out
+
+
+def test_every_stage_measured_everything_on_the_same_tokens(executed):
+    record = read_record(executed[0] / "artifacts" / "run.json")
+    measured = [m for m, _ in record.measurements()]
+    assert len({m.quality.protocol for m in measured}) == 1
+    for stage in record.stages:
+        m = stage.measurement
+        assert m.latency.tpot_s > 0
+        assert m.memory.weight_bytes > 0
+        assert (m.memory.peak_vram_bytes or m.memory.peak_rss_bytes) > 0
+    assert {c.name for stage in record.stages for c in stage.controls} == {"Pruned, first heads", "Fine-tuned, unpruned", "FP32"}
+
+
+def test_the_int8_process_does_not_carry_torch(executed):
+    stages = read_record(executed[0] / "artifacts" / "run.json").stages
+    assert stages[3].measurement.memory.start_rss_bytes < stages[0].measurement.memory.start_rss_bytes / 2
+
+
+def test_a_cell_that_fails_leaves_the_file_as_it_was(tmp_path, capsys):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    path = tmp_path / "bad.ipynb"
+    nbformat.write(notebook, path)
+    before = path.read_bytes()
+    assert execute_notebook(path) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_notebook_is_refused(tmp_path):
+    (tmp_path / "no.ipynb").write_text("{")
+    for name in ("no.ipynb", "missing.ipynb"):
+        with pytest.raises(ValueError, match="can't read the notebook"):
+            execute_notebook(tmp_path / name)
+
+
+def test_the_committed_notebook_was_run_and_gives_nothing_away():
+    cells = code_cells(NOTEBOOK)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert charts(cells) >= 5
+    assert max(len(cell.source.splitlines()) for cell in cells) <= 15
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+    content = NOTEBOOK.read_text()
+    assert not re.search(r"/(?:home|root|tmp|Users)/\w", content)
+    assert not re.search(r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9]{20,}", content)
+
+
+def test_the_committed_notebook_shows_the_committed_record():
+    content = "".join(json.dumps(cell.outputs) for cell in code_cells(NOTEBOOK))
+    record = read_record(ROOT / "artifacts" / "run.json")
+    for measurement, _ in record.measurements():
+        assert f"{measurement.quality.perplexity:.2f}" in content
