@@ -135,7 +135,7 @@ def quiet() -> None:
     """Silence the log lines and warnings of the libraries below us; call it before they are imported. Errors still raise."""
     os.environ.update(
         TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error", DATASETS_VERBOSITY="error", HF_DATASETS_DISABLE_PROGRESS_BARS="1",
-        LOGLEVEL="ERROR", TORCH_CPP_LOG_LEVEL="ERROR", KINETO_LOG_LEVEL="5",
+        LOGLEVEL="ERROR", TORCH_CPP_LOG_LEVEL="ERROR", KINETO_LOG_LEVEL="6",
     )  # fmt: skip
     warnings.filterwarnings("ignore")
     for name in ("neural_compressor", "nncf", "optimum", "transformers", "torch", "openvino"):
