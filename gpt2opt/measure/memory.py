@@ -66,13 +66,14 @@ def _status_bytes(field: str) -> int | None:
 
 
 def peak_vram(work: Callable[[], Any]) -> int | None:
-    """Run `work` and return the peak of allocated VRAM during it, in bytes, or None without a GPU.
+    """Run `work` and return the peak of allocated VRAM during it, in bytes; without a GPU run it and return None.
 
     The peak is reset first: without that it still holds what an earlier stage, training say, once needed.
     """
     import torch
 
     if not torch.cuda.is_available():
+        work()
         return None
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

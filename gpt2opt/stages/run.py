@@ -128,10 +128,10 @@ def measure_torch(run: Run, name: str, folder: Path, *, quality_only: bool = Fal
     parameters = sum(parameter.numel() for parameter in model.parameters())
     latency = memory = None
     if not quality_only:
-        prompt = torch.tensor([prompt_ids(run, tokenizer)], device=device())
-        decoder = TorchDecoder(model, prompt)
+        prompt = prompt_ids(run, tokenizer)
+        decoder = TorchDecoder(model, torch.tensor([prompt], device=device()))
         latency = _latency(run, decoder, torch.cuda.synchronize if device() == "cuda" else lambda: None)
-        memory = _torch_memory(run, decoder, folder)
+        memory = _torch_memory(run, prompt, folder)
     scorer = model if device() == "cuda" else model.float()
     with torch.inference_mode():
         quality = score_texts(run, tokenizer, lambda ids: scorer(ids.to(device()), use_cache=False).logits)
@@ -155,29 +155,25 @@ def _latency(run: Run, decoder, synchronize: Callable[[], None]) -> Latency:
     return measure_latency(decoder, prompt_tokens=settings.prompt_tokens, new_tokens=settings.new_tokens, synchronize=synchronize)
 
 
-def _torch_memory(run: Run, decoder: TorchDecoder, folder: Path) -> Memory:
-    def generate() -> None:
-        decoder.start()
-        for _ in range(run.settings.new_tokens - 1):
-            decoder.step()
-
-    if device() == "cuda":
-        return Memory(_weight_bytes(folder), peak_vram_bytes=peak_vram(generate))
-    child = in_fresh_process(generate_from_torch, str(folder), decoder.prompt_ids.tolist(), run.settings.new_tokens)
+def _torch_memory(run: Run, prompt: list[int], folder: Path) -> Memory:
+    child = in_fresh_process(generate_from_torch, str(folder), prompt, run.settings.new_tokens)
+    if child.value is not None:
+        return Memory(_weight_bytes(folder), peak_vram_bytes=child.value)
     return Memory(_weight_bytes(folder), child.peak_rss_bytes, child.start_rss_bytes)
 
 
-def generate_from_torch(folder: str, ids: list[list[int]], new_tokens: int) -> list[int]:
-    """Load an FP16 model and generate greedily; runs in a fresh process."""
+def generate_from_torch(folder: str, prompt: list[int], new_tokens: int) -> int | None:
+    """Load an FP16 model, generate greedily and return the peak VRAM, None without a GPU; runs in a fresh process."""
     torch.set_num_threads(environment.threads())
-    _, model = load_model(Path(folder), "float16")
-    decoder = TorchDecoder(model, torch.tensor(ids))
-    decoder.start()
-    tokens = [decoder.next_ids.item()]
-    for _ in range(new_tokens - 1):
-        decoder.step()
-        tokens.append(decoder.next_ids.item())
-    return tokens
+
+    def generate() -> None:
+        _, model = load_model(Path(folder), "float16")
+        decoder = TorchDecoder(model.to(device()), torch.tensor([prompt], device=device()))
+        decoder.start()
+        for _ in range(new_tokens - 1):
+            decoder.step()
+
+    return peak_vram(generate)
 
 
 def logits_from_torch(folder: str, ids: list[list[int]]) -> np.ndarray:
