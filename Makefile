@@ -1,29 +1,31 @@
-# `make run`, `make test`; from elsewhere `make -C path/to/this/folder run` or `make -f path/to/Makefile run`.
-ROOT := $(patsubst %/,%,$(dir $(realpath $(lastword $(MAKEFILE_LIST)))))
+# `make run`, `make test`; from elsewhere `make -C path/to/this/folder run` or `make -f path/to/this/folder/Makefile run`.
+ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 PYTHON ?= python3
-BIN := $(ROOT)/.venv/bin
-READY := $(ROOT)/.venv/.ready
+IN_ROOT := cd "$(ROOT)" &&
+BIN := .venv/bin
 
-.PHONY: run test lab tensorboard check
+.PHONY: run test lab tensorboard check install
 
-run: $(READY)
-	cd "$(ROOT)" && "$(BIN)/gpt2opt" notebook project.ipynb
+run: install
+	$(IN_ROOT) $(BIN)/gpt2opt notebook project.ipynb
 
-test: $(READY)
-	cd "$(ROOT)" && "$(BIN)/python" -m pytest
+test: install
+	$(IN_ROOT) $(BIN)/python -m pytest
 
-lab: $(READY)
-	cd "$(ROOT)" && "$(BIN)/jupyter" lab project.ipynb
+lab: install
+	$(IN_ROOT) $(BIN)/jupyter lab project.ipynb
 
-tensorboard: $(READY)
-	cd "$(ROOT)" && "$(BIN)/tensorboard" --logdir traces
+tensorboard: install
+	$(IN_ROOT) $(BIN)/tensorboard --logdir traces
 
-check: $(READY)
-	cd "$(ROOT)" && "$(BIN)/ruff" format --check . && "$(BIN)/ruff" check .
+check: install
+	$(IN_ROOT) $(BIN)/ruff format --check . && $(BIN)/ruff check .
 
-$(READY): $(ROOT)/requirements.txt $(ROOT)/pyproject.toml
-	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit("Python %d.%d found, 3.10, 3.11 or 3.12 expected: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13. Install one of these and run: make PYTHON=python3.11 run" % v)'
-	"$(PYTHON)" -m venv "$(ROOT)/.venv"
-	"$(BIN)/python" -m pip install --disable-pip-version-check -r "$(ROOT)/requirements.txt"
-	"$(BIN)/python" -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e "$(ROOT)"
-	touch "$(READY)"
+# Nothing to do while .venv is newer than what it was made from. Not a file target: its path may hold spaces.
+install:
+	@$(IN_ROOT) if [ .venv/.ready -nt requirements.txt ] && [ .venv/.ready -nt pyproject.toml ]; then exit 0; fi; set -ex; \
+	"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit("Python %d.%d found, 3.10, 3.11 or 3.12 expected: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13. Install one of these and run: make PYTHON=python3.11 run" % v)'; \
+	"$(PYTHON)" -m venv .venv; \
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt; \
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	touch .venv/.ready

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the answer is "no" (the audit found a matmul that is not I
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -22,13 +23,16 @@ def main(arguments: list[str] | None = None) -> int:
     environment.quiet()
     try:
         return options.command(options)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(f"gpt2opt: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:  # a check of ours that failed: an audit, an empty trace, a child process
+        print(f"gpt2opt: {error}", file=sys.stderr)
+        return 1
 
 
 def run(options: argparse.Namespace) -> int:
-    from gpt2opt.report.tables import environment_table, stage_table, summary_table
+    from gpt2opt.report.tables import environment_table, stage_table, stand_in_notice, summary_table
     from gpt2opt.stages import finetune, profile, prune, quantize
     from gpt2opt.stages.run import start_run
 
@@ -36,15 +40,19 @@ def run(options: argparse.Namespace) -> int:
     current = start_run(
         options.model, options.text, options.out, options.out / "traces", prune_fraction=options.prune_fraction, epochs=options.epochs
     )
-    print(environment_table(current.record), file=sys.stderr)
+    print(f"{stand_in_notice(current.record)}\n\n{environment_table(current.record)}\n", file=sys.stderr)
     for name, step in zip(STAGES, steps, strict=True):
         print(f"stage {name} …", file=sys.stderr, flush=True)
-        result = step(current)
+        with contextlib.redirect_stdout(sys.stderr):  # Trainer's progress bar writes to stdout
+            result = step(current)
         print(f"stage {name} took {result.seconds:.0f} s\n{stage_table(current.record, result.name)}\n", file=sys.stderr, flush=True)
         if name == options.until:
             break
-    print(summary_table(current.record))
-    _print_json({"record": str(options.out / "run.json"), "stages": [_stage_json(stage) for stage in current.record.stages]})
+    record = current.record
+    print(summary_table(record))
+    _print_json(
+        {"record": str(options.out / "run.json"), "sources": record.sources, "stages": [_stage_json(stage) for stage in record.stages]}
+    )
     return 0
 
 
@@ -62,12 +70,12 @@ def audit(options: argparse.Namespace) -> int:
 
 
 def perplexity(options: argparse.Namespace) -> int:
-    from gpt2opt.report.tables import perplexity as show
+    from gpt2opt.report.tables import show_perplexity
     from gpt2opt.stages.score import score_model
 
-    quality = score_model(options.model, options.text)
-    print(f"perplexity {show(quality)}, {quality.bits_per_byte:.4f} bits a byte\n{quality.protocol}")
-    _print_json(_quality_json(quality))
+    name, quality = score_model(options.model, options.text)
+    print(f"{name}\nperplexity {show_perplexity(quality)}, {quality.bits_per_byte:.4f} bits a byte\n{quality.protocol}")
+    _print_json({"model": name, **_quality_json(quality)})
     return 0
 
 

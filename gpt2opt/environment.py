@@ -1,5 +1,7 @@
 """The machine, the versions and the seed: what a number needs beside it to mean anything."""
 
+from __future__ import annotations  # so that an older Python reads on to the line that refuses it
+
 import logging
 import os
 import platform

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ from datasets import Dataset
 
 from gpt2opt.cli import main
 from gpt2opt.deploy.ir import export_ir, linearize
+from gpt2opt.deploy.runtime import continue_text
 from gpt2opt.report.record import read_record
 from gpt2opt.sources.models import load_model
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
@@ -63,7 +65,8 @@ def test_perplexity_of_torch_and_int8_is_close(model_dir, int8_dir, text_file, c
 
 def test_generate_continues_the_prompt(int8_dir, capsys):
     assert main(["generate", str(int8_dir), "--prompt", "Node 1 of", "--new-tokens", "4"]) == 0
-    assert last_json(capsys)["prompt"] == "Node 1 of"
+    answer = last_json(capsys)
+    assert answer == {"prompt": "Node 1 of", "text": continue_text(int8_dir, "Node 1 of", 4)}
 
 
 WRONG = {
@@ -73,6 +76,9 @@ WRONG = {
     "empty text": (["perplexity", "{model}", "--text", "{empty}"], "holds no text"),
     "one token": (["perplexity", "{model}", "--text", "{short}"], "at least 2 are needed"),
     "missing model": (["perplexity", "./missing"], "no directory './missing'"),
+    "damaged model": (["run", "--model", "{cut}", "--text", "{text}"], "the directory is damaged"),
+    "text too short to divide": (["run", "--model", "{model}", "--text", "{short}"], "too few documents"),
+    "text too short to calibrate": (["run", "--model", "{model}", "--text", "{few}"], "is too short; expected"),
     "missing directory": (["audit", "./missing"], "no openvino_model.xml in missing"),
     "damaged directory": (["generate", "{damaged}", "--prompt", "a"], "the directory is damaged"),
     "unwritable output": (["run", "--model", "{model}", "--text", "{text}", "--out", "{file}/out"], "name a writable output directory"),
@@ -91,6 +97,11 @@ def test_wrong_input_gets_one_line_and_exit_code_2(case, model_dir, text_file, t
     for name, content in (("empty", " \n"), ("short", "a"), ("file", "x")):
         places[name] = tmp_path / name
         places[name].write_text(content)
+    shutil.copytree(model_dir, tmp_path / "cut")
+    (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut")
+    places |= {"cut": tmp_path / "cut", "few": tmp_path / "few"}
+    places["few"].write_text("\n\n".join(f"A block of words, number {n}. " * 80 for n in range(30)))
+    (tmp_path / "artifacts" / "1-profile").mkdir(parents=True)  # an earlier run's results
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def record():
-    return read_record(ROOT / "artifacts" / "run.json")
+    return read_record(ROOT / "traces" / "run.json")
 
 
 def test_the_readme_table_is_the_records(record):

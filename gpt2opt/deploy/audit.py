@@ -1,5 +1,6 @@
 """Proof of INT8: from the IR file, what each matmul's weight is stored in; from the compiled model, what it runs in."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -26,13 +27,19 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
     """
     compiled = compile_ir(directory)
     in_file, bytes_by_type = _stored(directory)
-    layers = {name.split(".")[1] for name in in_file if name.startswith("h.")}
-    if not layers:
-        raise ValueError(f"the IR in {directory} has no matmul named like GPT-2's; name a directory that stage 4 or export_ir wrote")
-    audit = Int8Audit(in_file, _executed(compiled), bytes_by_type, len(layers))
+    audit = Int8Audit(in_file, _executed(compiled), bytes_by_type, _num_layers(Path(directory)))
     if must_pass and not audit.passed:
         raise RuntimeError(f"{len(audit.failures)} of {len(audit.expected)} matmuls are not INT8: {'; '.join(audit.failures)}")
     return audit
+
+
+def _num_layers(directory: Path) -> int:
+    """Read how many layers there must be from the config, not from the graph: a layer that is missing there has to be missed."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        return int(config["n_layer"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"no config.json of a GPT-2 in {directory}; name a directory that stage 4 or export_ir wrote") from error
 
 
 def _stored(directory: Path | str) -> tuple[dict[str, str], dict[str, int]]:

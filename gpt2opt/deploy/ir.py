@@ -88,11 +88,12 @@ def _as_linear(projection: Conv1D) -> nn.Linear:
 
 
 def fake_quantize(model: GPT2LMHeadModel, calibration: Mapping[str, LinearCalibration]) -> GPT2LMHeadModel:
-    """Replace, in place, each calibrated Linear of a linearized model; tie the embedding to the head where the head is among them."""
+    """Replace, in place, each calibrated Linear of a linearized model; tie the embedding to the head where it was tied before."""
+    tied = model.lm_head.weight is model.transformer.wte.weight
     for name, found in calibration.items():
         linear = model.get_submodule(name)
         model.set_submodule(name, FakeQuantLinear(found, linear.bias))
-    if isinstance(model.lm_head, FakeQuantLinear):
+    if tied and isinstance(model.lm_head, FakeQuantLinear):
         model.transformer.wte = TiedEmbedding(model.lm_head)
     return model
 
@@ -163,11 +164,13 @@ def new_directory(out_dir: Path):
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
+        partial.chmod(0o755)  # mkdtemp makes it for its owner alone
     except OSError as error:
         raise ValueError(f"can't write {out_dir}: {error.strerror}; name a writable output directory") from error
     try:
         yield partial
-        shutil.rmtree(out_dir, ignore_errors=True)
+        if out_dir.is_dir():
+            shutil.rmtree(out_dir)
         partial.rename(out_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

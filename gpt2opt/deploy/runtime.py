@@ -16,6 +16,11 @@ PROPERTIES = {
 }
 
 
+def cpu_properties(num_threads: int | None = None) -> dict[str, str]:
+    """Return the properties that an IR is compiled with: `PROPERTIES`, and all threads that this process may use unless told."""
+    return {**PROPERTIES, "INFERENCE_NUM_THREADS": str(num_threads or threads())}
+
+
 class IrModel:
     """A compiled GPT-2 with its KV cache inside. Not for use from several threads at once."""
 
@@ -31,7 +36,7 @@ class IrModel:
     def logits(self, input_ids: np.ndarray) -> np.ndarray:
         """Return the logits (B, T, V) float32 of whole sequences (B, T), read into an empty KV cache."""
         self.request.reset_state()
-        return self._read(input_ids, 0)
+        return self._read(input_ids, 0).copy()  # the next call writes over the request's own tensor
 
     def generate(self, input_ids: np.ndarray, max_new_tokens: int) -> np.ndarray:
         """Continue (B, T) prompts greedily; return the new tokens (B, max_new_tokens)."""
@@ -97,10 +102,10 @@ def continue_text(directory: Path | str, prompt: str, new_tokens: int = 50) -> s
     Raises:
         ValueError: no IR, an empty prompt, or more tokens than the model's context holds.
     """
-    from transformers import AutoTokenizer
+    from gpt2opt.sources.models import load_tokenizer
 
     model = load_ir(directory)
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = load_tokenizer(directory)
     ids = tokenizer(prompt, verbose=False).input_ids
     room = tokenizer.model_max_length - new_tokens
     if not 0 < len(ids) <= room:
@@ -122,11 +127,9 @@ def compile_ir(directory: Path | str, num_threads: int | None = None):
 
     xml = ir_file(directory)
     try:
-        return openvino.Core().compile_model(str(xml), "CPU", {**PROPERTIES, "INFERENCE_NUM_THREADS": num_threads or threads()})
+        return openvino.Core().compile_model(str(xml), "CPU", cpu_properties(num_threads))
     except RuntimeError as error:
-        raise ValueError(
-            f"can't compile {xml} ({str(error).strip().splitlines()[-1]}); the directory is damaged: export it again"
-        ) from error
+        raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); the directory is damaged: export it again") from error
 
 
 def ir_file(directory: Path | str) -> Path:

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
-from gpt2opt.measure.quality import measure_quality
+from gpt2opt.measure.quality import score_text
 from gpt2opt.report.results import Quality
 from gpt2opt.sources.docs_corpus import HELD_OUT, TRAINING, training_documents
 from gpt2opt.sources.docstrings import Document
@@ -175,22 +175,14 @@ def score_held_out(folder: Path) -> tuple[Quality, float]:
 
     Returns:
         The model's `Quality`, and the bits a byte of `xz -9e` on the same bytes. xz looks back over all of the text, the model over
-        its context only, of which at least the half is filled (stride 256).
+        its context only, of which at least half is always filled.
     """
     text = "\n\n".join(document.text for document in take_bytes(find_texts("docs").score, HELD_OUT_BYTES))
     data = text.encode()
     tokenizer, model = load_model(folder)
-    ids = tokenizer(text, verbose=False).input_ids
-    context = model.config.n_positions
+    stride = model.config.n_positions // 2
     with torch.inference_mode():
-        quality = measure_quality(
-            lambda rows: model(rows, use_cache=False).logits,
-            ids,
-            num_bytes=len(data),
-            label="documentation of held-out packages",
-            window=context,
-            stride=context // 2,
-        )
+        quality = score_text(lambda ids: model(ids, use_cache=False).logits, tokenizer, text, "held-out packages", stride)
     return quality, 8 * len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)) / len(data)
 
 

@@ -35,6 +35,7 @@ def measure_latency(
         new_tokens: tokens a run generates, the first included; at least 2.
         runs: timed runs. Each gives one TTFT sample and new_tokens − 1 TPOT samples.
         warmup_runs: runs before these, not timed: they fill caches and compile kernels.
+        batch_size: sequences the decoder works on at once; recorded with the result.
         synchronize: called before every reading of the clock; a GPU needs it, since its calls return before their work is done.
 
     Raises:

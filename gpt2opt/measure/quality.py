@@ -38,7 +38,7 @@ def sum_token_nll(logits: Tensor, targets: Tensor, scored: Tensor) -> tuple[Tens
     """
     if int(targets.max()) >= logits.shape[-1]:
         raise ValueError(f"token id {int(targets.max())} is outside the model's {logits.shape[-1]} tokens; use the model's own tokenizer")
-    nll = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    nll = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
     nll = torch.where(scored, nll, 0.0)
     if not torch.isfinite(nll).all():
         raise ValueError("the model gave logits that are not finite; its weights are damaged or overflow in this dtype")
@@ -65,8 +65,26 @@ def windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, in
         start += stride
 
 
+def score_text(logits: Logits, tokenizer, text: str, label: str, stride: int | None = None) -> Quality:
+    """Tokenize a text in one go and score all of it, in windows of the model's context, at most 1024 tokens.
+
+    Args:
+        logits: the model under test.
+        tokenizer: its own; `model_max_length` is the model's context.
+        text: what is scored.
+        label: what the text is.
+        stride: how far the window moves; a whole window unless told.
+
+    Raises:
+        ValueError: as `measure_quality`.
+    """
+    window = min(1024, tokenizer.model_max_length)
+    ids = tokenizer(text, verbose=False).input_ids
+    return measure_quality(logits, ids, num_bytes=len(text.encode()), label=label, window=window, stride=stride or window)
+
+
 def measure_quality(
-    logits: Logits, token_ids: Sequence[int], *, num_bytes: int, label: str, window: int, stride: int, batch_size: int = 4
+    logits: Logits, token_ids: Sequence[int], *, num_bytes: int, label: str, window: int, stride: int, batch_size: int = 2
 ) -> Quality:
     """Score a text.
 
@@ -91,7 +109,8 @@ def measure_quality(
         rows = torch.stack([ids[start:end] for start, end, _ in batch])
         targets = torch.stack([ids[start + 1 : end + 1] for start, end, _ in batch])
         scored = torch.stack([torch.arange(start + 1, end + 1) >= first for start, end, first in batch])
-        row_nats, row_tokens = sum_token_nll(torch.as_tensor(logits(rows)).cpu(), targets, scored)
+        out = torch.as_tensor(logits(rows))
+        row_nats, row_tokens = sum_token_nll(out, targets.to(out.device), scored.to(out.device))
         nats += row_nats.tolist()
         tokens += row_tokens.tolist()
     protocol = f"{label} | window {window}, stride {stride} | {sum(tokens)} tokens"

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ class Trace:
     path: Path
     size_bytes: int
     operators: dict[str, float]
-    """Operator -> seconds spent in it and not in the operators it calls, largest first."""
+    """Operator -> seconds spent in it and not in the operators it calls, on the GPU if there is one, largest first."""
 
 
 def record_trace(work: Callable[[], None], log_dir: Path, *, steps: int = 1) -> Trace:
@@ -34,8 +33,9 @@ def record_trace(work: Callable[[], None], log_dir: Path, *, steps: int = 1) -> 
 
     log_dir = Path(log_dir)
     try:
-        shutil.rmtree(log_dir, ignore_errors=True)
-        log_dir.mkdir(parents=True)
+        log_dir.mkdir(parents=True, exist_ok=True)
+        for old in log_dir.glob("*.pt.trace.json*"):
+            old.unlink()
     except OSError as error:
         raise ValueError(f"can't write {log_dir}: {error.strerror}; name a writable directory for traces") from error
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda.is_available() else [])]
@@ -58,10 +58,13 @@ def record_trace(work: Callable[[], None], log_dir: Path, *, steps: int = 1) -> 
         for _ in range(1 + steps):
             work()
             profiler.step()
-    path = next(log_dir.glob("*.pt.trace.json.gz"))
+    path = next(log_dir.glob("*.pt.trace.json.gz"), None)
+    if path is None:
+        raise RuntimeError(f"the profiler wrote no trace into {log_dir}; profile at least one whole step")
     check_trace(path, kernels=cuda.is_available())
-    averages.sort(key=lambda event: -event.self_cpu_time_total)
-    operators = {event.key: event.self_cpu_time_total / 1e6 for event in averages if event.key.startswith("aten::")}
+    own_time = "self_device_time_total" if cuda.is_available() else "self_cpu_time_total"
+    averages.sort(key=lambda event: -getattr(event, own_time))
+    operators = {event.key: getattr(event, own_time) / 1e6 for event in averages if event.key.startswith("aten::")}
     return Trace(path, path.stat().st_size, operators)
 
 

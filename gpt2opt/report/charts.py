@@ -31,30 +31,28 @@ def plot_latency(record: Record) -> list["Axes"]:
 
 
 def plot_perplexity(record: Record) -> list["Axes"]:
-    """Draw the perplexity of every scored model with its 95% interval; controls are hollow."""
+    """Draw the perplexity of every scored model with its 95% interval, one axes a device; controls are hollow."""
     import matplotlib.pyplot as plt
 
-    scored = [(m, control) for m, control in record.measurements() if m.quality]
-    _figure, axes = plt.subplots(figsize=(9, 1 + 0.5 * len(scored)), layout="constrained")
-    for row, (measurement, control) in enumerate(scored):
-        value, (low, high) = measurement.quality.perplexity, measurement.quality.interval()
-        color = _color(measurement)
-        axes.errorbar(
-            value,
-            row,
-            xerr=[[value - low], [high - value]],
-            fmt="o",
-            color=color,
-            capsize=4,
-            markersize=8,
-            mfc="white" if control else color,
-        )
-        axes.annotate(f"{value:.2f}", (value, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
-    axes.set_yticks(range(len(scored)), [_label(m) + (" (control)" if control else "") for m, control in scored])
-    axes.set_ylim(len(scored) - 0.5, -0.7)
-    axes.set(title="Perplexity on held-out text (95% bootstrap interval)", xlabel="perplexity, less is better")
-    axes.grid(axis="x", alpha=0.3)
-    return [axes]
+    controls = [m for m, control in record.measurements() if control]
+    groups = _by_device([m for m, _ in record.measurements() if m.quality])
+    heights = [0.8 + 0.5 * len(group) for group in groups.values()]
+    figure, grid = plt.subplots(
+        len(groups), 1, figsize=(9, 0.5 + sum(heights)), height_ratios=heights, squeeze=False, sharex=True, layout="constrained"
+    )
+    for (device, group), axes in zip(groups.items(), grid[:, 0], strict=True):
+        for row, measurement in enumerate(group):
+            value, (low, high) = measurement.quality.perplexity, measurement.quality.interval()
+            color = _color(measurement)
+            fill = "white" if measurement in controls else color
+            axes.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=4, markersize=8, mfc=fill)
+            axes.annotate(f"{value:.2f}", (value, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
+        axes.set_yticks(range(len(group)), [_label(m) + (" (control)" if m in controls else "") for m in group])
+        axes.set_ylim(len(group) - 0.5, -0.7)
+        axes.set(xlabel=f"perplexity, computed on {device}; less is better")
+        axes.grid(axis="x", alpha=0.3)
+    figure.suptitle("Perplexity on held-out text (95% bootstrap interval)")
+    return list(grid[:, 0])
 
 
 def plot_memory(record: Record) -> list["Axes"]:
@@ -69,19 +67,11 @@ def plot_memory(record: Record) -> list["Axes"]:
         disk.set(title="Weights on disk", xlabel="MB, less is better")
         on_gpu = group[0].memory.peak_vram_bytes is not None
         peaks = [m.memory.peak_vram_bytes if on_gpu else m.memory.peak_rss_bytes for m in group]
-        _bars(peak, group, [(value or 0) / 1e6 for value in peaks], None, "MB")
+        _bars(peak, group, [None if value is None else value / 1e6 for value in peaks], None, "MB")
         if not on_gpu:
-            start = [(m.memory.start_rss_bytes or 0) / 1e6 for m in group]
-            peak.barh(
-                range(len(group)),
-                start,
-                height=0.6,
-                color="white",
-                alpha=0.55,
-                hatch="//",
-                edgecolor="grey",
-                label="libraries, no model yet",
-            )
+            started = {row: m.memory.start_rss_bytes / 1e6 for row, m in enumerate(group) if m.memory.start_rss_bytes is not None}
+            style = {"height": 0.6, "color": "white", "alpha": 0.55, "hatch": "//", "edgecolor": "grey"}
+            peak.barh(list(started), list(started.values()), label="libraries, no model yet", **style)
             peak.legend(loc="lower right", fontsize=8)
         title = "Peak VRAM of generation" if on_gpu else "Peak RSS of a fresh process that generates"
         peak.set(title=title, xlabel=f"MB on {device}, less is better", yticklabels=[])
@@ -149,7 +139,10 @@ def plot_operators(record: Record, most: int = 10) -> list["Axes"]:
     axes.bar_label(bars, fmt="%.3g ms", padding=3, fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.set(title="Where the time goes: a prompt and three more tokens", xlabel="own time on the CPU, ms")
+    axes.set(
+        title="Where the time goes: a prompt and three more tokens",
+        xlabel=f"own time on {record.stage('1-profile').measurement.device}, ms",
+    )
     return [axes]
 
 
@@ -160,21 +153,17 @@ def _by_device(measurements: list[Measurement]) -> dict[str, list[Measurement]]:
     return groups
 
 
-def _bars(axes: "Axes", group: list[Measurement], values: list[float], p95: list[float] | None, unit: str) -> None:
-    bars = axes.barh(range(len(group)), values, height=0.6, color=[_color(m) for m in group])
-    ends = values
-    if p95:
-        axes.errorbar(
-            values,
-            range(len(group)),
-            xerr=[[0] * len(group), [max(0, p - v) for p, v in zip(p95, values, strict=True)]],
-            fmt="none",
-            color="black",
-            capsize=3,
-        )
-        ends = p95
-    for row, (_bar, value, end) in enumerate(zip(bars, values, ends, strict=True)):
-        axes.annotate(f"{value:.3g} {unit}", (max(end, value), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+def _bars(axes: "Axes", group: list[Measurement], values: list[float | None], p95: list[float] | None, unit: str) -> None:
+    """Draw one bar a measurement, with its value behind it; where nothing was measured there is a word instead of a bar."""
+    for row, (measurement, value) in enumerate(zip(group, values, strict=True)):
+        end = 0.0
+        if value is not None:
+            axes.barh(row, value, height=0.6, color=_color(measurement))
+            end = max(value, p95[row]) if p95 else value
+            if p95:
+                axes.errorbar(value, row, xerr=[[0], [end - value]], fmt="none", color="black", capsize=3)
+        text = "not measured" if value is None else f"{value:.3g} {unit}"
+        axes.annotate(text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(group)), [_label(m) for m in group])
     axes.set_ylim(len(group) - 0.5, -0.5)
     axes.margins(x=0.2)

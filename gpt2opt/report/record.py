@@ -100,6 +100,11 @@ def write_text(path: Path, text: str) -> None:
         handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     except OSError as error:
         raise ValueError(f"can't write {path}: {error.strerror}; name a writable output directory") from error
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(partial, path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(partial, 0o644)  # mkstemp makes it for its owner alone
+        os.replace(partial, path)
+    except OSError:
+        os.unlink(partial)
+        raise

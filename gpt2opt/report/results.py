@@ -48,10 +48,6 @@ class Latency:
     def tpot_p95_s(self) -> float:
         return percentile(self.tpot_samples_s, 0.95)
 
-    @property
-    def tokens_per_s(self) -> float:
-        return self.batch_size / self.tpot_s
-
 
 @dataclass(frozen=True)
 class Memory:

@@ -69,7 +69,7 @@ def stand_in_notice(record: Record) -> str:
         )
     if record.environment["gpu"] is None:
         lines.append("GPU: none; FP16 runs on the CPU, and memory is RAM, not VRAM.")
-    return "\n".join(lines) or "Nothing stands in: real model, real text, real GPU."
+    return "\n".join(lines) or "Nothing stands in: the model and the text are the ones asked for, and FP16 runs on a GPU."
 
 
 def summary_table(record: Record) -> Table:
@@ -89,7 +89,7 @@ def _summary_row(measurement: Measurement, control: bool) -> tuple[str, ...]:
         measurement.device,
         milliseconds(latency.ttft_s) if latency else MISSING,
         f"{milliseconds(latency.tpot_s)} ({milliseconds(latency.tpot_p95_s)})" if latency else MISSING,
-        perplexity(quality) if quality else MISSING,
+        show_perplexity(quality) if quality else MISSING,
         f"{quality.bits_per_byte:.3f}" if quality else MISSING,
         megabytes(memory.weight_bytes) if memory else MISSING,
         peak_memory(measurement),
@@ -106,7 +106,7 @@ def stage_table(record: Record, name: str) -> Table:
 
 
 def audit_table(record: Record) -> Table:
-    """Show, for each kind of matmul, how many are INT8 at run time."""
+    """Show, for each kind of matmul, how many there are, what their weights are stored as and what they run in."""
     audit = record.stage("4-quantize").facts["audit"]
     kinds = dict.fromkeys(name.split(".", 2)[-1] for name in audit["at_run_time"])
     rows = []
@@ -126,7 +126,7 @@ def peak_memory(measurement: Measurement) -> str:
     return f"{megabytes(memory.peak_rss_bytes)} RSS" if memory.peak_rss_bytes is not None else MISSING
 
 
-def perplexity(quality: Quality) -> str:
+def show_perplexity(quality: Quality) -> str:
     low, high = quality.interval()
     return f"{quality.perplexity:.2f} [{low:.2f}, {high:.2f}]"
 

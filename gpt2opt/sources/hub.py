@@ -1,5 +1,6 @@
 """Files of a model hub repository: from the local cache, else from the hub, else not at all; offline costs seconds."""
 
+from functools import cache
 from pathlib import Path
 
 TIMEOUT_S = 3.0
@@ -11,23 +12,24 @@ def cached_snapshot(repo_id: str, patterns: list[str], repo_type: str = "model")
 
     try:
         return Path(snapshot_download(repo_id, repo_type=repo_type, allow_patterns=patterns, local_files_only=True))
-    except OSError:  # LocalEntryNotFoundError is one
+    except (OSError, ValueError):  # not there, or no name that a repository can have
         return None
 
 
 def download_snapshot(repo_id: str, patterns: list[str], repo_type: str = "model") -> Path | None:
     """Return the folder of a repository downloaded now, or None if the hub does not answer within seconds or does not have it."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
         return None
     try:
+        HfApi().repo_info(repo_id, repo_type=repo_type, timeout=TIMEOUT_S)
         return Path(snapshot_download(repo_id, repo_type=repo_type, allow_patterns=patterns, etag_timeout=TIMEOUT_S))
-    except (OSError, HfHubHTTPError, HFValidationError):
+    except (OSError, RuntimeError, ValueError):  # connection, transfer and naming errors of the hub's client
         return None
 
 
+@cache
 def _answers(endpoint: str) -> bool:
     """Ask once, without the retries that the download clients add."""
     import requests

@@ -46,7 +46,7 @@ def find_model(model_id: str = "auto") -> FoundModel:
     repo_id = asked or DEFAULT
     for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
         path = fetch(repo_id, PATTERNS)
-        if path and (path / "model.safetensors").exists():
+        if path and (path / "model.safetensors").exists() and any(path.glob("tokenizer.json")) | any(path.glob("merges.txt")):
             return _checked(FoundModel(repo_id, origin, path))
     if asked:
         raise ValueError(
@@ -70,18 +70,32 @@ def load_model(path: Path, dtype: str = "float32"):
         ValueError: the directory is missing, damaged or not a GPT-2.
     """
     import torch
-    from transformers import AutoTokenizer, GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel
 
     path = Path(path)
     check_gpt2(path)
     try:
-        model = GPT2LMHeadModel.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        model, found = GPT2LMHeadModel.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True)
     except Exception as error:  # each file format has errors of its own for a file cut short
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"can't load the model in {path} ({reason}); the directory is damaged: write or download it again") from error
+        raise ValueError(
+            f"can't load the model in {path} ({error!r:.200}); the directory is damaged: write or download it again"
+        ) from error
+    if found["missing_keys"]:  # transformers would fill these with random numbers
+        lost = ", ".join(sorted(found["missing_keys"])[:3])
+        raise ValueError(f"the model in {path} lacks {len(found['missing_keys'])} tensors ({lost}, …); write or download it again")
+    tokenizer = load_tokenizer(path)
     tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.n_positions)  # some are saved without one
     return tokenizer, model.eval()
+
+
+def load_tokenizer(path: Path | str):
+    """Load the tokenizer in a directory, or raise ValueError if there is none that works."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # as above
+        raise ValueError(f"can't load the tokenizer in {path} ({error!r:.200}); save it there with save_pretrained()") from error
 
 
 def check_gpt2(path: Path) -> None:
@@ -92,8 +106,9 @@ def check_gpt2(path: Path) -> None:
         raise ValueError(f"no config.json in {path}; name a directory that a GPT-2 was saved to") from error
     except ValueError as error:
         raise ValueError(f"{path / 'config.json'} is not JSON; the directory is damaged: write or download it again") from error
-    if config.get("model_type") != "gpt2":
-        raise ValueError(f"the model in {path} is {config.get('model_type')!r}, expected 'gpt2'; name a GPT-2 of any size")
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type != "gpt2":
+        raise ValueError(f"the model in {path} is {model_type!r}, expected 'gpt2'; name a GPT-2 of any size")
 
 
 def _checked(found: FoundModel) -> FoundModel:

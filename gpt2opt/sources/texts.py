@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ WIKITEXT = "Salesforce/wikitext"
 WIKITEXT_FOLDER = "wikitext-2-raw-v1"
 WIKITEXT_SPLITS = {"fine_tune": "train", "calibration": "validation", "score": "test"}
 WIKITEXT_TITLE = re.compile(r"^ = [^=].* = $", re.MULTILINE)
+FILE_BLOCK = 2000
 SHARES = {"fine_tune": 0.75, "calibration": 0.1, "score": 0.15}
 
 
@@ -74,7 +75,7 @@ def divide(name: str, origin: str, documents: Iterable[Document], stand_in: bool
     """
     parts: dict[str, list[Document]] = {part: [] for part in SHARES}
     for document in documents:
-        draw = int.from_bytes(hashlib.sha256(document.name.encode()).digest()[:4]) / 2**32
+        draw = int.from_bytes(hashlib.sha256(document.name.encode()).digest()[:4], "big") / 2**32
         part = "fine_tune" if draw < SHARES["fine_tune"] else "score" if draw < 1 - SHARES["calibration"] else "calibration"
         parts[part].append(document)
     for documents_of_part in parts.values():
@@ -111,9 +112,19 @@ def _docs(origin: str, stand_in: bool) -> Texts:
 
 
 def _from_file(path: Path, origin: str) -> Texts:
-    text = read_text(path)
-    blocks = [block for block in re.split(r"\n\s*\n", text) if block.strip()]
-    return divide(path.name, origin, (Document(f"{path.name}#{i}", block) for i, block in enumerate(blocks)))
+    return divide(path.name, origin, [Document(f"{path.name}#{i}", text) for i, text in enumerate(_blocks(read_text(path)))])
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Cut a text at blank lines, into blocks of at least FILE_BLOCK characters."""
+    block = ""
+    for paragraph in re.split(r"\n\s*\n", text):
+        block = f"{block}\n\n{paragraph}" if block else paragraph
+        if len(block) >= FILE_BLOCK:
+            yield block
+            block = ""
+    if block.strip():
+        yield block
 
 
 def read_text(path: Path) -> str:
@@ -141,7 +152,9 @@ def _wikitext_split(folder: Path, split: str) -> tuple[Document, ...]:
     """Return one document an article. The rows are joined as they stand: each ends in its own newline."""
     import pyarrow.parquet
 
-    rows = pyarrow.parquet.read_table(next(folder.glob(f"{split}-*.parquet")))["text"].to_pylist()
+    rows = [row for path in sorted(folder.glob(f"{split}-*.parquet")) for row in pyarrow.parquet.read_table(path)["text"].to_pylist()]
+    if not rows:
+        raise ValueError(f"no rows of the split {split!r} in {folder}; remove the folder, so that it is downloaded anew")
     text = "".join(rows)
     starts = [match.start() for match in WIKITEXT_TITLE.finditer(text)] or [0]
     ends = [*starts[1:], len(text)]

@@ -9,9 +9,9 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, Trai
 from gpt2opt.environment import set_seed
 from gpt2opt.report.results import Measurement, StageResult, hash_weights
 from gpt2opt.sources.models import load_model
-from gpt2opt.sources.texts import take_bytes, token_rows
+from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import profile, prune
-from gpt2opt.stages.run import Run, device, measure_torch, stopwatch
+from gpt2opt.stages.run import Run, device, fine_tune_texts, measure_torch, stopwatch
 
 NAME = "3-finetune"
 IGNORED_LABEL = -100  # what torch's cross-entropy skips
@@ -90,6 +90,7 @@ def create_training_arguments(
         logging_dir=None if log_dir is None else str(log_dir),
         report_to=[] if log_dir is None else ["tensorboard"],
         save_strategy="no",
+        disable_tqdm=False,  # a progress bar even where the log level is quiet
         seed=seed,
     )
 
@@ -139,8 +140,7 @@ def _tune(run: Run, before: Path, folder: Path, log_dir: Path | None) -> tuple[l
     set_seed(settings.seed)
     tokenizer, model = load_model(before)
     prepare_tokenizer_for_padding(tokenizer, model)
-    texts = [document.text for document in take_bytes(run.texts.fine_tune, settings.fine_tune_bytes)]
-    rows = tokenize_dataset(Dataset.from_dict({"text": texts}), tokenizer, settings.sequence_length)
+    rows = tokenize_dataset(Dataset.from_dict({"text": fine_tune_texts(run)}), tokenizer, settings.sequence_length)
     if log_dir is not None:
         _empty(log_dir)
     with tempfile.TemporaryDirectory() as scratch:

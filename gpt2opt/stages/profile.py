@@ -49,13 +49,7 @@ def run_profile(run: Run) -> StageResult:
 def trace_generation(run: Run, tokenizer, model):
     """Profile a prompt and three further tokens into `traces/`."""
     decoder = TorchDecoder(model, torch.tensor([prompt_ids(run, tokenizer)], device=device()))
-
-    def generate() -> None:
-        decoder.start()
-        for _ in range(3):
-            decoder.step()
-
-    return record_trace(generate, run.traces / NAME)
+    return record_trace(lambda: decoder.generate(4), run.traces / NAME)
 
 
 @torch.inference_mode()

@@ -9,9 +9,9 @@ from transformers import GPT2LMHeadModel
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.report.results import Measurement, StageResult, hash_weights
 from gpt2opt.sources.models import load_model
-from gpt2opt.sources.texts import take_bytes, token_rows
+from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import profile
-from gpt2opt.stages.run import Run, check_fraction, device, logits_from_torch, measure_torch, prompt_ids, stopwatch
+from gpt2opt.stages.run import Run, check_fraction, device, fine_tune_texts, logits_from_torch, measure_torch, prompt_ids, stopwatch
 
 NAME = "2-prune"
 IMPORTANCE_BATCHES, IMPORTANCE_BATCH_SIZE = 8, 4
@@ -90,16 +90,25 @@ def prune_attention_heads(model: GPT2LMHeadModel, prune_fraction: float = 0.2, i
         raise ValueError(f"importance has shape {np.shape(importance)}, expected {(len(blocks), heads)}: (layers, heads) of this model")
     if count:
         dtype = model.dtype
-        model.prune_heads({layer: np.argsort(row, kind="stable")[:count].tolist() for layer, row in enumerate(importance)})
+        model.prune_heads(
+            {layer: _original_numbers(blocks[layer], np.argsort(row, kind="stable")[:count]) for layer, row in enumerate(importance)}
+        )
         model.to(dtype)  # the cut layers come back in FP32
     return model
+
+
+def _original_numbers(block, heads: np.ndarray) -> list[int]:
+    """Translate positions among the heads that are left into the numbers that they had at first, which transformers asks for."""
+    total = block.attn.num_heads + len(block.attn.pruned_heads)
+    left = [head for head in range(total) if head not in block.attn.pruned_heads]
+    return [left[head] for head in heads]
 
 
 def heads_to_prune(heads: int, prune_fraction: float) -> int:
     """Return floor(heads × fraction), checked to leave at least one head."""
     check_fraction(prune_fraction)
     # 0.7 × 10 is 6.999…: without the tolerance floor() would take one head too few.
-    return int(heads * prune_fraction + 1e-9)
+    return min(heads - 1, int(heads * prune_fraction + 1e-9))
 
 
 def run_prune(run: Run) -> StageResult:
@@ -108,7 +117,7 @@ def run_prune(run: Run) -> StageResult:
     fraction = run.settings.prune_fraction
     with stopwatch() as seconds:
         tokenizer, model = load_model(before)
-        heads, parameters = model.config.n_head, model.num_parameters()
+        heads, parameters = model.transformer.h[0].attn.num_heads, model.num_parameters()
         count = heads_to_prune(heads, fraction)
         importance = head_importance(model.to(device()), _importance_batches(run, tokenizer))
         prune_attention_heads(model, fraction, importance)
@@ -129,12 +138,11 @@ def run_prune(run: Run) -> StageResult:
     return stage
 
 
-def _importance_batches(run: Run, tokenizer) -> torch.Tensor:
-    """Return rows of the fine-tuning text, (batches, B, T): heads are chosen on text that is never scored."""
+def _importance_batches(run: Run, tokenizer) -> tuple[torch.Tensor, ...]:
+    """Return rows of the fine-tuning text, each batch (B, T): heads are chosen on text that is never scored."""
     settings = run.settings
     count = IMPORTANCE_BATCHES * IMPORTANCE_BATCH_SIZE
-    documents = take_bytes(run.texts.fine_tune, settings.fine_tune_bytes)
-    rows = token_rows([d.text for d in documents], tokenizer, settings.sequence_length)
+    rows = token_rows(fine_tune_texts(run), tokenizer, settings.sequence_length)
     whole = [row for row in rows if len(row) == settings.sequence_length][:count]
     return torch.tensor(whole).split(IMPORTANCE_BATCH_SIZE)
 

@@ -11,16 +11,15 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.deploy.audit import audit_int8
 from gpt2opt.deploy.ir import LinearCalibration, export_ir, fake_quantize, linearize
-from gpt2opt.deploy.runtime import PROPERTIES, load_ir
-from gpt2opt.environment import has_int8_dot_product, threads
+from gpt2opt.deploy.runtime import cpu_properties, load_ir
+from gpt2opt.environment import has_int8_dot_product
 from gpt2opt.report.results import Int8Audit, StageResult, hash_weights
 from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import finetune
-from gpt2opt.stages.run import Run, measure_ir, prompt_ids, stopwatch
+from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run, measure_ir, prompt_ids, stopwatch
 
 NAME = "4-quantize"
-MIN_CALIBRATION_SEQUENCES = 8
 
 
 def prepare_calibration_dataset(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int = 256, limit: int = 64) -> Dataset:
@@ -141,7 +140,7 @@ def run_quantize(run: Run) -> StageResult:
             "expected_matmuls": len(audit.expected),
             "int8_share_of_bytes": audit.int8_share,
             "int8_dot_product": has_int8_dot_product(),
-            "runtime_properties": {**PROPERTIES, "INFERENCE_NUM_THREADS": threads()},
+            "runtime_properties": cpu_properties(),
             "optimum_generates_the_same": optimum_generates_the_same(run, folder, tokenizer),
         }
         stage = StageResult(NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (control,), facts)
@@ -155,9 +154,9 @@ def optimum_generates_the_same(run: Run, folder: Path, tokenizer) -> bool:
 
     ids = torch.tensor([prompt_ids(run, tokenizer)])
     count = run.settings.new_tokens
-    theirs = OVModelForCausalLM.from_pretrained(folder, ov_config={**PROPERTIES, "INFERENCE_NUM_THREADS": str(threads())})
+    theirs = OVModelForCausalLM.from_pretrained(folder, ov_config=cpu_properties())
+    theirs.generation_config.eos_token_id = None  # go on after end-of-text, as our runtime does
     generated = theirs.generate(
-        ids, attention_mask=torch.ones_like(ids), min_new_tokens=count, max_new_tokens=count, do_sample=False,
-        pad_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=tokenizer.eos_token_id
+    )
     return generated[0, ids.shape[1] :].tolist() == load_ir(folder).generate(ids.numpy(), count)[0].tolist()

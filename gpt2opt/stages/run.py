@@ -2,6 +2,7 @@
 
 import datetime
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +16,13 @@ from gpt2opt import environment
 from gpt2opt.deploy.runtime import generate_from_ir, load_ir
 from gpt2opt.measure.latency import measure_latency
 from gpt2opt.measure.memory import in_fresh_process, peak_vram
-from gpt2opt.measure.quality import measure_quality
+from gpt2opt.measure.quality import score_text
 from gpt2opt.report.record import Record, Settings
 from gpt2opt.report.results import Latency, Measurement, Memory, Quality, weight_files
 from gpt2opt.sources.models import FoundModel, find_model, load_model
-from gpt2opt.sources.texts import Texts, find_texts, take_bytes
+from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
+
+MIN_CALIBRATION_SEQUENCES = 8
 
 
 @dataclass
@@ -42,7 +45,12 @@ class Run:
     def finish(self, stage) -> None:
         """Put a stage's result into the record, and the record on disk."""
         self.record.add(stage)
-        self.record.write(self.out / "run.json")
+        self.write()
+
+    def write(self) -> None:
+        """Write the record; beside the traces too, since these are handed in with the notebook and the weights are not."""
+        for folder in (self.out, self.traces):
+            self.record.write(folder / "run.json")
 
 
 def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifacts", traces: str | Path = "traces", **settings) -> Run:
@@ -65,14 +73,9 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
     if not chosen.epochs > 0:
         raise ValueError(f"epochs={chosen.epochs}, expected more than 0; 1 to 5 is usual")
     found, texts = find_model(model), find_texts(text)
-    out = Path(out)
-    try:
-        if (out / "run.json").exists():
-            for old in out.glob("[1-4]-*"):
-                shutil.rmtree(old)
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"can't write {out}: {error.strerror}; name a writable output directory") from error
+    tokenizer, _ = load_model(found.path)
+    _check_lengths(texts, chosen, tokenizer)
+    out, traces = _writable(Path(out)), _writable(Path(traces))
     environment.set_seed(chosen.seed)
     torch.set_num_threads(environment.threads())
     sources = {
@@ -80,9 +83,42 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
         "text": {"name": texts.name, "origin": texts.origin, "stand_in": texts.stand_in, "revision": texts.revision},
     }
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    run = Run(out, Path(traces), found, texts, Record(created, environment.describe(), sources, chosen))
-    run.record.write(out / "run.json")
+    run = Run(out, traces, found, texts, Record(created, environment.describe(), sources, chosen))
+    for old in [path for pattern in ("[1-4]-*", ".[1-4]-*") for path in out.glob(pattern)]:
+        shutil.rmtree(old)
+    run.write()
     return run
+
+
+def _check_lengths(texts: Texts, settings: Settings, tokenizer) -> None:
+    """Raise ValueError if a part of the text is too short for what a later stage needs of it, before any stage has begun."""
+    length = settings.sequence_length
+    counts = {
+        "scored": len(tokenizer(scored_text(texts, settings), verbose=False).input_ids) // (settings.prompt_tokens + 1),
+        "fine-tuning": whole_rows([d.text for d in take_bytes(texts.fine_tune, settings.fine_tune_bytes)], tokenizer, length),
+        "calibration": whole_rows([d.text for d in texts.calibration], tokenizer, length) // MIN_CALIBRATION_SEQUENCES,
+    }
+    short = [part for part, count in counts.items() if not count]
+    if short:
+        raise ValueError(
+            f"the {' and '.join(short)} part of {texts.name} is too short; expected a prompt of {settings.prompt_tokens} tokens in the "
+            f"scored part, a row of {length} in the fine-tuning part and {MIN_CALIBRATION_SEQUENCES} in the calibration part: give a longer text"
+        )
+
+
+def whole_rows(texts: list[str], tokenizer, length: int) -> int:
+    """Count the rows of a full `length` tokens that the texts give."""
+    return sum(len(row) == length for row in token_rows(texts, tokenizer, length))
+
+
+def _writable(folder: Path) -> Path:
+    """Make a folder and return it, or raise ValueError; one that is not writable is found out before hours of work, not after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ValueError(f"can't write {folder}: {error.strerror}; name a writable output directory") from error
 
 
 def check_fraction(prune_fraction: float) -> None:
@@ -117,6 +153,12 @@ class TorchDecoder:
         out = self.model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
         self.past, self.next_ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
 
+    def generate(self, new_tokens: int) -> None:
+        """Read the prompt and generate, for the work of it: what a trace or a memory measurement watches."""
+        self.start()
+        for _ in range(new_tokens - 1):
+            self.step()
+
 
 def measure_torch(run: Run, name: str, folder: Path, *, quality_only: bool = False) -> Measurement:
     """Measure the FP16 model in `folder`: latency, memory and quality.
@@ -143,7 +185,7 @@ def measure_ir(run: Run, name: str, folder: Path, dtype: str, tokenizer) -> Meas
     """Measure the IR in `folder` on the CPU with the same prompt, tokens and threads as the torch models."""
     model = load_ir(folder)
     latency = _latency(run, model.decoder(np.array([prompt_ids(run, tokenizer)])), lambda: None)
-    child = in_fresh_process(generate_from_ir, str(folder), prompt_ids(run, tokenizer), run.settings.new_tokens)
+    child = in_fresh_process(generate_from_ir, str(folder), prompt_ids(run, tokenizer), run.settings.new_tokens, libraries=("openvino",))
     memory = Memory(_weight_bytes(folder), child.peak_rss_bytes, child.start_rss_bytes)
     quality = score_texts(run, tokenizer, lambda ids: model.logits(ids.numpy()))
     cpu = environment.describe()["cpu"]
@@ -156,7 +198,8 @@ def _latency(run: Run, decoder, synchronize: Callable[[], None]) -> Latency:
 
 
 def _torch_memory(run: Run, prompt: list[int], folder: Path) -> Memory:
-    child = in_fresh_process(generate_from_torch, str(folder), prompt, run.settings.new_tokens)
+    libraries = ("transformers.models.gpt2.modeling_gpt2",)
+    child = in_fresh_process(generate_from_torch, str(folder), prompt, run.settings.new_tokens, libraries=libraries)
     if child.value is not None:
         return Memory(_weight_bytes(folder), peak_vram_bytes=child.value)
     return Memory(_weight_bytes(folder), child.peak_rss_bytes, child.start_rss_bytes)
@@ -168,10 +211,7 @@ def generate_from_torch(folder: str, prompt: list[int], new_tokens: int) -> int 
 
     def generate() -> None:
         _, model = load_model(Path(folder), "float16")
-        decoder = TorchDecoder(model.to(device()), torch.tensor([prompt], device=device()))
-        decoder.start()
-        for _ in range(new_tokens - 1):
-            decoder.step()
+        TorchDecoder(model.to(device()), torch.tensor([prompt], device=device())).generate(new_tokens)
 
     return peak_vram(generate)
 
@@ -186,21 +226,23 @@ def logits_from_torch(folder: str, ids: list[list[int]]) -> np.ndarray:
 
 def score_texts(run: Run, tokenizer, logits) -> Quality:
     """Score the held-out part of the run's text, the same bytes at every stage."""
-    documents = take_bytes(run.texts.score, run.settings.score_bytes)
-    text = "\n\n".join(document.text for document in documents)
-    window = min(1024, tokenizer.model_max_length)
-    ids = tokenizer(text, verbose=False).input_ids
-    label = f"{run.texts.name} {run.texts.revision}, {len(documents)} documents joined by blank lines"
-    return measure_quality(logits, ids, num_bytes=len(text.encode()), label=label, window=window, stride=window)
+    text = scored_text(run.texts, run.settings)
+    label = f"{run.texts.name} {run.texts.revision}, first {len(text.encode()):,} bytes of the scored part, documents joined by blank lines"
+    return score_text(logits, tokenizer, text, label)
+
+
+def scored_text(texts: Texts, settings: Settings) -> str:
+    return "\n\n".join(document.text for document in take_bytes(texts.score, settings.score_bytes))
 
 
 def prompt_ids(run: Run, tokenizer) -> list[int]:
     """Return the prompt of every latency measurement: the first tokens of the scored text."""
-    ids = tokenizer(run.texts.score[0].text, verbose=False).input_ids
-    wanted = run.settings.prompt_tokens
-    if len(ids) < wanted:
-        raise ValueError(f"the first scored document has {len(ids)} tokens, the prompt needs {wanted}; lower prompt_tokens")
-    return ids[:wanted]
+    return tokenizer(scored_text(run.texts, run.settings), verbose=False).input_ids[: run.settings.prompt_tokens]
+
+
+def fine_tune_texts(run: Run) -> list[str]:
+    """Return the texts that are trained on; the importance of heads is estimated on them as well."""
+    return [document.text for document in take_bytes(run.texts.fine_tune, run.settings.fine_tune_bytes)]
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -1,6 +1,9 @@
 """The INC → IR path and its audit, on a pruned model; and INC's own trap, shown on the model as it comes."""
 
+import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -101,15 +104,22 @@ def test_the_embedding_shares_the_heads_tensor(quantized, pruned):
 def test_optimum_loads_the_directory_and_generates_the_same(quantized, ids):
     folder, _ = quantized
     prompt = torch.from_numpy(ids[:1, :8])
-    theirs = OVModelForCausalLM.from_pretrained(folder, ov_config=PROPERTIES).generate(
-        prompt, attention_mask=torch.ones_like(prompt), min_new_tokens=12, max_new_tokens=12, do_sample=False, pad_token_id=0
+    model = OVModelForCausalLM.from_pretrained(folder, ov_config=PROPERTIES)
+    model.generation_config.eos_token_id = None
+    theirs = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False, pad_token_id=0)
+    assert theirs[0, 8:].tolist() == load_ir(folder).generate(prompt.numpy(), 12)[0].tolist()
+
+
+def test_generating_from_the_ir_loads_no_torch(quantized):
+    """What the RAM of INT8 is measured on: a process with openvino and numpy alone."""
+    code = (
+        "import json, sys; from gpt2opt.deploy.runtime import generate_from_ir; generate_from_ir(sys.argv[1], [1, 2, 3], 2);"
+        "print(json.dumps(sorted(sys.modules)))"
     )
-    # `min_new_tokens` forbids end-of-text, which a greedy choice of ours might be.
-    ours = load_ir(folder).generate(prompt.numpy(), 12)
-    stop = np.flatnonzero(ours[0] == 0)
-    length = stop[0] if len(stop) else 12
-    assert length > 0
-    assert theirs[0, 8 : 8 + length].tolist() == ours[0, :length].tolist()
+    done = subprocess.run([sys.executable, "-c", code, str(quantized[0])], capture_output=True, text=True, check=True)
+    modules = json.loads(done.stdout)
+    assert "openvino" in modules
+    assert "torch" not in modules
 
 
 def test_the_cache_gives_what_reading_the_whole_text_gives(quantized, ids):
@@ -138,6 +148,14 @@ def test_the_audit_fails_when_only_the_head_was_converted(pruned, tokenizer, ran
 def test_the_audit_fails_when_one_matmul_was_left_out(pruned, tokenizer, ranges, missing, tmp_path):
     export_ir(fake_quantize(linearize(pruned), {k: v for k, v in ranges.items() if not k.endswith(missing)}), tokenizer, tmp_path / "one")
     assert [line.split(":")[0] for line in audit_int8(tmp_path / "one", must_pass=False).failures] == [missing]
+
+
+def test_the_audit_misses_a_layer_that_is_not_in_the_graph(quantized, tmp_path):
+    folder = tmp_path / "short"
+    shutil.copytree(quantized[0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "n_layer": 3}))
+    assert len(audit_int8(folder, must_pass=False).failures) == 4
 
 
 def test_a_matmul_that_is_not_found_fails():
