@@ -100,7 +100,7 @@ def test_wrong_input_gets_one_line_and_exit_code_2(case, model_dir, text_file, t
     shutil.copytree(model_dir, tmp_path / "cut")
     (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut")
     places |= {"cut": tmp_path / "cut", "few": tmp_path / "few"}
-    places["few"].write_text("\n\n".join(f"A block of words, number {n}. " * 80 for n in range(30)))
+    places["few"].write_text("\n\n".join(f"{n}{' graph' * 340}" for n in range(30)))  # about a row of tokens a block
     (tmp_path / "artifacts" / "1-profile").mkdir(parents=True)  # an earlier run's results
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)

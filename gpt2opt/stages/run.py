@@ -102,7 +102,8 @@ def _check_lengths(texts: Texts, settings: Settings, tokenizer) -> None:
     if short:
         raise ValueError(
             f"the {' and '.join(short)} part of {texts.name} is too short; expected a prompt of {settings.prompt_tokens} tokens in the "
-            f"scored part, a row of {length} in the fine-tuning part and {MIN_CALIBRATION_SEQUENCES} in the calibration part: give a longer text"
+            f"scored part, a row of {length} in the fine-tuning part and {MIN_CALIBRATION_SEQUENCES} in the calibration part: "
+            "give a longer text"
         )
 
 
