@@ -38,6 +38,8 @@ _HOMES = {
     "find_model": "sources.models",
     "load_model": "sources.models",
     "find_texts": "sources.texts",
+    "score_model": "stages.score",
+    "score_text": "measure.quality",
     "run_finetune": "stages.finetune",
     "tokenize_dataset": "stages.finetune",
     "load_fp16_model": "stages.profile",
