@@ -142,3 +142,5 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
     for name in ("neural_compressor", "nncf", "optimum", "transformers", "torch", "openvino"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # This one logs an error and then goes on by another way, which succeeds.
+    logging.getLogger("openvino.frontend.pytorch.utils").setLevel(logging.CRITICAL)

@@ -78,9 +78,14 @@ def score_text(logits: Logits, tokenizer, text: str, label: str, stride: int | N
     Raises:
         ValueError: as `measure_quality`.
     """
-    window = min(1024, tokenizer.model_max_length)
+    window = window_length(tokenizer)
     ids = tokenizer(text, verbose=False).input_ids
     return measure_quality(logits, ids, num_bytes=len(text.encode()), label=label, window=window, stride=stride or window)
+
+
+def window_length(tokenizer) -> int:
+    """Return how many tokens are read at once: the model's context, at most 1024."""
+    return min(1024, tokenizer.model_max_length)
 
 
 def measure_quality(

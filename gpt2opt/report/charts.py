@@ -84,15 +84,15 @@ def plot_tradeoff(record: Record) -> list["Axes"]:
     import matplotlib.pyplot as plt
 
     groups = _by_device([m for m, _ in record.measurements() if m.latency and m.quality and m.memory])
-    figure, grid = plt.subplots(1, len(groups), figsize=(8 * len(groups), 4.5), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(1, len(groups), figsize=(9.5 * len(groups), 4.5), squeeze=False, layout="constrained")
     for (device, group), axes in zip(groups.items(), grid[0], strict=True):
         for measurement in group:
             x, y = measurement.latency.tpot_s * 1e3, measurement.quality.perplexity
             size = measurement.memory.weight_bytes / 1e6
-            axes.scatter(x, y, s=60 + 30 * size, color=_color(measurement), alpha=0.6)
-            axes.annotate(
-                f"{_label(measurement)}\n{size:.3g} MB", (x, y), xytext=(0, 16), textcoords="offset points", ha="center", fontsize=8
-            )
+            axes.scatter(x, y, s=60 + 30 * size, color=_color(measurement), alpha=0.6, label=f"{_label(measurement)}, {size:.3g} MB")
+        legend = axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9, frameon=False)
+        for handle in legend.legend_handles:
+            handle.set_sizes([60])
         axes.margins(0.25)
         axes.set(title="Quality, speed and size", xlabel=f"time per output token, ms on {device}", ylabel="perplexity")
         axes.grid(alpha=0.3)

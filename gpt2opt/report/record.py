@@ -20,7 +20,7 @@ class Settings:
     prune_fraction: float = 0.2
     epochs: float = 1
     learning_rate: float = 5e-4
-    fine_tune_bytes: int = 420_000
+    fine_tune_bytes: int = 300_000
     score_bytes: int = 100_000
     calibration_sequences: int = 64
     sequence_length: int = 256

@@ -16,7 +16,7 @@ from gpt2opt import environment
 from gpt2opt.deploy.runtime import generate_from_ir, load_ir
 from gpt2opt.measure.latency import measure_latency
 from gpt2opt.measure.memory import in_fresh_process, peak_vram
-from gpt2opt.measure.quality import score_text
+from gpt2opt.measure.quality import score_text, window_length
 from gpt2opt.report.record import Record, Settings
 from gpt2opt.report.results import Latency, Measurement, Memory, Quality, weight_files
 from gpt2opt.sources.models import FoundModel, find_model, load_model
@@ -92,17 +92,17 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
 
 def _check_lengths(texts: Texts, settings: Settings, tokenizer) -> None:
     """Raise ValueError if a part of the text is too short for what a later stage needs of it, before any stage has begun."""
-    length = settings.sequence_length
+    length, context = settings.sequence_length, window_length(tokenizer)
     counts = {
         "scored": len(tokenizer(scored_text(texts, settings), verbose=False).input_ids) // (settings.prompt_tokens + 1),
         "fine-tuning": whole_rows([d.text for d in take_bytes(texts.fine_tune, settings.fine_tune_bytes)], tokenizer, length),
-        "calibration": whole_rows([d.text for d in texts.calibration], tokenizer, length) // MIN_CALIBRATION_SEQUENCES,
+        "calibration": whole_rows([d.text for d in texts.calibration], tokenizer, context) // MIN_CALIBRATION_SEQUENCES,
     }
     short = [part for part, count in counts.items() if not count]
     if short:
         raise ValueError(
             f"the {' and '.join(short)} part of {texts.name} is too short; expected a prompt of {settings.prompt_tokens} tokens in the "
-            f"scored part, a row of {length} in the fine-tuning part and {MIN_CALIBRATION_SEQUENCES} in the calibration part: "
+            f"scored part, a row of {length} in the fine-tuning part and {MIN_CALIBRATION_SEQUENCES} of {context} in the calibration part: "
             "give a longer text"
         )
 

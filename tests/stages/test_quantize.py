@@ -13,11 +13,17 @@ from optimum.intel import OVModelForCausalLM
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2opt.deploy.audit import audit_int8
-from gpt2opt.deploy.ir import export_ir, fake_quantize, linearize
+from gpt2opt.deploy.ir import LinearCalibration, export_ir, fake_quantize, linearize
 from gpt2opt.deploy.runtime import PROPERTIES, continue_text, load_ir
 from gpt2opt.report.results import Int8Audit
 from gpt2opt.stages.prune import prune_attention_heads
-from gpt2opt.stages.quantize import calibrate, prepare_calibration_dataset, quantize_int8
+from gpt2opt.stages.quantize import (
+    calibrate,
+    keep_sums_in_16_bits,
+    prepare_calibration_dataset,
+    quantize_int8,
+    read_calibration,
+)
 from tests.conftest import make_model, sample_text
 
 
@@ -76,6 +82,34 @@ def test_a_calibrated_weight_lies_within_half_a_step_of_the_models(pruned, range
     for name, found in ranges.items():
         error = (linear.get_submodule(name).weight - found.weight).abs()
         assert (error <= 0.5001 * found.weight_scale.float()[:, None]).all()
+
+
+def test_a_7_bit_weight_keeps_two_products_in_16_bits():
+    weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    scale = weight.abs().amax(1).double() / 127.5
+    eight = LinearCalibration((torch.round(weight / scale[:, None]) * scale[:, None]).float(), scale, 0.1, 128)
+    seven = keep_sums_in_16_bits(eight, weight)
+    steps = seven.weight.double() / seven.weight_scale[:, None]
+    assert 2 * 255 * steps.abs().max() <= 2**15 - 1 < 2 * 255 * (eight.weight.double() / scale[:, None]).abs().max()
+    assert (seven.weight - weight).abs().max() <= seven.weight_scale.max() * 1.01
+    assert (seven.input_scale, seven.input_zero_point) == (eight.input_scale, eight.input_zero_point)
+
+
+def test_the_same_range_is_read_whether_inc_took_128_steps_or_256():
+    weight = torch.quantize_per_channel(torch.ones(2, 3), torch.tensor([0.1, 0.1]), torch.tensor([0, 0]), 0, torch.qint8)
+
+    def read(scale: float, zero_point: int, reduced: bool) -> LinearCalibration:
+        state = {
+            "x.module._packed_params._packed_params": (weight, None),
+            "x.module_input_scale_0": torch.tensor(scale),
+            "x.module_input_zero_point_0": torch.tensor(zero_point),
+            "best_configure": {"reduce_range": reduced},
+        }
+        return read_calibration(state)["x"]
+
+    halved, full = read(0.255, 64, True), read(0.127, 128, False)
+    assert halved.input_scale == pytest.approx(full.input_scale)
+    assert abs(halved.input_zero_point - full.input_zero_point) <= 1
 
 
 def test_every_matmul_is_int8_in_the_file_and_at_run_time(quantized):
