@@ -3,9 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["MPLBACKEND"] = "agg"
 
-import warnings
 from pathlib import Path
 
 import pytest
@@ -70,10 +68,3 @@ def text_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(sample_text())
     return path
-
-
-@pytest.fixture(autouse=True)
-def quiet_libraries():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

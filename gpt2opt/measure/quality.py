@@ -32,6 +32,7 @@ def sum_token_nll(logits: Tensor, targets: Tensor, scored: Tensor) -> tuple[Tens
     Example:
         Uniform logits over V = 4 cost ln 4 nats a target, so perplexity is 4:
 
+        >>> import math
         >>> nats, tokens = sum_token_nll(torch.zeros(1, 2, 4), torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.bool))
         >>> tokens.item(), round(math.exp(nats.item() / tokens.item()), 4)
         (2, 4.0)

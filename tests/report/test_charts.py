@@ -1,7 +1,10 @@
+import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
 from gpt2opt.report import charts
+
+matplotlib.use("agg")
 
 
 @pytest.fixture(autouse=True)
