@@ -14,6 +14,7 @@ import pytest
 
 from gpt2opt.report.notebook import execute_notebook
 from gpt2opt.report.record import read_record
+from tests.conftest import committed
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "project.ipynb"
@@ -84,20 +85,27 @@ def test_a_file_that_is_no_notebook_is_refused(tmp_path):
             execute_notebook(tmp_path / name)
 
 
-def test_the_committed_notebook_was_run_and_gives_nothing_away():
-    cells = code_cells(NOTEBOOK)
+@pytest.fixture(scope="module")
+def handed_in(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("committed")
+    for path in ("project.ipynb", "traces/run.json"):
+        (folder / Path(path).name).write_bytes(committed(path))
+    return folder
+
+
+def test_the_committed_notebook_was_run_and_gives_nothing_away(handed_in):
+    cells = code_cells(handed_in / "project.ipynb")
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert charts(cells) >= 5
     assert max(len(cell.source.splitlines()) for cell in cells) <= 15
     outputs = [output for cell in cells for output in cell.outputs]
     assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
-    content = NOTEBOOK.read_text()
+    content = (handed_in / "project.ipynb").read_text()
     assert not re.search(r"/(?:home|root|tmp|Users)/\w", content)
     assert not re.search(r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9]{20,}", content)
 
 
-def test_the_committed_notebook_shows_the_committed_record():
-    content = "".join(json.dumps(cell.outputs) for cell in code_cells(NOTEBOOK))
-    record = read_record(ROOT / "traces" / "run.json")
-    for measurement, _ in record.measurements():
+def test_the_committed_notebook_shows_the_committed_record(handed_in):
+    content = "".join(json.dumps(cell.outputs) for cell in code_cells(handed_in / "project.ipynb"))
+    for measurement, _ in read_record(handed_in / "run.json").measurements():
         assert f"{measurement.quality.perplexity:.2f}" in content
