@@ -61,11 +61,25 @@ def audit(options: argparse.Namespace) -> int:
     from gpt2opt.report.tables import table
 
     found = audit_int8(options.directory, must_pass=False)
-    rows = [(name, found.in_file.get(name, "not found"), found.at_run_time.get(name, "not found")) for name in found.expected]
-    print(table(("matmul", "stored as", "runs in"), rows))
-    verdict = f"{len(found.failures)} of {len(found.expected)} matmuls are not INT8" if found.failures else "every matmul is INT8"
-    print(f"{verdict}; {found.int8_share:.1%} of the constant bytes are INT8")
-    _print_json({"passed": found.passed, "failures": found.failures, "int8_share": found.int8_share, "bytes_by_type": found.bytes_by_type})
+    graphs = (found.reading, found.decoding)
+    rows = [
+        (name, found.in_file.get(name, "not found"), *(" × ".join(graph.get(name, ["not found"])) for graph in graphs))
+        for name in found.expected
+    ]
+    print(table(("matmul", "stored as", "reading: input × weight", "decoding: input × weight"), rows))
+    print("\n".join(found.failures) or "every weight is an integer, in the file and in both graphs")
+    print(
+        f"{len(found.float_inputs)} of {len(found.expected)} inputs stay float; {found.int8_share:.1%} of the constant bytes are integers"
+    )
+    _print_json(
+        {
+            "passed": found.passed,
+            "failures": found.failures,
+            "float_inputs": found.float_inputs,
+            "int8_share": found.int8_share,
+            "bytes_by_type": found.bytes_by_type,
+        }
+    )
     return 0 if found.passed else 1
 
 
@@ -84,7 +98,7 @@ def generate(options: argparse.Namespace) -> int:
 
     if options.new_tokens < 1:
         raise ValueError(f"--new-tokens {options.new_tokens}, expected at least 1")
-    text = continue_text(options.directory, options.prompt, options.new_tokens)
+    text = continue_text(options.directory, options.prompt, options.new_tokens, options.truncate)
     print(text)
     _print_json({"prompt": options.prompt, "text": text})
     return 0
@@ -153,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("directory", type=Path)
     sub.add_argument("--prompt", required=True)
     sub.add_argument("--new-tokens", type=int, default=50)
+    sub.add_argument("--truncate", action="store_true", help="keep the end of a prompt that is too long, instead of refusing it")
 
     sub = command("notebook", notebook, "execute a notebook in place, with progress")
     sub.add_argument("path", type=Path)

@@ -7,10 +7,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+
+from gpt2opt.deploy.ir import export_ir, linearize
+from gpt2opt.stages.prune import prune_attention_heads
+from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 
 END_OF_TEXT = "<|endoftext|>"
 SENTENCE = "Node {0} of graph {1} has {2} edges, and a path of length {2} leads from it to node {3}.\n"
@@ -62,6 +68,43 @@ def model_dir(tokenizer, tmp_path_factory) -> Path:
     make_model(tokenizer).half().save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def pruned(tokenizer) -> GPT2LMHeadModel:
+    """Two heads less in each layer. Not for a test to change."""
+    return prune_attention_heads(make_model(tokenizer), 0.2)
+
+
+@pytest.fixture(scope="session")
+def calibration(tokenizer) -> Dataset:
+    return prepare_calibration_dataset(sample_text().split("\n\n"), tokenizer, length=32, limit=16)
+
+
+@pytest.fixture(scope="session")
+def quantized(pruned, tokenizer, calibration, tmp_path_factory):
+    """The pruned model by the default recipe: its directory, and what `quantize_int8` returned."""
+    folder = tmp_path_factory.mktemp("ir") / "int8"
+    return folder, quantize_int8(pruned, tokenizer, calibration, folder)
+
+
+@pytest.fixture(scope="session")
+def float_dir(pruned, tokenizer, tmp_path_factory) -> Path:
+    return export_ir(linearize(pruned), tokenizer, tmp_path_factory.mktemp("ir") / "fp32")
+
+
+@pytest.fixture
+def ids(calibration) -> np.ndarray:
+    return np.array(calibration["input_ids"][:2])
+
+
+@torch.inference_mode()
+def torch_logits(model, ids) -> np.ndarray:
+    return model(torch.from_numpy(ids), use_cache=False).logits.numpy()
+
+
+def relative_error(found, expected) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,25 @@
-"""Proof of INT8: from the IR file, what each matmul's weight is stored in; from the compiled model, what it runs in."""
+"""Proof of INT8: from the IR file, what each matmul's weight is stored in; from the compiled graphs, what it runs in."""
 
 import json
 import re
 from collections import Counter
 from pathlib import Path
 
-from gpt2opt.deploy.runtime import compile_ir, ir_file
+import openvino
+
+from gpt2opt.deploy.graphs import activation_quantizer, matmuls, stored_weight
+from gpt2opt.deploy.manifest import read_manifest
+from gpt2opt.deploy.runtime import compile_ir
 from gpt2opt.report.results import Int8Audit
 
-# The whole name, not its start: a fused node also lists the quantizer of its consumer's input, under the consumer's name.
-MATMUL_NAME = re.compile(r"\.(h\.\d+\.(?:attn|mlp)\.c_(?:attn|proj|fc)|lm_head)/aten::(?:linear|addmm)/MatMul(?:_original)?$")
-PASS_THROUGH = ("Convert", "Subtract", "Multiply", "Reshape", "Transpose", "FakeQuantize")
-"""What may stand between a stored weight and its matmul: decompression, and a change of layout."""
+MATMUL_NAME = re.compile(r"\.(h\.\d+\.(?:attn|mlp)\.c_(?:attn|proj|fc)|lm_head)/aten::(?:linear|addmm)/")
 
 
 def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
-    """Count what is INT8 in an IR directory: every block matmul and the head, in the file and at run time.
+    """Count what is INT8 in an IR directory: every block matmul and the head, in the file, reading a prompt and decoding.
+
+    A weight must be stored as an integer and stay one in both compiled graphs. An input must be an integer in the graph that reads
+    prompts, unless the file has no quantizer for it; which those are is told.
 
     Args:
         directory: what `quantize_int8` wrote.
@@ -25,9 +29,20 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
         ValueError: there is no IR in the directory, it is damaged, or it is no GPT-2.
         RuntimeError: a matmul is not INT8, unless `must_pass` is off. The message names each.
     """
-    compiled = compile_ir(directory)
-    in_file, bytes_by_type = _stored(directory)
-    audit = Int8Audit(in_file, _executed(compiled), bytes_by_type, _num_layers(Path(directory)))
+    directory = Path(directory)
+    weights = read_manifest(directory).weights
+    graph = openvino.Core().read_model(str(directory / "openvino_model.xml"))
+    stored, float_inputs = {}, []
+    for node in matmuls(graph):
+        if name := _matmul(node.get_friendly_name()):
+            stored[name] = stored_weight(node).get_element_type().get_type_name()
+            float_inputs += [] if activation_quantizer(node) else [name]
+    constants = Counter()
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() == "Constant":
+            constants[node.get_element_type().get_type_name()] += node.get_byte_size()
+    reader, writer = compile_ir(directory)
+    audit = Int8Audit(weights, stored, _executed(reader), _executed(writer), tuple(float_inputs), dict(constants), _num_layers(directory))
     if must_pass and not audit.passed:
         raise RuntimeError(f"{len(audit.failures)} of {len(audit.expected)} matmuls are not INT8: {'; '.join(audit.failures)}")
     return audit
@@ -42,35 +57,19 @@ def _num_layers(directory: Path) -> int:
         raise ValueError(f"no config.json of a GPT-2 in {directory}; name a directory that stage 4 or export_ir wrote") from error
 
 
-def _stored(directory: Path | str) -> tuple[dict[str, str], dict[str, int]]:
-    import openvino
-
-    graph = openvino.Core().read_model(str(ir_file(directory)))
-    in_file, bytes_by_type = {}, Counter()
-    for node in graph.get_ordered_ops():
-        if node.get_type_name() == "Constant":
-            bytes_by_type[node.get_element_type().get_type_name()] += node.get_byte_size()
-        elif node.get_type_name() == "MatMul" and (name := _matmul(node.get_friendly_name())):
-            in_file[name] = _stored_type(node.input_value(1).get_node())
-    return in_file, dict(bytes_by_type)
-
-
-def _stored_type(node) -> str:
-    while node.get_type_name() in PASS_THROUGH:
-        node = node.input_value(0).get_node()
-    return node.get_element_type().get_type_name() if node.get_type_name() == "Constant" else "not a constant"
-
-
-def _executed(compiled) -> dict[str, str]:
-    """Return matmul -> run-time precision, from the execution graph; a fused node lists the names of what it was made of."""
+def _executed(compiled) -> dict[str, tuple[str, str]]:
+    """Return matmul -> (type of its input, type of its weight) in a compiled graph."""
     executed = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
-        facts = node.get_rt_info()
-        if facts["layerType"].astype(str) in ("FullyConnected", "MatMul"):
-            for original in facts["originalLayersNames"].astype(str).split(","):
-                if name := _matmul(original):
-                    executed[name] = facts["runtimePrecision"].astype(str)
+        if _fact(node, "layerType") in ("FullyConnected", "MatMul", "Convolution") and (name := _matmul(node.get_friendly_name())):
+            # A node that feeds several others lists the type of each output.
+            types = [_fact(node.input_value(port).get_node(), "outputPrecisions").split(",")[0] for port in (0, 1)]
+            executed[name] = tuple(types)
     return executed
+
+
+def _fact(node, name: str) -> str:
+    return node.get_rt_info()[name].astype(str)
 
 
 def _matmul(friendly_name: str) -> str | None:

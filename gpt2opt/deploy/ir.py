@@ -1,6 +1,6 @@
-"""From a torch GPT-2 to a stateful OpenVINO IR directory, with pruned heads and, where calibrated, in INT8.
+"""From a torch GPT-2 to a stateful OpenVINO IR directory, with pruned heads and, where quantized, with integer weights.
 
-INC's own INT8 modules can't be traced, and it writes a torch state dict, not IR. So INC's calibration is carried over into a float
+INC's own INT8 modules can't be traced, and it writes a torch state dict, not IR. So what INC found is carried over into a float
 graph that fake-quantizes: the same integers and scales, in a form that OpenVINO reads as INT8.
 """
 
@@ -17,43 +17,62 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from gpt2opt.deploy import graphs
+from gpt2opt.deploy.manifest import write_manifest
+
 IR_NAME = "openvino_model.xml"
 
 
 @dataclass(frozen=True)
-class LinearCalibration:
-    """What INC found for one Linear layer with O outputs and I inputs.
+class QuantizedLinear:
+    """What becomes of one Linear layer with O outputs and I inputs.
 
-    weight: (O, I) float32, already rounded to its INT8 grid. weight_scale: (O,) float64, one a channel, symmetric.
-    input_scale, input_zero_point: the u8 grid of the input, one for the whole tensor.
+    weight: (O, I) float32, already rounded to its integer grid. weight_scale: (O, G) float32, symmetric, one for each of G groups of
+    inputs; G = 1 is per channel. bits: of the weight. input_scale, input_zero_point: the u8 grid of the input, one for the whole
+    tensor; None: the input stays float.
     """
 
     weight: Tensor
     weight_scale: Tensor
-    input_scale: float
-    input_zero_point: int
+    bits: int = 8
+    input_scale: float | None = None
+    input_zero_point: int = 0
 
 
 class FakeQuantLinear(nn.Module):
-    """A Linear that rounds its input to u8 per tensor and its weight to i8 per channel, and computes in float."""
+    """A Linear with an integer weight and, while `quantize_input` is set, an input rounded to u8; it computes in float."""
 
-    def __init__(self, calibration: LinearCalibration, bias: Tensor | None):
+    def __init__(self, quantized: QuantizedLinear, bias: Tensor | None):
         super().__init__()
-        self.weight = nn.Parameter(calibration.weight, requires_grad=False)
+        self.weight = nn.Parameter(quantized.weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False)
-        self.register_buffer("weight_scale", calibration.weight_scale.float())
-        self.register_buffer("weight_zero_point", torch.zeros(len(calibration.weight_scale), dtype=torch.int32))
-        self.input_scale = calibration.input_scale
-        self.input_zero_point = calibration.input_zero_point
+        self.register_buffer("weight_scale", quantized.weight_scale.flatten())
+        self.register_buffer("weight_zero_point", torch.zeros(self.weight_scale.numel(), dtype=torch.int32))
+        # Plain numbers: read off the weight while tracing they would become a part of the graph.
+        self.shape = tuple(quantized.weight.shape)
+        self.grouped_shape = (self.shape[0] * quantized.weight_scale.shape[1], self.shape[1] // quantized.weight_scale.shape[1])
+        self.highest = 2 ** (quantized.bits - 1) - 1
+        self.input_scale = quantized.input_scale
+        self.input_zero_point = quantized.input_zero_point
+        self.quantize_input = quantized.input_scale is not None
 
     def quantized_weight(self) -> Tensor:
-        return torch.fake_quantize_per_channel_affine(
-            self.weight, self.weight_scale, self.weight_zero_point, axis=0, quant_min=-128, quant_max=127
-        )
+        grouped = torch.fake_quantize_per_channel_affine(
+            self.weight.view(self.grouped_shape), self.weight_scale, self.weight_zero_point,
+            axis=0, quant_min=-self.highest - 1, quant_max=self.highest,
+        )  # fmt: skip
+        return grouped.view(self.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero_point, quant_min=0, quant_max=255)
+        if self.quantize_input:
+            x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero_point, quant_min=0, quant_max=255)
         return F.linear(x, self.quantized_weight(), self.bias)
+
+
+def quantized_linears(model: GPT2LMHeadModel) -> dict[str, FakeQuantLinear]:
+    """Return the quantized layers of a fake-quantized model by name; the head once, though the embedding holds it too."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in modules if isinstance(module, FakeQuantLinear) and ".wte." not in name}
 
 
 class TiedEmbedding(nn.Module):
@@ -87,10 +106,10 @@ def _as_linear(projection: Conv1D) -> nn.Linear:
     return linear
 
 
-def fake_quantize(model: GPT2LMHeadModel, calibration: Mapping[str, LinearCalibration]) -> GPT2LMHeadModel:
-    """Replace, in place, each calibrated Linear of a linearized model; tie the embedding to the head where it was tied before."""
+def fake_quantize(model: GPT2LMHeadModel, quantized: Mapping[str, QuantizedLinear]) -> GPT2LMHeadModel:
+    """Replace, in place, each of these Linears of a linearized model; tie the embedding to the head where it was tied before."""
     tied = model.lm_head.weight is model.transformer.wte.weight
-    for name, found in calibration.items():
+    for name, found in quantized.items():
         linear = model.get_submodule(name)
         model.set_submodule(name, FakeQuantLinear(found, linear.bias))
     if tied and isinstance(model.lm_head, FakeQuantLinear):
@@ -111,12 +130,12 @@ def heads_per_layer(model: GPT2LMHeadModel) -> int:
 
 
 def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path) -> Path:
-    """Write `model` as stateful IR with its KV cache, config and tokenizer; return `out_dir`.
+    """Write `model` as stateful IR with its KV cache, config, tokenizer and manifest; return `out_dir`.
 
-    Weights behind a fake-quantizer are stored as INT8. The directory appears whole or not at all.
+    Weights behind a fake-quantizer are stored as integers. The directory appears whole or not at all.
 
     Args:
-        model: FP32 GPT-2; heads may be pruned, the same number in every layer.
+        model: FP32 GPT-2, fake-quantized or not; heads may be pruned, the same number in every layer.
         out_dir: replaced if it exists.
     """
     from openvino import Core, save_model
@@ -124,15 +143,22 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
     from optimum.exporters.openvino import export_from_model
 
     out_dir = Path(out_dir)
+    linears = quantized_linears(model)
     with new_directory(out_dir) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as exported:
         export_from_model(
             model, exported, task="text-generation-with-past", stateful=True, preprocessors=[tokenizer],
             custom_export_configs={"model": _export_config(model)},
         )  # fmt: skip
         graph = Core().read_model(Path(exported, IR_NAME))
-        compress_quantize_weights_transformation(graph)
+        if linears:
+            compress_quantize_weights_transformation(graph)
+            graphs.group_scales(graph)
+            graphs.halve_positions(graph)
         shutil.copytree(exported, partial, ignore=shutil.ignore_patterns("openvino_model.*"), dirs_exist_ok=True)
         save_model(graph, partial / IR_NAME, compress_to_fp16=False)
+        bits = {8 if linear.highest == 127 else 4 for name, linear in linears.items() if name != "lm_head"}
+        float_inputs = tuple(name.removeprefix("transformer.") for name, linear in linears.items() if not linear.quantize_input)
+        write_manifest(partial, f"i{min(bits)}" if bits else "f32", float_inputs)
     return out_dir
 
 

@@ -1,46 +1,122 @@
-"""Run a stateful GPT-2 IR on the CPU with openvino and numpy alone: no torch in the serving process."""
+"""Run a GPT-2 IR on the CPU with openvino and numpy alone: no torch in the serving process.
 
+One directory, two compiled graphs over one file of weights: prompts are read with activations in INT8, tokens are decoded with INT8
+weights alone, and both work on the same KV cache, so that nothing passes between them.
+"""
+
+import json
+import logging
 from pathlib import Path
 
 import numpy as np
+import openvino
 
-from gpt2opt.environment import threads
+from gpt2opt.deploy import graphs
+from gpt2opt.deploy.manifest import read_manifest
+from gpt2opt.deploy.prompt_lookup import PromptLookup
+from gpt2opt.environment import has_int8_dot_product, threads
 
 PROPERTIES = {
-    # bf16 is the silent default on machines with AMX, u8 the silent default of the KV cache, and weight-compressed models have
-    # their activations quantized at run time. All three would change what FP32 and INT8 mean here.
+    # bf16 is the silent default on machines with AMX, and weight-compressed models have their activations quantized at run time.
+    # Both would change what FP32 and INT8 mean here.
     "INFERENCE_PRECISION_HINT": "f32",
-    "KV_CACHE_PRECISION": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
     "PERFORMANCE_HINT": "LATENCY",
 }
+BLOCK = 32
+"""Tokens in a block of the CPU plugin's KV cache."""
+
+logger = logging.getLogger(__name__)
 
 
-def cpu_properties(num_threads: int | None = None) -> dict[str, str]:
+def cpu_properties(num_threads: int | None = None, kv_cache: str = "f32") -> dict[str, str]:
     """Return the properties that an IR is compiled with: `PROPERTIES`, and all threads that this process may use unless told."""
-    return {**PROPERTIES, "INFERENCE_NUM_THREADS": str(num_threads or threads())}
+    return {**PROPERTIES, "KV_CACHE_PRECISION": kv_cache, "INFERENCE_NUM_THREADS": str(num_threads or threads())}
+
+
+def load_ir(directory: Path | str, num_threads: int | None = None) -> "IrModel":
+    """Compile the IR in `directory` for the CPU.
+
+    Args:
+        directory: what `export_ir` or `quantize_int8` wrote.
+        num_threads: CPU threads; all that this process may use unless told.
+
+    Raises:
+        ValueError: there is no IR, or it is not the one that was exported.
+    """
+    reader, writer = compile_ir(directory, num_threads)
+    return IrModel(reader, writer, context_length(directory))
+
+
+def compile_ir(directory: Path | str, num_threads: int | None = None):
+    """Return the compiled graphs that read prompts and that decode; where no activation is quantized, one graph does both.
+
+    Raises:
+        ValueError: as `load_ir`.
+    """
+    manifest = read_manifest(directory)
+    xml = Path(directory) / "openvino_model.xml"
+    # A float model stays float throughout. The rounding of an INT8 model hides that of an FP16 cache, which takes half the memory.
+    properties = cpu_properties(num_threads, "f32" if manifest.weights == "f32" else "f16")
+    core = openvino.Core()
+    try:
+        graph = graphs.paged(core.read_model(str(xml)))
+        reading = graph.clone() if any(graphs.activation_quantizer(node) for node in graphs.matmuls(graph)) else None
+        writer = core.compile_model(graphs.weight_only(graph), "CPU", properties)
+        if reading is None:
+            return writer, writer
+        if not has_int8_dot_product():
+            graphs.as_convolutions(reading)
+        return core.compile_model(reading, "CPU", properties), writer
+    except RuntimeError as error:
+        raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); export it again") from error
+
+
+def context_length(directory: Path | str) -> int:
+    """Return how many tokens the model in a directory has positions for."""
+    try:
+        return int(json.loads(Path(directory, "config.json").read_text(encoding="utf-8"))["n_positions"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"no config.json of a GPT-2 in {directory}; name a directory that stage 4 or export_ir wrote") from error
 
 
 class IrModel:
-    """A compiled GPT-2 with its KV cache inside. Not for use from several threads at once."""
+    """A compiled GPT-2 and its KV cache. Not for use from several threads at once."""
 
-    def __init__(self, compiled):
-        self.compiled = compiled
-        self.request = compiled.create_infer_request()
-        self._inputs = {name for port in compiled.inputs for name in port.get_names()}
-
-    @property
-    def num_cores(self) -> int:
-        return self.compiled.get_property("INFERENCE_NUM_THREADS")
+    def __init__(self, reader, writer, context: int):
+        self.context = context
+        self.reader = reader.create_infer_request()
+        self.writer = self.reader if writer is reader else writer.create_infer_request()
+        self.num_cores = reader.get_property("INFERENCE_NUM_THREADS")
+        self._cache_ports = {port.get_any_name(): port for port in reader.inputs if "_cache." in port.get_any_name()}
+        self._sequences = 0
 
     def logits(self, input_ids: np.ndarray) -> np.ndarray:
-        """Return the logits (B, T, V) float32 of whole sequences (B, T), read into an empty KV cache."""
-        self.request.reset_state()
-        return self._read(input_ids, 0).copy()  # the next call writes over the request's own tensor
+        """Return the logits (B, T, V) float32 of whole sequences (B, T), read as prompts are.
 
-    def generate(self, input_ids: np.ndarray, max_new_tokens: int) -> np.ndarray:
-        """Continue (B, T) prompts greedily; return the new tokens (B, max_new_tokens)."""
+        Raises:
+            ValueError: the sequences are longer than the context.
+        """
+        batch, length = input_ids.shape
+        self._check_fits(length, 0)
+        every = np.arange(batch * length)
+        return self._read(self.reader, input_ids, 0, every).reshape(batch, length, -1).copy()  # the next call writes over it
+
+    def generate(self, input_ids: np.ndarray, max_new_tokens: int, prompt_lookup: bool = False) -> np.ndarray:
+        """Continue (B, T) prompts greedily; return the new tokens (B, max_new_tokens).
+
+        Args:
+            input_ids: (B, T) int.
+            max_new_tokens: at least 1; no token ends the text earlier.
+            prompt_lookup: decode several tokens a step where the text repeats itself, for one prompt; the tokens stay the same.
+
+        Raises:
+            ValueError: prompt and new tokens don't fit into the context, or `prompt_lookup` is asked for several prompts.
+        """
         decoder = self.decoder(input_ids)
+        self._check_fits(decoder.prompt_ids.shape[1], max_new_tokens)
+        if prompt_lookup:
+            return np.array([PromptLookup(decoder).generate(max_new_tokens)])
         decoder.start()
         tokens = [decoder.next_ids]
         for _ in range(max_new_tokens - 1):
@@ -51,53 +127,105 @@ class IrModel:
     def decoder(self, input_ids: np.ndarray) -> "IrDecoder":
         return IrDecoder(self, np.asarray(input_ids, dtype=np.int64))
 
-    def _read(self, input_ids: np.ndarray, past: int) -> np.ndarray:
-        batch, length = input_ids.shape
+    def _check_fits(self, length: int, new_tokens: int) -> None:
+        if not 0 < length <= self.context - new_tokens:
+            raise ValueError(
+                f"the prompt has {length} tokens; with {new_tokens} new ones, from 1 to {self.context - new_tokens} fit into the context "
+                f"of {self.context}: shorten it, or keep its end with truncate"
+            )
+
+    def _read(self, request, ids: np.ndarray, past: int, rows: np.ndarray) -> np.ndarray:
+        """Read (B, T) further tokens of B sequences that have `past` tokens in the cache; return the logits (rows, V)."""
+        batch, length = ids.shape
+        self._reserve(batch)
+        used = -(-(past + length) // BLOCK)
+        begins = np.arange(batch + 1, dtype=np.int32)
         inputs = {
-            "input_ids": input_ids,
-            "attention_mask": np.ones((batch, past + length), dtype=np.int64),
-            "position_ids": np.broadcast_to(np.arange(past, past + length), (batch, length)),
-            "beam_idx": np.arange(batch, dtype=np.int32),
+            "input_ids": ids.reshape(-1),
+            "position_ids": np.tile(np.arange(past, past + length), batch),
+            "past_lens": np.full(batch, past, np.int32),
+            "subsequence_begins": begins * length,
+            "block_indices_begins": begins * used,
+            "block_indices": (begins[:batch, None] * self._blocks + np.arange(used, dtype=np.int32)).reshape(-1),
+            "max_context_len": np.array(past + length, np.int32),
+            graphs.ROWS: rows,
         }
-        self.request.infer({name: value for name, value in inputs.items() if name in self._inputs})
-        return self.request.get_tensor("logits").data
+        for name, value in inputs.items():
+            request.set_tensor(name, openvino.Tensor(value))
+        request.infer(share_outputs=True)
+        return request.get_tensor("logits").data.reshape(len(rows), -1)
+
+    @property
+    def _blocks(self) -> int:
+        return -(-self.context // BLOCK)
+
+    def _reserve(self, sequences: int) -> None:
+        """Have room for the whole context of so many sequences; the system gives memory only to the blocks that are written."""
+        if sequences <= self._sequences:
+            return
+        self._sequences = sequences
+        for name, port in self._cache_ports.items():
+            _, *block = port.get_partial_shape()
+            tensor = openvino.Tensor(port.get_element_type(), [sequences * self._blocks, *(size.get_length() for size in block)])
+            self.reader.set_tensor(name, tensor)
+            self.writer.set_tensor(name, tensor)
 
 
 class IrDecoder:
-    """Greedy decoding, one token a call."""
+    """Greedy decoding of B prompts of one length, one token a call."""
 
     def __init__(self, model: IrModel, prompt_ids: np.ndarray):
         self.model, self.prompt_ids = model, prompt_ids
 
     def start(self) -> None:
-        self.model.request.reset_state()
-        self.past = 0
-        self._read(self.prompt_ids)
+        """Read the prompts.
+
+        Raises:
+            ValueError: they don't fit into the context.
+        """
+        batch, length = self.prompt_ids.shape
+        self.model._check_fits(length, 0)
+        last = np.arange(1, batch + 1) * length - 1
+        self.next_ids = self.model._read(self.model.reader, self.prompt_ids, 0, last).argmax(-1)[:, None]
+        self.past = length
 
     def step(self) -> None:
-        self._read(self.next_ids)
+        """Read the last tokens and choose the next.
 
-    def _read(self, ids: np.ndarray) -> None:
-        logits = self.model._read(ids, self.past)
-        self.past += ids.shape[1]
-        self.next_ids = logits[:, -1:].argmax(-1)
+        Raises:
+            ValueError: the context is full.
+        """
+        self.model._check_fits(self.past + 1, 0)
+        batch = len(self.prompt_ids)
+        self.next_ids = self.model._read(self.model.writer, self.next_ids, self.past, np.arange(batch)).argmax(-1)[:, None]
+        self.past += 1
+
+    def check(self, guessed: list[int]) -> list[int]:
+        """Read the last token and guesses of what follows, of one sequence; return the guesses that are right and one token more.
+
+        The cache keeps the rejected ones too; what is read next is written over them.
+        """
+        if len(self.prompt_ids) != 1:
+            raise ValueError(f"{len(self.prompt_ids)} prompts, prompt lookup takes one at a time")
+        ids = np.array([[self.next_ids[0, 0], *guessed]])
+        self.model._check_fits(self.past + ids.shape[1], 0)
+        chosen = self.model._read(self.model.writer, ids, self.past, np.arange(ids.shape[1])).argmax(-1)
+        right = 0
+        while right < len(guessed) and chosen[right] == guessed[right]:
+            right += 1
+        self.past += right + 1
+        self.next_ids = chosen[right].reshape(1, 1)
+        return chosen[: right + 1].tolist()
 
 
-def load_ir(directory: Path | str, num_threads: int | None = None) -> IrModel:
-    """Compile the IR in `directory` for the CPU.
+def continue_text(directory: Path | str, prompt: str, new_tokens: int = 50, truncate: bool = False) -> str:
+    """Continue a prompt greedily with the IR and the tokenizer in `directory`; return the new text.
 
     Args:
-        directory: what `export_ir` or `quantize_int8` wrote.
-        num_threads: CPU threads; all that this process may use unless told.
-
-    Raises:
-        ValueError: there is no IR, or it is damaged.
-    """
-    return IrModel(compile_ir(directory, num_threads))
-
-
-def continue_text(directory: Path | str, prompt: str, new_tokens: int = 50) -> str:
-    """Continue a prompt greedily with the IR and the tokenizer in `directory`; return the new text.
+        directory: what `quantize_int8` or `export_ir` wrote.
+        prompt: any text.
+        new_tokens: how many to generate.
+        truncate: keep the end of a prompt that is too long, and say so, instead of refusing it.
 
     Raises:
         ValueError: no IR, an empty prompt, or more tokens than the model's context holds.
@@ -107,35 +235,13 @@ def continue_text(directory: Path | str, prompt: str, new_tokens: int = 50) -> s
     model = load_ir(directory)
     tokenizer = load_tokenizer(directory)
     ids = tokenizer(prompt, verbose=False).input_ids
-    room = tokenizer.model_max_length - new_tokens
-    if not 0 < len(ids) <= room:
-        raise ValueError(
-            f"the prompt has {len(ids)} tokens; with {new_tokens} new ones, from 1 to {room} fit into the context of "
-            f"{tokenizer.model_max_length}"
-        )
-    return tokenizer.decode(model.generate(np.array([ids]), new_tokens)[0])
+    room = model.context - new_tokens
+    if truncate and 0 < room < len(ids):
+        logger.warning("the prompt has %d tokens; its last %d are kept, %d new ones fill the context", len(ids), room, new_tokens)
+        ids = ids[-room:]
+    return tokenizer.decode(model.generate(np.array([ids]), new_tokens, prompt_lookup=True)[0])
 
 
 def generate_from_ir(directory: str, ids: list[int], new_tokens: int) -> list[int]:
     """Load an IR and generate greedily; runs in a fresh process, to see what that takes."""
     return load_ir(directory).generate(np.array([ids]), new_tokens)[0].tolist()
-
-
-def compile_ir(directory: Path | str, num_threads: int | None = None):
-    """Read and compile the IR in `directory`; see `load_ir`."""
-    import openvino
-
-    xml = ir_file(directory)
-    try:
-        return openvino.Core().compile_model(str(xml), "CPU", cpu_properties(num_threads))
-    except RuntimeError as error:
-        raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); the directory is damaged: export it again") from error
-
-
-def ir_file(directory: Path | str) -> Path:
-    """Return the path of the IR in a directory, or raise ValueError if a part of it is missing."""
-    xml = Path(directory) / "openvino_model.xml"
-    for part in (xml, xml.with_suffix(".bin")):
-        if not part.is_file():
-            raise ValueError(f"no {part.name} in {directory}; name a directory that stage 4 or export_ir wrote")
-    return xml

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2opt.report.results import Quality
+from gpt2opt.report.results import Agreement, Quality
 
 Logits = Callable[[Tensor], Any]
 """ids (B, T) int64 -> logits (B, T, V), a tensor or an array, any float dtype."""
@@ -106,21 +106,62 @@ def measure_quality(
     Raises:
         ValueError: fewer than two tokens, ids outside the vocabulary, logits that are not finite.
     """
-    if len(token_ids) < 2:
-        raise ValueError(f"the text has {len(token_ids)} token(s), at least 2 are needed to predict one from another; give a longer text")
-    ids = torch.tensor(token_ids, dtype=torch.int64)
     nats: list[float] = []
     tokens: list[int] = []
-    for batch in _same_length(windows(len(ids), window, stride), batch_size):
-        rows = torch.stack([ids[start:end] for start, end, _ in batch])
-        targets = torch.stack([ids[start + 1 : end + 1] for start, end, _ in batch])
-        scored = torch.stack([torch.arange(start + 1, end + 1) >= first for start, end, first in batch])
+    for rows, targets, scored in _batches(token_ids, window, stride, batch_size):
         out = torch.as_tensor(logits(rows))
         row_nats, row_tokens = sum_token_nll(out, targets.to(out.device), scored.to(out.device))
         nats += row_nats.tolist()
         tokens += row_tokens.tolist()
-    protocol = f"{label} | window {window}, stride {stride} | {sum(tokens)} tokens"
-    return Quality(tuple(nats), tuple(tokens), num_bytes, protocol)
+    return Quality(tuple(nats), tuple(tokens), num_bytes, _protocol(label, window, stride, sum(tokens)))
+
+
+def measure_agreement(
+    logits: Logits, parent: Logits, token_ids: Sequence[int], *, label: str, window: int, stride: int, batch_size: int = 1
+) -> Agreement:
+    """Compare what two models of one vocabulary expect next, position by position, over the windows that perplexity is taken on.
+
+    Args:
+        logits: the model under test.
+        parent: what it was made from; KL is KL(parent ‖ model).
+        token_ids: the whole text, tokenized in one go.
+        label: what the text is.
+        window, stride, batch_size: as in `measure_quality`.
+
+    Raises:
+        ValueError: as `measure_quality`, and where the two models' vocabularies differ.
+    """
+    kl_nats, same, tokens, every = [], [], [], []
+    for rows, _, scored in _batches(token_ids, window, stride, batch_size):
+        ours, theirs = (torch.as_tensor(model(rows)).float().cpu() for model in (logits, parent))
+        if ours.shape != theirs.shape:
+            raise ValueError(f"{ours.shape[-1]} and {theirs.shape[-1]} tokens; only models of one vocabulary can be compared")
+        log_p, log_q = torch.log_softmax(theirs, -1), torch.log_softmax(ours, -1)
+        kl = torch.where(scored, (log_p.exp() * (log_p - log_q)).sum(-1), 0.0).double()
+        if not torch.isfinite(kl).all():
+            raise ValueError("a model gave logits that are not finite; its weights are damaged or overflow in this dtype")
+        kl_nats += kl.sum(1).tolist()
+        same += ((ours.argmax(-1) == theirs.argmax(-1)) & scored).sum(1).tolist()
+        tokens += scored.sum(1).tolist()
+        every.append(kl[scored])
+    p99 = torch.cat(every).quantile(0.99).item()
+    return Agreement(tuple(kl_nats), tuple(same), tuple(tokens), p99, _protocol(label, window, stride, sum(tokens)))
+
+
+def _batches(token_ids: Sequence[int], window: int, stride: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield rows (B, T), their targets (B, T) and which of them are scored (B, T), until every token but the first was one."""
+    if len(token_ids) < 2:
+        raise ValueError(f"the text has {len(token_ids)} token(s), at least 2 are needed to predict one from another; give a longer text")
+    ids = torch.tensor(token_ids, dtype=torch.int64)
+    for batch in _same_length(windows(len(ids), window, stride), batch_size):
+        rows = torch.stack([ids[start:end] for start, end, _ in batch])
+        targets = torch.stack([ids[start + 1 : end + 1] for start, end, _ in batch])
+        scored = torch.stack([torch.arange(start + 1, end + 1) >= first for start, end, first in batch])
+        yield rows, targets, scored
+
+
+def _protocol(label: str, window: int, stride: int, tokens: int) -> str:
+    return f"{label} | window {window}, stride {stride} | {tokens} tokens"
 
 
 def _same_length(plan: Iterable[tuple[int, int, int]], batch_size: int) -> Iterator[list[tuple[int, int, int]]]:

@@ -146,6 +146,30 @@ def plot_operators(record: Record, most: int = 10) -> list["Axes"]:
     return [axes]
 
 
+def plot_harm(record: Record) -> list["Axes"]:
+    """Draw what each quantized input costs, alone and among the others; the hollow ones stay float."""
+    import matplotlib.pyplot as plt
+
+    harm = record.stage("4-quantize").facts["harm"]
+    names = list(harm["alone"])
+    figure, axes = plt.subplots(figsize=(11, 4.2), layout="constrained")
+    kinds = {"alone": (-0.2, "#4c72b0", "with it alone quantized"), "among": (0.2, "#dd8452", "all quantized, less all but it")}
+    for key, (offset, color, _) in kinds.items():
+        for position, name in enumerate(names):
+            left_out = name in harm["float_inputs"]
+            axes.bar(position + offset, harm[key][name], width=0.38, color="white" if left_out else color, edgecolor=color)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8 if len(names) < 30 else 6)
+    axes.set(title="What a quantized input costs (hollow: the gate leaves it float)", ylabel="mean KL from FP32, nats a token")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.margins(x=0.01)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend([plt.Rectangle((0, 0), 1, 1, color=color) for _, color, _ in kinds.values()], [label for *_, label in kinds.values()])
+    figure.supxlabel(
+        f"all together {harm['together']:.5f}, after the gate {harm['left']:.5f}, budget {harm['max_kl']} nats a token", fontsize=9
+    )
+    return [axes]
+
+
 def _by_device(measurements: list[Measurement]) -> dict[str, list[Measurement]]:
     groups: dict[str, list[Measurement]] = {}
     for measurement in measurements:

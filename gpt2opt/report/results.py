@@ -118,6 +118,46 @@ class Quality:
         return _interval([math.exp(a / t - b / t) for (a, t), (b, _) in pairs])
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How far a model's next-token distribution is from its parent's, window by window over the scored tokens of a text.
+
+    kl_nats: summed KL(parent ‖ model). same_top: tokens where both expect the same one most. kl_p99: 99th percentile over the tokens.
+    """
+
+    window_kl_nats: tuple[float, ...]
+    window_same_top: tuple[int, ...]
+    window_tokens: tuple[int, ...]
+    kl_p99: float
+    protocol: str
+
+    @property
+    def mean_kl(self) -> float:
+        return math.fsum(self.window_kl_nats) / sum(self.window_tokens)
+
+    @property
+    def top1(self) -> float:
+        """Return the share of tokens on which both models expect the same one most."""
+        return sum(self.window_same_top) / sum(self.window_tokens)
+
+    def mean_kl_interval(self) -> tuple[float, float]:
+        """Return the 95% bootstrap interval of the mean KL, windows redrawn."""
+        return self._share_interval(self.window_kl_nats)
+
+    def top1_interval(self) -> tuple[float, float]:
+        """Return the 95% bootstrap interval of the agreement, windows redrawn."""
+        return self._share_interval(self.window_same_top)
+
+    def _share_interval(self, sums: tuple[float, ...], resamples: int = 1000) -> tuple[float, float]:
+        draw = random.Random(0)
+        windows = range(len(sums))
+        shares = []
+        for _ in range(resamples):
+            picked = draw.choices(windows, k=len(windows))
+            shares.append(sum(sums[i] for i in picked) / sum(self.window_tokens[i] for i in picked))
+        return _interval(shares)
+
+
 def _interval(values: list[float]) -> tuple[float, float]:
     return percentile(values, 0.025), percentile(values, 0.975)
 
@@ -126,7 +166,8 @@ def _interval(values: list[float]) -> tuple[float, float]:
 class Measurement:
     """One model, measured with every ruler, on one device.
 
-    dtype is that of the weights and of the timed arithmetic; quality_dtype that of the arithmetic that scored the text.
+    dtype is that of the weights and of the timed arithmetic; quality_dtype that of the arithmetic that scored the text. agreement is
+    with the FP32 model that it was quantized from.
     """
 
     name: str
@@ -138,28 +179,44 @@ class Measurement:
     memory: Memory | None = None
     quality: Quality | None = None
     quality_dtype: str | None = None
+    agreement: Agreement | None = None
 
 
 @dataclass(frozen=True)
 class Int8Audit:
-    """What is INT8 in an IR file and in the model compiled from it, per group of matmuls."""
+    """What is INT8 in an IR file and in the graphs compiled from it, matmul by matmul, by their names in the model."""
 
+    weights: str
+    """What the weights of the blocks were asked to be stored in: `i8` or `i4`, or `f32` where nothing was quantized."""
     in_file: dict[str, str]
-    """Matmul, by its name in the model -> type of its stored weight."""
-    at_run_time: dict[str, str]
-    """The same matmul -> precision that the compiled model runs it in."""
+    """Matmul -> type of its stored weight."""
+    reading: dict[str, tuple[str, str]]
+    """Matmul -> types of its input and of its weight in the graph that reads prompts."""
+    decoding: dict[str, tuple[str, str]]
+    """The same in the graph that decodes."""
+    float_inputs: tuple[str, ...]
+    """Matmuls whose input the file does not quantize."""
     bytes_by_type: dict[str, int]
     """Type -> bytes of constants in the file."""
     num_layers: int
 
     @property
     def failures(self) -> list[str]:
-        """Return one line for each matmul that is missing or not INT8 both in the file and at run time."""
-        return [
-            f"{name}: {self.in_file.get(name, 'not found')} in the file, {self.at_run_time.get(name, 'not found')} at run time"
-            for name in self.expected
-            if self.in_file.get(name) not in INT8_TYPES or self.at_run_time.get(name) not in INT8_TYPES
-        ]
+        """Return one line for each matmul that is missing or not INT8 where it has to be."""
+        return [f"{name}: {problem}" for name in self.expected if (problem := self._problem(name))]
+
+    def _problem(self, name: str) -> str | None:
+        integers = ("i4", "u4") if self.weights == "i4" and name != "lm_head" else INT8_TYPES
+        if self.in_file.get(name) not in integers:
+            return f"weight {self.in_file.get(name, 'not found')} in the file"
+        for graph, executed in (("reading", self.reading.get(name)), ("decoding", self.decoding.get(name))):
+            if executed is None:
+                return f"not found in the {graph} graph"
+            if executed[1] not in integers:
+                return f"weight {executed[1]} in the {graph} graph"
+        if name not in self.float_inputs and self.reading[name][0] not in INT8_TYPES:
+            return f"input {self.reading[name][0]} in the reading graph"
+        return None
 
     @property
     def expected(self) -> list[str]:
@@ -169,12 +226,38 @@ class Int8Audit:
 
     @property
     def int8_share(self) -> float:
-        """Return the share of the file's constant bytes that are INT8."""
-        return sum(self.bytes_by_type.get(name, 0) for name in INT8_TYPES) / sum(self.bytes_by_type.values())
+        """Return the share of the file's constant bytes that are integers of 8 bits or less."""
+        return sum(self.bytes_by_type.get(name, 0) for name in (*INT8_TYPES, "i4", "u4")) / sum(self.bytes_by_type.values())
 
     @property
     def passed(self) -> bool:
         return not self.failures
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What quantized inputs cost: mean KL divergence from the FP32 parent, nats a token. See `deploy.gate`.
+
+    alone, among: matmul -> with its input alone quantized; and how much less it is with all but it. weights: with integer weights
+    and no quantized input; the others are counted from there. together: all inputs quantized. left: those that the gate kept.
+    float_inputs: matmuls whose input it left float.
+    """
+
+    alone: dict[str, float]
+    among: dict[str, float]
+    weights: float
+    together: float
+    left: float
+    max_kl: float | None
+    float_inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `quantize_int8` did. harm is None where no input was to be quantized or no gate was asked for."""
+
+    audit: Int8Audit
+    harm: Harm | None
 
 
 INT8_TYPES = ("i8", "u8")

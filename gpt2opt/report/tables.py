@@ -1,5 +1,6 @@
 """Tables for people: aligned text on a terminal, Markdown in the notebook and the README. Units are converted here and only here."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -106,15 +107,40 @@ def stage_table(record: Record, name: str) -> Table:
 
 
 def audit_table(record: Record) -> Table:
-    """Show, for each kind of matmul, how many there are, what their weights are stored as and what they run in."""
+    """Show, for each kind of matmul, how many there are, what their weights are stored as, and what both graphs multiply."""
     audit = record.stage("4-quantize").facts["audit"]
-    kinds = dict.fromkeys(name.split(".", 2)[-1] for name in audit["at_run_time"])
+    kinds = dict.fromkeys(name.split(".", 2)[-1] for name in audit["in_file"])
     rows = []
     for kind in kinds:
-        names = [name for name in audit["at_run_time"] if name.split(".", 2)[-1] == kind]
-        stored, executed = (", ".join(sorted({audit[where][name] for name in names})) for where in ("in_file", "at_run_time"))
-        rows.append((kind, str(len(names)), stored, executed))
-    return table(("matmul", "how many", "weights stored as", "runs in"), rows)
+        names = [name for name in audit["in_file"] if name.split(".", 2)[-1] == kind]
+        stored = ", ".join(sorted({audit["in_file"][name] for name in names}))
+        rows.append((kind, str(len(names)), stored, _products(audit["reading"], names), _products(audit["decoding"], names)))
+    return table(("matmul", "how many", "weights stored as", "reading a prompt: input × weight", "decoding: input × weight"), rows)
+
+
+def _products(executed: dict[str, Sequence[str]], names: list[str]) -> str:
+    counts = Counter(" × ".join(executed[name]) for name in names)
+    return ", ".join(f"{count} {product}" if len(counts) > 1 else product for product, count in counts.most_common())
+
+
+def quality_table(record: Record) -> Table:
+    """Show how far each INT8 model of stage 4 is from the FP32 model that it was made from, on the scored text."""
+    stage = record.stage("4-quantize")
+    base = stage.control("FP32").quality
+    rows = []
+    for measurement in (stage.measurement, *stage.controls):
+        if agreement := measurement.agreement:
+            kl, same = agreement.mean_kl_interval(), agreement.top1_interval()
+            rows.append(
+                (
+                    measurement.name,
+                    perplexity_ratio(measurement.quality, base),
+                    f"{agreement.mean_kl:.5f} [{kl[0]:.5f}, {kl[1]:.5f}]",
+                    f"{agreement.kl_p99:.4f}",
+                    f"{agreement.top1:.2%} [{same[0]:.2%}, {same[1]:.2%}]",
+                )
+            )
+    return table(("model", "perplexity / FP32 [95%]", "mean KL, nats [95%]", "KL p99", "same top token [95%]"), rows)
 
 
 def peak_memory(measurement: Measurement) -> str:

@@ -1,26 +1,35 @@
 """Stage 4: INC calibrates, OpenVINO runs: the fine-tuned model in INT8 on the CPU, beside itself in FP32."""
 
 import dataclasses
-import tempfile
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.deploy.audit import audit_int8
-from gpt2opt.deploy.ir import LinearCalibration, export_ir, fake_quantize, linearize
+from gpt2opt.deploy.gate import apply_gate
+from gpt2opt.deploy.inc import RECIPES, Recipe, calibrate
+from gpt2opt.deploy.ir import export_ir, fake_quantize, linearize
+from gpt2opt.deploy.prompt_lookup import PromptLookup
 from gpt2opt.deploy.runtime import cpu_properties, load_ir
 from gpt2opt.environment import has_int8_dot_product
 from gpt2opt.measure.quality import window_length
-from gpt2opt.report.results import Int8Audit, StageResult, hash_weights
+from gpt2opt.report.results import Quantized, StageResult, hash_weights
 from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import finetune
 from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run, measure_ir, prompt_ids, stopwatch
 
 NAME = "4-quantize"
+GATE_TOKENS = 2048
+"""Tokens on which the gate compares; at 124 M parameters each comparison takes about 2 s on 2 cores."""
+NO_DOT_PRODUCT = "this CPU has neither VNNI nor AMX"
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_calibration_dataset(
@@ -50,92 +59,54 @@ def prepare_calibration_dataset(
     return Dataset.from_dict({"input_ids": rows})
 
 
-def quantize_int8(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, calibration: Dataset, out_dir: Path | str) -> Int8Audit:
+def quantize_int8(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, calibration: Dataset, out_dir: Path | str, recipe: str | Recipe = "w8a8"
+) -> Quantized:
     """Quantize weights and activations to INT8 and write a stateful OpenVINO IR.
 
-    `INCQuantizer` calibrates: weights symmetric per output channel, activations asymmetric per tensor, range by min-max. On a CPU
-    without VNNI or AMX the weights keep to 7 of their 8 bits, see `keep_sums_in_16_bits`.
-
-    INC's own accuracy gate is left out: its result was measured to pass whatever it measured. Score the IR instead.
+    `INCQuantizer` smooths and calibrates: weights symmetric per output channel, activations asymmetric per tensor. Then the gate
+    measures what each quantized input costs and leaves those float that cost too much; see `deploy.gate`. On a CPU without
+    VNNI or AMX the weights keep to 7 of their 8 bits, see `keep_sums_in_16_bits`.
 
     Args:
         model: a GPT-2 of any dtype, heads pruned or not. It is not changed.
         tokenizer: saved beside the IR.
-        calibration: column `input_ids`, rows of one length; see `prepare_calibration_dataset`.
+        calibration: column `input_ids`, rows of one length; see `prepare_calibration_dataset`. The last quarter is the gate's.
         out_dir: replaced if it exists; it appears whole or not at all.
+        recipe: `w8a8` (the default), `w8a8-naive` (neither smoothing nor gate, for comparison), `w8` (weights alone, INT8 per
+            channel), `w4` (weights alone, INT4 in groups), or a `Recipe` of your own.
 
     Returns:
-        The audit of what was written; it has passed.
+        The audit of what was written, which has passed, and the harm of each quantized input.
 
     Raises:
-        ValueError: ids outside the vocabulary, too few rows, or `out_dir` can't be written.
-        RuntimeError: a block matmul or the head came out in another type than INT8.
+        ValueError: an unknown recipe, ids outside the vocabulary, too few rows, or `out_dir` can't be written.
+        RuntimeError: SmoothQuant was asked for and not applied, or a matmul came out in another type than it should.
     """
+    recipe = _recipe(recipe)
     _check_calibration(calibration, model.config.vocab_size)
+    if recipe.activations and not has_int8_dot_product():
+        logger.warning(NO_DOT_PRODUCT)
     linear = linearize(model)
-    ranges = calibrate(linear, calibration)
-    export_ir(fake_quantize(linearize(model), ranges), tokenizer, Path(out_dir))
-    return audit_int8(out_dir)
+    seen, kept_back = _split(calibration)
+    fake = fake_quantize(linear, calibrate(linear, seen, recipe))
+    harm = apply_gate(fake, linearize(model), kept_back, recipe.max_kl) if recipe.max_kl is not None and recipe.activations else None
+    export_ir(fake, tokenizer, Path(out_dir))
+    return Quantized(audit_int8(out_dir), harm)
 
 
-def calibrate(linear: GPT2LMHeadModel, calibration: Dataset) -> dict[str, LinearCalibration]:
-    """Run `INCQuantizer` on a linearized model and read back, for each Linear, the scales that it chose."""
-    from neural_compressor.config import PostTrainingQuantConfig
-    from neural_compressor.utils.utility import set_workspace
-    from optimum.intel import INCQuantizer
-
-    config = PostTrainingQuantConfig(
-        approach="static",
-        op_type_dict={
-            "Linear": {"activation": {"algorithm": ["minmax"]}},
-            # The token embedding shares the head's INT8 tensor in the exported graph; positions stay as they are.
-            "Embedding": {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}},
-        },
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        set_workspace(scratch)
-        quantizer = INCQuantizer.from_pretrained(linear, task="text-generation")
-        quantizer.quantize(quantization_config=config, save_directory=scratch, calibration_dataset=calibration)
-        state = torch.load(Path(scratch, "pytorch_model.bin"), weights_only=False)
-    ranges = read_calibration(state)
-    if has_int8_dot_product():
-        return ranges
-    return {name: keep_sums_in_16_bits(found, linear.get_submodule(name).weight) for name, found in ranges.items()}
+def _recipe(recipe: str | Recipe) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe {recipe!r} is not known; expected one of {', '.join(RECIPES)}")
+    return RECIPES[recipe]
 
 
-def read_calibration(state: dict) -> dict[str, LinearCalibration]:
-    """Read INC's state dict: beside each Linear's packed weight lie the scale and the zero point of its input.
-
-    On a CPU without VNNI INC lays the range of an input over 128 steps. Here it always gets 256: the weights make room instead.
-    """
-    suffix = "._packed_params._packed_params"
-    finer = 255 / 127 if state["best_configure"]["reduce_range"] else 1
-    found = {}
-    for key in (key for key in state if key.endswith(suffix)):
-        module = key.removesuffix(suffix)
-        weight, _ = state[key]
-        found[module.removesuffix(".module")] = LinearCalibration(
-            weight.dequantize(),
-            weight.q_per_channel_scales(),
-            state[f"{module}_input_scale_0"].item() / finer,
-            round(state[f"{module}_input_zero_point_0"].item() * finer),
-        )
-    return found
-
-
-def keep_sums_in_16_bits(found: LinearCalibration, weight: torch.Tensor) -> LinearCalibration:
-    """Round a weight to 7 bits instead of 8, for CPUs that add two u8 × i8 products in 16 bits before anything else.
-
-    2 × 255 × 64 = 32,640 still fits there; 2 × 255 × 127 saturates. 7-bit weights, each channel with a scale of its
-    own, lose less than 7-bit activations, which share one.
-
-    Args:
-        found: the layer's calibration in 8 bits.
-        weight: (O, I) the float weight it was made from, so that it is rounded once and not twice.
-    """
-    scale = 2 * found.weight_scale
-    steps = torch.round(weight.detach().double() / scale[:, None]).clamp(-64, 64)
-    return dataclasses.replace(found, weight=(steps * scale[:, None]).float(), weight_scale=scale)
+def _split(calibration: Dataset) -> tuple[Dataset, list[list[int]]]:
+    """Return the rows that INC sees, and those for the gate, up to `GATE_TOKENS` of them."""
+    gate_rows = calibration["input_ids"][-(len(calibration) // 4) :]
+    return calibration.select(range(len(calibration) - len(gate_rows))), gate_rows[: max(1, GATE_TOKENS // len(gate_rows[0]))]
 
 
 def _check_calibration(calibration: Dataset, vocab_size: int) -> None:
@@ -147,35 +118,57 @@ def _check_calibration(calibration: Dataset, vocab_size: int) -> None:
 
 
 def run_quantize(run: Run) -> StageResult:
-    """Quantize the fine-tuned model, prove that it is INT8, and measure it; control: the same model in FP32 IR, same CPU and runtime."""
+    """Quantize the fine-tuned model, prove that it is INT8, and measure it.
+
+    Controls: the same model in FP32 IR, same CPU and runtime; and INT8 without smoothing and gate, for what these are worth.
+    """
     before, folder = run.folder(finetune.NAME), run.folder(NAME)
-    control_folder = run.out / "4-control-fp32"
+    fp32_folder, naive_folder = run.out / "4-control-fp32", run.out / "4-control-naive"
     settings = run.settings
     with stopwatch() as seconds:
         tokenizer, model = load_model(before)
         texts = [document.text for document in run.texts.calibration]
         calibration = prepare_calibration_dataset(texts, tokenizer, limit=settings.calibration_sequences)
-        audit = quantize_int8(model, tokenizer, calibration, folder)
-        export_ir(linearize(model), tokenizer, control_folder)
-        measurement = measure_ir(run, "INT8", folder, "int8", tokenizer)
-        control = measure_ir(run, "FP32", control_folder, "float32", tokenizer)
+        quantized = quantize_int8(model, tokenizer, calibration, folder)
+        quantize_int8(model, tokenizer, calibration, naive_folder, "w8a8-naive")
+        export_ir(linearize(model), tokenizer, fp32_folder)
+        fp32 = measure_ir(run, "FP32", fp32_folder, "float32", tokenizer)
+        measurement = measure_ir(run, "INT8", folder, "int8", tokenizer, parent=fp32_folder)
+        naive = measure_ir(run, "INT8, naive", naive_folder, "int8", tokenizer, parent=fp32_folder, quality_only=True)
+        audit = quantized.audit
         facts = {
+            "recipe": dataclasses.asdict(RECIPES["w8a8"]),
             "calibration_rows": len(calibration),
             "audit": dataclasses.asdict(audit),
+            "harm": dataclasses.asdict(quantized.harm),
             "int8_matmuls": len(audit.expected) - len(audit.failures),
             "expected_matmuls": len(audit.expected),
             "int8_share_of_bytes": audit.int8_share,
             "int8_dot_product": has_int8_dot_product(),
-            "runtime_properties": cpu_properties(),
-            "optimum_generates_the_same": optimum_generates_the_same(run, folder, tokenizer),
+            "runtime_properties": cpu_properties(kv_cache="f16"),
+            "prompt_lookup": prompt_lookup_facts(run, folder, tokenizer),
+            "optimum_generates_the_same": optimum_generates_the_same(run, fp32_folder, tokenizer),
         }
-        stage = StageResult(NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (control,), facts)
+        stage = StageResult(NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (fp32, naive), facts)
     run.finish(stage)
     return stage
 
 
+def prompt_lookup_facts(run: Run, folder: Path, tokenizer) -> dict:
+    """Generate from a prompt that the model repeats, plainly and by prompt lookup: the same tokens in fewer steps."""
+    ids = np.array([prompt_ids(run, tokenizer)])
+    count = window_length(tokenizer) // 4
+    model = load_ir(folder)
+    plain = model.generate(ids, count)[0].tolist()
+    lookup = PromptLookup(model.decoder(ids))
+    return {"new_tokens": count, "same_tokens": lookup.generate(count) == plain, "accepted": lookup.accepted}
+
+
 def optimum_generates_the_same(run: Run, folder: Path, tokenizer) -> bool:
-    """Load the directory with optimum-intel's own class, as others will, and compare its greedy tokens with our runtime's."""
+    """Load a directory with optimum-intel's own class, as others will, and compare its greedy tokens with our runtime's.
+
+    Only a float directory has to give the same: of an INT8 one optimum also decodes with quantized inputs, our runtime does not.
+    """
     from optimum.intel import OVModelForCausalLM
 
     ids = torch.tensor([prompt_ids(run, tokenizer)])

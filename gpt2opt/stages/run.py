@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from gpt2opt import environment
-from gpt2opt.deploy.runtime import generate_from_ir, load_ir
+from gpt2opt.deploy.runtime import IrModel, generate_from_ir, load_ir
 from gpt2opt.measure.latency import measure_latency
 from gpt2opt.measure.memory import in_fresh_process, peak_vram
-from gpt2opt.measure.quality import score_text, window_length
+from gpt2opt.measure.quality import measure_agreement, score_text, window_length
 from gpt2opt.report.record import Record, Settings
-from gpt2opt.report.results import Latency, Measurement, Memory, Quality, weight_files
+from gpt2opt.report.results import Agreement, Latency, Measurement, Memory, Quality, weight_files
 from gpt2opt.sources.models import FoundModel, find_model, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
 
@@ -182,15 +182,22 @@ def measure_torch(run: Run, name: str, folder: Path, *, quality_only: bool = Fal
     return Measurement(name, device_name(), "float16", "torch", parameters, latency, memory, quality, quality_dtype)
 
 
-def measure_ir(run: Run, name: str, folder: Path, dtype: str, tokenizer) -> Measurement:
-    """Measure the IR in `folder` on the CPU with the same prompt, tokens and threads as the torch models."""
+def measure_ir(
+    run: Run, name: str, folder: Path, dtype: str, tokenizer, *, parent: Path | None = None, quality_only: bool = False
+) -> Measurement:
+    """Measure the IR in `folder` on the CPU with the same prompt, tokens and threads as the torch models; compare it with `parent`."""
     model = load_ir(folder)
-    latency = _latency(run, model.decoder(np.array([prompt_ids(run, tokenizer)])), lambda: None)
-    child = in_fresh_process(generate_from_ir, str(folder), prompt_ids(run, tokenizer), run.settings.new_tokens, libraries=("openvino",))
-    memory = Memory(_weight_bytes(folder), child.peak_rss_bytes, child.start_rss_bytes)
+    latency = memory = agreement = None
+    if not quality_only:
+        prompt = prompt_ids(run, tokenizer)
+        latency = _latency(run, model.decoder(np.array([prompt])), lambda: None)
+        child = in_fresh_process(generate_from_ir, str(folder), prompt, run.settings.new_tokens, libraries=("openvino",))
+        memory = Memory(_weight_bytes(folder), child.peak_rss_bytes, child.start_rss_bytes)
     quality = score_texts(run, tokenizer, lambda ids: model.logits(ids.numpy()))
+    if parent is not None:
+        agreement = _compare_texts(run, tokenizer, model, load_ir(parent))
     cpu = environment.describe()["cpu"]
-    return Measurement(name, cpu, dtype, "openvino", None, latency, memory, quality, dtype)
+    return Measurement(name, cpu, dtype, "openvino", None, latency, memory, quality, dtype, agreement)
 
 
 def _latency(run: Run, decoder, synchronize: Callable[[], None]) -> Latency:
@@ -227,9 +234,22 @@ def logits_from_torch(folder: str, ids: list[list[int]]) -> np.ndarray:
 
 def score_texts(run: Run, tokenizer, logits) -> Quality:
     """Score the held-out part of the run's text, the same bytes at every stage."""
-    text = scored_text(run.texts, run.settings)
-    label = f"{run.texts.name} {run.texts.revision}, first {len(text.encode()):,} bytes of the scored part, documents joined by blank lines"
-    return score_text(logits, tokenizer, text, label)
+    return score_text(logits, tokenizer, scored_text(run.texts, run.settings), _scored_label(run))
+
+
+def _compare_texts(run: Run, tokenizer, model: IrModel, parent: IrModel) -> Agreement:
+    """Compare what two models expect on the text that is scored."""
+    ids = tokenizer(scored_text(run.texts, run.settings), verbose=False).input_ids
+    window = window_length(tokenizer)
+    return measure_agreement(
+        lambda rows: model.logits(rows.numpy()), lambda rows: parent.logits(rows.numpy()), ids,
+        label=_scored_label(run), window=window, stride=window,
+    )  # fmt: skip
+
+
+def _scored_label(run: Run) -> str:
+    size = len(scored_text(run.texts, run.settings).encode())
+    return f"{run.texts.name} {run.texts.revision}, first {size:,} bytes of the scored part, documents joined by blank lines"
 
 
 def scored_text(texts: Texts, settings: Settings) -> str:

@@ -1,0 +1,82 @@
+"""The quality gate: what each quantized input does to the model's answers, measured; where it does too much, the input stays float.
+
+INC's own tuning passes models whatever it measured, so the gate works on the fake-quantized graph, where one input can be switched at
+a time. Every weight stays as it is.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from tqdm.auto import tqdm
+from transformers import GPT2LMHeadModel
+
+from gpt2opt.deploy.ir import FakeQuantLinear, quantized_linears
+from gpt2opt.report.results import Harm
+
+EVERY = 4
+"""Each fourth position is compared: neighbours say nearly the same, and the head is a third of the arithmetic."""
+
+
+def apply_gate(model: GPT2LMHeadModel, parent: GPT2LMHeadModel, rows: Sequence[Sequence[int]], max_kl: float | None) -> Harm:
+    """Measure the harm of each quantized input and switch off, in place, the worst until the rest costs no more than the budget.
+
+    Harm is the mean KL divergence of the next-token distribution from the FP32 parent's, in nats a token, over that of the model with
+    integer weights and float inputs. Of an input it is taken twice, with it alone quantized and with all but it, and the greater
+    counts: what hides behind the others' noise shows alone, what only adds up shows among them.
+
+    Args:
+        model: fake-quantized; `quantize_input` of its layers is set.
+        parent: the same model in FP32.
+        rows: token rows that INC did not see.
+        max_kl: nats a token that all quantized inputs may cost together; None measures and switches nothing off.
+    """
+    layers = quantized_linears(model)
+    kl = _ruler(model, parent, rows)
+    progress = tqdm(total=2 + 2 * len(layers), desc="harm of each quantized input", leave=False)
+
+    def measured(quantized: set[str]) -> float:
+        _switch(layers, quantized)
+        progress.update()
+        return kl()
+
+    every = set(layers)
+    weights = measured(set())
+    together = measured(every) - weights
+    alone = {name: measured({name}) - weights for name in layers}
+    among = {name: together - (measured(every - {name}) - weights) for name in layers}
+    worst_first = sorted(layers, key=lambda name: -max(alone[name], among[name]))
+    kept, left = set(every), together
+    while max_kl is not None and left > max_kl and kept:
+        kept.remove(worst_first[len(layers) - len(kept)])
+        left = measured(kept) - weights
+    _switch(layers, kept)
+    progress.close()
+    short = {name: name.removeprefix("transformer.") for name in layers}
+    return Harm(
+        {short[name]: alone[name] for name in layers},
+        {short[name]: among[name] for name in layers},
+        weights, together, left, max_kl, tuple(short[name] for name in layers if name not in kept),
+    )  # fmt: skip
+
+
+def _switch(layers: dict[str, FakeQuantLinear], quantized: set[str]) -> None:
+    for name, layer in layers.items():
+        layer.quantize_input = name in quantized
+
+
+def _ruler(model: GPT2LMHeadModel, parent: GPT2LMHeadModel, rows: Sequence[Sequence[int]]) -> Callable[[], float]:
+    """Return a function that gives the mean KL(parent ‖ model) over the rows; the parent answers once."""
+
+    def log_probabilities(of: GPT2LMHeadModel, row: Sequence[int]) -> torch.Tensor:
+        hidden = of.transformer(torch.tensor([row]), use_cache=False).last_hidden_state[0, EVERY - 1 :: EVERY]
+        return torch.log_softmax(of.lm_head(hidden), -1)
+
+    with torch.inference_mode():
+        expected = [log_probabilities(parent, row) for row in rows]
+
+    @torch.inference_mode()
+    def kl() -> float:
+        nats = [(base.exp() * (base - log_probabilities(model, row))).sum(-1) for base, row in zip(expected, rows, strict=True)]
+        return torch.cat(nats).double().mean().item()
+
+    return kl

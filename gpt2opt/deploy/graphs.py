@@ -1,0 +1,154 @@
+"""What is done to a GPT-2 graph in memory, between reading the IR and compiling it; the file stays as it is.
+
+The file holds one graph with activation quantizers, which every OpenVINO runtime loads. Here two are made of it: one that reads
+prompts, bound by arithmetic and so in INT8, and one that decodes, bound by the bytes of the weights. Both keep their KV cache in the
+same blocks of memory (paged attention, Kwon et al. 2023), so that nothing is handed over between them.
+"""
+
+import numpy as np
+from openvino import Model, Node, Output, Tensor
+from openvino import opset13 as ops
+from openvino._offline_transformations import paged_attention_transformation
+from openvino.op import Constant
+
+ROWS = "rows"
+
+
+def paged(graph: Model) -> Model:
+    """Turn a stateful graph into one that takes its KV cache as an input, in blocks, and gives the logits of chosen tokens only.
+
+    The tokens of all sequences of a call lie end to end. Inputs are then `input_ids` and `position_ids` (tokens,), `past_lens`
+    (sequences,), `subsequence_begins` and `block_indices_begins` (sequences + 1,), `block_indices` (blocks,), `max_context_len` (),
+    `rows` (rows,), the tokens whose logits are wanted, and the cache, `key_cache.N` and `value_cache.N`. Output: `logits` (rows, 1, V).
+    """
+    paged_attention_transformation(graph)
+    rows = ops.parameter([-1], np.int64)
+    rows.output(0).set_names({ROWS})
+    head = next(node for node in matmuls(graph) if "lm_head" in node.get_friendly_name())
+    reader = activation_quantizer(head) or head
+    reader.input(0).replace_source_output(ops.gather(reader.input_value(0), rows, ops.constant(0, dtype=np.int64)).output(0))
+    graph.add_parameters([rows])
+    graph.validate_nodes_and_infer_types()
+    return graph
+
+
+def weight_only(graph: Model) -> Model:
+    """Take the activation quantizers out and leave the INT8 weights: with one row to a matmul that is faster, and it loses less."""
+    for node in matmuls(graph):
+        if quantizer := activation_quantizer(node):
+            node.input(0).replace_source_output(quantizer.input_value(0))
+    graph.validate_nodes_and_infer_types()
+    return graph
+
+
+def as_convolutions(graph: Model) -> Model:
+    """Write every block matmul with a quantized input as a 1 × 1 convolution over the tokens: the same sums by another kernel.
+
+    For CPUs without VNNI or AMX. There the CPU plugin multiplies INT8 matrices no faster than FP32 ones, and its INT8 convolution is
+    about twice as fast. Between the two projections of an MLP the tensor keeps the convolution's layout: a transposition of
+    that size costs a tenth of a layer.
+    """
+    in_layout: set[str] = set()
+    for node in matmuls(graph):
+        quantizer = activation_quantizer(node)
+        if not quantizer or "lm_head" in node.get_friendly_name():
+            continue
+        outputs, inputs = (size.get_length() for size in node.get_input_partial_shape(1))
+        pixels = quantizer.output(0)
+        if quantizer.get_friendly_name() not in in_layout:
+            pixels = ops.transpose(ops.reshape(pixels, np.array([1, -1, 1, inputs]), False), np.array([0, 3, 1, 2])).output(0)
+        convolution = ops.convolution(pixels, _kernel(node, outputs, inputs), [1, 1], [0, 0], [0, 0], [1, 1])
+        convolution.set_friendly_name(node.get_friendly_name())
+        if path := _path_to_next(node):
+            _keep_layout(path, node, convolution, outputs)
+            in_layout.add(path[-1].get_friendly_name())
+        else:
+            rows = ops.reshape(ops.transpose(convolution, np.array([0, 2, 3, 1])), np.array([-1, 1, outputs]), False)
+            for consumer in node.output(0).get_target_inputs():
+                consumer.replace_source_output(rows.output(0))
+    graph.validate_nodes_and_infer_types()
+    return graph
+
+
+def group_scales(graph: Model) -> None:
+    """Give weights with several scales a row the shape in which the CPU plugin decompresses them: (O, groups, inputs of a group)."""
+    for node in matmuls(graph):
+        reshape = node.input_value(1).get_node()
+        if reshape.get_type_name() != "Reshape":
+            continue
+        outputs, inputs = (size.get_length() for size in node.get_input_partial_shape(1))
+        multiply = reshape.input_value(0).get_node()
+        scale = multiply.input_value(1).get_node().get_data().reshape(outputs, -1, 1)
+        stored = stored_weight(node)
+        shape = [outputs, scale.shape[1], inputs // scale.shape[1]]
+        integers = Constant(Tensor(stored.get_data(), shape, stored.get_element_type()))  # i4 comes packed, two to a byte
+        decompressed = ops.multiply(ops.convert(integers, "f32"), ops.constant(scale))
+        node.input(1).replace_source_output(ops.reshape(decompressed, np.array([outputs, inputs]), False).output(0))
+    graph.validate_nodes_and_infer_types()
+
+
+def halve_positions(graph: Model) -> None:
+    """Store the position embeddings, the largest table left in FP32, as FP16."""
+    for node in graph.get_ordered_ops():
+        table = node.input_value(0).get_node() if node.get_type_name() == "Gather" else None
+        if table and table.get_type_name() == "Constant" and len(table.get_output_shape(0)) == 2 and "wpe" in node.get_friendly_name():
+            half = ops.convert(ops.constant(table.get_data().astype(np.float16)), "f32")
+            node.input(0).replace_source_output(half.output(0))
+    graph.validate_nodes_and_infer_types()
+
+
+def matmuls(graph: Model) -> list[Node]:
+    """Return the matmuls of the blocks and of the head, those with a stored weight, in the order they run."""
+    return [node for node in graph.get_ordered_ops() if node.get_type_name() == "MatMul" and stored_weight(node)]
+
+
+def activation_quantizer(matmul: Node) -> Node | None:
+    """Return the node that rounds a matmul's input to INT8, if there is one."""
+    source = matmul.input_value(0).get_node()
+    return source if source.get_type_name() == "FakeQuantize" else None
+
+
+def stored_weight(matmul: Node) -> Node | None:
+    """Return the constant that a matmul's weight is stored in, seen through decompression and changes of layout."""
+    node = matmul.input_value(1).get_node()
+    while node.get_type_name() in ("Convert", "Subtract", "Multiply", "Reshape", "Transpose", "FakeQuantize"):
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == "Constant" else None
+
+
+def _kernel(matmul: Node, outputs: int, inputs: int) -> Output:
+    """Return a matmul's INT8 weight (O, I) and its scales (O, 1) as a convolution's kernel (O, I, 1, 1)."""
+    scale = matmul.input_value(1).get_node().input_value(1).get_node()
+    shape = np.array([outputs, inputs, 1, 1])
+    integers = ops.convert(ops.reshape(stored_weight(matmul), shape, False), "f32")
+    return ops.multiply(integers, ops.constant(scale.get_data().reshape(outputs, 1, 1, 1))).output(0)
+
+
+def _path_to_next(matmul: Node) -> list[Node]:
+    """Return the elementwise nodes between a matmul and the next quantized one; empty if anything else lies between."""
+    path: list[Node] = []
+    node = matmul
+    while True:
+        consumers = list(node.output(0).get_target_inputs())
+        node = consumers[0].get_node()
+        if len(consumers) != 1:
+            return []
+        if node.get_type_name() == "MatMul":
+            return path if activation_quantizer(node) else []
+        if node.get_type_name() not in ("Add", "Gelu", "FakeQuantize"):
+            return []
+        path.append(node)
+
+
+def _keep_layout(path: list[Node], matmul: Node, convolution: Node, channels: int) -> None:
+    """Let the nodes of a path read (1, C, tokens, 1) instead of (tokens, 1, C)."""
+    before = matmul
+    for node in path:
+        for port in node.inputs():
+            source = port.get_source_output().get_node()
+            if source.get_friendly_name() == before.get_friendly_name():
+                port.replace_source_output(convolution.output(0) if before is matmul else before.output(0))
+            elif source.get_output_size() == 1 and source.get_type_name() == "Constant" and source.get_data().size == channels:
+                port.replace_source_output(ops.constant(source.get_data().reshape(1, channels, 1, 1)).output(0))
+        node.constructor_validate_and_infer_types()
+        before = node

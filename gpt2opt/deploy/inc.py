@@ -1,0 +1,312 @@
+"""What Intel Neural Compressor finds for a GPT-2: weights on their integer grid, ranges of the inputs, smoothing of the LayerNorms.
+
+`INCQuantizer` does the work. Its own INT8 modules can't be exported, so its results are read back and carried into a graph that can.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+
+from gpt2opt.deploy.ir import QuantizedLinear
+from gpt2opt.environment import has_int8_dot_product
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is quantized; the choices in one place.
+
+    weight_bits: 8 or 4, of the block matmuls. The head, which is the token embedding too, is always in INT8.
+    group_size: inputs that share a weight scale; None: one scale for an output channel.
+    activations: whether the inputs of matmuls are quantized, u8 per tensor, as far as the gate lets them be.
+    smooth_alpha: how far SmoothQuant moves the range of an activation into the weights, from 0 to 1 (Xiao et al. 2022); None: not at all.
+    activation_range: `minmax`, `kl` (both INC's) or `percentile`, see `clip_to_percentiles`.
+    max_kl: nats a token that quantized activations may cost in all; None: no gate. See `deploy.gate`.
+
+    The defaults were chosen on the bundled model (`gpt2opt recipes` prints the comparison): of α = 0.5 … 0.9 the middle is flat, and
+    with 0.0008 nats the model still expects the same token as its parent on more than 97% of positions.
+    """
+
+    weight_bits: int = 8
+    group_size: int | None = None
+    activations: bool = True
+    smooth_alpha: float | None = 0.8
+    activation_range: str = "minmax"
+    max_kl: float | None = 0.0008
+
+
+@dataclass(frozen=True)
+class InputRange:
+    """What calibration saw go into a Linear of I inputs.
+
+    low, high: ends of the range without its rarest values, averaged over the rows. lowest, highest: (I,) of each input.
+    """
+
+    low: float
+    high: float
+    lowest: Tensor
+    highest: Tensor
+
+
+RECIPES = {
+    "w8a8": Recipe(),
+    "w8a8-naive": Recipe(smooth_alpha=None, max_kl=None),
+    "w8": Recipe(activations=False),
+    "w4": Recipe(weight_bits=4, group_size=64, activations=False),
+}
+
+
+def calibrate(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> dict[str, QuantizedLinear]:
+    """Quantize every Linear of a linearized model, and smooth its LayerNorms in place if the recipe says so.
+
+    Args:
+        linear: from `linearize`. With smoothing its LayerNorms and the weights behind them change; its function does not.
+        calibration: column `input_ids`, rows of one length.
+        recipe: what to do.
+
+    Returns:
+        Name of a Linear -> what it becomes.
+
+    Raises:
+        RuntimeError: INC did not smooth what it was asked to, or quantized nothing.
+    """
+    if not recipe.activations:
+        return _weight_only(linear, recipe)
+    if recipe.smooth_alpha is not None:
+        _smooth_untied_head(linear, calibration, recipe.smooth_alpha)
+    state = _static(linear, calibration, recipe)
+    if recipe.smooth_alpha is not None:
+        _take_over_smoothing(linear, state)
+    found = _read_static(state)
+    seen = observe_inputs(linear, calibration, found, share=1e-4)
+    if recipe.activation_range == "percentile":
+        found = {name: clip_to_percentiles(layer, seen[name]) for name, layer in found.items()}
+    if not has_int8_dot_product():
+        found = {name: keep_sums_in_16_bits(layer, linear.get_submodule(name).weight, seen[name]) for name, layer in found.items()}
+    return found
+
+
+def _static(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> dict:
+    from neural_compressor.config import PostTrainingQuantConfig
+
+    smooth = {"smooth_quant": True, "smooth_quant_args": {"alpha": recipe.smooth_alpha, "folding": True}}
+    algorithm = "kl" if recipe.activation_range == "kl" else "minmax"
+    config = PostTrainingQuantConfig(
+        approach="static",
+        recipes=smooth if recipe.smooth_alpha is not None else {},
+        op_type_dict={
+            "Linear": {"activation": {"algorithm": [algorithm]}},
+            # The token embedding shares the head's INT8 tensor in the exported graph; positions stay as they are.
+            "Embedding": {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}},
+        },
+    )
+    with _traceable(linear):
+        return _fit(linear, config, calibration)
+
+
+def _fit(linear: GPT2LMHeadModel, config, calibration: Dataset | None) -> dict:
+    """Run `INCQuantizer` on a copy of a model and return the state dict that it saves."""
+    import copy
+
+    from neural_compressor.utils.utility import set_workspace
+    from optimum.intel import INCQuantizer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        set_workspace(scratch)
+        quantizer = INCQuantizer.from_pretrained(copy.deepcopy(linear), task="text-generation")
+        quantizer.quantize(quantization_config=config, save_directory=scratch, calibration_dataset=calibration)
+        return torch.load(Path(scratch, "pytorch_model.bin"), weights_only=False)
+
+
+@contextmanager
+def _traceable(linear: GPT2LMHeadModel) -> Iterator[None]:
+    """Let `torch.jit.trace` follow the model meanwhile: INC finds the layers to smooth by tracing, and skips smoothing in silence if
+    it can't. transformers builds the causal mask with `vmap`, which a trace can't hold; optimum's exporter has masks without."""
+    from optimum.exporters.onnx.model_patcher import eager_mask_without_vmap, sdpa_mask_without_vmap
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    masks = {"sdpa": sdpa_mask_without_vmap, "eager": eager_mask_without_vmap}
+    kept = {name: ALL_MASK_ATTENTION_FUNCTIONS[name] for name in masks}
+    config = linear.config
+    flags = {"return_dict": config.return_dict, "use_cache": config.use_cache}
+    try:
+        for name, mask in masks.items():
+            ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
+        config.return_dict, config.use_cache = False, False
+        yield
+    finally:
+        for name, mask in kept.items():
+            ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
+        config.return_dict, config.use_cache = flags["return_dict"], flags["use_cache"]
+
+
+def _take_over_smoothing(linear: GPT2LMHeadModel, state: dict) -> None:
+    """Change the LayerNorms of a model to the smoothed ones in INC's state, and the weights behind them by as much the other way.
+
+    Raises:
+        RuntimeError: no LayerNorm differs; INC skips SmoothQuant without an error.
+    """
+    smoothed = 0
+    for block, layer in enumerate(linear.transformer.h):
+        for norm, projection in (("ln_1", layer.attn.c_attn), ("ln_2", layer.mlp.c_fc)):
+            module = getattr(layer, norm)
+            weight, bias = (state[f"transformer.h.{block}.{norm}.{name}"].float() for name in ("weight", "bias"))
+            old, new = torch.stack([module.weight, module.bias]), torch.stack([weight, bias])
+            # Where the gain is zero the bias tells the scale; where both are, the input is zero and no scale matters.
+            row = (new[0].abs() < new[1].abs()).long()[None]
+            before, after = old.gather(0, row)[0], new.gather(0, row)[0]
+            scale = torch.where(after != 0, before / after, 1.0)
+            smoothed += not torch.allclose(scale, torch.ones_like(scale))
+            module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
+            projection.weight = nn.Parameter(projection.weight * scale)
+    if not smoothed:
+        raise RuntimeError("INC skipped SmoothQuant: none of the LayerNorms changed; is peft installed?")
+
+
+def _smooth_untied_head(linear: GPT2LMHeadModel, calibration: Dataset, alpha: float) -> None:
+    """Smooth the last LayerNorm and the head behind it, in place, where no embedding shares the head's weight. INC leaves them out.
+
+    sⱼ = max|Xⱼ|^α / max|Wⱼ|^(1 − α), SmoothQuant's own formula (Xiao et al. 2022, equation 4).
+    """
+    head, norm = linear.lm_head, linear.transformer.ln_f
+    if head.weight is linear.transformer.wte.weight:
+        return
+    seen = observe_inputs(linear, calibration, ["lm_head"], share=1e-4)["lm_head"]
+    largest_input = torch.maximum(seen.highest.abs(), seen.lowest.abs()).clamp(min=1e-5)
+    largest_weight = head.weight.detach().abs().amax(0).clamp(min=1e-5)
+    scale = largest_input**alpha / largest_weight ** (1 - alpha)
+    norm.weight, norm.bias = nn.Parameter(norm.weight / scale), nn.Parameter(norm.bias / scale)
+    head.weight = nn.Parameter(head.weight * scale)
+
+
+def _read_static(state: dict) -> dict[str, QuantizedLinear]:
+    """Read INC's state dict: beside each Linear's packed weight lie the scale and the zero point of its input.
+
+    On a CPU without VNNI INC lays the range of an input over 128 steps. Here it always gets 256: the weights make room instead.
+    """
+    suffix = "._packed_params._packed_params"
+    finer = 255 / 127 if state["best_configure"]["reduce_range"] else 1
+    found = {}
+    for key in (key for key in state if key.endswith(suffix)):
+        module = key.removesuffix(suffix)
+        packed, _ = state[key]
+        found[module.removesuffix(".module")] = QuantizedLinear(
+            packed.dequantize(),
+            packed.q_per_channel_scales().float()[:, None],
+            8,
+            state[f"{module}_input_scale_0"].item() / finer,
+            round(state[f"{module}_input_zero_point_0"].item() * finer),
+        )
+    if not found:
+        raise RuntimeError("INC quantized no Linear; is this a linearized model?")
+    return found
+
+
+def observe_inputs(linear: GPT2LMHeadModel, calibration: Dataset, names: Iterable[str], share: float) -> dict[str, InputRange]:
+    """Run the calibration rows and watch what goes into each Linear.
+
+    Args:
+        linear: a linearized model.
+        calibration: column `input_ids`.
+        names: of the Linears.
+        share: of a row's values that `low` and `high` leave below and above them at most.
+    """
+    ends: dict[str, list[Tensor]] = {name: [] for name in names}
+    lowest: dict[str, Tensor] = {}
+    highest: dict[str, Tensor] = {}
+
+    def watch(name):
+        def hook(_, inputs):
+            channels = inputs[0].flatten(0, -2)
+            low, high = channels.amin(0), channels.amax(0)
+            lowest[name] = torch.minimum(lowest.get(name, low), low)
+            highest[name] = torch.maximum(highest.get(name, high), high)
+            values, count = channels.flatten(), max(1, round(channels.numel() * share))
+            ends[name].append(torch.stack([values.kthvalue(count).values, values.kthvalue(len(values) + 1 - count).values]))
+
+        return hook
+
+    hooks = [linear.get_submodule(name).register_forward_pre_hook(watch(name)) for name in ends]
+    try:
+        with torch.inference_mode():
+            for row in calibration["input_ids"]:
+                linear(torch.tensor([row]), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    means = {name: torch.stack(found).mean(0).tolist() for name, found in ends.items()}
+    return {name: InputRange(*means[name], lowest[name], highest[name]) for name in ends}
+
+
+def clip_to_percentiles(found: QuantizedLinear, seen: InputRange) -> QuantizedLinear:
+    """Lay the u8 grid over the range that holds all but a small share of the values: the rest is clipped, and the steps get finer."""
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    scale = (high - low) / 255
+    return dataclasses.replace(found, input_scale=scale, input_zero_point=round(-low / scale))
+
+
+def keep_sums_in_16_bits(found: QuantizedLinear, weight: Tensor, seen: InputRange) -> QuantizedLinear:
+    """Widen the steps of a weight as far as a CPU needs that adds two u8 × i8 products in 16 bits before anything else.
+
+    Such a CPU, without VNNI or AMX, saturates where a₀w₀ + a₁w₁ leaves [−32768, 32767], for neighbouring inputs 2j and 2j + 1.
+    Halving all weights rules that out and costs a bit of every weight. Few inputs come near 255, though, so a channel's step
+    only has to grow until the largest inputs that calibration saw don't saturate in it; most channels keep their 8 bits.
+
+    Args:
+        found: the layer in 8 bits.
+        weight: (O, I) the float weight it was made from, so that it is rounded once and not twice.
+        seen: its inputs.
+    """
+    largest = (torch.round(seen.highest / found.input_scale) + found.input_zero_point).clamp(0, 255)
+    products = weight.detach() * largest
+    if products.shape[1] % 2:
+        products = torch.nn.functional.pad(products, (0, 1))
+    pairs = torch.maximum(_pair_sums(products.clamp(min=0)), _pair_sums(-products.clamp(max=0)))
+    limit = 32767 - 255  # rounding adds half a step to each of the two weights
+    scale = torch.maximum(found.weight_scale, pairs.amax(1, keepdim=True) / limit)
+    steps = torch.round(weight.detach() / scale).clamp(-128, 127)
+    return dataclasses.replace(found, weight=steps * scale, weight_scale=scale)
+
+
+def _pair_sums(products: Tensor) -> Tensor:
+    return products.unflatten(1, (-1, 2)).sum(-1)
+
+
+def _weight_only(linear: GPT2LMHeadModel, recipe: Recipe) -> dict[str, QuantizedLinear]:
+    """Let INC round the weights to nearest, each group of inputs with a symmetric scale of its own; the head per channel in INT8."""
+    from neural_compressor.config import PostTrainingQuantConfig
+
+    layers = {name: module.weight.detach() for name, module in linear.named_modules() if isinstance(module, nn.Linear)}
+    bits = {name: 8 if name == "lm_head" else recipe.weight_bits for name in layers}
+    groups = {name: _group_size(weight.shape[1], None if bits[name] == 8 else recipe.group_size) for name, weight in layers.items()}
+    op_names = {name: {"weight": {"bits": bits[name], "group_size": groups[name], "scheme": "sym", "algorithm": "RTN"}} for name in layers}
+    state = _fit(linear, PostTrainingQuantConfig(approach="weight_only", op_name_dict=op_names), None)
+    return {name: _read_rounded(name, weight, state[f"{name}.weight"], bits[name], groups[name]) for name, weight in layers.items()}
+
+
+def _group_size(inputs: int, asked: int | None) -> int:
+    """Return the largest group up to the asked size that divides the inputs evenly, in steps of 16; all of them if there is none."""
+    sizes = [size for size in range(16, (asked or 0) + 1, 16) if inputs % size == 0]
+    return max(sizes, default=inputs)
+
+
+def _read_rounded(name: str, weight: Tensor, rounded: Tensor, bits: int, group: int) -> QuantizedLinear:
+    """Find the scales of a weight that INC has rounded and multiplied out again: a group's largest value lies on the last step.
+
+    Raises:
+        RuntimeError: the weight does not lie on such a grid, or it was not rounded at all.
+    """
+    grouped = rounded.reshape(len(rounded), -1, group)
+    largest = grouped.abs().amax(-1)
+    scale = torch.where(largest > 0, largest / (2 ** (bits - 1) - 1), 1.0)
+    steps = grouped / scale[..., None]
+    if torch.equal(rounded, weight) or (steps - steps.round()).abs().max() > 1e-2:
+        raise RuntimeError(f"INC did not round {name} to {bits} bits in groups of {group}")
+    return QuantizedLinear(rounded, scale, bits)

@@ -1,0 +1,58 @@
+"""What lies beside an IR: how it was quantized, and the hashes by which a changed or cut file is found."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+NAME = "gpt2opt.json"
+SCHEMA = "gpt2opt.ir/1"
+IR_FILES = ("openvino_model.xml", "openvino_model.bin")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """weights: what the block matmuls are stored in, `f32`, `i8` or `i4`. float_inputs: matmuls whose input is not quantized."""
+
+    weights: str
+    float_inputs: tuple[str, ...]
+    sha256: dict[str, str]
+    schema: str = SCHEMA
+
+
+def write_manifest(directory: Path, weights: str, float_inputs: tuple[str, ...]) -> None:
+    hashes = {name: _sha256(directory / name) for name in IR_FILES}
+    content = dataclasses.asdict(Manifest(weights, float_inputs, hashes))
+    (directory / NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_manifest(directory: Path | str) -> Manifest:
+    """Read what `export_ir` wrote beside an IR, and check the IR against it.
+
+    Raises:
+        ValueError: a file is missing, was changed or was cut short; the message names it.
+    """
+    directory = Path(directory)
+    for name in (*IR_FILES, NAME):
+        if not (directory / name).is_file():
+            raise ValueError(f"no {name} in {directory}; name a directory that stage 4 or export_ir wrote")
+    try:
+        content = json.loads((directory / NAME).read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']!r}, expected {SCHEMA!r}")
+        manifest = Manifest(content["weights"], tuple(content["float_inputs"]), content["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{directory / NAME} is damaged ({error}); export the model again") from error
+    for name in IR_FILES:
+        if _sha256(directory / name) != manifest.sha256.get(name):
+            raise ValueError(f"{directory / name} is not the file that was exported: it was changed or cut short; export it again")
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

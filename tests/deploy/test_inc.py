@@ -1,0 +1,120 @@
+"""What INC finds, and how it is read: ranges, rounded weights, smoothing; and INC's own trap, shown on the model as it comes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from gpt2opt.deploy import inc
+from gpt2opt.deploy.inc import RECIPES, Recipe, calibrate, keep_sums_in_16_bits
+from gpt2opt.deploy.ir import QuantizedLinear, fake_quantize, linearize
+from gpt2opt.lab.recipes import harden
+from tests.conftest import make_model, relative_error, torch_logits
+
+NAMES = {f"transformer.h.{n}.{part}" for n in range(2) for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")} | {"lm_head"}
+PLAIN = Recipe(smooth_alpha=None)
+
+
+@pytest.fixture(scope="module")
+def found(pruned, calibration):
+    return calibrate(linearize(pruned), calibration, PLAIN)
+
+
+def test_inc_calibrates_every_block_matmul_and_the_head(found):
+    assert set(found) == NAMES
+    for layer in found.values():
+        assert layer.weight_scale.shape == (layer.weight.shape[0], 1)
+        assert layer.input_scale > 0
+        assert 0 <= layer.input_zero_point <= 255
+
+
+def test_inc_alone_skips_the_conv1d_layers_of_gpt2(tokenizer, calibration):
+    """The trap that `linearize` is for: on the model as it comes, INC reports success with the head alone in INT8."""
+    assert set(calibrate(make_model(tokenizer), calibration, PLAIN)) == {"lm_head"}
+
+
+def test_a_weight_lies_within_half_a_step_of_the_models(pruned, found):
+    linear = linearize(pruned)
+    for name, layer in found.items():
+        assert ((linear.get_submodule(name).weight - layer.weight).abs() <= 0.5001 * layer.weight_scale).all()
+
+
+def test_a_7_bit_weight_keeps_two_products_in_16_bits():
+    weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    scale = weight.abs().amax(1, keepdim=True) / 127.5
+    eight = QuantizedLinear(torch.round(weight / scale) * scale, scale, 8, 0.1, 128)
+    seven = keep_sums_in_16_bits(eight, weight)
+    steps = seven.weight / seven.weight_scale
+    assert 2 * 255 * steps.abs().max() <= 2**15 - 1 < 2 * 255 * (eight.weight / scale).abs().max()
+    assert (seven.weight - weight).abs().max() <= seven.weight_scale.max() * 1.01
+    assert (seven.input_scale, seven.input_zero_point) == (eight.input_scale, eight.input_zero_point)
+
+
+@pytest.mark.parametrize("dot_product", [True, False])
+def test_the_same_range_is_read_whether_inc_took_128_steps_or_256(dot_product, monkeypatch):
+    monkeypatch.setattr(inc, "has_int8_dot_product", lambda: dot_product)
+    weight = torch.quantize_per_channel(torch.ones(2, 3), torch.tensor([0.1, 0.1]), torch.tensor([0, 0]), 0, torch.qint8)
+    model = torch.nn.ModuleDict({"x": torch.nn.Linear(3, 2)})
+
+    def read(scale: float, zero_point: int, reduced: bool) -> QuantizedLinear:
+        state = {
+            "x.module._packed_params._packed_params": (weight, None),
+            "x.module_input_scale_0": torch.tensor(scale),
+            "x.module_input_zero_point_0": torch.tensor(zero_point),
+            "best_configure": {"reduce_range": reduced},
+        }
+        return inc._read_static(state, model)["x"]
+
+    halved, full = read(0.255, 64, True), read(0.127, 128, False)
+    assert halved.input_scale == pytest.approx(full.input_scale)
+    assert abs(halved.input_zero_point - full.input_zero_point) <= 1
+    assert full.weight_scale.flatten().tolist() == pytest.approx([0.1, 0.1] if dot_product else [0.2, 0.2])
+
+
+def test_smoothing_is_applied_and_leaves_the_function_alone(pruned, calibration, ids):
+    smoothed = linearize(pruned)
+    calibrate(smoothed, calibration, RECIPES["w8a8"])
+    assert not torch.allclose(smoothed.transformer.h[0].ln_1.weight, pruned.transformer.h[0].ln_1.weight)
+    assert relative_error(torch_logits(smoothed, ids), torch_logits(pruned, ids)) < 1e-5
+
+
+def test_smoothing_that_inc_skipped_is_an_error(pruned, calibration, monkeypatch):
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    monkeypatch.setattr(ALL_MASK_ATTENTION_FUNCTIONS, "register", lambda *_: None)  # so the trace fails, as it does without masks
+    with pytest.raises(RuntimeError, match="INC skipped SmoothQuant"):
+        calibrate(linearize(pruned), calibration, RECIPES["w8a8"])
+
+
+def test_smoothing_brings_a_hard_model_near_the_easy_one(pruned, calibration, ids):
+    hard, expected = harden(linearize(pruned), k=64, share=0.05), torch_logits(pruned, ids)
+    assert relative_error(torch_logits(hard, ids), expected) < 1e-4  # hard to quantize, and the same function
+
+    def error(recipe: Recipe) -> float:
+        copy = linearize(hard)
+        return relative_error(torch_logits(fake_quantize(copy, calibrate(copy, calibration, recipe)), ids), expected)
+
+    assert error(Recipe()) < 0.3 * error(PLAIN)
+
+
+def test_percentile_ranges_lie_inside_those_of_minmax(pruned, calibration, found):
+    inside = calibrate(linearize(pruned), calibration, dataclasses.replace(PLAIN, activation_range="percentile"))
+    assert all(inside[name].input_scale < found[name].input_scale * 1.01 for name in NAMES)
+    assert any(inside[name].input_scale < found[name].input_scale * 0.95 for name in NAMES)
+
+
+@pytest.mark.parametrize(("recipe", "bits"), [("w8", 8), ("w4", 4)])
+def test_weight_only_recipes_round_weights_and_nothing_else(recipe, bits, pruned, calibration):
+    linear = linearize(pruned)
+    layers = calibrate(linear, calibration, RECIPES[recipe])
+    assert set(layers) == NAMES
+    for name, layer in layers.items():
+        outputs, inputs = layer.weight.shape
+        assert layer.bits == (8 if name == "lm_head" else bits)
+        assert layer.input_scale is None
+        groups = layer.weight_scale.shape[1]
+        assert groups == 1 if layer.bits == 8 else inputs // groups <= 64
+        steps = layer.weight.view(outputs, groups, -1) / layer.weight_scale[..., None]
+        assert (steps - steps.round()).abs().max() < 1e-3
+        error = (layer.weight - linear.get_submodule(name).weight).view(outputs, groups, -1).abs()
+        assert (error <= 0.5001 * layer.weight_scale[..., None]).all()

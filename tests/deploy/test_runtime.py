@@ -1,0 +1,160 @@
+"""Reading and decoding from one directory: the same answers as torch, one KV cache, prompt lookup, and what bad input gets."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import openvino
+import openvino_genai
+import pytest
+import torch
+from optimum.intel import OVModelForCausalLM
+
+from gpt2opt.deploy import graphs, runtime
+from gpt2opt.deploy.prompt_lookup import PromptLookup
+from gpt2opt.deploy.runtime import PROPERTIES, continue_text, cpu_properties, load_ir
+from tests.conftest import relative_error, torch_logits
+
+
+def test_float_ir_of_a_pruned_model_equals_torch(float_dir, pruned, ids):
+    np.testing.assert_allclose(load_ir(float_dir).logits(ids), torch_logits(pruned, ids), atol=1e-3)
+
+
+def test_decoding_gives_what_reading_the_whole_text_gives(float_dir, ids):
+    model = load_ir(float_dir)
+    new = model.generate(ids[:, :10], 40)  # over the end of a block of the cache
+    whole = model.logits(np.concatenate([ids[:, :10], new], axis=1))
+    np.testing.assert_array_equal(whole[:, 9:49].argmax(-1), new)
+
+
+def test_prompts_are_read_in_int8_and_tokens_decoded_on_the_same_cache(quantized, pruned, ids):
+    model = load_ir(quantized[0])
+    assert model.reader is not model.writer
+    decoder = model.decoder(ids[:, :20])
+    decoder.start()
+    decoder.next_ids = ids[:, 20:21]
+    logits = model._read(model.writer, decoder.next_ids, decoder.past, np.arange(2)).copy()
+    expected = torch_logits(pruned, ids)[:, 20]
+    assert relative_error(logits, expected) < 0.1
+    blind = model._read(model.writer, decoder.next_ids, 0, np.arange(2))  # without the prompt it would be another answer
+    assert relative_error(blind, expected) > 2 * relative_error(logits, expected)
+
+
+@pytest.mark.parametrize("dot_product", [True, False])
+def test_both_forms_of_the_reading_graph_compute_the_same(quantized, pruned, ids, dot_product, monkeypatch):
+    monkeypatch.setattr(runtime, "has_int8_dot_product", lambda: dot_product)
+    model = load_ir(quantized[0])
+    types = {node.get_rt_info()["layerType"].astype(str) for node in runtime.compile_ir(quantized[0])[0].get_runtime_model().get_ops()}
+    assert ("Convolution" in types) == (not dot_product)
+    assert relative_error(model.logits(ids), torch_logits(pruned, ids)) < 0.1
+
+
+def test_an_mlp_keeps_the_layout_of_convolutions(quantized):
+    graph = graphs.paged(openvino.Core().read_model(str(quantized[0] / "openvino_model.xml")))
+    inputs = sum(
+        graphs.activation_quantizer(node) is not None for node in graphs.matmuls(graph) if "lm_head" not in node.get_friendly_name()
+    )
+    before = sum(node.get_type_name() == "Transpose" for node in graph.get_ops())
+    graphs.as_convolutions(graph)
+    convolutions = [node for node in graph.get_ops() if node.get_type_name() == "Convolution"]
+    assert len(convolutions) == inputs
+    chained = sum("mlp.c_proj" in node.get_friendly_name() for node in convolutions)
+    assert sum(node.get_type_name() == "Transpose" for node in graph.get_ops()) - before == 2 * inputs - 2 * chained
+
+
+def test_prompt_lookup_gives_the_same_tokens_in_fewer_steps(quantized, ids):
+    model = load_ir(quantized[0])
+    prompt = ids[:1, :24]
+    plain = model.generate(prompt, 120)
+    lookup = PromptLookup(model.decoder(prompt))
+    assert lookup.generate(120) == plain[0].tolist()
+    assert sum(lookup.accepted) == 119
+    assert len(lookup.accepted) < 119
+    np.testing.assert_array_equal(model.generate(prompt, 120, prompt_lookup=True), plain)
+
+
+def test_prompt_lookup_takes_one_prompt(quantized, ids):
+    with pytest.raises(ValueError, match="2 prompts, prompt lookup takes one"):
+        load_ir(quantized[0]).generate(ids[:, :24], 8, prompt_lookup=True)
+
+
+def test_a_second_generation_knows_nothing_of_the_first(quantized, ids):
+    model = load_ir(quantized[0])
+    first = model.generate(ids[:1, :16], 8)
+    model.generate(ids[:, 4:30], 20)
+    np.testing.assert_array_equal(model.generate(ids[:1, :16], 8), first)
+
+
+def test_optimum_loads_a_float_directory_and_generates_the_same(float_dir, ids):
+    prompt = torch.from_numpy(ids[:1, :8])
+    model = OVModelForCausalLM.from_pretrained(float_dir, ov_config=cpu_properties())
+    model.generation_config.eos_token_id = None
+    theirs = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False, pad_token_id=0)
+    assert theirs[0, 8:].tolist() == load_ir(float_dir).generate(prompt.numpy(), 12)[0].tolist()
+
+
+def test_optimum_and_genai_load_an_int8_directory_and_generate(quantized, ids):
+    prompt = torch.from_numpy(ids[:1, :8])
+    theirs = OVModelForCausalLM.from_pretrained(quantized[0], ov_config=PROPERTIES)
+    theirs.generation_config.eos_token_id = None
+    out = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert out.shape == (1, 14)
+    for backend in ("SDPA", "PA"):
+        pipeline = openvino_genai.LLMPipeline(str(quantized[0]), "CPU", ATTENTION_BACKEND=backend)
+        config = openvino_genai.GenerationConfig(max_new_tokens=6, ignore_eos=True, do_sample=False)
+        result = pipeline.generate(openvino.Tensor(prompt.numpy()), config)
+        assert len(result.tokens[0]) == 6
+
+
+def test_generating_from_the_ir_loads_no_torch(quantized):
+    """What the RAM of INT8 is measured on: a process with openvino and numpy alone."""
+    code = (
+        "import json, sys; from gpt2opt.deploy.runtime import generate_from_ir; generate_from_ir(sys.argv[1], [1, 2, 3], 2);"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(quantized[0])], capture_output=True, text=True, check=True)
+    modules = json.loads(done.stdout)
+    assert "openvino" in modules
+    assert "torch" not in modules
+
+
+def test_a_prompt_beyond_the_context_is_refused_or_cut_and_said_so(quantized, caplog):
+    model = load_ir(quantized[0])
+    with pytest.raises(ValueError, match="257 tokens; with 0 new ones, from 1 to 256 fit"):
+        model.logits(np.ones((1, 257), dtype=np.int64))
+    with pytest.raises(ValueError, match="250 tokens; with 7 new ones, from 1 to 249 fit"):
+        model.generate(np.ones((1, 250), dtype=np.int64), 7)
+    prompt = "Node 1 of graph 2 has 3 edges"
+    with pytest.raises(ValueError, match="from 1 to 6 fit into the context of 256"):
+        continue_text(quantized[0], prompt, 250)
+    assert isinstance(continue_text(quantized[0], prompt, 250, truncate=True), str)
+    assert "its last 6 are kept" in caplog.text
+
+
+def test_a_full_context_stops_decoding(quantized):
+    decoder = load_ir(quantized[0]).decoder(np.ones((1, 256), dtype=np.int64))
+    decoder.start()
+    with pytest.raises(ValueError, match="257 tokens"):
+        decoder.step()
+
+
+def test_text_is_continued(quantized):
+    assert isinstance(continue_text(quantized[0], "Node 1 of", 5), str)
+    with pytest.raises(ValueError, match="the prompt has 0 tokens"):
+        continue_text(quantized[0], "", 5)
+
+
+@pytest.mark.parametrize("name", ["openvino_model.xml", "openvino_model.bin", "gpt2opt.json"])
+def test_a_missing_changed_or_cut_file_is_refused_by_name(name, quantized, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(quantized[0], folder)
+    content = (folder / name).read_bytes()
+    for damaged in (content[:-100], content[:500] + b"?" + content[501:] if name != "gpt2opt.json" else b"{}"):
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+            load_ir(folder)
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=f"no {name} in".replace(".", r"\.")):
+        load_ir(folder)
