@@ -104,6 +104,18 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def recipes(options: argparse.Namespace) -> int:
+    from gpt2opt.lab.recipes import compare_recipes, recipes_table
+    from gpt2opt.report.record import write_text
+
+    with contextlib.redirect_stdout(sys.stderr):  # INC reports there
+        comparison = compare_recipes(options.model, options.text)
+    write_text(options.out, json.dumps(dataclasses.asdict(comparison), indent=1) + "\n")
+    print(recipes_table(comparison))
+    _print_json({"comparison": str(options.out)})
+    return 0
+
+
 def notebook(options: argparse.Namespace) -> int:
     from gpt2opt.report.notebook import execute_notebook
 
@@ -168,6 +180,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompt", required=True)
     sub.add_argument("--new-tokens", type=int, default=50)
     sub.add_argument("--truncate", action="store_true", help="keep the end of a prompt that is too long, instead of refusing it")
+
+    sub = command("recipes", recipes, "compare the ways of quantizing, on a model as it comes and on one made hard")
+    sub.add_argument("--model", default="auto", help="directory, hub id, bundled or auto (default)")
+    sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default)")
+    sub.add_argument("--out", type=Path, default=Path("artifacts/recipes.json"), help="JSON file (default artifacts/recipes.json)")
 
     sub = command("notebook", notebook, "execute a notebook in place, with progress")
     sub.add_argument("path", type=Path)

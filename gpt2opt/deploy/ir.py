@@ -66,7 +66,9 @@ class FakeQuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.quantize_input:
             x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero_point, quant_min=0, quant_max=255)
-        return F.linear(x, self.quantized_weight(), self.bias)
+        # The weight lies on its grid, so that rounding changes nothing; only the exported graph has to hold the grid.
+        weight = self.quantized_weight() if torch.jit.is_tracing() else self.weight
+        return F.linear(x, weight, self.bias)
 
 
 def quantized_linears(model: GPT2LMHeadModel) -> dict[str, FakeQuantLinear]:
@@ -83,7 +85,8 @@ class TiedEmbedding(nn.Module):
         self.head = head
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return F.embedding(input_ids, self.head.quantized_weight())
+        weight = self.head.quantized_weight() if torch.jit.is_tracing() else self.head.weight
+        return F.embedding(input_ids, weight)
 
 
 def linearize(model: GPT2LMHeadModel) -> GPT2LMHeadModel:

@@ -1,8 +1,27 @@
 """What each way of quantizing costs, on a model as it comes and on one made hard to quantize: `gpt2opt recipes`."""
 
+import itertools
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import GPT2LMHeadModel
+
+from gpt2opt import environment
+from gpt2opt.deploy.inc import RECIPES, Recipe
+from gpt2opt.deploy.ir import linearize
+from gpt2opt.deploy.runtime import load_ir
+from gpt2opt.measure.quality import measure_agreement, measure_quality, window_length
+from gpt2opt.report.results import Agreement, Quality
+from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table
+from gpt2opt.sources.models import find_model, load_model
+from gpt2opt.sources.texts import find_texts, take_bytes
+from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 
 
 @torch.no_grad()
@@ -27,3 +46,114 @@ def harden(linear: GPT2LMHeadModel, k: float = 64, share: float = 0.01, seed: in
         norm.weight, norm.bias = nn.Parameter(norm.weight * factor), nn.Parameter(norm.bias * factor)
         projection.weight = nn.Parameter(projection.weight / factor)
     return linear
+
+
+SCHEMA = "gpt2opt.recipes/1"
+COMPARED = {
+    "min-max": Recipe(smooth_alpha=None, max_kl=None),
+    "KL": Recipe(smooth_alpha=None, activation_range="kl", max_kl=None),
+    "percentile 99.99": Recipe(smooth_alpha=None, activation_range="percentile", max_kl=None),
+    "SmoothQuant 0.5": Recipe(smooth_alpha=0.5, max_kl=None),
+    "SmoothQuant 0.8": Recipe(max_kl=None),
+    "gate alone": Recipe(smooth_alpha=None),
+    "w8a8 (default)": RECIPES["w8a8"],
+    "w8": RECIPES["w8"],
+    "w4": RECIPES["w4"],
+}
+
+
+@dataclass(frozen=True)
+class RecipeResult:
+    """One recipe on one model, measured through the IR it gave. seconds: of quantization, export and audit included."""
+
+    model: str
+    recipe: str
+    quality: Quality
+    agreement: Agreement
+    float_inputs: tuple[str, ...]
+    bin_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RecipeComparison:
+    """All of them, with the FP32 model they are compared with; both models are the same function, so it is one."""
+
+    environment: dict[str, Any]
+    model: str
+    parent: Quality
+    results: tuple[RecipeResult, ...]
+    schema: str = SCHEMA
+
+
+def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 100_000, calibration_rows: int = 64) -> RecipeComparison:
+    """Quantize a model by every recipe, as it comes and made hard, and score what comes out on held-out text.
+
+    Args:
+        model, text: see `find_model` and `find_texts`.
+        score_bytes: how much of the text's scored part.
+        calibration_rows: rows of the model's context that INC and the gate get.
+
+    Raises:
+        ValueError: a source can't be found or is too short.
+    """
+    found, texts = find_model(model), find_texts(text)
+    tokenizer, easy = load_model(found.path)
+    calibration = prepare_calibration_dataset([d.text for d in texts.calibration], tokenizer, limit=calibration_rows)
+    content = "\n\n".join(d.text for d in take_bytes(texts.score, score_bytes))
+    ids, window = tokenizer(content, verbose=False).input_ids, window_length(tokenizer)
+    label = f"{texts.name} {texts.revision}, first {len(content.encode()):,} bytes of the scored part"
+    protocol = {"label": label, "window": window, "stride": window}
+
+    @torch.inference_mode()
+    def parent(rows):
+        return easy(rows, use_cache=False).logits
+
+    expected = measure_quality(parent, ids, num_bytes=len(content.encode()), **protocol)
+    results = []
+    models = {"as it comes": linearize(easy), "hard": harden(linearize(easy))}
+    for (name, linear), (recipe_name, recipe) in itertools.product(models.items(), COMPARED.items()):
+        print(f"{name}: {recipe_name} …", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch, "ir")
+            start = time.perf_counter()
+            done = quantize_int8(linear, tokenizer, calibration, folder, recipe)
+            seconds = time.perf_counter() - start
+            ir = load_ir(folder)
+
+            def logits(rows, ir=ir):
+                return ir.logits(rows.numpy())
+
+            results.append(
+                RecipeResult(
+                    name,
+                    recipe_name,
+                    measure_quality(logits, ids, num_bytes=len(content.encode()), **protocol),
+                    measure_agreement(logits, parent, ids, **protocol),
+                    done.audit.float_inputs,
+                    (folder / "openvino_model.bin").stat().st_size,
+                    seconds,
+                )
+            )
+    return RecipeComparison(environment.describe(), str(found), expected, tuple(results))
+
+
+def recipes_table(comparison: RecipeComparison) -> Table:
+    """Show every recipe on both models; intervals are 95%, windows redrawn."""
+    rows = []
+    for result in comparison.results:
+        agreement = result.agreement
+        kl, same = agreement.mean_kl_interval(), agreement.top1_interval()
+        rows.append(
+            (
+                result.model,
+                result.recipe,
+                perplexity_ratio(result.quality, comparison.parent),
+                f"{agreement.mean_kl:.4f} [{kl[0]:.4f}, {kl[1]:.4f}]",
+                f"{agreement.top1:.1%} [{same[0]:.1%}, {same[1]:.1%}]",
+                str(len(result.float_inputs)),
+                megabytes(result.bin_bytes),
+                f"{result.seconds:.0f}",
+            )
+        )
+    return table(("model", "recipe", "perplexity / FP32", "mean KL, nats", "same top token", "float inputs", "bin MB", "s"), rows)

@@ -27,7 +27,10 @@ from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run, measure_ir, promp
 NAME = "4-quantize"
 GATE_TOKENS = 2048
 """Tokens on which the gate compares; at 124 M parameters each comparison takes about 2 s on 2 cores."""
-NO_DOT_PRODUCT = "this CPU has neither VNNI nor AMX"
+NO_DOT_PRODUCT = (
+    "this CPU has neither VNNI nor AMX: reading prompts in INT8 gains less than elsewhere, and some weights get wider steps so that sums "
+    "fit into 16 bits; on the bundled model the KL from FP32 was 0.0014 nats a token so, and 0.0013 without"
+)
 
 logger = logging.getLogger(__name__)
 
