@@ -41,8 +41,9 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "Constant":
             constants[node.get_element_type().get_type_name()] += node.get_byte_size()
-    reader, writer = compile_ir(directory)
-    audit = Int8Audit(weights, stored, _executed(reader), _executed(writer), tuple(float_inputs), dict(constants), _num_layers(directory))
+    reader, writer, head = compile_ir(directory)
+    reading, decoding = ({**_executed(body), **_executed(head)} for body in (reader, writer))
+    audit = Int8Audit(weights, stored, reading, decoding, tuple(float_inputs), dict(constants), _num_layers(directory))
     if must_pass and not audit.passed:
         raise RuntimeError(f"{len(audit.failures)} of {len(audit.expected)} matmuls are not INT8: {'; '.join(audit.failures)}")
     return audit

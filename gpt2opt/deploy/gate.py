@@ -30,7 +30,7 @@ def apply_gate(model: GPT2LMHeadModel, parent: GPT2LMHeadModel, rows: Sequence[S
         rows: token rows that INC did not see.
         max_kl: nats a token that all quantized inputs may cost together; None measures and switches nothing off.
     """
-    layers = quantized_linears(model)
+    layers = {name: layer for name, layer in quantized_linears(model).items() if layer.quantize_input}
     kl = _ruler(model, parent, rows)
     progress = tqdm(total=2 + 2 * len(layers), desc="harm of each quantized input", leave=False)
 

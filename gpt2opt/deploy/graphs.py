@@ -14,22 +14,23 @@ from openvino.op import Constant
 ROWS = "rows"
 
 
-def paged(graph: Model) -> Model:
-    """Turn a stateful graph into one that takes its KV cache as an input, in blocks, and gives the logits of chosen tokens only.
+def paged(graph: Model) -> tuple[Model, Model]:
+    """Cut a stateful graph into its body, which takes the KV cache as an input, in blocks, and its head, which both uses share.
 
-    The tokens of all sequences of a call lie end to end. Inputs are then `input_ids` and `position_ids` (tokens,), `past_lens`
+    The tokens of all sequences of a call lie end to end. Inputs of the body are `input_ids` and `position_ids` (tokens,), `past_lens`
     (sequences,), `subsequence_begins` and `block_indices_begins` (sequences + 1,), `block_indices` (blocks,), `max_context_len` (),
-    `rows` (rows,), the tokens whose logits are wanted, and the cache, `key_cache.N` and `value_cache.N`. Output: `logits` (rows, 1, V).
+    `rows` (rows,), the tokens whose logits are wanted, and the cache, `key_cache.N` and `value_cache.N`. Its output, the hidden
+    states (rows, 1, width), is the input of the head, whose output are the logits (rows, 1, V).
     """
     paged_attention_transformation(graph)
+    head = next(node for node in matmuls(graph) if is_head(node))
+    first = activation_quantizer(head) or head
     rows = ops.parameter([-1], np.int64)
     rows.output(0).set_names({ROWS})
-    head = next(node for node in matmuls(graph) if "lm_head" in node.get_friendly_name())
-    reader = activation_quantizer(head) or head
-    reader.input(0).replace_source_output(ops.gather(reader.input_value(0), rows, ops.constant(0, dtype=np.int64)).output(0))
-    graph.add_parameters([rows])
-    graph.validate_nodes_and_infer_types()
-    return graph
+    hidden = ops.gather(first.input_value(0), rows, ops.constant(0, dtype=np.int64))
+    picked = ops.parameter(hidden.get_output_partial_shape(0), np.float32)
+    first.input(0).replace_source_output(picked.output(0))
+    return Model([hidden.output(0)], [*graph.get_parameters(), rows]), Model(graph.get_results(), [picked])
 
 
 def weight_only(graph: Model) -> Model:
@@ -42,7 +43,7 @@ def weight_only(graph: Model) -> Model:
 
 
 def as_convolutions(graph: Model) -> Model:
-    """Write every block matmul with a quantized input as a 1 × 1 convolution over the tokens: the same sums by another kernel.
+    """Write every matmul with a quantized input as a 1 × 1 convolution over the tokens: the same sums by another kernel.
 
     For CPUs without VNNI or AMX. There the CPU plugin multiplies INT8 matrices no faster than FP32 ones, and its INT8 convolution is
     about twice as fast. Between the two projections of an MLP the tensor keeps the convolution's layout: a transposition of
@@ -51,7 +52,7 @@ def as_convolutions(graph: Model) -> Model:
     in_layout: set[str] = set()
     for node in matmuls(graph):
         quantizer = activation_quantizer(node)
-        if not quantizer or "lm_head" in node.get_friendly_name():
+        if not quantizer:
             continue
         outputs, inputs = (size.get_length() for size in node.get_input_partial_shape(1))
         pixels = quantizer.output(0)
@@ -79,9 +80,7 @@ def group_scales(graph: Model) -> None:
         outputs, inputs = (size.get_length() for size in node.get_input_partial_shape(1))
         multiply = reshape.input_value(0).get_node()
         scale = multiply.input_value(1).get_node().get_data().reshape(outputs, -1, 1)
-        stored = stored_weight(node)
-        shape = [outputs, scale.shape[1], inputs // scale.shape[1]]
-        integers = Constant(Tensor(stored.get_data(), shape, stored.get_element_type()))  # i4 comes packed, two to a byte
+        integers = _reshaped(stored_weight(node), [outputs, scale.shape[1], inputs // scale.shape[1]])
         decompressed = ops.multiply(ops.convert(integers, "f32"), ops.constant(scale))
         node.input(1).replace_source_output(ops.reshape(decompressed, np.array([outputs, inputs]), False).output(0))
     graph.validate_nodes_and_infer_types()
@@ -102,6 +101,10 @@ def matmuls(graph: Model) -> list[Node]:
     return [node for node in graph.get_ordered_ops() if node.get_type_name() == "MatMul" and stored_weight(node)]
 
 
+def is_head(matmul: Node) -> bool:
+    return "lm_head" in matmul.get_friendly_name()
+
+
 def activation_quantizer(matmul: Node) -> Node | None:
     """Return the node that rounds a matmul's input to INT8, if there is one."""
     source = matmul.input_value(0).get_node()
@@ -119,9 +122,13 @@ def stored_weight(matmul: Node) -> Node | None:
 def _kernel(matmul: Node, outputs: int, inputs: int) -> Output:
     """Return a matmul's INT8 weight (O, I) and its scales (O, 1) as a convolution's kernel (O, I, 1, 1)."""
     scale = matmul.input_value(1).get_node().input_value(1).get_node()
-    shape = np.array([outputs, inputs, 1, 1])
-    integers = ops.convert(ops.reshape(stored_weight(matmul), shape, False), "f32")
+    integers = ops.convert(_reshaped(stored_weight(matmul), [outputs, inputs, 1, 1]), "f32")
     return ops.multiply(integers, ops.constant(scale.get_data().reshape(outputs, 1, 1, 1))).output(0)
+
+
+def _reshaped(constant: Node, shape: list[int]) -> Constant:
+    """Return a constant of another shape over the same memory: a Reshape would be folded into a copy of the weights."""
+    return Constant(Tensor(constant.data, shape, constant.get_element_type()))
 
 
 def _path_to_next(matmul: Node) -> list[Node]:

@@ -28,6 +28,7 @@ class Recipe:
     activations: whether the inputs of matmuls are quantized, u8 per tensor, as far as the gate lets them be.
     smooth_alpha: how far SmoothQuant moves the range of an activation into the weights, from 0 to 1 (Xiao et al. 2022); None: not at all.
     activation_range: `minmax`, `kl` (both INC's) or `percentile`, see `clip_to_percentiles`.
+    head_input: whether the head's input is quantized too. It reads one row of a sequence, so that gains nothing, and it costs the most.
     max_kl: nats a token that quantized activations may cost in all; None: no gate. See `deploy.gate`.
 
     The defaults were chosen on the bundled model (`gpt2opt recipes` prints the comparison): of α = 0.5 … 0.9 the middle is flat, and
@@ -39,6 +40,7 @@ class Recipe:
     activations: bool = True
     smooth_alpha: float | None = 0.8
     activation_range: str = "minmax"
+    head_input: bool = False
     max_kl: float | None = 0.0008
 
 
@@ -57,7 +59,7 @@ class InputRange:
 
 RECIPES = {
     "w8a8": Recipe(),
-    "w8a8-naive": Recipe(smooth_alpha=None, max_kl=None),
+    "w8a8-naive": Recipe(smooth_alpha=None, head_input=True, max_kl=None),
     "w8": Recipe(activations=False),
     "w4": Recipe(weight_bits=4, group_size=64, activations=False),
 }
@@ -88,8 +90,12 @@ def calibrate(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> 
     seen = observe_inputs(linear, calibration, found, share=1e-4)
     if recipe.activation_range == "percentile":
         found = {name: clip_to_percentiles(layer, seen[name]) for name, layer in found.items()}
+    if not recipe.head_input:
+        found["lm_head"] = dataclasses.replace(found["lm_head"], input_scale=None)
     if not has_int8_dot_product():
-        found = {name: keep_sums_in_16_bits(layer, linear.get_submodule(name).weight, seen[name]) for name, layer in found.items()}
+        for name, layer in found.items():
+            if layer.input_scale is not None:
+                found[name] = keep_sums_in_16_bits(layer, linear.get_submodule(name).weight, seen[name])
     return found
 
 

@@ -4,8 +4,10 @@ One directory, two compiled graphs over one file of weights: prompts are read wi
 weights alone, and both work on the same KV cache, so that nothing passes between them.
 """
 
+import ctypes
 import json
 import logging
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +46,17 @@ def load_ir(directory: Path | str, num_threads: int | None = None) -> "IrModel":
     Raises:
         ValueError: there is no IR, or it is not the one that was exported.
     """
-    reader, writer = compile_ir(directory, num_threads)
-    return IrModel(reader, writer, context_length(directory))
+    model = IrModel(*compile_ir(directory, num_threads), context_length(directory))
+    # The CPU plugin packs the weights when they are first used: here, one graph after the other, and not during the first prompt.
+    for request in (model.reader, model.writer):
+        model._logits(request, np.zeros((1, 1), np.int64), 0, np.zeros(1, np.int64))
+        _give_back_pages(Path(directory) / "openvino_model.bin")
+    return model
 
 
 def compile_ir(directory: Path | str, num_threads: int | None = None):
-    """Return the compiled graphs that read prompts and that decode; where no activation is quantized, one graph does both.
+    """Return the compiled graphs that read prompts and that decode, and the head of both. Where no activation is quantized, one graph
+    reads and decodes.
 
     Raises:
         ValueError: as `load_ir`.
@@ -60,16 +67,33 @@ def compile_ir(directory: Path | str, num_threads: int | None = None):
     properties = cpu_properties(num_threads, "f32" if manifest.weights == "f32" else "f16")
     core = openvino.Core()
     try:
-        graph = graphs.paged(core.read_model(str(xml)))
-        reading = graph.clone() if any(graphs.activation_quantizer(node) for node in graphs.matmuls(graph)) else None
-        writer = core.compile_model(graphs.weight_only(graph), "CPU", properties)
+        body, head = graphs.paged(core.read_model(str(xml)))
+        head = core.compile_model(head, "CPU", properties)
+        reading = body.clone() if any(graphs.activation_quantizer(node) for node in graphs.matmuls(body)) else None
+        writer = core.compile_model(graphs.weight_only(body), "CPU", properties)
         if reading is None:
-            return writer, writer
+            return writer, writer, head
         if not has_int8_dot_product():
             graphs.as_convolutions(reading)
-        return core.compile_model(reading, "CPU", properties), writer
+        return core.compile_model(reading, "CPU", properties), writer, head
     except RuntimeError as error:
         raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); export it again") from error
+
+
+def _give_back_pages(weights: Path) -> None:
+    """Let go of the pages of the mapped weights that have been read: the compiled graphs hold them in a layout of their own.
+
+    A page that is needed again, the embedding of a token say, is read from the file again. Does nothing where there is no /proc.
+    """
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    for line in maps.read_text().splitlines():
+        if line.endswith(f" {weights.resolve()}"):
+            start, end = (int(address, 16) for address in line.split()[0].split("-"))
+            madvise(start, end - start, mmap.MADV_DONTNEED)
 
 
 def context_length(directory: Path | str) -> int:
@@ -83,8 +107,9 @@ def context_length(directory: Path | str) -> int:
 class IrModel:
     """A compiled GPT-2 and its KV cache. Not for use from several threads at once."""
 
-    def __init__(self, reader, writer, context: int):
+    def __init__(self, reader, writer, head, context: int):
         self.context = context
+        self.head = head.create_infer_request()
         self.reader = reader.create_infer_request()
         self.writer = self.reader if writer is reader else writer.create_infer_request()
         self.num_cores = reader.get_property("INFERENCE_NUM_THREADS")
@@ -100,7 +125,7 @@ class IrModel:
         batch, length = input_ids.shape
         self._check_fits(length, 0)
         every = np.arange(batch * length)
-        return self._read(self.reader, input_ids, 0, every).reshape(batch, length, -1).copy()  # the next call writes over it
+        return self._logits(self.reader, input_ids, 0, every).reshape(batch, length, -1).copy()  # the next call writes over it
 
     def generate(self, input_ids: np.ndarray, max_new_tokens: int, prompt_lookup: bool = False) -> np.ndarray:
         """Continue (B, T) prompts greedily; return the new tokens (B, max_new_tokens).
@@ -134,8 +159,17 @@ class IrModel:
                 f"of {self.context}: shorten it, or keep its end with truncate"
             )
 
-    def _read(self, request, ids: np.ndarray, past: int, rows: np.ndarray) -> np.ndarray:
+    def _logits(self, request, ids: np.ndarray, past: int, rows: np.ndarray) -> np.ndarray:
         """Read (B, T) further tokens of B sequences that have `past` tokens in the cache; return the logits (rows, V)."""
+        return self._project(self._hidden(request, ids, past, rows))
+
+    def _project(self, hidden) -> np.ndarray:
+        self.head.set_input_tensor(hidden)
+        self.head.infer(share_outputs=True)
+        return self.head.get_output_tensor().data.reshape(hidden.shape[0], -1)
+
+    def _hidden(self, request, ids: np.ndarray, past: int, rows: np.ndarray):
+        """Return the last hidden states (rows, 1, width) that the head reads."""
         batch, length = ids.shape
         self._reserve(batch)
         used = -(-(past + length) // BLOCK)
@@ -153,7 +187,7 @@ class IrModel:
         for name, value in inputs.items():
             request.set_tensor(name, openvino.Tensor(value))
         request.infer(share_outputs=True)
-        return request.get_tensor("logits").data.reshape(len(rows), -1)
+        return request.get_output_tensor()
 
     @property
     def _blocks(self) -> int:
@@ -186,7 +220,7 @@ class IrDecoder:
         batch, length = self.prompt_ids.shape
         self.model._check_fits(length, 0)
         last = np.arange(1, batch + 1) * length - 1
-        self.next_ids = self.model._read(self.model.reader, self.prompt_ids, 0, last).argmax(-1)[:, None]
+        self.next_ids = self.model._logits(self.model.reader, self.prompt_ids, 0, last).argmax(-1)[:, None]
         self.past = length
 
     def step(self) -> None:
@@ -197,7 +231,7 @@ class IrDecoder:
         """
         self.model._check_fits(self.past + 1, 0)
         batch = len(self.prompt_ids)
-        self.next_ids = self.model._read(self.model.writer, self.next_ids, self.past, np.arange(batch)).argmax(-1)[:, None]
+        self.next_ids = self.model._logits(self.model.writer, self.next_ids, self.past, np.arange(batch)).argmax(-1)[:, None]
         self.past += 1
 
     def check(self, guessed: list[int]) -> list[int]:
@@ -209,7 +243,7 @@ class IrDecoder:
             raise ValueError(f"{len(self.prompt_ids)} prompts, prompt lookup takes one at a time")
         ids = np.array([[self.next_ids[0, 0], *guessed]])
         self.model._check_fits(self.past + ids.shape[1], 0)
-        chosen = self.model._read(self.model.writer, ids, self.past, np.arange(ids.shape[1])).argmax(-1)
+        chosen = self.model._logits(self.model.writer, ids, self.past, np.arange(ids.shape[1])).argmax(-1)
         right = 0
         while right < len(guessed) and chosen[right] == guessed[right]:
             right += 1

@@ -12,7 +12,7 @@ from gpt2opt.lab.recipes import harden
 from tests.conftest import make_model, relative_error, torch_logits
 
 NAMES = {f"transformer.h.{n}.{part}" for n in range(2) for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")} | {"lm_head"}
-PLAIN = Recipe(smooth_alpha=None)
+PLAIN = Recipe(smooth_alpha=None, head_input=True)
 
 
 @pytest.fixture(scope="module")

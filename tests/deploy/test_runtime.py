@@ -35,10 +35,10 @@ def test_prompts_are_read_in_int8_and_tokens_decoded_on_the_same_cache(quantized
     decoder = model.decoder(ids[:, :20])
     decoder.start()
     decoder.next_ids = ids[:, 20:21]
-    logits = model._read(model.writer, decoder.next_ids, decoder.past, np.arange(2)).copy()
+    logits = model._logits(model.writer, decoder.next_ids, decoder.past, np.arange(2)).copy()
     expected = torch_logits(pruned, ids)[:, 20]
     assert relative_error(logits, expected) < 0.1
-    blind = model._read(model.writer, decoder.next_ids, 0, np.arange(2))  # without the prompt it would be another answer
+    blind = model._logits(model.writer, decoder.next_ids, 0, np.arange(2))  # without the prompt it would be another answer
     assert relative_error(blind, expected) > 2 * relative_error(logits, expected)
 
 
