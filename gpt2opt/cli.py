@@ -104,6 +104,23 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def bench(options: argparse.Namespace) -> int:
+    from gpt2opt.lab import bench_charts, bench_tables
+    from gpt2opt.lab.bench import run_bench
+
+    engines = [name for name in options.engines.split(",") if name]
+    result = run_bench(options.size, options.rounds, engines, options.out)
+    for show in (
+        bench_tables.engines_table, bench_tables.speed_table, bench_tables.ratio_table, bench_tables.limits_table,
+        bench_tables.memory_table, bench_tables.repeating_table, bench_tables.caption,
+    ):  # fmt: skip
+        print(show(result), end="\n\n")
+    for name, plot in (("race", bench_charts.plot_race), ("growth", bench_charts.plot_growth)):
+        plot(result)[0].figure.savefig(options.out / f"{name}.png", dpi=110)
+    _print_json({"result": str(options.out / "bench.json")})
+    return 0
+
+
 def recipes(options: argparse.Namespace) -> int:
     from gpt2opt.lab.recipes import compare_recipes, recipes_table
     from gpt2opt.report.record import write_text
@@ -180,6 +197,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompt", required=True)
     sub.add_argument("--new-tokens", type=int, default=50)
     sub.add_argument("--truncate", action="store_true", help="keep the end of a prompt that is too long, instead of refusing it")
+
+    sub = command("bench", bench, "race the engines that run GPT-2 on a CPU, each in its own process, in interleaved rounds")
+    sub.add_argument("--size", default="gpt2", help="gpt2 (default), gpt2-medium, gpt2-large, or a directory with a GPT-2")
+    sub.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
+    sub.add_argument("--engines", default="", help="names, comma between them, such as openvino-int8 (default all; ours always races)")
+    sub.add_argument("--out", type=Path, default=Path("artifacts/bench"), help="folder of the result (default artifacts/bench)")
 
     sub = command("recipes", recipes, "compare the ways of quantizing, on a model as it comes and on one made hard")
     sub.add_argument("--model", default="auto", help="directory, hub id, bundled or auto (default)")

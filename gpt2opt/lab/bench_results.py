@@ -1,0 +1,222 @@
+"""What a race gave: frozen, with its raw samples; and the figures and ratios that are read from it."""
+
+import dataclasses
+import json
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2opt.lab.engines import Ours, Timing
+from gpt2opt.lab.limits import Limits
+from gpt2opt.lab.race import Case
+from gpt2opt.report.record import write_text
+from gpt2opt.report.results import from_json, percentile
+
+SCHEMA = "gpt2opt.bench/1"
+
+MAIN = Case(512, 128)
+SHORT = Case(32, 32)
+MIDDLE = Case(128, 2)
+BATCHED = (Case(32, 32, 4), Case(32, 32, 16))
+REPEATING = Case(256, 64, text="repeating")
+CASES = (SHORT, MIDDLE, MAIN, *BATCHED, REPEATING)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Weights that a token is multiplied with: of the block matmuls, and of the head, which is the token embedding too."""
+
+    block_weights: int
+    head_weights: int
+
+
+@dataclass(frozen=True)
+class Models:
+    """The two models of a race, on disk; ids run below `vocab_size`, sequences up to `context` tokens."""
+
+    weights: str
+    prune_fraction: float
+    vocab_size: int
+    context: int
+    full: Shape
+    pruned: Shape
+
+
+@dataclass(frozen=True)
+class CaseTimings:
+    """Timings of one case, one a round."""
+
+    case: Case
+    timings: tuple[Timing, ...]
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """One engine. left_out: why it is not in the race, None if it is. Bytes are None where they were not measured.
+
+    peak_rss_bytes: of loading and generating. prepare_peak_rss_bytes: of converting, which for ours is quantization.
+    """
+
+    name: str
+    package: str
+    version: str | None
+    note: str
+    full_heads: bool
+    shape: Shape
+    block_bytes: float
+    head_bytes: float
+    disk_bytes: int | None = None
+    peak_rss_bytes: int | None = None
+    prepare_peak_rss_bytes: int | None = None
+    left_out: str | None = None
+    cases: tuple[CaseTimings, ...] = ()
+
+    @property
+    def read_bytes(self) -> float:
+        """Return the bytes of weights that one decoded token needs."""
+        return self.shape.block_weights * self.block_bytes + self.shape.head_weights * self.head_bytes
+
+    def operations(self, tokens: int) -> int:
+        """Return the multiplications and additions of the weights for a prompt of which the last position gets logits."""
+        return 2 * (self.shape.block_weights * tokens + self.shape.head_weights)
+
+    def timings(self, case: Case) -> tuple[Timing, ...]:
+        return next((taken.timings for taken in self.cases if taken.case == case), ())
+
+
+@dataclass(frozen=True)
+class GrowthPoint:
+    """One engine at one context and batch; the memory is that of a fresh process that did only this."""
+
+    engine: str
+    case: Case
+    timings: tuple[Timing, ...]
+    peak_rss_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """One race, with all its raw samples."""
+
+    created: str
+    environment: dict[str, Any]
+    size: str
+    models: Models
+    rounds: int
+    limits: Limits
+    engines: tuple[EngineResult, ...]
+    growth: tuple[GrowthPoint, ...] = ()
+    schema: str = SCHEMA
+
+    @property
+    def raced(self) -> list[EngineResult]:
+        return [engine for engine in self.engines if not engine.left_out]
+
+    def engine(self, name: str) -> EngineResult:
+        return next(engine for engine in self.engines if engine.name == name)
+
+    @property
+    def ours(self) -> EngineResult:
+        return self.engine(Ours.name)
+
+    def write(self, path: Path) -> None:
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+
+def read_bench(path: Path) -> BenchResult:
+    """Read a result back.
+
+    Raises:
+        ValueError: the file is missing, is not JSON or has another schema.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"can't read {path} ({error}); `gpt2opt bench` writes it") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise ValueError(f"{path} is not a result with schema {SCHEMA!r}; `gpt2opt bench` writes it anew")
+    return from_json(BenchResult, content)
+
+
+def ttft(timing: Timing, case: Case) -> float:
+    return timing.first_s
+
+
+def tpot(timing: Timing, case: Case) -> float:
+    return statistics.median(timing.later_s)
+
+
+def mean_tpot(timing: Timing, case: Case) -> float:
+    return statistics.mean(timing.later_s)
+
+
+def end_to_end(timing: Timing, case: Case) -> float:
+    return timing.total_s
+
+
+def throughput(timing: Timing, case: Case) -> float:
+    """Return new tokens a second of all sequences together, reading the prompts included."""
+    return case.batch_size * case.new_tokens / timing.total_s
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One column of the result and what it takes from the timing of a round; `unit` is the one it is shown in."""
+
+    name: str
+    unit: str
+    case: Case
+    of: Callable[[Timing, Case], float]
+
+    def per_round(self, engine: EngineResult) -> list[float]:
+        return [self.of(timing, self.case) for timing in engine.timings(self.case)]
+
+    def median(self, engine: EngineResult) -> float | None:
+        values = self.per_round(engine)
+        return statistics.median(values) if values else None
+
+    def ratio(self, engine: EngineResult, ours: EngineResult) -> "Ratio | None":
+        """Return engine ÷ ours; None where one of them was not measured."""
+        values, base = self.per_round(engine), self.per_round(ours)
+        return paired_ratio(values, base) if values and base else None
+
+
+FIGURES = (
+    Figure("TTFT 32", "ms", SHORT, ttft),
+    Figure("TTFT 128", "ms", MIDDLE, ttft),
+    Figure("TTFT 512", "ms", MAIN, ttft),
+    Figure("TPOT after 512", "ms", MAIN, tpot),
+    Figure("512 + 128 whole", "s", MAIN, end_to_end),
+    *(Figure(f"batch {case.batch_size}", "tokens/s", case, throughput) for case in (SHORT, *BATCHED)),
+)
+TTFT_512, TPOT, WHOLE = FIGURES[2:5]
+EFFECTIVE_TPOT = Figure("TPOT on a repeating text", "ms", REPEATING, mean_tpot)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median over the rounds of one engine ÷ another, with its 95% bootstrap interval over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def paired_ratio(values: Sequence[float], base: Sequence[float], resamples: int = 2000) -> Ratio:
+    """Return values ÷ base, round by round, so that a slow minute of the machine cancels out. The same interval on every call."""
+    ratios = [value / other for value, other in zip(values, base, strict=True)]
+    draw = random.Random(0)
+    medians = [statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(resamples)]
+    return Ratio(statistics.median(ratios), percentile(medians, 0.025), percentile(medians, 0.975))
+
+
+def best_peer(result: BenchResult) -> EngineResult | None:
+    """Return the engine other than ours that takes the least time for a whole call of 512 + 128 tokens."""
+    peers = [engine for engine in result.raced if engine.name != Ours.name and WHOLE.per_round(engine)]
+    return min(peers, key=WHOLE.median, default=None)
