@@ -4,13 +4,17 @@ PYTHON ?= python3
 IN_ROOT := cd "$(ROOT)" &&
 BIN := .venv/bin
 
-.PHONY: run test lab tensorboard check install
+.PHONY: run test bench lab tensorboard check install
 
 run: install
 	$(IN_ROOT) $(BIN)/gpt2opt notebook project.ipynb
 
 test: install
 	$(IN_ROOT) $(BIN)/python -m pytest
+
+bench: install
+	$(IN_ROOT) $(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -e ".[bench]"
+	$(IN_ROOT) $(BIN)/gpt2opt bench
 
 lab: install
 	$(IN_ROOT) $(BIN)/jupyter lab project.ipynb

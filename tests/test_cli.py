@@ -63,6 +63,11 @@ def test_perplexity_of_torch_and_int8_is_close(model_dir, int8_dir, text_file, c
     assert found[0]["perplexity"] != found[1]["perplexity"]
 
 
+def test_generate_cuts_a_long_prompt_when_asked_and_says_so(int8_dir, capsys, caplog):
+    assert main(["generate", str(int8_dir), "--prompt", "Node 1 of graph 2", "--new-tokens", "250", "--truncate"]) == 0
+    assert "its last 6 are kept" in caplog.text
+
+
 def test_generate_continues_the_prompt(int8_dir, capsys):
     assert main(["generate", str(int8_dir), "--prompt", "Node 1 of", "--new-tokens", "4"]) == 0
     answer = last_json(capsys)
@@ -80,20 +85,21 @@ WRONG = {
     "text too short to divide": (["run", "--model", "{model}", "--text", "{short}"], "too few documents"),
     "text too short to calibrate": (["run", "--model", "{model}", "--text", "{few}"], "is too short; expected"),
     "missing directory": (["audit", "./missing"], "no openvino_model.xml in missing"),
-    "damaged directory": (["generate", "{damaged}", "--prompt", "a"], "the directory is damaged"),
+    "damaged directory": (["generate", "{damaged}", "--prompt", "a"], "was changed or cut short"),
+    "no such engine": (["bench", "--engines", "no-such"], "engine 'no-such' is not known; expected some of ours"),
+    "no such size": (["bench", "--size", "gpt3"], "size 'gpt3' is neither a directory nor one of gpt2"),
+    "prompt too long": (["generate", "{int8}", "--prompt", "Node 1 of graph 2", "--new-tokens", "255"], "from 1 to 1 fit into the context"),
     "unwritable output": (["run", "--model", "{model}", "--text", "{text}", "--out", "{file}/out"], "name a writable output directory"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_gets_one_line_and_exit_code_2(case, model_dir, text_file, tmp_path, monkeypatch, capsys):
-    places = {"model": model_dir, "text": text_file}
-    for name in ("bert", "damaged"):
-        places[name] = tmp_path / name
-        places[name].mkdir()
+def test_wrong_input_gets_one_line_and_exit_code_2(case, model_dir, int8_dir, text_file, tmp_path, monkeypatch, capsys):
+    places = {"model": model_dir, "text": text_file, "int8": int8_dir, "bert": tmp_path / "bert", "damaged": tmp_path / "damaged"}
+    places["bert"].mkdir()
     (places["bert"] / "config.json").write_text('{"model_type": "bert"}')
-    for part in ("xml", "bin"):
-        (places["damaged"] / f"openvino_model.{part}").write_bytes(b"cut")
+    shutil.copytree(int8_dir, places["damaged"])
+    (places["damaged"] / "openvino_model.bin").write_bytes(b"cut")
     for name, content in (("empty", " \n"), ("short", "a"), ("file", "x")):
         places[name] = tmp_path / name
         places[name].write_text(content)
@@ -117,5 +123,5 @@ def test_wrong_input_gets_one_line_and_exit_code_2(case, model_dir, text_file, t
 def test_the_command_exists():
     done = subprocess.run([sys.executable, "-m", "gpt2opt", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
-    for command in ("run", "audit", "perplexity", "generate"):
+    for command in ("run", "audit", "perplexity", "generate", "bench", "recipes"):
         assert command in done.stdout

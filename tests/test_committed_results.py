@@ -4,9 +4,13 @@ import json
 
 import pytest
 
+from gpt2opt.lab import bench_tables
+from gpt2opt.lab.bench_results import read_bench
+from gpt2opt.lab.recipes import RecipeComparison, recipes_table
 from gpt2opt.lab.train_bundled import score_held_out
 from gpt2opt.measure.trace import check_trace
 from gpt2opt.report.record import read_record
+from gpt2opt.report.results import from_json
 from gpt2opt.report.tables import summary_table
 from gpt2opt.sources.models import BUNDLED, load_model
 from tests.conftest import committed
@@ -21,6 +25,45 @@ def record(tmp_path_factory):
 
 def test_the_readme_table_is_the_records(record):
     assert summary_table(record).markdown() in committed("README.md").decode()
+
+
+@pytest.fixture(scope="module")
+def race(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "bench.json"
+    path.write_bytes(committed("benchmarks/bench.json"))
+    return read_bench(path)
+
+
+@pytest.mark.parametrize("show", [bench_tables.speed_table, bench_tables.ratio_table, bench_tables.limits_table, bench_tables.memory_table])
+def test_the_readme_shows_the_committed_race(race, show):
+    assert show(race).markdown() in committed("README.md").decode()
+
+
+def test_ours_is_small_in_the_committed_race(race):
+    assert race.ours.disk_bytes <= 125e6  # with its .xml
+    assert race.ours.peak_rss_bytes <= 600e6
+    assert race.ours.prepare_peak_rss_bytes <= 4e9
+
+
+@pytest.fixture(scope="module")
+def recipes():
+    return from_json(RecipeComparison, json.loads(committed("benchmarks/recipes.json")))
+
+
+def test_the_readme_shows_the_committed_comparison_of_recipes(recipes):
+    assert recipes_table(recipes).markdown() in committed("README.md").decode()
+
+
+@pytest.mark.parametrize("model", ["as it comes", "hard"])
+def test_the_default_recipe_loses_almost_nothing_even_where_the_naive_one_fails(recipes, model):
+    found = {result.recipe: result for result in recipes.results if result.model == model}
+    default, naive = found["w8a8 (default)"], found["min-max"]
+    assert default.quality.ratio_to(recipes.parent) <= 1.005
+    assert default.agreement.mean_kl <= 0.01
+    assert default.agreement.top1 >= 0.97
+    if model == "hard":
+        assert naive.quality.ratio_to(recipes.parent) > 1.5
+        assert naive.agreement.mean_kl > 0.1
 
 
 def test_pruning_costs_fine_tuning_pays_back_and_int8_keeps_it(record):

@@ -1,5 +1,6 @@
 """What each way of quantizing costs, on a model as it comes and on one made hard to quantize: `gpt2opt recipes`."""
 
+import dataclasses
 import itertools
 import sys
 import tempfile
@@ -49,12 +50,14 @@ def harden(linear: GPT2LMHeadModel, k: float = 64, share: float = 0.01, seed: in
 
 
 SCHEMA = "gpt2opt.recipes/1"
+NAIVE = RECIPES["w8a8-naive"]
 COMPARED = {
-    "min-max": Recipe(smooth_alpha=None, max_kl=None),
-    "KL": Recipe(smooth_alpha=None, activation_range="kl", max_kl=None),
-    "percentile 99.99": Recipe(smooth_alpha=None, activation_range="percentile", max_kl=None),
-    "SmoothQuant 0.5": Recipe(smooth_alpha=0.5, max_kl=None),
-    "SmoothQuant 0.8": Recipe(max_kl=None),
+    "min-max": NAIVE,
+    "KL": dataclasses.replace(NAIVE, activation_range="kl"),
+    "percentile 99.99": dataclasses.replace(NAIVE, activation_range="percentile"),
+    "SmoothQuant 0.5": dataclasses.replace(NAIVE, smooth_alpha=0.5),
+    "SmoothQuant 0.8": dataclasses.replace(NAIVE, smooth_alpha=0.8),
+    "SmoothQuant 0.8, float head": Recipe(max_kl=None),
     "gate alone": Recipe(smooth_alpha=None),
     "w8a8 (default)": RECIPES["w8a8"],
     "w8": RECIPES["w8"],

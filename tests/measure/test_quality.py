@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt2opt.measure.quality import measure_quality, windows
+from gpt2opt.measure.quality import measure_agreement, measure_quality, windows
 from gpt2opt.report.results import Quality
 
 VOCAB = 50
@@ -107,3 +107,39 @@ def test_a_paired_interval_is_narrower_than_the_noise_both_share():
     wide = base.interval()
     assert wide[0] < base.perplexity < wide[1]
     assert wide[1] - wide[0] > 0.1
+
+
+def agree(logits, parent, ids=tuple(range(40)), window=16, stride=16):
+    return measure_agreement(logits, parent, list(ids), label="test", window=window, stride=stride)
+
+
+def test_a_model_agrees_with_itself():
+    found = agree(uniform, uniform)
+    assert found.mean_kl == 0
+    assert found.top1 == 1
+    assert sum(found.window_tokens) == 39
+
+
+@pytest.mark.parametrize("stride", [16, 5])
+def test_agreement_is_the_kl_divergence_from_the_parent(stride):
+    """Of a fair coin against one that shows heads nine times in ten: KL(fair ‖ biased) = ½ ln(0.5/0.9) + ½ ln(0.5/0.1)."""
+    fair = torch.tensor([0.5, 0.5]).log()
+    biased = torch.tensor([0.1, 0.9]).log()
+
+    def coin(probabilities):
+        return lambda ids: probabilities.expand(*ids.shape, 2)
+
+    found = agree(coin(biased), coin(fair), [0, 1] * 20, stride=stride)
+    expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    assert found.mean_kl == pytest.approx(expected, rel=1e-6)
+    assert found.kl_p99 == pytest.approx(expected, rel=1e-6)
+    assert found.mean_kl_interval() == pytest.approx((expected, expected), rel=1e-6)
+    assert sum(found.window_tokens) == 39
+    assert found.top1 == 0  # the fair coin's first is 0, the biased one's 1
+
+
+def test_models_that_cannot_be_compared_are_refused():
+    with pytest.raises(ValueError, match="50 and 51 tokens; only models of one vocabulary"):
+        agree(uniform, lambda ids: torch.zeros(*ids.shape, VOCAB + 1))
+    with pytest.raises(ValueError, match="not finite"):
+        agree(lambda ids: torch.full((*ids.shape, VOCAB), math.nan), uniform)

@@ -1,7 +1,9 @@
+import dataclasses
+
 import pytest
 
 from gpt2opt.report.record import Record, Settings
-from gpt2opt.report.results import Latency, Measurement, Memory, Quality, StageResult
+from gpt2opt.report.results import Agreement, Latency, Measurement, Memory, Quality, StageResult
 
 ENVIRONMENT = {
     "python": "3.11.0", "platform": "Linux x86_64", "cpu": "Some CPU", "cpu_flags": ["avx2"], "threads": 2, "memory_bytes": 4_000_000_000,
@@ -28,15 +30,23 @@ def make_record(gpu: str | None = None) -> Record:
     ]
     first_heads = measurement("Pruned, first heads", "float16", "torch", device, 3.4, timed=False)
     int8, fp32 = measurement("INT8", "int8", "openvino", nats=2.91), measurement("FP32", "float32", "openvino", nats=2.9)
+    int8 = dataclasses.replace(int8, agreement=Agreement((0.01, 0.02, 0.03), (10, 9, 10), (10, 10, 10), 0.01, "text | window 10"))
     operators = {"operator_seconds": {"aten::mm": 0.2, "aten::add": 0.1}}
     heads = {"importance_nats": [[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]], "pruned_heads": {"0": [0], "1": [2]}}
     loss = {"loss": [{"step": 1, "loss_nats": 3.0}, {"step": 2, "loss_nats": 2.5}]}
-    stored, executed = ({"h.0.attn.c_attn": kind, "lm_head": kind} for kind in ("i8", "u8"))
+    names = ("h.0.attn.c_attn", "h.1.attn.c_attn", "lm_head")
+    audit = {
+        "in_file": dict.fromkeys(names, "i8"),
+        "reading": dict(zip(names, [("u8", "i8"), ("f32", "i8"), ("f32", "i8")], strict=True)),
+        "decoding": dict.fromkeys(names, ("f32", "i8")),
+    }
+    alone, among = {"h.0.attn.c_attn": 0.001, "h.1.attn.c_attn": 0.004}, {"h.0.attn.c_attn": 0.002, "h.1.attn.c_attn": 0.003}
+    harm = {"alone": alone, "among": among, "together": 0.005, "left": 0.002, "max_kl": 0.0025, "float_inputs": ["h.1.attn.c_attn"]}
     stages = [
         StageResult("1-profile", "a", "b", timed[0], 1.0, (), operators),
         StageResult("2-prune", "b", "c", timed[1], 1.0, (first_heads,), heads),
         StageResult("3-finetune", "c", "d", timed[2], 1.0, (), loss),
-        StageResult("4-quantize", "d", "e", int8, 1.0, (fp32,), {"audit": {"in_file": stored, "at_run_time": executed}}),
+        StageResult("4-quantize", "d", "e", int8, 1.0, (fp32,), {"audit": audit, "harm": harm}),
     ]
     return Record("2026-01-01T00:00:00+00:00", {**ENVIRONMENT, "gpu": gpu}, SOURCES, Settings(), stages)
 

@@ -65,3 +65,10 @@ def test_loss_and_operators_show_the_record(record):
     assert loss.lines[0].get_ydata().tolist() == [3.0, 2.5]
     (operators,) = charts.plot_operators(record)
     assert widths(operators) == pytest.approx([200, 100])
+
+
+def test_harm_shows_every_input_and_hollows_what_stays_float(record):
+    (axes,) = charts.plot_harm(record)
+    assert [bar.get_height() for bar in axes.patches] == [0.001, 0.004, 0.002, 0.003]
+    hollow = [bar.get_facecolor()[:3] == (1, 1, 1) for bar in axes.patches]
+    assert hollow == [False, True, False, True]

@@ -1,6 +1,6 @@
 import dataclasses
 
-from gpt2opt.report.tables import audit_table, environment_table, stage_table, stand_in_notice, summary_table, table
+from gpt2opt.report.tables import audit_table, environment_table, quality_table, stage_table, stand_in_notice, summary_table, table
 
 
 def test_text_is_aligned_and_markdown_has_a_rule():
@@ -48,4 +48,16 @@ def test_a_stand_in_is_said_with_the_way_to_the_real_one(record, gpu_record):
 
 
 def test_the_audit_is_grouped_by_kind(record):
-    assert audit_table(record).rows == (("attn.c_attn", "1", "i8", "u8"), ("lm_head", "1", "i8", "u8"))
+    assert audit_table(record).rows == (
+        ("attn.c_attn", "2", "i8", "1 u8 × i8, 1 f32 × i8", "f32 × i8"),
+        ("lm_head", "1", "i8", "f32 × i8", "f32 × i8"),
+    )
+
+
+def test_quality_is_shown_with_intervals(record):
+    ((name, ratio, kl, p99, same),) = quality_table(record).rows
+    assert name == "INT8"
+    assert ratio.startswith("1.0101 [")
+    assert kl.startswith("0.00200 [0.00")
+    assert p99 == "0.0100"
+    assert same.startswith("96.67% [9")
