@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GPT2LMHeadModel
 
 from gpt2opt import environment
-from gpt2opt.deploy.inc import RECIPES, Recipe
+from gpt2opt.deploy.inc import RECIPES
 from gpt2opt.deploy.ir import linearize
 from gpt2opt.deploy.runtime import load_ir
 from gpt2opt.measure.quality import measure_agreement, measure_quality, window_length
@@ -55,10 +55,7 @@ COMPARED = {
     "min-max": NAIVE,
     "KL": dataclasses.replace(NAIVE, activation_range="kl"),
     "percentile 99.99": dataclasses.replace(NAIVE, activation_range="percentile"),
-    "SmoothQuant 0.5": dataclasses.replace(NAIVE, smooth_alpha=0.5),
     "SmoothQuant 0.8": dataclasses.replace(NAIVE, smooth_alpha=0.8),
-    "SmoothQuant 0.8, float head": Recipe(max_kl=None),
-    "gate alone": Recipe(smooth_alpha=None),
     "w8a8 (default)": RECIPES["w8a8"],
     "w8": RECIPES["w8"],
     "w4": RECIPES["w4"],
@@ -89,7 +86,7 @@ class RecipeComparison:
     schema: str = SCHEMA
 
 
-def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 100_000, calibration_rows: int = 64) -> RecipeComparison:
+def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 100_000, calibration_rows: int = 32) -> RecipeComparison:
     """Quantize a model by every recipe, as it comes and made hard, and score what comes out on held-out text.
 
     Args:

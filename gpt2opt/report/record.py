@@ -22,7 +22,7 @@ class Settings:
     learning_rate: float = 5e-4
     fine_tune_bytes: int = 300_000
     score_bytes: int = 100_000
-    calibration_sequences: int = 64
+    calibration_sequences: int = 32
     sequence_length: int = 256
     prompt_tokens: int = 64
     new_tokens: int = 24

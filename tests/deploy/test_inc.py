@@ -47,7 +47,7 @@ def test_weights_are_widened_only_as_far_as_sums_of_16_bits_need():
     eight = QuantizedLinear(torch.round(weight / scale) * scale, scale, 8, 0.1, 128)
     highest = torch.full((40,), 4.0)
     highest[4:6] = 12.0
-    seen = InputRange(0, 0, -highest, highest)
+    seen = InputRange(-highest, highest)
     kept = keep_sums_in_16_bits(eight, weight, seen)
     largest = (highest / 0.1).round() + 128
 
