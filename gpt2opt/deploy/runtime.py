@@ -28,6 +28,9 @@ PROPERTIES = {
 BLOCK = 32
 """Tokens in a block of the CPU plugin's KV cache."""
 
+MANY_SEQUENCES = 8
+"""From so many rows on a matmul is bound by arithmetic again, and the graph that reads prompts also decodes faster."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -231,7 +234,8 @@ class IrDecoder:
         """
         self.model._check_fits(self.past + 1, 0)
         batch = len(self.prompt_ids)
-        self.next_ids = self.model._logits(self.model.writer, self.next_ids, self.past, np.arange(batch)).argmax(-1)[:, None]
+        request = self.model.writer if batch < MANY_SEQUENCES else self.model.reader
+        self.next_ids = self.model._logits(request, self.next_ids, self.past, np.arange(batch)).argmax(-1)[:, None]
         self.past += 1
 
     def check(self, guessed: list[int]) -> list[int]:

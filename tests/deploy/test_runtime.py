@@ -80,6 +80,17 @@ def test_prompt_lookup_takes_one_prompt(quantized, ids):
         load_ir(quantized[0]).generate(ids[:, :24], 8, prompt_lookup=True)
 
 
+@pytest.mark.parametrize("sequences", [7, 8])
+def test_many_sequences_are_decoded_as_prompts_are_read(quantized, ids, sequences, monkeypatch):
+    model = load_ir(quantized[0])
+    used = []
+    logits = model._logits
+    monkeypatch.setattr(model, "_logits", lambda request, *rest: used.append(request) or logits(request, *rest))
+    out = model.generate(np.tile(ids[:1, :9], (sequences, 1)), 5)
+    assert (out == out[0]).all()
+    assert used == [model.reader, *[model.writer if sequences < 8 else model.reader] * 4]
+
+
 def test_a_second_generation_knows_nothing_of_the_first(quantized, ids):
     model = load_ir(quantized[0])
     first = model.generate(ids[:1, :16], 8)
