@@ -1,6 +1,7 @@
 """Stage 4: INC calibrates, OpenVINO runs: the fine-tuned model in INT8 on the CPU, beside itself in FP32."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,6 +153,7 @@ def run_quantize(run: Run) -> StageResult:
             "prompt_lookup": prompt_lookup_facts(run, folder, tokenizer),
             "optimum_generates_the_same": optimum_generates_the_same(run, fp32_folder, tokenizer),
         }
+        facts = json.loads(json.dumps(facts))  # as they are read back: lists, no tuples
         stage = StageResult(NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (fp32, naive), facts)
     run.finish(stage)
     return stage
