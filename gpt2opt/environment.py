@@ -2,6 +2,8 @@
 
 from __future__ import annotations  # so that an older Python reads on to the line that refuses it
 
+import ctypes
+import gc
 import logging
 import os
 import platform
@@ -80,6 +82,14 @@ def threads() -> int:
 def has_int8_dot_product() -> bool:
     """Return whether the CPU sums INT8 products in 32 bits (VNNI, AMX, Arm dot product); without it INT8 gains less."""
     return bool({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"} & _cpu_flags())
+
+
+def give_back_memory() -> None:
+    """Free what only cycles hold, and return freed memory to the system where the C library keeps it (glibc)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim:
+        trim(0)
 
 
 def set_seed(seed: int) -> None:

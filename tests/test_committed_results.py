@@ -42,7 +42,6 @@ def test_the_readme_shows_the_committed_race(race, show):
 def test_ours_is_small_in_the_committed_race(race):
     assert race.ours.disk_bytes <= 125e6  # with its .xml
     assert race.ours.peak_rss_bytes <= 600e6
-    assert race.ours.prepare_peak_rss_bytes <= 4e9
 
 
 @pytest.fixture(scope="module")

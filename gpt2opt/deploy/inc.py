@@ -15,6 +15,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
+from gpt2opt import environment
 from gpt2opt.deploy.ir import QuantizedLinear
 from gpt2opt.environment import has_int8_dot_product
 
@@ -123,7 +124,10 @@ def _fit(linear: GPT2LMHeadModel, config, calibration: Dataset | None) -> dict:
         set_workspace(scratch)
         quantizer = INCQuantizer.from_pretrained(copy.deepcopy(linear), task="text-generation")
         quantizer.quantize(quantization_config=config, save_directory=scratch, calibration_dataset=calibration)
-        return torch.load(Path(scratch, "pytorch_model.bin"), weights_only=False)
+        state = torch.load(Path(scratch, "pytorch_model.bin"), weights_only=False)
+    del quantizer
+    environment.give_back_memory()  # INC's copies of the model refer to each other in circles
+    return state
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from gpt2opt.deploy.inc import RECIPES, Recipe, calibrate
 from gpt2opt.deploy.ir import export_ir, fake_quantize, linearize
 from gpt2opt.deploy.prompt_lookup import PromptLookup
 from gpt2opt.deploy.runtime import cpu_properties, load_ir
-from gpt2opt.environment import has_int8_dot_product
+from gpt2opt.environment import give_back_memory, has_int8_dot_product
 from gpt2opt.measure.quality import window_length
 from gpt2opt.report.results import Quantized, StageResult, hash_weights
 from gpt2opt.sources.models import load_model
@@ -95,6 +95,7 @@ def quantize_int8(
     seen, kept_back = _split(calibration)
     fake = fake_quantize(linear, calibrate(linear, seen, recipe))
     harm = apply_gate(fake, linearize(model), kept_back, recipe.max_kl) if recipe.max_kl is not None and recipe.activations else None
+    give_back_memory()
     export_ir(fake, tokenizer, Path(out_dir))
     return Quantized(audit_int8(out_dir), harm)
 
