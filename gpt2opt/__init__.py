@@ -12,7 +12,6 @@ check_python()
 
 _HOMES = {
     "audit_int8": "deploy.audit",
-    "RECIPES": "deploy.inc",
     "Recipe": "deploy.inc",
     "export_ir": "deploy.ir",
     "continue_text": "deploy.runtime",
