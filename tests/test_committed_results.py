@@ -13,6 +13,7 @@ from gpt2opt.report.record import read_record
 from gpt2opt.report.results import from_json
 from gpt2opt.report.tables import summary_table
 from gpt2opt.sources.models import BUNDLED, load_model
+from gpt2opt.stages.quantize import NO_DOT_PRODUCT
 from tests.conftest import committed
 
 
@@ -63,6 +64,12 @@ def test_the_default_recipe_loses_almost_nothing_even_where_the_naive_one_fails(
     if model == "hard":
         assert naive.quality.ratio_to(recipes.parent) > 1.5
         assert naive.agreement.mean_kl > 0.1
+
+
+def test_the_loss_that_is_announced_is_the_one_that_was_measured(recipes):
+    default = next(result for result in recipes.results if result.recipe == "w8a8 (default)")
+    assert "avx512_vnni" not in recipes.environment["cpu_flags"]
+    assert f"{default.agreement.mean_kl:.4f} nats" in NO_DOT_PRODUCT
 
 
 def test_pruning_costs_fine_tuning_pays_back_and_int8_keeps_it(record):

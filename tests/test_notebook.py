@@ -104,9 +104,7 @@ def test_the_committed_notebook_was_run_and_gives_nothing_away(handed_in):
     assert charts(cells) >= 5
     assert max(len(cell.source.splitlines()) for cell in cells) <= 15
     outputs = [output for cell in cells for output in cell.outputs]
-    assert not any(output.output_type == "error" for output in outputs)
-    said = "".join(output.text for output in outputs if output.get("name") == "stderr")
-    assert all("neither VNNI nor AMX" in line for line in said.splitlines() if line.strip())  # the one warning that is meant
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
     content = (handed_in / "project.ipynb").read_text()
     assert not re.search(r"/(?:home|root|tmp|Users)/\w", content)
     assert not re.search(r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9]{20,}", content)

@@ -1,6 +1,5 @@
 """Proof of INT8: from the IR file, what each matmul's weight is stored in; from the compiled graphs, what it runs in."""
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import openvino
 
 from gpt2opt.deploy.graphs import activation_quantizer, matmuls, stored_weight
-from gpt2opt.deploy.manifest import read_manifest
+from gpt2opt.deploy.manifest import read_config, read_manifest
 from gpt2opt.deploy.runtime import compile_ir
 from gpt2opt.report.results import Int8Audit
 
@@ -43,19 +42,11 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
             constants[node.get_element_type().get_type_name()] += node.get_byte_size()
     reader, writer, head = compile_ir(directory)
     reading, decoding = ({**_executed(body), **_executed(head)} for body in (reader, writer))
-    audit = Int8Audit(weights, stored, reading, decoding, tuple(float_inputs), dict(constants), _num_layers(directory))
+    # How many layers there must be is told by the config, not by the graph: a layer that is missing there has to be missed.
+    audit = Int8Audit(weights, stored, reading, decoding, tuple(float_inputs), dict(constants), read_config(directory, "n_layer"))
     if must_pass and not audit.passed:
         raise RuntimeError(f"{len(audit.failures)} of {len(audit.expected)} matmuls are not INT8: {'; '.join(audit.failures)}")
     return audit
-
-
-def _num_layers(directory: Path) -> int:
-    """Read how many layers there must be from the config, not from the graph: a layer that is missing there has to be missed."""
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        return int(config["n_layer"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"no config.json of a GPT-2 in {directory}; name a directory that stage 4 or export_ir wrote") from error
 
 
 def _executed(compiled) -> dict[str, tuple[str, str]]:

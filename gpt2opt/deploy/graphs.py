@@ -46,8 +46,8 @@ def as_convolutions(graph: Model) -> Model:
     """Write every matmul with a quantized input as a 1 × 1 convolution over the tokens: the same sums by another kernel.
 
     For CPUs without VNNI or AMX. There the CPU plugin multiplies INT8 matrices no faster than FP32 ones, and its INT8 convolution is
-    about twice as fast. Between the two projections of an MLP the tensor keeps the convolution's layout: a transposition of
-    that size costs a tenth of a layer.
+    much faster. Between the two projections of an MLP the tensor keeps the convolution's layout, since it is too large to be
+    transposed in passing.
     """
     in_layout: set[str] = set()
     for node in matmuls(graph):

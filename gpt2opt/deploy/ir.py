@@ -144,13 +144,14 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
     from openvino import Core, save_model
     from openvino._offline_transformations import compress_quantize_weights_transformation
     from optimum.exporters.openvino import export_from_model
+    from optimum.exporters.openvino.model_configs import GPT2OpenVINOConfig
 
     out_dir = Path(out_dir)
     linears = quantized_linears(model)
     with new_directory(out_dir) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as exported:
         export_from_model(
             model, exported, task="text-generation-with-past", stateful=True, preprocessors=[tokenizer],
-            custom_export_configs={"model": _export_config(model)},
+            custom_export_configs={"model": kept_heads_config(model, GPT2OpenVINOConfig)},
         )  # fmt: skip
         graph = Core().read_model(Path(exported, IR_NAME))
         if linears:
@@ -160,14 +161,17 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
         shutil.copytree(exported, partial, ignore=shutil.ignore_patterns("openvino_model.*"), dirs_exist_ok=True)
         save_model(graph, partial / IR_NAME, compress_to_fp16=False)
         bits = {8 if linear.highest == 127 else 4 for name, linear in linears.items() if name != "lm_head"}
-        float_inputs = tuple(name.removeprefix("transformer.") for name, linear in linears.items() if not linear.quantize_input)
-        write_manifest(partial, f"i{min(bits)}" if bits else "f32", float_inputs)
+        write_manifest(partial, f"i{min(bits)}" if bits else "f32")
     return out_dir
 
 
-def _export_config(model: GPT2LMHeadModel):
-    """Build an export config whose KV shapes follow the heads that are left; `config.n_head` still counts the pruned ones."""
-    from optimum.exporters.openvino.model_configs import GPT2OpenVINOConfig
+def kept_heads_config(model: GPT2LMHeadModel, base: type):
+    """Build an export config of a kind whose KV shapes follow the heads that are left; `config.n_head` still counts the pruned ones.
+
+    Args:
+        model: the GPT-2 that is exported.
+        base: optimum's config of GPT-2 for an exporter, `GPT2OpenVINOConfig` or `GPT2OnnxConfig`.
+    """
     from optimum.utils import NormalizedTextConfig
 
     heads, head_dim = heads_per_layer(model), model.transformer.h[0].attn.head_dim
@@ -177,7 +181,7 @@ def _export_config(model: GPT2LMHeadModel):
         num_attention_heads = heads
         hidden_size = heads * head_dim
 
-    class KeptHeadsConfig(GPT2OpenVINOConfig):
+    class KeptHeadsConfig(base):
         NORMALIZED_CONFIG_CLASS = KeptHeads
 
     return KeptHeadsConfig(model.config, task="text-generation", use_past=True, use_past_in_inputs=True)

@@ -1,4 +1,4 @@
-"""What lies beside an IR: how it was quantized, and the hashes by which a changed or cut file is found."""
+"""What lies beside an IR: the model's config, how it was quantized, and the hashes by which a changed or cut file is found."""
 
 import dataclasses
 import hashlib
@@ -13,17 +13,16 @@ IR_FILES = ("openvino_model.xml", "openvino_model.bin")
 
 @dataclass(frozen=True)
 class Manifest:
-    """weights: what the block matmuls are stored in, `f32`, `i8` or `i4`. float_inputs: matmuls whose input is not quantized."""
+    """weights: what the block matmuls are stored in, `f32`, `i8` or `i4`. sha256: of each file of the IR."""
 
     weights: str
-    float_inputs: tuple[str, ...]
     sha256: dict[str, str]
     schema: str = SCHEMA
 
 
-def write_manifest(directory: Path, weights: str, float_inputs: tuple[str, ...]) -> None:
+def write_manifest(directory: Path, weights: str) -> None:
     hashes = {name: _sha256(directory / name) for name in IR_FILES}
-    content = dataclasses.asdict(Manifest(weights, float_inputs, hashes))
+    content = dataclasses.asdict(Manifest(weights, hashes))
     (directory / NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -41,13 +40,25 @@ def read_manifest(directory: Path | str) -> Manifest:
         content = json.loads((directory / NAME).read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']!r}, expected {SCHEMA!r}")
-        manifest = Manifest(content["weights"], tuple(content["float_inputs"]), content["sha256"])
+        manifest = Manifest(content["weights"], content["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{directory / NAME} is damaged ({error}); export the model again") from error
     for name in IR_FILES:
         if _sha256(directory / name) != manifest.sha256.get(name):
             raise ValueError(f"{directory / name} is not the file that was exported: it was changed or cut short; export it again")
     return manifest
+
+
+def read_config(directory: Path | str, name: str) -> int:
+    """Return a number from the config of the model in a directory: `n_layer`, `n_positions`.
+
+    Raises:
+        ValueError: there is no config of a GPT-2.
+    """
+    try:
+        return int(json.loads(Path(directory, "config.json").read_text(encoding="utf-8"))[name])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"no config.json of a GPT-2 in {directory}; name a directory that stage 4 or export_ir wrote") from error
 
 
 def _sha256(path: Path) -> str:

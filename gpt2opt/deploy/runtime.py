@@ -5,7 +5,6 @@ weights alone, and both work on the same KV cache, so that nothing passes betwee
 """
 
 import ctypes
-import json
 import logging
 import mmap
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import openvino
 
 from gpt2opt.deploy import graphs
-from gpt2opt.deploy.manifest import read_manifest
+from gpt2opt.deploy.manifest import read_config, read_manifest
 from gpt2opt.deploy.prompt_lookup import PromptLookup
 from gpt2opt.environment import has_int8_dot_product, threads
 
@@ -49,7 +48,7 @@ def load_ir(directory: Path | str, num_threads: int | None = None) -> "IrModel":
     Raises:
         ValueError: there is no IR, or it is not the one that was exported.
     """
-    model = IrModel(*compile_ir(directory, num_threads), context_length(directory))
+    model = IrModel(*compile_ir(directory, num_threads), read_config(directory, "n_positions"))
     # The CPU plugin packs the weights when they are first used: here, one graph after the other, and not during the first prompt.
     for request in (model.reader, model.writer):
         model._logits(request, np.zeros((1, 1), np.int64), 0, np.zeros(1, np.int64))
@@ -97,14 +96,6 @@ def _give_back_pages(weights: Path) -> None:
         if line.endswith(f" {weights.resolve()}"):
             start, end = (int(address, 16) for address in line.split()[0].split("-"))
             madvise(start, end - start, mmap.MADV_DONTNEED)
-
-
-def context_length(directory: Path | str) -> int:
-    """Return how many tokens the model in a directory has positions for."""
-    try:
-        return int(json.loads(Path(directory, "config.json").read_text(encoding="utf-8"))["n_positions"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"no config.json of a GPT-2 in {directory}; name a directory that stage 4 or export_ir wrote") from error
 
 
 class IrModel:

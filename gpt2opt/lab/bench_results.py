@@ -12,7 +12,7 @@ from typing import Any
 from gpt2opt.lab.engines import Ours, Timing
 from gpt2opt.lab.limits import Limits
 from gpt2opt.lab.race import Case
-from gpt2opt.report.record import write_text
+from gpt2opt.report.record import read_json, write_text
 from gpt2opt.report.results import from_json, percentile
 
 SCHEMA = "gpt2opt.bench/1"
@@ -132,13 +132,7 @@ def read_bench(path: Path) -> BenchResult:
     Raises:
         ValueError: the file is missing, is not JSON or has another schema.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"can't read {path} ({error}); `gpt2opt bench` writes it") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise ValueError(f"{path} is not a result with schema {SCHEMA!r}; `gpt2opt bench` writes it anew")
-    return from_json(BenchResult, content)
+    return from_json(BenchResult, read_json(path, SCHEMA, "gpt2opt bench"))
 
 
 def ttft(timing: Timing, case: Case) -> float:

@@ -229,13 +229,15 @@ class OnnxFp32(Stepwise):
 
     def prepare(self, source: Path, folder: Path) -> None:
         from optimum.exporters.onnx import onnx_export_from_model
+        from optimum.exporters.onnx.model_configs import GPT2OnnxConfig
 
+        from gpt2opt.deploy.ir import kept_heads_config
         from gpt2opt.sources.models import load_model
 
         _, model = load_model(source)
         # Only the last position's logits, as `logits_to_keep=1` gives them in torch.
         model.lm_head.register_forward_pre_hook(lambda head, inputs: (inputs[0][:, -1:],))
-        configs = {"model": onnx_config(model)}
+        configs = {"model": kept_heads_config(model, GPT2OnnxConfig)}
         onnx_export_from_model(model, folder, task="text-generation-with-past", custom_onnx_configs=configs, do_validation=False)
 
     def load(self, folder: Path, threads: int) -> None:
@@ -272,26 +274,6 @@ class OnnxFp32(Stepwise):
 
         _, heads, _, head_dim = port.shape
         return OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, head_dim), np.float32))
-
-
-def onnx_config(model):
-    """Build an export config whose KV shapes follow the heads that are left, as `deploy.ir` does for OpenVINO."""
-    from optimum.exporters.onnx.model_configs import GPT2OnnxConfig
-    from optimum.utils import NormalizedTextConfig
-
-    from gpt2opt.deploy.ir import heads_per_layer
-
-    heads, head_dim = heads_per_layer(model), model.transformer.h[0].attn.head_dim
-
-    class KeptHeads(NormalizedTextConfig):
-        NUM_LAYERS = "n_layer"
-        num_attention_heads = heads
-        hidden_size = heads * head_dim
-
-    class KeptHeadsConfig(GPT2OnnxConfig):
-        NORMALIZED_CONFIG_CLASS = KeptHeads
-
-    return KeptHeadsConfig(model.config, task="text-generation", use_past=True, use_past_in_inputs=True)
 
 
 class OnnxInt8(OnnxFp32):

@@ -75,18 +75,33 @@ def read_record(path: Path) -> Record:
     Raises:
         ValueError: the file is missing, is not JSON or has another schema.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"can't read {path}: {error.strerror}; `gpt2opt run` writes it") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); `gpt2opt run` writes it anew") from error
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA:
-        raise ValueError(f"{path} has schema {schema!r}, expected {SCHEMA!r}; `gpt2opt run` writes it anew")
+    content = read_json(path, SCHEMA, "gpt2opt run")
     stages = [from_json(StageResult, stage) for stage in content.pop("stages")]
     settings = from_json(Settings, content.pop("settings"))
     return Record(**content, settings=settings, stages=stages)
+
+
+def read_json(path: Path, schema: str, command: str) -> dict[str, Any]:
+    """Read a JSON object of a schema.
+
+    Args:
+        path: the file.
+        schema: what it must name as its own.
+        command: what writes it; told in the error.
+
+    Raises:
+        ValueError: the file is missing, is not JSON or has another schema.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"can't read {path}: {error.strerror}; `{command}` writes it") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); `{command}` writes it anew") from error
+    found = content.get("schema") if isinstance(content, dict) else None
+    if found != schema:
+        raise ValueError(f"{path} has schema {found!r}, expected {schema!r}; `{command}` writes it anew")
+    return content
 
 
 def write_text(path: Path, text: str) -> None:
