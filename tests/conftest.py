@@ -49,7 +49,12 @@ def make_model(tokenizer: GPT2TokenizerFast, heads: int = 12) -> GPT2LMHeadModel
         n_layer=2, n_head=heads, n_embd=8 * heads, n_positions=tokenizer.model_max_length, vocab_size=len(tokenizer),
         bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, initializer_range=0.2,
     )  # fmt: skip
-    return GPT2LMHeadModel(config).eval()
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # biases of 0 and gains of 1 are folded away, and no trained model has them
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,17 @@ prompts, bound by arithmetic and so in INT8, and one that decodes, bound by the 
 same blocks of memory (paged attention, Kwon et al. 2023), so that nothing is handed over between them.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
-from openvino import Model, Node, Output, Tensor
+from openvino import Input, Model, Node, Output, Tensor
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 from openvino.op import Constant
 
 ROWS = "rows"
+GELU_FORMS_DIFFER = 4.8e-4
+"""The largest difference between GELU by erf and its approximation by tanh (Hendrycks & Gimpel 2016), which GPT-2 uses."""
 
 
 def paged(graph: Model) -> tuple[Model, Model]:
@@ -23,14 +27,35 @@ def paged(graph: Model) -> tuple[Model, Model]:
     states (rows, 1, width), is the input of the head, whose output are the logits (rows, 1, V).
     """
     paged_attention_transformation(graph)
-    head = next(node for node in matmuls(graph) if is_head(node))
-    first = activation_quantizer(head) or head
     rows = ops.parameter([-1], np.int64)
     rows.output(0).set_names({ROWS})
-    hidden = ops.gather(first.input_value(0), rows, ops.constant(0, dtype=np.int64))
-    picked = ops.parameter(hidden.get_output_partial_shape(0), np.float32)
+    graph.add_parameters([rows])
+    _pick_rows(graph, rows)
+    head = next(node for node in matmuls(graph) if is_head(node))
+    first = activation_quantizer(head) or head
+    hidden = first.input_value(0)
+    picked = ops.parameter(hidden.get_partial_shape(), np.float32)
     first.input(0).replace_source_output(picked.output(0))
-    return Model([hidden.output(0)], [*graph.get_parameters(), rows]), Model(graph.get_results(), [picked])
+    return Model([hidden], graph.get_parameters()), Model(graph.get_results(), [picked])
+
+
+def _pick_rows(graph: Model, rows: Node) -> None:
+    """Go on with `rows` alone behind the last attention: no later token reads what the last block makes of the others."""
+    attention = [node for node in graph.get_ordered_ops() if node.get_type_name() == "PagedAttentionExtension"][-1]
+    _pick(attention.output(0), attention.output(0).get_target_inputs(), rows)
+    node = attention
+    while node.get_type_name() != "Add" or any(_stored(value) for value in node.input_values()):
+        before, (consumer,) = node, node.output(0).get_target_inputs()
+        node = consumer.get_node()
+    residual = next(port for port in node.inputs() if port.get_source_output().get_node().get_friendly_name() != before.get_friendly_name())
+    _pick(residual.get_source_output(), [residual], rows)
+    graph.validate_nodes_and_infer_types()
+
+
+def _pick(source: Output, consumers: Iterable[Input], rows: Node) -> None:
+    picked = ops.gather(source, rows, ops.constant(0, dtype=np.int64))
+    for consumer in consumers:
+        consumer.replace_source_output(picked.output(0))
 
 
 def weight_only(graph: Model) -> Model:
@@ -46,8 +71,8 @@ def as_convolutions(graph: Model) -> Model:
     """Write every matmul with a quantized input as a 1 × 1 convolution over the tokens: the same sums by another kernel.
 
     For CPUs without VNNI or AMX. There the CPU plugin multiplies INT8 matrices no faster than FP32 ones, and its INT8 convolution is
-    much faster. Between the two projections of an MLP the tensor keeps the convolution's layout, since it is too large to be
-    transposed in passing.
+    much faster. What is done to each element behind a matmul is done in the convolution's layout, in the same pass; between the two
+    projections of an MLP the tensor, which is large, is not transposed at all.
     """
     in_layout: set[str] = set()
     for node in matmuls(graph):
@@ -57,17 +82,36 @@ def as_convolutions(graph: Model) -> Model:
         outputs, inputs = (size.get_length() for size in node.get_input_partial_shape(1))
         pixels = quantizer.output(0)
         if quantizer.get_friendly_name() not in in_layout:
-            pixels = ops.transpose(ops.reshape(pixels, np.array([1, -1, 1, inputs]), False), np.array([0, 3, 1, 2])).output(0)
+            pixels = ops.transpose(ops.reshape(pixels, np.array([1, 1, -1, inputs]), False), np.array([0, 3, 1, 2])).output(0)
         convolution = ops.convolution(pixels, _kernel(node, outputs, inputs), [1, 1], [0, 0], [0, 0], [1, 1])
         convolution.set_friendly_name(node.get_friendly_name())
-        if path := _path_to_next(node):
-            _keep_layout(path, node, convolution, outputs)
-            in_layout.add(path[-1].get_friendly_name())
-        else:
-            rows = ops.reshape(ops.transpose(convolution, np.array([0, 2, 3, 1])), np.array([-1, 1, outputs]), False)
-            for consumer in node.output(0).get_target_inputs():
-                consumer.replace_source_output(rows.output(0))
+        path = _elementwise_behind(node)
+        consumers = [node, *path][-1].output(0).get_target_inputs()
+        last = _keep_layout(path, node, convolution, outputs)
+        if last.get_type_name() == "FakeQuantize":
+            in_layout.add(last.get_friendly_name())
+            continue
+        rows = ops.reshape(ops.transpose(last, np.array([0, 2, 3, 1])), np.array([-1, 1, outputs]), False)
+        for consumer in consumers:
+            consumer.replace_source_output(rows.output(0))
     graph.validate_nodes_and_infer_types()
+    return graph
+
+
+def gelu_by_erf(graph: Model) -> Model:
+    """Compute GELU by erf instead of tanh where what follows rounds the difference away.
+
+    For CPUs without AVX-512, on which the CPU plugin's tanh takes several times as long as its erf.
+    """
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() != "Gelu" or node.get_attributes()["approximation_mode"] != "TANH":
+            continue
+        consumers = node.output(0).get_target_inputs()
+        if all(_step(consumer.get_node()) > 10 * GELU_FORMS_DIFFER for consumer in consumers):
+            erf = ops.gelu(node.input_value(0), "ERF")
+            erf.set_friendly_name(node.get_friendly_name())
+            for consumer in consumers:
+                consumer.replace_source_output(erf.output(0))
     return graph
 
 
@@ -113,7 +157,11 @@ def activation_quantizer(matmul: Node) -> Node | None:
 
 def stored_weight(matmul: Node) -> Node | None:
     """Return the constant that a matmul's weight is stored in, seen through decompression and changes of layout."""
-    node = matmul.input_value(1).get_node()
+    return _stored(matmul.input_value(1))
+
+
+def _stored(value: Output) -> Node | None:
+    node = value.get_node()
     while node.get_type_name() in ("Convert", "Subtract", "Multiply", "Reshape", "Transpose", "FakeQuantize"):
         node = node.input_value(0).get_node()
     return node if node.get_type_name() == "Constant" else None
@@ -131,31 +179,38 @@ def _reshaped(constant: Node, shape: list[int]) -> Constant:
     return Constant(Tensor(constant.data, shape, constant.get_element_type()))
 
 
-def _path_to_next(matmul: Node) -> list[Node]:
-    """Return the elementwise nodes between a matmul and the next quantized one; empty if anything else lies between."""
+def _elementwise_behind(matmul: Node) -> list[Node]:
+    """Return the nodes between a matmul and the next quantized one if each works on one element at a time; else its bias alone."""
     path: list[Node] = []
     node = matmul
-    while True:
+    while not path or path[-1].get_type_name() != "FakeQuantize":
         consumers = list(node.output(0).get_target_inputs())
         node = consumers[0].get_node()
-        if len(consumers) != 1:
-            return []
-        if node.get_type_name() == "MatMul":
-            return path if activation_quantizer(node) else []
-        if node.get_type_name() not in ("Add", "Gelu", "FakeQuantize"):
-            return []
+        is_bias = node.get_type_name() == "Add" and any(_stored(value) for value in node.input_values())
+        if len(consumers) != 1 or not (is_bias or node.get_type_name() in ("Gelu", "FakeQuantize")):
+            return path[:1]
         path.append(node)
+    return path
 
 
-def _keep_layout(path: list[Node], matmul: Node, convolution: Node, channels: int) -> None:
-    """Let the nodes of a path read (1, C, tokens, 1) instead of (tokens, 1, C)."""
-    before = matmul
+def _keep_layout(path: list[Node], matmul: Node, convolution: Node, channels: int) -> Node:
+    """Let the nodes of a path read (1, C, 1, tokens) instead of (tokens, 1, C); return the last, or the convolution."""
+    before, now = matmul, convolution
     for node in path:
         for port in node.inputs():
             source = port.get_source_output().get_node()
             if source.get_friendly_name() == before.get_friendly_name():
-                port.replace_source_output(convolution.output(0) if before is matmul else before.output(0))
+                port.replace_source_output(now.output(0))
             elif source.get_output_size() == 1 and source.get_type_name() == "Constant" and source.get_data().size == channels:
                 port.replace_source_output(ops.constant(source.get_data().reshape(1, channels, 1, 1)).output(0))
         node.constructor_validate_and_infer_types()
-        before = node
+        before = now = node
+    return now
+
+
+def _step(node: Node) -> float:
+    """Return the width of a quantizer's steps; 0 for any other node."""
+    if node.get_type_name() != "FakeQuantize":
+        return 0.0
+    lowest, highest = (node.input_value(port).get_node().get_data() for port in (3, 4))
+    return float((highest - lowest).min()) / (node.get_attributes()["levels"] - 1)

@@ -76,7 +76,7 @@ def compile_ir(directory: Path | str, num_threads: int | None = None):
         if reading is None:
             return writer, writer, head
         if not has_int8_dot_product():
-            graphs.as_convolutions(reading)
+            graphs.gelu_by_erf(graphs.as_convolutions(reading))
         return core.compile_model(reading, "CPU", properties), writer, head
     except RuntimeError as error:
         raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); export it again") from error

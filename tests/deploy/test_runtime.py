@@ -64,6 +64,28 @@ def test_an_mlp_keeps_the_layout_of_convolutions(quantized):
     assert sum(node.get_type_name() == "Transpose" for node in graph.get_ops()) - before == 2 * inputs - 2 * chained
 
 
+def test_the_last_block_reads_only_the_wanted_rows_behind_its_attention(quantized, ids):
+    body, _ = graphs.paged(openvino.Core().read_model(str(quantized[0] / "openvino_model.xml")))
+    rows = next(node for node in body.get_parameters() if node.output(0).get_any_name() == graphs.ROWS)
+    picked = [port.get_node() for port in rows.output(0).get_target_inputs()]
+    assert {node.input_value(0).get_node().get_type_name() for node in picked} == {"PagedAttentionExtension", "Add"}
+    model = load_ir(quantized[0])
+    some = model._logits(model.reader, ids, 0, np.array([3, 45])).copy()
+    assert relative_error(some, model.logits(ids).reshape(-1, some.shape[1])[[3, 45]]) < 1e-3
+
+
+def test_gelu_is_computed_by_erf_where_a_quantizer_rounds_the_difference_away(quantized, float_dir):
+    x = np.linspace(-10, 10, 20_001)
+    forms = [torch.nn.functional.gelu(torch.from_numpy(x), approximate=form).numpy() for form in ("none", "tanh")]
+    assert 0.9 * graphs.GELU_FORMS_DIFFER < np.abs(forms[0] - forms[1]).max() < graphs.GELU_FORMS_DIFFER
+    for folder, expected in ((quantized[0], "ERF"), (float_dir, "TANH")):
+        graph = graphs.gelu_by_erf(openvino.Core().read_model(str(folder / "openvino_model.xml")))
+        gelus = [node for node in graph.get_ops() if node.get_type_name() == "Gelu"]
+        quantized_next = [node.output(0).get_target_inputs().pop().get_node().get_type_name() == "FakeQuantize" for node in gelus]
+        assert [node.get_attributes()["approximation_mode"] for node in gelus] == [expected if q else "TANH" for q in quantized_next]
+        assert any(quantized_next) == (expected == "ERF")
+
+
 def test_prompt_lookup_gives_the_same_tokens_in_fewer_steps(quantized, ids):
     model = load_ir(quantized[0])
     prompt = ids[:1, :24]
