@@ -106,6 +106,7 @@ class IrModel:
         self.head = head.create_infer_request()
         self.reader = reader.create_infer_request()
         self.writer = self.reader if writer is reader else writer.create_infer_request()
+        self._bound: dict[openvino.InferRequest, dict[str, np.ndarray]] = {self.reader: {}, self.writer: {}}
         self.num_cores = reader.get_property("INFERENCE_NUM_THREADS")
         self._cache_ports = {port.get_any_name(): port for port in reader.inputs if "_cache." in port.get_any_name()}
         self._sequences = 0
@@ -178,8 +179,13 @@ class IrModel:
             "max_context_len": np.array(past + length, np.int32),
             graphs.ROWS: rows,
         }
+        bound = self._bound[request]
         for name, value in inputs.items():
-            request.set_tensor(name, openvino.Tensor(value))
+            if name in bound and bound[name].shape == value.shape:
+                bound[name][...] = value  # setting a tensor takes ten times as long, and there are eight of them for every token
+            else:
+                bound[name] = value
+                request.set_tensor(name, openvino.Tensor(value, shared_memory=True))
         request.infer(share_outputs=True)
         return request.get_output_tensor()
 
