@@ -184,8 +184,8 @@ class IrModel:
             if name in bound and bound[name].shape == value.shape:
                 bound[name][...] = value  # setting a tensor takes ten times as long, and there are eight of them for every token
             else:
-                bound[name] = value
-                request.set_tensor(name, openvino.Tensor(value, shared_memory=True))
+                bound[name] = value.copy()  # ours to write to: the ids may be the caller's
+                request.set_tensor(name, openvino.Tensor(bound[name], shared_memory=True))
         request.infer(share_outputs=True)
         return request.get_output_tensor()
 
