@@ -83,6 +83,7 @@ def calibrate(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> 
     if recipe.smooth_alpha is not None:
         _take_over_smoothing(linear, state)
     found = _read_static(state)
+    del state  # it holds the embedding
     if recipe.activation_range == "percentile":
         found = clip_to_percentiles(linear, calibration, found)
     if not recipe.head_input:
@@ -123,7 +124,8 @@ def _fit(linear: GPT2LMHeadModel, config, calibration: Dataset | None) -> dict:
     with tempfile.TemporaryDirectory() as scratch:
         set_workspace(scratch)
         quantizer = INCQuantizer.from_pretrained(copy.deepcopy(linear), task="text-generation")
-        quantizer.quantize(quantization_config=config, save_directory=scratch, calibration_dataset=calibration)
+        # One row at a time: the logits of eight rows of 1024 tokens would take 1.6 GB.
+        quantizer.quantize(quantization_config=config, save_directory=scratch, calibration_dataset=calibration, batch_size=1)
         state = torch.load(Path(scratch, "pytorch_model.bin"), weights_only=False)
     del quantizer
     environment.give_back_memory()  # INC's copies of the model refer to each other in circles
@@ -199,9 +201,9 @@ def _read_static(state: dict) -> dict[str, QuantizedLinear]:
     suffix = "._packed_params._packed_params"
     finer = 255 / 127 if state["best_configure"]["reduce_range"] else 1
     found = {}
-    for key in (key for key in state if key.endswith(suffix)):
+    for key in [key for key in state if key.endswith(suffix)]:
         module = key.removesuffix(suffix)
-        packed, _ = state[key]
+        packed, _ = state.pop(key)
         found[module.removesuffix(".module")] = QuantizedLinear(
             packed.dequantize(),
             packed.q_per_channel_scales().float()[:, None],

@@ -90,10 +90,15 @@ class TiedEmbedding(nn.Module):
 
 
 def linearize(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    """Return an FP32 copy whose `Conv1D` projections are equal `nn.Linear` layers, the only kind that INC quantizes."""
+    """Return an FP32 copy whose `Conv1D` projections are equal `nn.Linear` layers, the only kind that INC quantizes.
+
+    The embeddings of an FP32 model are shared with the copy, not doubled; replace them, don't write into them.
+    """
     import copy
 
-    model = copy.deepcopy(model).float().cpu().eval()
+    embeddings = [module.weight for module in (model.transformer.wte, model.transformer.wpe)]
+    shared = {id(weight): nn.Parameter(weight.detach().float().cpu()) for weight in embeddings}
+    model = copy.deepcopy(model, shared).float().cpu().eval()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Conv1D):
