@@ -84,11 +84,17 @@ def audit(options: argparse.Namespace) -> int:
 
 
 def perplexity(options: argparse.Namespace) -> int:
+    from gpt2opt.measure.quality import PROTOCOLS
     from gpt2opt.report.tables import show_perplexity
     from gpt2opt.stages.score import score_model
 
-    name, quality = score_model(options.model, options.text)
-    print(f"{name}\nperplexity {show_perplexity(quality)}, {quality.bits_per_byte:.4f} bits a byte\n{quality.protocol}")
+    protocol = PROTOCOLS[options.protocol]
+    changed = {name: value for name in ("window", "stride") if (value := getattr(options, name)) is not None}
+    name, quality = score_model(options.model, options.text, dataclasses.replace(protocol, **changed))
+    print(
+        f"{name}\nperplexity {show_perplexity(quality)}, {quality.word_perplexity:.2f} a word, {quality.bits_per_byte:.4f} bits a byte\n"
+        f"{quality.protocol}"
+    )
     _print_json({"model": name, **_quality_json(quality)})
     return 0
 
@@ -158,6 +164,7 @@ def _quality_json(quality: Any) -> dict[str, Any]:
     return {
         "perplexity": quality.perplexity,
         "interval": quality.interval(),
+        "word_perplexity": quality.word_perplexity,
         "bits_per_byte": quality.bits_per_byte,
         "tokens": quality.num_tokens,
         "protocol": quality.protocol,
@@ -191,6 +198,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("perplexity", perplexity, "score a text with a torch or IR directory, or a hub id")
     sub.add_argument("model")
     sub.add_argument("--text", default="auto", help="UTF-8 file, scored whole, or wikitext-2, docs or auto (default): their scored part")
+    sub.add_argument("--protocol", choices=("standard", "course"), default="standard", help="how the text is read (default standard)")
+    sub.add_argument("--window", type=int, help="tokens read at once (default the model's context, at most 1024)")
+    sub.add_argument("--stride", type=int, help="how far the window moves (default a whole window)")
 
     sub = command("generate", generate, "continue a prompt greedily with an IR directory")
     sub.add_argument("directory", type=Path)

@@ -10,6 +10,7 @@ import platform
 import random
 import subprocess
 import sys
+import time
 import warnings
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -60,15 +61,17 @@ def installed(package: str) -> str | None:
 
 @cache
 def describe() -> dict[str, Any]:
-    """Return the facts that a result names: CPU, instruction sets, threads, memory, GPU, versions, commit."""
+    """Return the facts that a result names: CPU, instruction sets, governor, threads, memory, GPU and its clocks, versions, commit."""
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
         "cpu_flags": [flag for flag in CPU_FLAGS if flag in _cpu_flags()],
+        "cpu_governor": _cpu_governor(),
         "threads": threads(),
         "memory_bytes": _memory_bytes(),
         "gpu": _gpu_name(),
+        "gpu_state": _gpu_state(),
         "versions": {package: installed(package) for package in REPORTED},
         "commit": _commit(),
     }
@@ -122,6 +125,39 @@ def _cpuinfo() -> tuple[str, ...]:
     return tuple(path.read_text().splitlines()) if path.exists() else ()
 
 
+def _cpu_governor() -> str | None:
+    """Return how the kernel chooses the clock, `performance` or `powersave` say; None where it does not tell, as in most VMs."""
+    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return path.read_text().strip() if path.exists() else None
+
+
+class CpuWatch:
+    """Watches what others do with the cores of this process from the moment it is made: a busy machine gives slow numbers."""
+
+    def __init__(self):
+        self._start = self._read()
+
+    def others_share(self) -> float | None:
+        """Return the share of the cores' time that went to other processes, or to other machines on the host; None if untold."""
+        if self._start is None:
+            return None
+        seconds, busy, own = (now - then for now, then in zip(self._read(), self._start, strict=True))
+        return min(1.0, max(0.0, busy - own) / (seconds * threads()))
+
+    @staticmethod
+    def _read() -> tuple[float, float, float] | None:
+        """Return the time, the busy seconds of the cores that this process may use, and those of this process."""
+        import psutil
+
+        if not hasattr(os, "sched_getaffinity"):
+            return None
+        every = psutil.cpu_times(percpu=True)
+        cores = [every[core] for core in os.sched_getaffinity(0) if core < len(every)]
+        busy = sum(core.user + core.nice + core.system + core.irq + core.softirq + core.steal for core in cores)
+        own = psutil.Process().cpu_times()
+        return time.monotonic(), busy, own.user + own.system
+
+
 def _memory_bytes() -> int:
     import psutil
 
@@ -132,6 +168,19 @@ def _gpu_name() -> str | None:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _gpu_state() -> dict[str, str] | None:
+    """Return the GPU's driver and clocks, as its own tool tells them; None without a GPU or the tool."""
+    fields = ("driver_version", "clocks.sm", "clocks.max.sm", "power.limit")
+    if _gpu_name() is None:
+        return None
+    try:
+        command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+        line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+    return dict(zip(fields, (value.strip() for value in line.split(",")), strict=True))
 
 
 def _commit() -> str | None:

@@ -17,7 +17,7 @@ from gpt2opt import environment
 from gpt2opt.deploy.inc import RECIPES
 from gpt2opt.deploy.ir import linearize
 from gpt2opt.deploy.runtime import load_ir
-from gpt2opt.measure.quality import measure_agreement, measure_quality, window_length
+from gpt2opt.measure.quality import measure_agreement, measure_quality, prepare_text
 from gpt2opt.report.results import Agreement, Quality
 from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table
 from gpt2opt.sources.models import find_model, load_model
@@ -100,16 +100,14 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
     found, texts = find_model(model), find_texts(text)
     tokenizer, easy = load_model(found.path)
     calibration = prepare_calibration_dataset([d.text for d in texts.calibration], tokenizer, limit=calibration_rows)
-    content = "\n\n".join(d.text for d in take_bytes(texts.score, score_bytes))
-    ids, window = tokenizer(content, verbose=False).input_ids, window_length(tokenizer)
-    label = f"{texts.name} {texts.revision}, first {len(content.encode()):,} bytes of the scored part"
-    protocol = {"label": label, "window": window, "stride": window}
+    label = f"{texts.name} {texts.revision}, first {score_bytes:,} bytes of the scored part"
+    scored = prepare_text(tokenizer, [d.text for d in take_bytes(texts.score, score_bytes)], label)
 
     @torch.inference_mode()
     def parent(rows):
         return easy(rows, use_cache=False).logits
 
-    expected = measure_quality(parent, ids, num_bytes=len(content.encode()), **protocol)
+    expected = measure_quality(parent, scored)
     results = []
     models = {"as it comes": linearize(easy), "hard": harden(linearize(easy))}
     for (name, linear), (recipe_name, recipe) in itertools.product(models.items(), COMPARED.items()):
@@ -128,8 +126,7 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
                 RecipeResult(
                     name,
                     recipe_name,
-                    measure_quality(logits, ids, num_bytes=len(content.encode()), **protocol),
-                    measure_agreement(logits, parent, ids, **protocol),
+                    *measure_agreement(logits, parent, scored, parent_name="FP32"),
                     done.audit.float_inputs,
                     (folder / "openvino_model.bin").stat().st_size,
                     seconds,
@@ -139,18 +136,17 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
 
 
 def recipes_table(comparison: RecipeComparison) -> Table:
-    """Show every recipe on both models; intervals are 95%, windows redrawn."""
+    """Show every recipe on both models; intervals are 95%, documents redrawn."""
     rows = []
     for result in comparison.results:
         agreement = result.agreement
-        kl, same = agreement.mean_kl_interval(), agreement.top1_interval()
         rows.append(
             (
                 result.model,
                 result.recipe,
                 perplexity_ratio(result.quality, comparison.parent),
-                f"{agreement.mean_kl:.4f} [{kl[0]:.4f}, {kl[1]:.4f}]",
-                f"{agreement.top1:.1%} [{same[0]:.1%}, {same[1]:.1%}]",
+                with_interval(agreement.mean_kl, agreement.mean_kl_interval(), ".4f"),
+                with_interval(agreement.top1, agreement.top1_interval(), ".1%"),
                 str(len(result.float_inputs)),
                 megabytes(result.bin_bytes),
                 f"{result.seconds:.0f}",

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
-from gpt2opt.measure.quality import score_text
+from gpt2opt.measure.quality import JOIN, Protocol, measure_quality, prepare_text
 from gpt2opt.report.results import Quality
 from gpt2opt.sources.docs_corpus import HELD_OUT, TRAINING, training_documents
 from gpt2opt.sources.docstrings import Document
@@ -177,12 +177,13 @@ def score_held_out(folder: Path) -> tuple[Quality, float]:
         The model's `Quality`, and the bits a byte of `xz -9e` on the same bytes. xz looks back over all of the text, the model over
         its context only, of which at least half is always filled.
     """
-    text = "\n\n".join(document.text for document in take_bytes(find_texts("docs").score, HELD_OUT_BYTES))
-    data = text.encode()
+    documents = [document.text for document in take_bytes(find_texts("docs").score, HELD_OUT_BYTES)]
+    data = JOIN.join(documents).encode()
     tokenizer, model = load_model(folder)
-    stride = model.config.n_positions // 2
+    protocol = Protocol("half filled", stride=model.config.n_positions // 2)
     with torch.inference_mode():
-        quality = score_text(lambda ids: model(ids, use_cache=False).logits, tokenizer, text, "held-out packages", stride)
+        text = prepare_text(tokenizer, documents, "held-out packages", protocol)
+        quality = measure_quality(lambda ids: model(ids, use_cache=False).logits, text)
     return quality, 8 * len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)) / len(data)
 
 

@@ -1,10 +1,17 @@
-"""Latency of generation: time to first token and time per output token, apart."""
+"""Latency of generation: time to first token and time per output token, apart; and two models compared, in turns."""
 
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from gpt2opt.environment import CpuWatch
 from gpt2opt.report.results import Latency
+
+WARMUP_RUNS = (2, 10)
+"""Untimed runs, at least and at most."""
+STEADY = 0.95
+"""Warming up ends with the first run that takes more than this share of the fastest before it."""
 
 
 class Decoder(Protocol):
@@ -17,45 +24,99 @@ class Decoder(Protocol):
         """Read the last token and choose the next."""
 
 
+Timer = Callable[[Callable[[], None]], float]
+"""Does some work and returns the seconds that took."""
+
+
+def wall_time(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def cuda_time(work: Callable[[], None]) -> float:
+    """Time work on a GPU by CUDA events, and wait for it: its calls return before their work is done."""
+    import torch
+
+    torch.cuda.synchronize()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
 def measure_latency(
-    decoder: Decoder,
-    *,
-    prompt_tokens: int,
-    new_tokens: int,
-    runs: int = 5,
-    warmup_runs: int = 2,
-    batch_size: int = 1,
-    synchronize: Callable[[], None] = lambda: None,
+    decoder: Decoder, *, prompt_tokens: int, new_tokens: int, runs: int = 5, batch_size: int = 1, timer: Timer = wall_time
 ) -> Latency:
-    """Time every token of several generations by itself.
+    """Time every token of several generations by itself, after a warm-up that lasts until runs stop getting faster.
 
     Args:
         decoder: the model at work on its prompt.
         prompt_tokens: length of that prompt; recorded with the result.
         new_tokens: tokens a run generates, the first included; at least 2.
         runs: timed runs. Each gives one TTFT sample and new_tokens − 1 TPOT samples.
-        warmup_runs: runs before these, not timed: they fill caches and compile kernels.
         batch_size: sequences the decoder works on at once; recorded with the result.
-        synchronize: called before every reading of the clock; a GPU needs it, since its calls return before their work is done.
+        timer: `wall_time`, or `cuda_time` for a model on a GPU.
 
     Raises:
         ValueError: new_tokens < 2 or runs < 1.
     """
+    options = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "runs": runs, "batch_size": batch_size, "timer": timer}
+    return compare_latency({"": decoder}, **options)[""]
+
+
+def compare_latency(
+    decoders: Mapping[str, Decoder],
+    *,
+    prompt_tokens: int,
+    new_tokens: int,
+    runs: int = 12,
+    batch_size: int = 1,
+    timer: Timer = wall_time,
+) -> dict[str, Latency]:
+    """Time several models in turns: each does one run a round, in an order drawn anew for every round.
+
+    So a slow minute of the machine meets all of them, and their samples belong together run by run; see `Ratio.of`.
+
+    Args:
+        decoders: the models at work on one prompt, by name.
+        prompt_tokens, new_tokens, runs, batch_size, timer: as in `measure_latency`.
+
+    Raises:
+        ValueError: as `measure_latency`.
+    """
     if new_tokens < 2 or runs < 1:
         raise ValueError(f"new_tokens={new_tokens}, runs={runs}: expected at least 2 tokens (TTFT and one TPOT) and 1 run")
-    first: list[float] = []
-    later: list[float] = []
-    for run in range(warmup_runs + runs):
-        samples = [_timed(decoder.start, synchronize), *(_timed(decoder.step, synchronize) for _ in range(new_tokens - 1))]
-        if run >= warmup_runs:
-            first.append(samples[0])
-            later += samples[1:]
-    return Latency(tuple(first), tuple(later), warmup_runs, batch_size, prompt_tokens, new_tokens)
+
+    def run(decoder: Decoder) -> list[float]:
+        return [timer(decoder.start), *(timer(decoder.step) for _ in range(new_tokens - 1))]
+
+    warmups = {name: _warm_up(lambda decoder=decoder: sum(run(decoder))) for name, decoder in decoders.items()}
+    samples: dict[str, list[list[float]]] = {name: [] for name in decoders}
+    order, watch = random.Random(0), CpuWatch()
+    for _ in range(runs):
+        for name in order.sample(list(decoders), len(decoders)):
+            samples[name].append(run(decoders[name]))
+    others = watch.others_share()
+    return {
+        name: Latency(
+            tuple(times[0] for times in taken),
+            tuple(step for times in taken for step in times[1:]),
+            warmups[name][0], batch_size, prompt_tokens, new_tokens, warmups[name][1], others,
+        )
+        for name, taken in samples.items()
+    }  # fmt: skip
 
 
-def _timed(act: Callable[[], None], synchronize: Callable[[], None]) -> float:
-    synchronize()
-    start = time.perf_counter()
-    act()
-    synchronize()
-    return time.perf_counter() - start
+def _warm_up(run: Callable[[], float]) -> tuple[int, bool]:
+    """Run until that gets no faster; return how many runs that took, and whether they got steady at all."""
+    least, most = WARMUP_RUNS
+    best = run()
+    for done in range(2, most + 1):
+        seconds = run()
+        if done >= least and seconds > STEADY * best:
+            return done, True
+        best = min(best, seconds)
+    return most, False

@@ -3,16 +3,21 @@
 import dataclasses
 import hashlib
 import math
+import operator
 import random
 import statistics
 import types
 import typing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 
-def percentile(samples: typing.Sequence[float], share: float) -> float:
+RESAMPLES = 2000
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
     """Return the value below which `share` of the samples lie, interpolated linearly between neighbours."""
     ordered = sorted(samples)
     position = share * (len(ordered) - 1)
@@ -23,7 +28,12 @@ def percentile(samples: typing.Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True)
 class Latency:
-    """Time to first token (the prompt is read, one sample a run) and time per output token (one sample a later token)."""
+    """Time to first token (the prompt is read, one sample a run) and time per output token (one sample a later token).
+
+    warmup_runs: untimed runs before these; steady says whether they ended because runs had stopped getting faster.
+    others_cpu_share: share of all cores that other processes and other machines on the same host took meanwhile; None where
+    the system does not tell.
+    """
 
     ttft_samples_s: tuple[float, ...]
     tpot_samples_s: tuple[float, ...]
@@ -31,6 +41,8 @@ class Latency:
     batch_size: int
     prompt_tokens: int
     new_tokens: int
+    steady: bool = True
+    others_cpu_share: float | None = None
 
     @property
     def ttft_s(self) -> float:
@@ -48,6 +60,62 @@ class Latency:
     def tpot_p95_s(self) -> float:
         return percentile(self.tpot_samples_s, 0.95)
 
+    @property
+    def tpot_by_run_s(self) -> tuple[float, ...]:
+        """Return the median time per output token of each run."""
+        steps = len(self.tpot_samples_s) // len(self.ttft_samples_s)
+        runs = range(len(self.ttft_samples_s))
+        return tuple(statistics.median(self.tpot_samples_s[run * steps : (run + 1) * steps]) for run in runs)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median of the ratios of paired samples, and its 99% bootstrap interval, pairs redrawn (Efron 1979).
+
+    99% and not 95%: a run makes a dozen such comparisons, and one in twenty of those between equals would come out as a difference.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def measurable(self) -> bool:
+        """Return whether there is a difference: whether the interval leaves 1 out."""
+        return not self.low <= 1 <= self.high
+
+    @classmethod
+    def of(cls, samples: Sequence[float], base: Sequence[float]) -> "Ratio":
+        """Return the ratio of samples to base; the two belong together pair by pair.
+
+        Raises:
+            ValueError: there are fewer than 2 pairs, or some sample has none.
+        """
+        if len(samples) != len(base) or len(samples) < 2:
+            raise ValueError(f"{len(samples)} and {len(base)} samples can't be paired; expected as many of each, at least 2")
+        ratios = [ours / theirs for ours, theirs in zip(samples, base, strict=True)]
+        draw = random.Random(0)
+        medians = [statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES)]
+        return cls(statistics.median(ratios), percentile(medians, 0.005), percentile(medians, 0.995))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models timed in turns, run by run, so that both meet the same state of the machine."""
+
+    name: str
+    base: str
+    latency: Latency
+    base_latency: Latency
+
+    @property
+    def ttft(self) -> Ratio:
+        return Ratio.of(self.latency.ttft_samples_s, self.base_latency.ttft_samples_s)
+
+    @property
+    def tpot(self) -> Ratio:
+        return Ratio.of(self.latency.tpot_by_run_s, self.base_latency.tpot_by_run_s)
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -64,42 +132,42 @@ class Memory:
 
 @dataclass(frozen=True)
 class Quality:
-    """Summed NLL over every scored token of a text, window by window.
+    """Summed NLL over every scored token of a text, document by document.
 
-    protocol says what was scored and how: two perplexities compare only under the same label.
+    num_words: separated by white space. protocol says what was scored and how: two perplexities compare only under the same label.
+    Intervals are None where there is but one document: nothing tells how much another text would differ.
     """
 
-    window_nats: tuple[float, ...]
-    window_tokens: tuple[int, ...]
+    document_nats: tuple[float, ...]
+    document_tokens: tuple[int, ...]
+    num_words: int
     num_bytes: int
     protocol: str
 
     @property
     def nll_nats(self) -> float:
-        return math.fsum(self.window_nats)
+        return math.fsum(self.document_nats)
 
     @property
     def num_tokens(self) -> int:
-        return sum(self.window_tokens)
+        return sum(self.document_tokens)
 
     @property
     def perplexity(self) -> float:
         return math.exp(self.nll_nats / self.num_tokens)
 
     @property
+    def word_perplexity(self) -> float:
+        """Return the perplexity a word: unlike that a token, it compares between tokenizers."""
+        return math.exp(self.nll_nats / self.num_words)
+
+    @property
     def bits_per_byte(self) -> float:
         return self.nll_nats / math.log(2) / self.num_bytes
 
-    def interval(self, resamples: int = 1000) -> tuple[float, float]:
-        """Return the 95% bootstrap interval of the perplexity, windows redrawn (Efron 1979); the same on every call."""
-        return _interval([math.exp(sum_n / sum_t) for sum_n, sum_t in self._resampled(resamples)])
-
-    def _resampled(self, resamples: int):
-        draw = random.Random(0)
-        windows = range(len(self.window_nats))
-        for _ in range(resamples):
-            picked = draw.choices(windows, k=len(windows))
-            yield sum(self.window_nats[i] for i in picked), sum(self.window_tokens[i] for i in picked)
+    def interval(self) -> tuple[float, float] | None:
+        """Return the 95% bootstrap interval of the perplexity, documents redrawn (Efron 1979); the same on every call."""
+        return _resampled_interval(lambda nats, tokens: math.exp(nats / tokens), self.document_nats, self.document_tokens)
 
     def ratio_to(self, base: "Quality") -> float:
         """Return this perplexity over `base`'s.
@@ -107,67 +175,70 @@ class Quality:
         Raises:
             ValueError: the two were not taken on the same tokens by the same protocol.
         """
-        if self.protocol != base.protocol:
+        if self.protocol != base.protocol or self.document_tokens != base.document_tokens:
             raise ValueError(f"can't compare {self.protocol!r} with {base.protocol!r}; score both with one protocol")
         return self.perplexity / base.perplexity
 
-    def ratio_interval(self, base: "Quality", resamples: int = 1000) -> tuple[float, float]:
-        """Return the 95% bootstrap interval of `ratio_to`, the same windows redrawn for both (paired)."""
+    def ratio_interval(self, base: "Quality") -> tuple[float, float] | None:
+        """Return the 95% bootstrap interval of `ratio_to`, the same documents redrawn for both (paired)."""
         self.ratio_to(base)
-        pairs = zip(self._resampled(resamples), base._resampled(resamples), strict=True)
-        return _interval([math.exp(a / t - b / t) for (a, t), (b, _) in pairs])
+        nats = [ours - theirs for ours, theirs in zip(self.document_nats, base.document_nats, strict=True)]
+        return _resampled_interval(lambda more, tokens: math.exp(more / tokens), nats, self.document_tokens)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a model's next-token distribution is from its parent's, window by window over the scored tokens of a text.
+    """How far a model's next-token distribution is from its parent's, document by document over the scored tokens of a text.
 
-    kl_nats: summed KL(parent ‖ model). same_top: tokens where both expect the same one most. kl_p99: 99th percentile over the tokens.
+    document_kl_nats: summed KL(parent ‖ model). document_same_top: tokens where both expect the same one most. kl_p99: 99th percentile
+    over the tokens, with its interval. Intervals are 95%, documents redrawn; None where there is but one document.
     """
 
-    window_kl_nats: tuple[float, ...]
-    window_same_top: tuple[int, ...]
-    window_tokens: tuple[int, ...]
+    document_kl_nats: tuple[float, ...]
+    document_same_top: tuple[int, ...]
+    document_tokens: tuple[int, ...]
     kl_p99: float
+    kl_p99_interval: tuple[float, ...] | None
     protocol: str
+    parent: str
 
     @property
     def mean_kl(self) -> float:
-        return math.fsum(self.window_kl_nats) / sum(self.window_tokens)
+        return math.fsum(self.document_kl_nats) / sum(self.document_tokens)
 
     @property
     def top1(self) -> float:
         """Return the share of tokens on which both models expect the same one most."""
-        return sum(self.window_same_top) / sum(self.window_tokens)
+        return sum(self.document_same_top) / sum(self.document_tokens)
 
-    def mean_kl_interval(self) -> tuple[float, float]:
-        """Return the 95% bootstrap interval of the mean KL, windows redrawn."""
-        return self._share_interval(self.window_kl_nats)
+    def mean_kl_interval(self) -> tuple[float, float] | None:
+        return _resampled_interval(operator.truediv, self.document_kl_nats, self.document_tokens)
 
-    def top1_interval(self) -> tuple[float, float]:
-        """Return the 95% bootstrap interval of the agreement, windows redrawn."""
-        return self._share_interval(self.window_same_top)
-
-    def _share_interval(self, sums: tuple[float, ...], resamples: int = 1000) -> tuple[float, float]:
-        draw = random.Random(0)
-        windows = range(len(sums))
-        shares = []
-        for _ in range(resamples):
-            picked = draw.choices(windows, k=len(windows))
-            shares.append(sum(sums[i] for i in picked) / sum(self.window_tokens[i] for i in picked))
-        return _interval(shares)
+    def top1_interval(self) -> tuple[float, float] | None:
+        return _resampled_interval(operator.truediv, self.document_same_top, self.document_tokens)
 
 
-def _interval(values: list[float]) -> tuple[float, float]:
-    return percentile(values, 0.025), percentile(values, 0.975)
+def _resampled_interval(
+    statistic: Callable[[float, float], float], sums: Sequence[float], tokens: Sequence[int]
+) -> tuple[float, float] | None:
+    """Return the 95% bootstrap interval of a statistic of two totals, documents redrawn; None for fewer than two documents."""
+    if len(sums) < 2:
+        return None
+    draw = random.Random(0)
+    documents = range(len(sums))
+    found = []
+    for _ in range(RESAMPLES):
+        picked = draw.choices(documents, k=len(documents))
+        found.append(statistic(sum(sums[i] for i in picked), sum(tokens[i] for i in picked)))
+    return percentile(found, 0.025), percentile(found, 0.975)
 
 
 @dataclass(frozen=True)
 class Measurement:
     """One model, measured with every ruler, on one device.
 
-    dtype is that of the weights and of the timed arithmetic; quality_dtype that of the arithmetic that scored the text. agreement is
-    with the FP32 model that it was quantized from.
+    dtype is that of the weights and of the timed arithmetic; quality_dtype that of the arithmetic that scored the text.
+    continuations: what it generated from each of the run's sample prompts, token by token.
     """
 
     name: str
@@ -180,6 +251,7 @@ class Measurement:
     quality: Quality | None = None
     quality_dtype: str | None = None
     agreement: Agreement | None = None
+    continuations: tuple[tuple[str, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -269,6 +341,7 @@ class StageResult:
     """What one stage read, wrote and measured.
 
     weights_in, weights_out: SHA-256 of the weight files. controls: other models measured the same way, to tell causes apart.
+    comparisons: models timed in turns.
     """
 
     name: str
@@ -278,6 +351,7 @@ class StageResult:
     seconds: float
     controls: tuple[Measurement, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
 
     def control(self, name: str) -> Measurement:
         return next(control for control in self.controls if control.name == name)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gpt2opt.report.record import Record
-from gpt2opt.report.results import Measurement, Quality
+from gpt2opt.report.results import Latency, Measurement, Quality, Ratio
 
 MISSING = "–"
 
@@ -124,23 +124,72 @@ def _products(executed: dict[str, Sequence[str]], names: list[str]) -> str:
 
 
 def quality_table(record: Record) -> Table:
-    """Show how far each INT8 model of stage 4 is from the FP32 model that it was made from, on the scored text."""
-    stage = record.stage("4-quantize")
-    base = stage.control("FP32").quality
+    """Show how far each model is from its parent on the scored text, at every stage that was run."""
+    measured = {measurement.name: measurement for measurement, _ in record.measurements()}
     rows = []
-    for measurement in (stage.measurement, *stage.controls):
+    for name, measurement in measured.items():
         if agreement := measurement.agreement:
-            kl, same = agreement.mean_kl_interval(), agreement.top1_interval()
             rows.append(
                 (
-                    measurement.name,
-                    perplexity_ratio(measurement.quality, base),
-                    f"{agreement.mean_kl:.5f} [{kl[0]:.5f}, {kl[1]:.5f}]",
-                    f"{agreement.kl_p99:.4f}",
-                    f"{agreement.top1:.2%} [{same[0]:.2%}, {same[1]:.2%}]",
+                    name,
+                    agreement.parent,
+                    perplexity_ratio(measurement.quality, measured[agreement.parent].quality),
+                    with_interval(agreement.mean_kl, agreement.mean_kl_interval(), ".5f"),
+                    with_interval(agreement.kl_p99, agreement.kl_p99_interval, ".4f"),
+                    with_interval(agreement.top1, agreement.top1_interval(), ".2%"),
                 )
             )
-    return table(("model", "perplexity / FP32 [95%]", "mean KL, nats [95%]", "KL p99", "same top token [95%]"), rows)
+    header = ("model", "its parent", "perplexity / parent's [95%]", "mean KL, nats [95%]", "KL p99 [95%]", "same top token [95%]")
+    return table(header, rows)
+
+
+def speed_table(record: Record) -> Table:
+    """Show every pair of models that was timed in turns: the ratio of their times, or that there is none to be measured."""
+    rows = []
+    for stage in record.stages:
+        for pair in stage.comparisons:
+            runs = str(len(pair.latency.ttft_samples_s))
+            rows.append((f"{pair.name} / {pair.base}", show_ratio(pair.ttft), show_ratio(pair.tpot), runs, _others(pair.latency)))
+    return table(("models", "TTFT ratio [99%]", "TPOT ratio [99%]", "runs of each, in turns", "cores taken by others"), rows)
+
+
+def show_ratio(ratio: Ratio) -> str:
+    shown = with_interval(ratio.value, (ratio.low, ratio.high), ".3f")
+    return shown if ratio.measurable else f"{shown}: no measurable difference"
+
+
+def _others(latency: Latency) -> str:
+    return MISSING if latency.others_cpu_share is None else f"{latency.others_cpu_share:.0%}"
+
+
+def samples_table(record: Record) -> Table:
+    """Show what every model generated from the sample prompts; `‖` stands before the first token that is not its parent's.
+
+    A model without a parent, the baseline, is shown as it is.
+    """
+    measured = [measurement for measurement, _ in record.measurements() if measurement.continuations]
+    by_name = {measurement.name: measurement for measurement in measured}
+    rows = []
+    for number in range(len(measured[0].continuations) if measured else 0):
+        row = [str(number + 1)]
+        for measurement in measured:
+            tokens = measurement.continuations[number]
+            parent = by_name.get(measurement.agreement.parent) if measurement.agreement else None
+            row.append(_marked(tokens, parent.continuations[number] if parent else tokens))
+        rows.append(row)
+    parents = [f" (‖ {m.agreement.parent})" if m.agreement else "" for m in measured]
+    return table(("prompt", *(f"{m.name}{parent}" for m, parent in zip(measured, parents, strict=True))), rows)
+
+
+def divergence(tokens: Sequence[str], parent: Sequence[str]) -> int:
+    """Return how many tokens are the same before the first that differs."""
+    return next((position for position, (ours, theirs) in enumerate(zip(tokens, parent, strict=True)) if ours != theirs), len(tokens))
+
+
+def _marked(tokens: Sequence[str], parent: Sequence[str]) -> str:
+    same = divergence(tokens, parent)
+    text = "".join(tokens[:same]) + ("‖" + "".join(tokens[same:]) if same < len(tokens) else "")
+    return " ".join(text.split())
 
 
 def peak_memory(measurement: Measurement) -> str:
@@ -153,14 +202,17 @@ def peak_memory(measurement: Measurement) -> str:
 
 
 def show_perplexity(quality: Quality) -> str:
-    low, high = quality.interval()
-    return f"{quality.perplexity:.2f} [{low:.2f}, {high:.2f}]"
+    return with_interval(quality.perplexity, quality.interval(), ".2f")
 
 
 def perplexity_ratio(quality: Quality, base: Quality) -> str:
     """Return the perplexity ratio with its paired interval."""
-    low, high = quality.ratio_interval(base)
-    return f"{quality.ratio_to(base):.4f} [{low:.4f}, {high:.4f}]"
+    return with_interval(quality.ratio_to(base), quality.ratio_interval(base), ".4f")
+
+
+def with_interval(value: float, interval: tuple[float, ...] | None, form: str) -> str:
+    """Return a value with its interval, both in one format; the value alone where there is no interval."""
+    return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else f"{value:{form}}"
 
 
 def milliseconds(seconds: float) -> str:

@@ -1,6 +1,7 @@
-"""Find a text and divide it: one part to fine-tune on, one to calibrate with, one to score. No part shares a document with another."""
+"""Find a text and divide it: one part to fine-tune on, one to calibrate with, one to score. No part shares a text with another."""
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,21 +16,39 @@ VARIABLE = "GPT2OPT_TEXT"
 WIKITEXT = "Salesforce/wikitext"
 WIKITEXT_FOLDER = "wikitext-2-raw-v1"
 WIKITEXT_SPLITS = {"fine_tune": "train", "calibration": "validation", "score": "test"}
-WIKITEXT_TITLE = re.compile(r"^ = [^=].* = $", re.MULTILINE)
+WIKITEXT_TITLE = re.compile(r" = [^=].* = \n")
+COURSE_LINES = 200
+LONG_PARAGRAPH = 100
+"""Characters from which on a paragraph that stands in two parts is no coincidence."""
 FILE_BLOCK = 2000
 SHARES = {"fine_tune": 0.75, "calibration": 0.1, "score": 0.15}
 
 
 @dataclass(frozen=True)
 class Texts:
-    """A text in three parts, and how it came to be chosen."""
+    """A text in three parts, and how it came to be chosen. course_lines: what the course's protocol scores, for comparison alone.
+
+    Raises:
+        ValueError: two parts share a document or a long paragraph: what was trained on or calibrated with proves nothing when scored.
+    """
 
     name: str
     origin: str
     fine_tune: tuple[Document, ...]
     calibration: tuple[Document, ...]
     score: tuple[Document, ...]
+    course_lines: tuple[str, ...] = ()
     stand_in: bool = False
+
+    def __post_init__(self) -> None:
+        parts = {"fine-tuning": self.fine_tune, "calibration": self.calibration, "scored": self.score}
+        paragraphs = {part: dict.fromkeys(long_paragraphs(documents)) for part, documents in parts.items()}
+        for one, other in itertools.combinations(paragraphs, 2):
+            if shared := [paragraph for paragraph in paragraphs[other] if paragraph in paragraphs[one]]:
+                raise ValueError(
+                    f"the {one} part and the {other} part of {self.name} share {len(shared)} paragraphs, the first begins "
+                    f"{shared[0][:50]!r}; give a text that does not repeat itself"
+                )
 
     @property
     def revision(self) -> str:
@@ -83,7 +102,14 @@ def divide(name: str, origin: str, documents: Iterable[Document], stand_in: bool
     if not all(parts.values()):
         counts = ", ".join(f"{len(documents)} to {part.replace('_', '-')}" for part, documents in parts.items())
         raise ValueError(f"{name} divides into too few documents ({counts}); give a longer text, its documents apart by blank lines")
-    return Texts(name, origin, *(tuple(parts[part]) for part in SHARES), stand_in=stand_in)
+    lines = [line for document in parts["score"] for line in document.text.splitlines()]
+    return Texts(name, origin, *(tuple(parts[part]) for part in SHARES), tuple(lines[:COURSE_LINES]), stand_in)
+
+
+def long_paragraphs(documents: Iterable[Document]) -> list[str]:
+    """Return the paragraphs that are long enough to be told from any other, white space apart."""
+    paragraphs = [" ".join(p.split()) for document in documents for p in re.split(r"\n\s*\n", document.text)]
+    return [paragraph for paragraph in paragraphs if len(paragraph) >= LONG_PARAGRAPH]
 
 
 def take_bytes(documents: Iterable[Document], limit: int) -> list[Document]:
@@ -112,19 +138,18 @@ def _docs(origin: str, stand_in: bool) -> Texts:
 
 
 def _from_file(path: Path, origin: str) -> Texts:
-    return divide(path.name, origin, [Document(f"{path.name}#{i}", text) for i, text in enumerate(_blocks(read_text(path)))])
+    return divide(path.name, origin, [Document(f"{path.name}#{i}", text) for i, text in enumerate(blocks(read_text(path)))])
 
 
-def _blocks(text: str) -> Iterator[str]:
+def blocks(text: str) -> list[str]:
     """Cut a text at blank lines, into blocks of at least FILE_BLOCK characters."""
-    block = ""
+    found, block = [], ""
     for paragraph in re.split(r"\n\s*\n", text):
         block = f"{block}\n\n{paragraph}" if block else paragraph
         if len(block) >= FILE_BLOCK:
-            yield block
+            found.append(block)
             block = ""
-    if block.strip():
-        yield block
+    return found + [block] if block.strip() else found
 
 
 def read_text(path: Path) -> str:
@@ -145,17 +170,29 @@ def read_text(path: Path) -> str:
 
 
 def _wikitext(folder: Path, origin: str) -> Texts:
-    return Texts("WikiText-2 raw", origin, **{part: _wikitext_split(folder, split) for part, split in WIKITEXT_SPLITS.items()})
+    rows = {part: _wikitext_rows(folder, split) for part, split in WIKITEXT_SPLITS.items()}
+    seen: set[str] = set()
+    articles = {}
+    for part in ("score", "calibration", "fine_tune"):  # a paragraph that stands in several splits is left to the one that is scored
+        kept = [row for row in rows[part] if " ".join(row.split()) not in seen]
+        seen.update(row for row in (" ".join(row.split()) for row in kept) if len(row) >= LONG_PARAGRAPH)
+        articles[part] = tuple(_articles(WIKITEXT_SPLITS[part], kept))
+    return Texts("WikiText-2 raw", origin, **articles, course_lines=tuple(rows["calibration"][:COURSE_LINES]))
 
 
-def _wikitext_split(folder: Path, split: str) -> tuple[Document, ...]:
-    """Return one document an article. The rows are joined as they stand: each ends in its own newline."""
+def _wikitext_rows(folder: Path, split: str) -> list[str]:
     import pyarrow.parquet
 
     rows = [row for path in sorted(folder.glob(f"{split}-*.parquet")) for row in pyarrow.parquet.read_table(path)["text"].to_pylist()]
     if not rows:
         raise ValueError(f"no rows of the split {split!r} in {folder}; remove the folder, so that it is downloaded anew")
-    text = "".join(rows)
-    starts = [match.start() for match in WIKITEXT_TITLE.finditer(text)] or [0]
-    ends = [*starts[1:], len(text)]
-    return tuple(Document(f"{split}#{i}", text[start:end]) for i, (start, end) in enumerate(zip(starts, ends, strict=True)))
+    return rows
+
+
+def _articles(split: str, rows: Sequence[str]) -> Iterator[Document]:
+    """Yield one document an article, its rows joined by blank lines: articles joined so again are what papers score."""
+    starts = [index for index, row in enumerate(rows) if index and WIKITEXT_TITLE.fullmatch(row)]
+    if starts and not "".join(rows[: starts[0]]).strip():
+        del starts[0]  # nothing but empty rows stands before the first title
+    for number, (start, end) in enumerate(itertools.pairwise([0, *starts, len(rows)])):
+        yield Document(f"{split}#{number}", "\n\n".join(rows[start:end]))

@@ -1,5 +1,6 @@
 """Stage 3: fine-tune the pruned model, so that the heads that are left take over."""
 
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from gpt2opt.report.results import Measurement, StageResult, hash_weights
 from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import profile, prune
-from gpt2opt.stages.run import Run, device, fine_tune_texts, measure_torch, stopwatch
+from gpt2opt.stages.run import Parent, Run, compared, device, fine_tune_texts, measure_torch, stopwatch, time_torch, torch_memory
 
 NAME = "3-finetune"
 IGNORED_LABEL = -100  # what torch's cross-entropy skips
@@ -122,8 +123,14 @@ def run_finetune(run: Run) -> StageResult:
             "loss": [{"step": entry["step"], "loss_nats": entry["loss"]} for entry in log if "loss" in entry],
             "tensorboard": f"{run.traces.name}/{NAME}",
         }
-        measurement = measure_torch(run, "Fine-tuned", folder)
-        stage = StageResult(NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (control,), facts)
+        first = Parent(profile.NAMED, run.folder(profile.NAME))
+        latencies = time_torch(run, {"Fine-tuned": folder, first.name: first.folder})
+        measurement = dataclasses.replace(
+            measure_torch(run, "Fine-tuned", folder, first), latency=latencies["Fine-tuned"], memory=torch_memory(run, folder)
+        )
+        stage = StageResult(
+            NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (control,), facts, (compared(latencies),)
+        )
     run.finish(stage)
     return stage
 
@@ -131,7 +138,7 @@ def run_finetune(run: Run) -> StageResult:
 def _tuned_unpruned_control(run: Run) -> Measurement:
     folder = run.out / "3-control-unpruned"
     _tune(run, run.folder(profile.NAME), folder, None)
-    return measure_torch(run, "Fine-tuned, unpruned", folder, quality_only=True)
+    return measure_torch(run, "Fine-tuned, unpruned", folder)
 
 
 def _tune(run: Run, before: Path, folder: Path, log_dir: Path | None) -> tuple[list[dict], int]:

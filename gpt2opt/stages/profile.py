@@ -1,14 +1,16 @@
 """Stage 1: load GPT-2 in FP16, trace it, and measure what every later stage is compared with."""
 
+import dataclasses
+
 import torch
 
 from gpt2opt.deploy.ir import new_directory
 from gpt2opt.measure.trace import record_trace
 from gpt2opt.report.results import StageResult, hash_weights
 from gpt2opt.sources.models import find_model, load_model
-from gpt2opt.stages.run import Run, TorchDecoder, device, measure_torch, prompt_ids, stopwatch
+from gpt2opt.stages.run import Run, TorchDecoder, device, measure_torch, prompt_ids, stopwatch, time_torch, torch_memory
 
-NAME = "1-profile"
+NAME, NAMED = "1-profile", "Baseline"
 
 
 def load_fp16_model(model_id: str = "auto"):
@@ -40,7 +42,9 @@ def run_profile(run: Run) -> StageResult:
             "operator_seconds": trace.operators,
             "fp16_arithmetic": compare_arithmetic(run, tokenizer, model),
         }
-        measurement = measure_torch(run, "Baseline", folder)
+        measurement = dataclasses.replace(
+            measure_torch(run, NAMED, folder), latency=time_torch(run, {NAMED: folder})[NAMED], memory=torch_memory(run, folder)
+        )
         stage = StageResult(NAME, hash_weights(run.model.path), hash_weights(folder), measurement, seconds(), facts=facts)
     run.finish(stage)
     return stage

@@ -1,5 +1,6 @@
 """Stage 2: take the attention heads that matter least out of every layer."""
 
+import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
@@ -11,7 +12,10 @@ from gpt2opt.report.results import Measurement, StageResult, hash_weights
 from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import profile
-from gpt2opt.stages.run import Run, check_fraction, device, fine_tune_texts, logits_from_torch, measure_torch, prompt_ids, stopwatch
+from gpt2opt.stages.run import (
+    Parent, Run, check_fraction, compared, device, fine_tune_texts, logits_from_torch, measure_torch, prompt_ids, stopwatch, time_torch,
+    torch_memory,
+)  # fmt: skip
 
 NAME = "2-prune"
 IMPORTANCE_BATCHES, IMPORTANCE_BATCH_SIZE = 8, 4
@@ -132,8 +136,15 @@ def run_prune(run: Run) -> StageResult:
             "parameters_removed": parameters - model.num_parameters(),
             "reload_max_abs_difference": _reload_difference(run, tokenizer, model),
         }
-        measurement = measure_torch(run, "Pruned", folder)
-        stage = StageResult(NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (control,), facts)
+        latencies = time_torch(run, {"Pruned": folder, profile.NAMED: before})
+        measurement = dataclasses.replace(
+            measure_torch(run, "Pruned", folder, Parent(profile.NAMED, before)),
+            latency=latencies["Pruned"],
+            memory=torch_memory(run, folder),
+        )
+        stage = StageResult(
+            NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (control,), facts, (compared(latencies),)
+        )
     run.finish(stage)
     return stage
 
@@ -151,7 +162,7 @@ def _first_heads_control(run: Run, tokenizer) -> Measurement:
     folder = run.out / "2-control-first-heads"
     _, model = load_model(run.folder(profile.NAME))
     profile.save_model(folder, tokenizer, prune_attention_heads(model, run.settings.prune_fraction).half())
-    return measure_torch(run, "Pruned, first heads", folder, quality_only=True)
+    return measure_torch(run, "Pruned, first heads", folder)
 
 
 def _reload_difference(run: Run, tokenizer, model) -> float:

@@ -23,7 +23,7 @@ from gpt2opt.report.results import Quantized, StageResult, hash_weights
 from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import finetune
-from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run, measure_ir, prompt_ids, stopwatch
+from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Parent, Run, compared, ir_memory, measure_ir, prompt_ids, stopwatch, time_ir
 
 NAME = "4-quantize"
 GATE_TOKENS = 2048
@@ -137,9 +137,16 @@ def run_quantize(run: Run) -> StageResult:
         quantized = quantize_int8(model, tokenizer, calibration, folder)
         quantize_int8(model, tokenizer, calibration, naive_folder, "w8a8-naive")
         export_ir(linearize(model), tokenizer, fp32_folder)
-        fp32 = measure_ir(run, "FP32", fp32_folder, "float32", tokenizer)
-        measurement = measure_ir(run, "INT8", folder, "int8", tokenizer, parent=fp32_folder)
-        naive = measure_ir(run, "INT8, naive", naive_folder, "int8", tokenizer, parent=fp32_folder, quality_only=True)
+        latencies = time_ir(run, {"INT8": folder, "FP32": fp32_folder}, tokenizer)
+        parent = Parent("FP32", fp32_folder)
+        measurement, naive = (
+            measure_ir(run, name, of, "int8", tokenizer, parent) for name, of in (("INT8", folder), ("INT8, naive", naive_folder))
+        )
+        fp32 = measure_ir(run, "FP32", fp32_folder, "float32", tokenizer, Parent("Fine-tuned", before))
+        measurement, fp32 = (
+            dataclasses.replace(measured, latency=latencies[measured.name], memory=ir_memory(run, of, tokenizer))
+            for measured, of in ((measurement, folder), (fp32, fp32_folder))
+        )
         audit = quantized.audit
         facts = {
             "recipe": dataclasses.asdict(RECIPES["w8a8"]),
@@ -155,7 +162,7 @@ def run_quantize(run: Run) -> StageResult:
             "optimum_generates_the_same": optimum_generates_the_same(run, fp32_folder, tokenizer),
         }
         facts = json.loads(json.dumps(facts))  # as they are read back: lists, no tuples
-        stage = StageResult(NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (fp32, naive), facts)
+        stage = StageResult(NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (fp32, naive), facts, (compared(latencies),))
     run.finish(stage)
     return stage
 

@@ -5,19 +5,20 @@ from pathlib import Path
 import torch
 
 from gpt2opt.deploy.runtime import load_ir
-from gpt2opt.measure.quality import score_text
+from gpt2opt.measure.quality import STANDARD, Protocol, measure_quality, prepare_text
 from gpt2opt.report.results import Quality
 from gpt2opt.sources.models import find_model, load_model, load_tokenizer
-from gpt2opt.sources.texts import find_texts, read_text
+from gpt2opt.sources.texts import blocks, find_texts, read_text
 from gpt2opt.stages.run import device
 
 
-def score_model(model: str, text: str = "auto") -> tuple[str, Quality]:
+def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -> tuple[str, Quality]:
     """Score a text.
 
     Args:
         model: an IR directory, or whatever `find_model` takes.
         text: a UTF-8 file, scored whole; or `wikitext-2`, `docs` or `auto`: the part of it that is kept for scoring, all of it.
+        protocol: how the text is read.
 
     Returns:
         What the model is and where it came from, and its `Quality`.
@@ -28,10 +29,10 @@ def score_model(model: str, text: str = "auto") -> tuple[str, Quality]:
     name, tokenizer, logits = _scorer(model)
     if text in ("auto", "docs", "wikitext-2"):
         texts = find_texts(text)
-        label, content = f"{texts} {texts.revision}", "\n\n".join(document.text for document in texts.score)
+        label, documents = f"{texts} {texts.revision}", texts.course_lines if protocol.by_line else [d.text for d in texts.score]
     else:
-        label, content = Path(text).name, read_text(Path(text))
-    return name, score_text(logits, tokenizer, content, label)
+        label, documents = Path(text).name, blocks(read_text(Path(text)))
+    return name, measure_quality(logits, prepare_text(tokenizer, documents, label, protocol))
 
 
 def _scorer(model: str):

@@ -92,7 +92,33 @@ def test_wikitext_comes_before_the_stand_in(tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "cached_snapshot", lambda *_, **__: tmp_path)
     found = find_texts()
     assert (found.name, found.origin, found.stand_in) == ("WikiText-2 raw", "local cache", False)
-    assert [d.text for d in found.score] == [" = First = \n Some words . \n = = Part = = \n", " = Second = \n Other words . \n"]
+    assert "\n\n".join(d.text for d in found.score) == "\n\n".join(rows)  # as papers join them
+    assert [d.text.split(" = ")[1] for d in found.score] == ["First", "Second"]
+    assert found.course_lines == tuple(rows)
+
+
+def test_a_text_that_two_parts_share_is_refused(tmp_path):
+    long = "a paragraph of some length that says the same thing wherever it stands, " * 2
+    blocks = [f"{number} " * 500 for number in range(60)]
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(blocks))
+    assert find_texts(str(path))
+    path.write_text("\n\n".join(f"{block}\n\n{long}" for block in blocks))
+    with pytest.raises(ValueError, match=r"the fine-tuning part and the calibration part of text\.txt share \d+ paragraphs, the first begins"):
+        find_texts(str(path))
+
+
+def test_what_wikitext_repeats_is_left_to_the_split_that_is_scored(tmp_path, monkeypatch):
+    folder = tmp_path / texts.WIKITEXT_FOLDER
+    folder.mkdir()
+    long = " A long line that stands in every split , of which there are three . " * 3 + "\n"
+    for split in ("train", "validation", "test"):
+        rows = [" = Title = \n", long, f" Of {split} alone . \n"]
+        pyarrow.parquet.write_table(pyarrow.table({"text": rows}), folder / f"{split}-00000-of-00001.parquet")
+    monkeypatch.setattr(texts, "cached_snapshot", lambda *_, **__: tmp_path)
+    found = find_texts()
+    assert long in found.score[0].text
+    assert long not in found.fine_tune[0].text + found.calibration[0].text
 
 
 def test_take_bytes_takes_no_more():
