@@ -19,7 +19,7 @@ from gpt2opt.deploy.ir import linearize
 from gpt2opt.deploy.runtime import load_ir
 from gpt2opt.measure.quality import measure_agreement, measure_quality, prepare_text
 from gpt2opt.report.results import Agreement, Quality
-from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table
+from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table, with_interval
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
@@ -49,7 +49,7 @@ def harden(linear: GPT2LMHeadModel, k: float = 64, share: float = 0.01, seed: in
     return linear
 
 
-SCHEMA = "gpt2opt.recipes/1"
+SCHEMA = "gpt2opt.recipes/2"
 NAIVE = RECIPES["w8a8-naive"]
 COMPARED = {
     "min-max": NAIVE,

@@ -133,7 +133,9 @@ def measure_quality(logits: Logits, text: ScoredText, *, batch_size: int = 2) ->
     return _quality(text, nats, tokens)
 
 
-def measure_agreement(logits: Logits, parent: Logits, text: ScoredText, *, parent_name: str, batch_size: int = 1) -> tuple[Quality, Agreement]:
+def measure_agreement(
+    logits: Logits, parent: Logits, text: ScoredText, *, parent_name: str, batch_size: int = 1
+) -> tuple[Quality, Agreement]:
     """Score a text and compare, in the same pass, what the model and its parent expect next, position by position.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt2opt.report.results import Measurement, StageResult, from_json
 
-SCHEMA = "gpt2opt.run/1"
+SCHEMA = "gpt2opt.run/2"
 
 
 @dataclass(frozen=True)

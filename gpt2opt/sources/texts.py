@@ -149,7 +149,7 @@ def blocks(text: str) -> list[str]:
         if len(block) >= FILE_BLOCK:
             found.append(block)
             block = ""
-    return found + [block] if block.strip() else found
+    return [*found, block] if block.strip() else found
 
 
 def read_text(path: Path) -> str:

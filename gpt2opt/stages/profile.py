@@ -8,7 +8,8 @@ from gpt2opt.deploy.ir import new_directory
 from gpt2opt.measure.trace import record_trace
 from gpt2opt.report.results import StageResult, hash_weights
 from gpt2opt.sources.models import find_model, load_model
-from gpt2opt.stages.run import Run, TorchDecoder, device, measure_torch, prompt_ids, stopwatch, time_torch, torch_memory
+from gpt2opt.stages.run import Run, TorchDecoder, device, logits_of, measure_torch, prompt_ids, stopwatch, time_torch, torch_memory
+from gpt2opt.stages.self_check import check_against_known
 
 NAME, NAMED = "1-profile", "Baseline"
 
@@ -41,6 +42,9 @@ def run_profile(run: Run) -> StageResult:
             "trace_bytes": trace.size_bytes,
             "operator_seconds": trace.operators,
             "fp16_arithmetic": compare_arithmetic(run, tokenizer, model),
+            "known_perplexities": check_against_known(
+                run.model.name, model.num_parameters(), run.texts, tokenizer, logits_of(model.float()), device() == "cuda"
+            ),
         }
         measurement = dataclasses.replace(
             measure_torch(run, NAMED, folder), latency=time_torch(run, {NAMED: folder})[NAMED], memory=torch_memory(run, folder)

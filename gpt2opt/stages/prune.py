@@ -13,7 +13,17 @@ from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import profile
 from gpt2opt.stages.run import (
-    Parent, Run, check_fraction, compared, device, fine_tune_texts, logits_from_torch, measure_torch, prompt_ids, stopwatch, time_torch,
+    Parent,
+    Run,
+    check_fraction,
+    compared,
+    device,
+    fine_tune_texts,
+    logits_from_torch,
+    measure_torch,
+    prompt_ids,
+    stopwatch,
+    time_torch,
     torch_memory,
 )  # fmt: skip
 

@@ -162,7 +162,9 @@ def run_quantize(run: Run) -> StageResult:
             "optimum_generates_the_same": optimum_generates_the_same(run, fp32_folder, tokenizer),
         }
         facts = json.loads(json.dumps(facts))  # as they are read back: lists, no tuples
-        stage = StageResult(NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (fp32, naive), facts, (compared(latencies),))
+        stage = StageResult(
+            NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (fp32, naive), facts, (compared(latencies),)
+        )
     run.finish(stage)
     return stage
 

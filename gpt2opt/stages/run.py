@@ -19,7 +19,7 @@ from gpt2opt.measure.latency import Decoder, compare_latency, cuda_time, wall_ti
 from gpt2opt.measure.memory import in_fresh_process, peak_vram
 from gpt2opt.measure.quality import JOIN, Logits, ScoredText, measure_agreement, measure_quality, prepare_text, window_length
 from gpt2opt.report.record import Record, Settings
-from gpt2opt.report.results import Agreement, Comparison, Latency, Measurement, Memory, Quality, weight_files
+from gpt2opt.report.results import Comparison, Latency, Measurement, Memory, weight_files
 from gpt2opt.sources.models import FoundModel, find_model, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
 
@@ -186,10 +186,10 @@ def measure_torch(run: Run, name: str, folder: Path, parent: Parent | None = Non
     tokenizer, model = _scored_torch(folder)
     text = scored_tokens(run, tokenizer)
     if parent is None:
-        quality, agreement = measure_quality(_logits(model), text), None
+        quality, agreement = measure_quality(logits_of(model), text), None
     else:
         _, base = _scored_torch(parent.folder)
-        quality, agreement = measure_agreement(_logits(model), _logits(base), text, parent_name=parent.name)
+        quality, agreement = measure_agreement(logits_of(model), logits_of(base), text, parent_name=parent.name)
     continuations = TorchDecoder(model, torch.tensor(sample_prompts(run, tokenizer), device=device())).generate(run.settings.new_tokens)
     return Measurement(
         name, device_name(), "float16", "torch", sum(parameter.numel() for parameter in model.parameters()), None, None, quality,
@@ -200,7 +200,7 @@ def measure_torch(run: Run, name: str, folder: Path, parent: Parent | None = Non
 def measure_ir(run: Run, name: str, folder: Path, dtype: str, tokenizer, parent: Parent) -> Measurement:
     """Measure the IR in `folder` on the CPU as the torch models are measured, beside `parent`, an IR or a torch model."""
     model, text = load_ir(folder), scored_tokens(run, tokenizer)
-    quality, agreement = measure_agreement(_logits(model), _logits(_load_scored(parent.folder)), text, parent_name=parent.name)
+    quality, agreement = measure_agreement(logits_of(model), logits_of(_load_scored(parent.folder)), text, parent_name=parent.name)
     continuations = [model.generate(np.array([prompt]), run.settings.new_tokens)[0].tolist() for prompt in sample_prompts(run, tokenizer)]
     cpu = environment.describe()["cpu"]
     return Measurement(name, cpu, dtype, "openvino", None, None, None, quality, dtype, agreement, _tokens_as_text(tokenizer, continuations))
@@ -216,7 +216,8 @@ def _load_scored(folder: Path):
     return load_ir(folder) if (folder / "openvino_model.xml").exists() else _scored_torch(folder)[1]
 
 
-def _logits(model) -> Logits:
+def logits_of(model) -> Logits:
+    """Return what a torch model or an IR answers, as the rulers take it."""
     if isinstance(model, IrModel):
         return lambda ids: model.logits(ids.numpy())
 
@@ -304,7 +305,9 @@ def sample_prompts(run: Run, tokenizer) -> list[list[int]]:
     """Return prompts of one length, evenly spaced over the scored text: what every stage continues, side by side."""
     ids = tokenizer(scored_text(run.texts, run.settings), verbose=False).input_ids
     length = min(SAMPLE_PROMPT_TOKENS, run.settings.prompt_tokens)
-    return [ids[start : start + length] for start in range(0, len(ids) - length, max(1, (len(ids) - length) // SAMPLE_PROMPTS))][:SAMPLE_PROMPTS]
+    return [ids[start : start + length] for start in range(0, len(ids) - length, max(1, (len(ids) - length) // SAMPLE_PROMPTS))][
+        :SAMPLE_PROMPTS
+    ]
 
 
 def _tokens_as_text(tokenizer, rows: list[list[int]]) -> tuple[tuple[str, ...], ...]:

@@ -1,8 +1,13 @@
+import random
+import subprocess
+import sys
 import time
 
 import pytest
 
-from gpt2opt.measure.latency import measure_latency
+from gpt2opt.environment import CpuWatch
+from gpt2opt.measure.latency import compare_latency, measure_latency
+from gpt2opt.report.results import Comparison, Ratio
 
 
 class SleepingDecoder:
@@ -20,8 +25,37 @@ class SleepingDecoder:
         time.sleep(0.020)
 
 
+class NoisyDecoder:
+    """Takes a known time and noise: some of it is shared by all decoders of a moment, as on a machine that others use."""
+
+    def __init__(self, seconds, seed, weather):
+        self.seconds, self.draw, self.weather = seconds, random.Random(seed), weather
+
+    def start(self):
+        self.took = 10 * self.seconds * self.noise()
+
+    def step(self):
+        self.took = self.seconds * self.noise()
+
+    def noise(self):
+        self.weather[0] = 0.98 * self.weather[0] + 0.02 * self.draw.lognormvariate(0, 0.3)
+        return self.weather[0] * self.draw.lognormvariate(0, 0.03) * (1.5 if self.draw.random() < 0.02 else 1)
+
+
+def simulated(work, decoders):
+    work()
+    return work.__self__.took
+
+
+def compare_simulated(seconds, base_seconds, seed):
+    weather = [1.0]
+    decoders = {"a": NoisyDecoder(seconds, seed, weather), "b": NoisyDecoder(base_seconds, seed + 1000, weather)}
+    found = compare_latency(decoders, prompt_tokens=8, new_tokens=24, timer=lambda work: simulated(work, decoders))
+    return Comparison("a", "b", found["a"], found["b"])
+
+
 def test_known_sleeps_are_read_as_what_they_are():
-    latency = measure_latency(SleepingDecoder(), prompt_tokens=8, new_tokens=4, runs=3, warmup_runs=1)
+    latency = measure_latency(SleepingDecoder(), prompt_tokens=8, new_tokens=4, runs=3)
     # A sleep never ends early; how late it ends is the machine's business, so the least of the samples is compared.
     assert 0.050 <= min(latency.ttft_samples_s) < 0.065
     assert 0.020 <= min(latency.tpot_samples_s) < 0.030
@@ -29,32 +63,96 @@ def test_known_sleeps_are_read_as_what_they_are():
 
 def test_warm_up_is_run_and_not_recorded():
     decoder = SleepingDecoder()
-    latency = measure_latency(decoder, prompt_tokens=8, new_tokens=3, runs=2, warmup_runs=3)
-    assert decoder.starts == 5
-    assert decoder.steps == 10
+    latency = measure_latency(decoder, prompt_tokens=8, new_tokens=3, runs=2)
+    assert decoder.starts == 2 + latency.warmup_runs
+    assert decoder.steps == 2 * decoder.starts
     assert len(latency.ttft_samples_s) == 2
     assert len(latency.tpot_samples_s) == 4
-    assert latency.warmup_runs == 3
 
 
-def test_the_clock_is_read_only_after_synchronizing():
-    """Work that a GPU would still be doing when its call returns belongs to the token that asked for it."""
-    pending = []
+@pytest.mark.parametrize(
+    ("speed_up", "runs", "steady"), [([1, 1], 2, True), ([4, 2, 1, 1], 4, True), ([2 ** (20 - i) for i in range(20)], 10, False)]
+)
+def test_warming_up_lasts_until_runs_get_no_faster(speed_up, runs, steady):
+    class GetsFaster:
+        calls = 0
 
-    class Asynchronous:
         def start(self):
-            pending.append(0.05)
+            self.took = speed_up[min(self.calls, len(speed_up) - 1)]
+            self.calls += 1
 
         def step(self):
-            pending.append(0.01)
+            self.took = 0
 
-    def synchronize():
-        while pending:
-            time.sleep(pending.pop())
+    latency = measure_latency(GetsFaster(), prompt_tokens=1, new_tokens=2, runs=1, timer=lambda work: simulated(work, None))
+    assert (latency.warmup_runs, latency.steady) == (runs, steady)
 
-    latency = measure_latency(Asynchronous(), prompt_tokens=1, new_tokens=2, runs=1, warmup_runs=0, synchronize=synchronize)
-    assert latency.ttft_s >= 0.05
-    assert latency.tpot_s >= 0.01
+
+def test_models_take_turns_in_changing_order():
+    calls = []
+
+    class Named:
+        def __init__(self, name):
+            self.name = name
+
+        def start(self):
+            calls.append(self.name)
+
+        def step(self):
+            pass
+
+    compare_latency({name: Named(name) for name in "ab"}, prompt_tokens=1, new_tokens=2, runs=20)
+    rounds = ["".join(calls[-40:][i : i + 2]) for i in range(0, 40, 2)]
+    assert set(rounds) == {"ab", "ba"}
+
+
+def test_a_known_difference_of_5_percent_is_found():
+    found = [compare_simulated(1.05, 1.0, seed) for seed in range(20)]
+    assert all(pair.tpot.measurable for pair in found)
+    assert all(pair.tpot.low < 1.05 < pair.tpot.high for pair in found)
+    assert sum(pair.tpot.value for pair in found) / 20 == pytest.approx(1.05, abs=0.01)
+
+
+def test_a_difference_of_0_percent_is_not_found():
+    found = [compare_simulated(1.0, 1.0, seed) for seed in range(20)]
+    assert not any(pair.tpot.measurable for pair in found)
+    assert not any(pair.ttft.measurable for pair in found)
+
+
+def test_intervals_of_ratios_cover_the_truth_about_as_often_as_they_claim():
+    draw, hits = random.Random(0), 0
+    for _ in range(200):
+        base = [draw.lognormvariate(0, 0.3) for _ in range(12)]
+        ratio = Ratio.of([1.1 * b * draw.lognormvariate(0, 0.05) for b in base], base)
+        hits += ratio.low <= 1.1 <= ratio.high
+    assert hits / 200 >= 0.965  # 99% are claimed
+    assert hits < 200 or ratio.high - ratio.low < 0.2
+
+
+def test_samples_that_belong_to_no_pair_are_refused():
+    with pytest.raises(ValueError, match="3 and 2 samples can't be paired"):
+        Ratio.of([1, 2, 3], [1, 2])
+    with pytest.raises(ValueError, match="1 and 1 samples"):
+        Ratio.of([1], [1])
+
+
+def test_a_busy_machine_is_noticed():
+    watch = CpuWatch()
+    spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(1)
+        share = watch.others_share()
+    finally:
+        spinning.kill()
+        spinning.wait()
+    assert share > 0.1
+
+
+def test_what_a_process_does_itself_is_not_counted(monkeypatch):
+    read = iter([(0.0, 100.0, 50.0), (10.0, 112.0, 58.0)])  # seconds, busy seconds of the cores, those of this process
+    monkeypatch.setattr(CpuWatch, "_read", staticmethod(lambda: next(read)))
+    monkeypatch.setattr("gpt2opt.environment.threads", lambda: 2)
+    assert CpuWatch().others_share() == pytest.approx((12 - 8) / (10 * 2))
 
 
 def test_too_few_tokens_are_refused():

@@ -4,18 +4,34 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt2opt.measure.quality import measure_agreement, measure_quality, windows
+from gpt2opt.measure.quality import COURSE, Protocol, ScoredText, measure_agreement, measure_quality, prepare_text, windows
 from gpt2opt.report.results import Quality
 
 VOCAB = 50
+SENTENCE = "Node 1 of graph 2 has 3 edges, and a path leads from it. "
 
 
 def uniform(ids):
     return torch.zeros(*ids.shape, VOCAB)
 
 
-def score(logits, ids, window=16, stride=16, **options):
-    return measure_quality(logits, ids, num_bytes=100, label="test", window=window, stride=stride, **options)
+def of(model):
+    @torch.inference_mode()
+    def logits(rows):
+        return model(rows).logits
+
+    return logits
+
+
+def as_text(ids, window=16, stride=None, documents=1):
+    """Return ids as they are, as a text in documents of one length."""
+    ids = torch.tensor(ids)
+    owners = torch.arange(len(ids)) * documents // len(ids)
+    return ScoredText(((ids, owners),), documents, 10, 100, window, stride or window, f"test | window {window}, stride {stride}")
+
+
+def score(logits, ids, window=16, stride=None, **options):
+    return measure_quality(logits, as_text(ids, window, stride), **options)
 
 
 @pytest.mark.parametrize(("window", "stride"), [(16, 16), (16, 5), (100, 100), (7, 1)])
@@ -23,6 +39,7 @@ def test_uniform_logits_have_the_perplexity_of_the_vocabulary(window, stride):
     quality = score(uniform, list(range(40)), window, stride)
     assert quality.perplexity == pytest.approx(VOCAB, rel=1e-6)
     assert quality.num_tokens == 39
+    assert quality.word_perplexity == pytest.approx(VOCAB**3.9, rel=1e-5)
 
 
 @pytest.mark.parametrize(("tokens", "window", "stride"), [(2, 8, 8), (9, 8, 8), (10, 8, 8), (100, 8, 3), (17, 8, 8)])
@@ -34,31 +51,53 @@ def test_windows_score_every_token_but_the_first_once(tokens, window, stride):
 
 
 def test_perplexity_equals_a_direct_computation(model, tokenizer):
-    ids = tokenizer("Node 1 of graph 2 has 3 edges, and a path leads from it. " * 4).input_ids
-    window = 20
-
-    @torch.inference_mode()
-    def logits(rows):
-        return model(rows).logits
-
+    text = prepare_text(tokenizer, [SENTENCE * 4], "test", Protocol("short", window=20))
+    ids = tokenizer(SENTENCE * 4).input_ids
     nats = 0.0
-    for start in range(0, len(ids) - 1, window):
-        row = torch.tensor([ids[start : start + window + 1]])
-        with torch.inference_mode():
-            nats += F.cross_entropy(model(row[:, :-1]).logits[0], row[0, 1:], reduction="sum").item()
-    assert score(logits, ids, window, window).perplexity == pytest.approx(math.exp(nats / (len(ids) - 1)), rel=1e-5)
+    for start in range(0, len(ids) - 1, 20):
+        row = torch.tensor([ids[start : start + 21]])
+        nats += F.cross_entropy(of(model)(row[:, :-1])[0], row[0, 1:], reduction="sum").item()
+    quality = measure_quality(of(model), text)
+    assert quality.perplexity == pytest.approx(math.exp(nats / (len(ids) - 1)), rel=1e-5)
+    assert quality.word_perplexity == pytest.approx(math.exp(nats / len((SENTENCE * 4).split())), rel=1e-5)
+    assert quality.bits_per_byte == pytest.approx(nats / math.log(2) / len((SENTENCE * 4).encode()), rel=1e-5)
+
+
+def test_perplexity_is_that_of_the_evaluation_harness(model, tokenizer):
+    """lm-evaluation-harness reads windows that follow each other by one token of context, the first of them end-of-text."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    model.config._name_or_path = "local"
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=1, max_length=64)
+    text = "".join(f"Node {n} of graph {n % 7} has {n % 11} edges. " for n in range(60))
+    (nats,) = theirs.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)
+    ours = measure_quality(of(model), prepare_text(tokenizer, [tokenizer.eos_token + text], "test", Protocol("theirs", window=64)))
+    assert ours.num_tokens == len(tokenizer(text).input_ids) > 64
+    assert ours.nll_nats == pytest.approx(-nats, rel=1e-5)
 
 
 def test_batch_size_does_not_change_the_result(model, tokenizer):
-    ids = tokenizer("Node 1 of graph 2 has 3 edges, and a path leads from it. " * 8).input_ids
-
-    @torch.inference_mode()
-    def logits(rows):
-        return model(rows).logits
-
-    one, five = (score(logits, ids, 20, 20, batch_size=size) for size in (1, 5))
+    ids = tokenizer(SENTENCE * 8).input_ids
+    one, five = (score(of(model), ids, 20, batch_size=size) for size in (1, 5))
     assert one.perplexity == pytest.approx(five.perplexity, rel=1e-6)
     assert one.num_tokens == five.num_tokens == len(ids) - 1
+
+
+def test_no_more_than_one_batch_of_logits_is_held(tokenizer):
+    import weakref
+
+    held, most = weakref.WeakSet(), 0
+
+    def logits(rows):
+        nonlocal most
+        out = torch.zeros(*rows.shape, len(tokenizer))
+        held.add(out)
+        most = max(most, len(held))
+        return out
+
+    measure_quality(logits, prepare_text(tokenizer, [SENTENCE * 40], "test", Protocol("short", window=16)))
+    assert most <= 2  # the last one may live until its name is bound again
 
 
 def test_a_prediction_that_is_right_costs_nothing_and_a_shift_would_show():
@@ -70,9 +109,40 @@ def test_a_prediction_that_is_right_costs_nothing_and_a_shift_would_show():
     assert score(knows_the_next, ids).perplexity == pytest.approx(1.0, abs=1e-6)
 
 
-def test_one_token_is_refused():
-    with pytest.raises(ValueError, match=r"has 1 token\(s\), at least 2"):
-        score(uniform, [3])
+def test_tokens_are_counted_to_the_document_they_stand_in(tokenizer):
+    documents = [SENTENCE, SENTENCE * 3, "Node 4."]
+    text = prepare_text(tokenizer, documents, "test")
+    quality = measure_quality(lambda ids: torch.zeros(*ids.shape, len(tokenizer)), text)
+    ids = tokenizer("\n\n".join(documents)).input_ids
+    assert sum(quality.document_tokens) == len(ids) - 1
+    first, second = (len(tokenizer("\n\n".join(documents[:count]) + "\n\n").input_ids) for count in (1, 2))
+    assert quality.document_tokens == (first - 1, second - first, len(ids) - second)
+    assert "documents joined by blank lines | standard: window 256, stride 256" in quality.protocol
+    assert f"{len(ids) - 1} of {len(ids)} tokens scored" in quality.protocol
+
+
+def test_the_course_reads_each_line_for_itself_and_cuts_it(model, tokenizer):
+    lines = ["", SENTENCE.strip(), " \n", "Node 7 of graph 1.", "x"]
+    text = prepare_text(tokenizer, lines, "test", Protocol("course", window=12, by_line=True))
+    nats = tokens = 0
+    for line in lines:
+        row = torch.tensor([tokenizer(line).input_ids[:12]], dtype=torch.int64)
+        if row.shape[1] > 1:
+            nats += F.cross_entropy(of(model)(row)[0, :-1], row[0, 1:], reduction="sum").item()
+            tokens += row.shape[1] - 1
+    quality = measure_quality(of(model), text)
+    assert quality.num_tokens == tokens
+    assert quality.nll_nats == pytest.approx(nats, rel=1e-5)
+    assert COURSE.by_line
+    assert COURSE.window == 512
+
+
+@pytest.mark.parametrize("documents", [[], [""], ["x"], ["\n\n"]])
+def test_a_text_without_two_tokens_in_a_row_is_refused(tokenizer, documents):
+    if len(tokenizer("\n\n".join(documents)).input_ids) > 1:
+        pytest.skip("two tokens")
+    with pytest.raises(ValueError, match="test has no two tokens in a row"):
+        prepare_text(tokenizer, documents, "test")
 
 
 def test_nan_logits_give_an_error_and_no_number():
@@ -85,21 +155,21 @@ def test_ids_beyond_the_vocabulary_are_refused():
         score(uniform, [1, 99, 3])
 
 
-def test_a_stride_that_would_leave_tokens_out_is_refused():
+def test_a_stride_that_would_leave_tokens_out_is_refused(tokenizer):
     with pytest.raises(ValueError, match="stride=17, window=16"):
-        score(uniform, list(range(40)), 16, 17)
+        prepare_text(tokenizer, [SENTENCE], "test", Protocol("holes", 16, 17))
 
 
 def test_qualities_of_different_protocols_are_not_divided():
-    a, b = (score(uniform, list(range(40)), window, window) for window in (16, 8))
+    a, b = (score(uniform, list(range(40)), window) for window in (16, 8))
     with pytest.raises(ValueError, match="can't compare"):
         a.ratio_to(b)
 
 
 def test_a_paired_interval_is_narrower_than_the_noise_both_share():
     nats = [float(100 + 40 * (i % 7)) for i in range(60)]
-    base = Quality(tuple(nats), (50,) * 60, 1000, "p")
-    worse = Quality(tuple(n + 0.5 for n in nats), (50,) * 60, 1000, "p")
+    base = Quality(tuple(nats), (50,) * 60, 500, 1000, "p")
+    worse = Quality(tuple(n + 0.5 for n in nats), (50,) * 60, 500, 1000, "p")
     low, high = worse.ratio_interval(base)
     assert low <= math.exp(0.01) * 1.0001
     assert high >= math.exp(0.01) * 0.9999
@@ -109,15 +179,34 @@ def test_a_paired_interval_is_narrower_than_the_noise_both_share():
     assert wide[1] - wide[0] > 0.1
 
 
-def agree(logits, parent, ids=tuple(range(40)), window=16, stride=16):
-    return measure_agreement(logits, parent, list(ids), label="test", window=window, stride=stride)
+def test_one_document_has_no_interval():
+    quality = score(uniform, list(range(40)))
+    assert quality.interval() is None
+    assert quality.ratio_interval(quality) is None
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_claim():
+    """Texts of 40 documents of unequal length and difficulty are drawn from a world whose perplexity is known."""
+    generator = torch.Generator().manual_seed(0)
+    hits = 0
+    for _ in range(150):
+        tokens = torch.randint(50, 500, (40,), generator=generator)
+        nats = tokens * (3 + 0.4 * torch.randn(40, generator=generator))
+        low, high = Quality(tuple(nats.tolist()), tuple(tokens.tolist()), 1, 1, "p").interval()
+        hits += low <= math.exp(3) <= high
+    assert 0.88 <= hits / 150 <= 0.99  # 95% are claimed
+
+
+def agree(logits, parent, ids=tuple(range(40)), window=16, stride=None, documents=1):
+    return measure_agreement(logits, parent, as_text(list(ids), window, stride, documents), parent_name="parent")
 
 
 def test_a_model_agrees_with_itself():
-    found = agree(uniform, uniform)
+    quality, found = agree(uniform, uniform)
     assert found.mean_kl == 0
     assert found.top1 == 1
-    assert sum(found.window_tokens) == 39
+    assert sum(found.document_tokens) == 39
+    assert quality.perplexity == pytest.approx(VOCAB)
 
 
 @pytest.mark.parametrize("stride", [16, 5])
@@ -129,13 +218,30 @@ def test_agreement_is_the_kl_divergence_from_the_parent(stride):
     def coin(probabilities):
         return lambda ids: probabilities.expand(*ids.shape, 2)
 
-    found = agree(coin(biased), coin(fair), [0, 1] * 20, stride=stride)
+    _, found = agree(coin(biased), coin(fair), [0, 1] * 20, stride=stride, documents=4)
     expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
     assert found.mean_kl == pytest.approx(expected, rel=1e-6)
     assert found.kl_p99 == pytest.approx(expected, rel=1e-6)
     assert found.mean_kl_interval() == pytest.approx((expected, expected), rel=1e-6)
-    assert sum(found.window_tokens) == 39
+    assert found.kl_p99_interval == pytest.approx((expected, expected), rel=1e-6)
+    assert sum(found.document_tokens) == 39
     assert found.top1 == 0  # the fair coin's first is 0, the biased one's 1
+
+
+def test_the_99th_percentile_and_its_interval_are_over_documents():
+    """One document in ten is ten times as far off; redrawn without it, the percentile falls."""
+
+    def parent(ids):
+        return torch.zeros(*ids.shape, VOCAB)
+
+    def off(ids):
+        shift = torch.where(ids // 10 == 3, 3.0, 0.1)
+        return torch.cat([shift[..., None], torch.zeros(*ids.shape, VOCAB - 1)], -1)
+
+    _, found = agree(off, parent, range(49), window=48, documents=7)
+    assert found.kl_p99 > 10 * found.mean_kl / 7
+    assert found.kl_p99_interval[0] < found.kl_p99 / 10
+    assert found.kl_p99_interval[1] == pytest.approx(found.kl_p99)
 
 
 def test_models_that_cannot_be_compared_are_refused():
@@ -143,3 +249,5 @@ def test_models_that_cannot_be_compared_are_refused():
         agree(uniform, lambda ids: torch.zeros(*ids.shape, VOCAB + 1))
     with pytest.raises(ValueError, match="not finite"):
         agree(lambda ids: torch.full((*ids.shape, VOCAB), math.nan), uniform)
+    with pytest.raises(ValueError, match="the parent gave logits that are not finite"):
+        agree(uniform, lambda ids: torch.full((*ids.shape, VOCAB), math.nan))

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from gpt2opt.report.record import Record, Settings
-from gpt2opt.report.results import Agreement, Latency, Measurement, Memory, Quality, StageResult
+from gpt2opt.report.results import Agreement, Comparison, Latency, Measurement, Memory, Quality, StageResult
 
 ENVIRONMENT = {
     "python": "3.11.0", "platform": "Linux x86_64", "cpu": "Some CPU", "cpu_flags": ["avx2"], "threads": 2, "memory_bytes": 4_000_000_000,
@@ -19,8 +19,14 @@ def measurement(name: str, dtype: str, runtime: str, device: str = "Some CPU", n
     latency = Latency((0.1, 0.12), (0.01, 0.02, 0.015), 1, 1, 8, 3) if timed else None
     vram = 500_000_000 if device != "Some CPU" else None
     memory = Memory(250_000_000, None if vram else 600_000_000, None if vram else 200_000_000, vram) if timed else None
-    quality = Quality((nats * 10, nats * 11, nats * 9), (10, 10, 10), 100, "text | window 10")
-    return Measurement(name, device, dtype, runtime, 1000, latency, memory, quality, "float32")
+    quality = Quality((nats * 10, nats * 11, nats * 9), (10, 10, 10), 25, 100, "text | window 10")
+    continuations = ((" the", " same"), (" then", f" {name}"))
+    return Measurement(name, device, dtype, runtime, 1000, latency, memory, quality, "float32", continuations=continuations)
+
+
+def agreed(found: Measurement, parent: str) -> Measurement:
+    agreement = Agreement((0.01, 0.02, 0.03), (10, 9, 10), (10, 10, 10), 0.01, (0.005, 0.02), "text | window 10", parent)
+    return dataclasses.replace(found, agreement=agreement)
 
 
 def make_record(gpu: str | None = None) -> Record:
@@ -30,7 +36,9 @@ def make_record(gpu: str | None = None) -> Record:
     ]
     first_heads = measurement("Pruned, first heads", "float16", "torch", device, 3.4, timed=False)
     int8, fp32 = measurement("INT8", "int8", "openvino", nats=2.91), measurement("FP32", "float32", "openvino", nats=2.9)
-    int8 = dataclasses.replace(int8, agreement=Agreement((0.01, 0.02, 0.03), (10, 9, 10), (10, 10, 10), 0.01, "text | window 10"))
+    timed[1:] = [agreed(found, "Baseline") for found in timed[1:]]
+    int8, fp32 = agreed(int8, "FP32"), agreed(fp32, "Fine-tuned")
+    pairs = [Comparison(found.name, other.name, found.latency, other.latency) for found, other in ((timed[1], timed[0]), (int8, fp32))]
     operators = {"operator_seconds": {"aten::mm": 0.2, "aten::add": 0.1}}
     heads = {"importance_nats": [[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]], "pruned_heads": {"0": [0], "1": [2]}}
     loss = {"loss": [{"step": 1, "loss_nats": 3.0}, {"step": 2, "loss_nats": 2.5}]}
@@ -44,9 +52,9 @@ def make_record(gpu: str | None = None) -> Record:
     harm = {"alone": alone, "among": among, "together": 0.005, "left": 0.002, "max_kl": 0.0025, "float_inputs": ["h.1.attn.c_attn"]}
     stages = [
         StageResult("1-profile", "a", "b", timed[0], 1.0, (), operators),
-        StageResult("2-prune", "b", "c", timed[1], 1.0, (first_heads,), heads),
+        StageResult("2-prune", "b", "c", timed[1], 1.0, (first_heads,), heads, (pairs[0],)),
         StageResult("3-finetune", "c", "d", timed[2], 1.0, (), loss),
-        StageResult("4-quantize", "d", "e", int8, 1.0, (fp32,), {"audit": audit, "harm": harm}),
+        StageResult("4-quantize", "d", "e", int8, 1.0, (fp32,), {"audit": audit, "harm": harm}, (pairs[1],)),
     ]
     return Record("2026-01-01T00:00:00+00:00", {**ENVIRONMENT, "gpu": gpu}, SOURCES, Settings(), stages)
 

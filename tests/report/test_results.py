@@ -18,9 +18,10 @@ def test_latency_gives_medians_and_rates():
 
 
 def test_perplexity_divides_sums_and_not_means():
-    """A mean of per-window perplexities would be (e + e**3) / 2; a mean of per-window losses e**2."""
-    quality = Quality((10.0, 90.0), (10, 30), num_bytes=100, protocol="p")
+    """A mean of the documents' perplexities would be (e + e**3) / 2; a mean of their losses e**2."""
+    quality = Quality((10.0, 90.0), (10, 30), num_words=25, num_bytes=100, protocol="p")
     assert quality.perplexity == pytest.approx(math.exp(100 / 40))
+    assert quality.word_perplexity == pytest.approx(math.exp(100 / 25))
     assert quality.bits_per_byte == pytest.approx(100 / math.log(2) / 100)
 
 

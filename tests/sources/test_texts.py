@@ -104,7 +104,9 @@ def test_a_text_that_two_parts_share_is_refused(tmp_path):
     path.write_text("\n\n".join(blocks))
     assert find_texts(str(path))
     path.write_text("\n\n".join(f"{block}\n\n{long}" for block in blocks))
-    with pytest.raises(ValueError, match=r"the fine-tuning part and the calibration part of text\.txt share \d+ paragraphs, the first begins"):
+    with pytest.raises(
+        ValueError, match=r"the fine-tuning part and the calibration part of text\.txt share \d+ paragraphs, the first begins"
+    ):
         find_texts(str(path))
 
 
