@@ -134,7 +134,7 @@ def test_wrong_input_is_said_at_once(tmp_path):
         bench.run_bench("gpt5", out=tmp_path)
     with pytest.raises(ValueError, match="'vllm' is not known; expected some of ours"):
         bench.run_bench("gpt2", engines=("vllm",), out=tmp_path)
-    (tmp_path / "run.json").write_text('{"schema": "gpt2opt.run/1"}')
+    (tmp_path / "run.json").write_text('{"schema": "gpt2opt.run/2"}')
     with pytest.raises(ValueError, match="schema"):
         read_bench(tmp_path / "run.json")
 

@@ -28,7 +28,7 @@ def test_a_stage_that_was_not_run_is_named(record):
     [
         ("{", "is not JSON"),
         ("[]", "has schema None"),
-        (json.dumps({"schema": "other/9"}), "has schema 'other/9', expected 'gpt2opt.run/1'"),
+        (json.dumps({"schema": "other/9"}), "has schema 'other/9', expected 'gpt2opt.run/2'"),
     ],
 )
 def test_a_record_that_cannot_be_read_gives_no_numbers(tmp_path, content, message):

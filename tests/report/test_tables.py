@@ -1,6 +1,17 @@
 import dataclasses
 
-from gpt2opt.report.tables import audit_table, environment_table, quality_table, stage_table, stand_in_notice, summary_table, table
+from gpt2opt.report.tables import (
+    audit_table,
+    environment_table,
+    quality_table,
+    samples_table,
+    speed_table,
+    stage_table,
+    stand_in_notice,
+    summary_table,
+    table,
+)
+from gpt2opt.report.results import Latency
 
 
 def test_text_is_aligned_and_markdown_has_a_rule():
@@ -54,10 +65,31 @@ def test_the_audit_is_grouped_by_kind(record):
     )
 
 
-def test_quality_is_shown_with_intervals(record):
-    ((name, ratio, kl, p99, same),) = quality_table(record).rows
-    assert name == "INT8"
+def test_quality_is_shown_beside_the_parent_with_intervals(record):
+    rows = {row[0]: row for row in quality_table(record).rows}
+    assert list(rows) == ["Pruned", "Fine-tuned", "INT8", "FP32"]
+    name, parent, ratio, kl, p99, same = rows["INT8"]
+    assert (name, parent) == ("INT8", "FP32")
     assert ratio.startswith("1.0101 [")
     assert kl.startswith("0.00200 [0.00")
-    assert p99 == "0.0100"
+    assert p99 == "0.0100 [0.0050, 0.0200]"
     assert same.startswith("96.67% [9")
+
+
+def test_models_that_took_turns_are_shown_with_their_ratio_or_with_none(record):
+    first, second = speed_table(record).rows
+    assert first[0] == "Pruned / Baseline"
+    assert first[1] == "1.000 [1.000, 1.000]: no measurable difference"
+    slow = dataclasses.replace(record.stages[1].comparisons[0], latency=Latency((0.2, 0.24), (0.02, 0.04, 0.04, 0.06), 1, 1, 8, 3))
+    fast = dataclasses.replace(slow, base_latency=Latency((0.1, 0.12), (0.01, 0.02, 0.02, 0.03), 1, 1, 8, 3, others_cpu_share=0.3))
+    record.stages[1] = dataclasses.replace(record.stages[1], comparisons=(fast,))
+    assert speed_table(record).rows[0][1:3] == ("2.000 [2.000, 2.000]", "2.000 [2.000, 2.000]")
+    assert second[0] == "INT8 / FP32"
+
+
+def test_continuations_stand_side_by_side_with_the_first_other_token_marked(record):
+    table = samples_table(record)
+    assert table.header[:3] == ("prompt", "Baseline", "Pruned (‖ Baseline)")
+    assert table.rows[0][1:4] == ("the same", "the same", "the same")
+    assert table.rows[1][1:4] == ("then Baseline", "then‖ Pruned", "then‖ Fine-tuned")
+    assert table.rows[1][table.header.index("INT8 (‖ FP32)")] == "then‖ INT8"
