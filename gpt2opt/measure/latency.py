@@ -76,7 +76,7 @@ def compare_latency(
     batch_size: int = 1,
     timer: Timer = wall_time,
 ) -> dict[str, Latency]:
-    """Time several models in turns: each does one run a round, in an order drawn anew for every round.
+    """Time several models in turns: each does one run a round, in an order drawn anew for every second round and then reversed.
 
     So a slow minute of the machine meets all of them, and their samples belong together run by run; see `Ratio.of`.
 
@@ -95,9 +95,11 @@ def compare_latency(
 
     warmups = {name: _warm_up(lambda decoder=decoder: sum(run(decoder))) for name, decoder in decoders.items()}
     samples: dict[str, list[list[float]]] = {name: [] for name in decoders}
-    order, watch = random.Random(0), CpuWatch()
-    for _ in range(runs):
-        for name in order.sample(list(decoders), len(decoders)):
+    draw, watch, order = random.Random(0), CpuWatch(), list(decoders)
+    for number in range(runs):
+        # Every second round goes back the way of the one before it: what drifts steadily then favours nobody.
+        order = order[::-1] if number % 2 else draw.sample(order, len(order))
+        for name in order:
             samples[name].append(run(decoders[name]))
     others = watch.others_share()
     return {

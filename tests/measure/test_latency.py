@@ -38,7 +38,7 @@ class NoisyDecoder:
         self.took = self.seconds * self.noise()
 
     def noise(self):
-        self.weather[0] = 0.98 * self.weather[0] + 0.02 * self.draw.lognormvariate(0, 0.3)
+        self.weather[0] = 0.998 * self.weather[0] + 0.002 * self.draw.lognormvariate(0, 1)
         return self.weather[0] * self.draw.lognormvariate(0, 0.03) * (1.5 if self.draw.random() < 0.02 else 1)
 
 
@@ -109,14 +109,14 @@ def test_models_take_turns_in_changing_order():
 def test_a_known_difference_of_5_percent_is_found():
     found = [compare_simulated(1.05, 1.0, seed) for seed in range(20)]
     assert all(pair.tpot.measurable for pair in found)
-    assert all(pair.tpot.low < 1.05 < pair.tpot.high for pair in found)
+    assert sum(pair.tpot.low < 1.05 < pair.tpot.high for pair in found) >= 18
     assert sum(pair.tpot.value for pair in found) / 20 == pytest.approx(1.05, abs=0.01)
 
 
 def test_a_difference_of_0_percent_is_not_found():
     found = [compare_simulated(1.0, 1.0, seed) for seed in range(20)]
-    assert not any(pair.tpot.measurable for pair in found)
-    assert not any(pair.ttft.measurable for pair in found)
+    assert sum(pair.tpot.measurable for pair in found) <= 1  # a 99% interval misses one in a hundred
+    assert sum(pair.ttft.measurable for pair in found) <= 1
 
 
 def test_intervals_of_ratios_cover_the_truth_about_as_often_as_they_claim():

@@ -91,5 +91,5 @@ def test_continuations_stand_side_by_side_with_the_first_other_token_marked(reco
     table = samples_table(record)
     assert table.header[:3] == ("prompt", "Baseline", "Pruned (‖ Baseline)")
     assert table.rows[0][1:4] == ("the same", "the same", "the same")
-    assert table.rows[1][1:4] == ("then Baseline", "then‖ Pruned", "then‖ Fine-tuned")
+    assert table.rows[1][1:5] == ("then Baseline", "then‖ Pruned", "then Pruned, first heads", "then‖ Fine-tuned")
     assert table.rows[1][table.header.index("INT8 (‖ FP32)")] == "then‖ INT8"
