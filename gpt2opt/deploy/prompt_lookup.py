@@ -14,11 +14,15 @@ FIRST_GUESS, LONGEST_GUESS = 3, 15
 
 
 def guess(tokens: Sequence[int], count: int) -> list[int]:
-    """Return up to `count` tokens that followed the latest earlier place where the text read as it does at its end.
+    """Return the `count` tokens that followed the latest earlier place where the text read as it does at its end, or none.
+
+    Where the text ends before so many have followed, it is taken to go round: a place close to the end is one that repeats itself.
 
     Example:
         >>> guess([1, 2, 3, 4, 9, 1, 2, 3], 2)
         [4, 9]
+        >>> guess([1, 2, 1, 2], 3)
+        [1, 2, 1]
         >>> guess([1, 2, 3], 2)
         []
     """
@@ -29,8 +33,8 @@ def guess(tokens: Sequence[int], count: int) -> list[int]:
         places = np.lib.stride_tricks.sliding_window_view(text[:-1], length)
         (found,) = np.nonzero((places == text[-length:]).all(1))
         if len(found):
-            start = int(found[-1]) + length
-            return text[start : start + count].tolist()
+            followed = text[int(found[-1]) + length :]
+            return np.resize(followed, count).tolist()
     return []
 
 

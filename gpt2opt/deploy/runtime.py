@@ -23,8 +23,6 @@ PROPERTIES = {
     "INFERENCE_PRECISION_HINT": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
     "PERFORMANCE_HINT": "LATENCY",
-    # Two compiled graphs take turns at every token; pinning its threads anew each time costs more than it gains.
-    "ENABLE_CPU_PINNING": "NO",
 }
 BLOCK = 32
 """Tokens in a block of the CPU plugin's KV cache."""
