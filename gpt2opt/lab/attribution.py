@@ -37,7 +37,8 @@ NO_BF16 = "this CPU has no bf16 instructions (AVX512-BF16 or AMX)"
 class Step:
     """One model of the chain; it differs from the one before it in one thing.
 
-    change: that thing. weight_bytes: on disk. timings: of the case, one a round. left_out: why it is not in the chain, None if it is.
+    change: that thing. weight_bytes: on disk, the graph of an IR included. timings: of the case, one a round. left_out: why it is not
+    in the chain, None if it is.
     """
 
     name: str
@@ -121,7 +122,7 @@ def _perplexity_ratio(step: Step, before: Step, case: Case) -> Ratio:
 
 
 TTFT, TPOT = _timed("TTFT", ttft), _timed("TPOT", tpot)
-SIZE = Column("weights on disk", "MB", lambda step, case: step.weight_bytes, megabytes, _size_ratio, exact=True)
+SIZE = Column("on disk", "MB", lambda step, case: step.weight_bytes, megabytes, _size_ratio, exact=True)
 PERPLEXITY = Column("perplexity", "", lambda step, case: step.quality.perplexity, "{:.2f}".format, _perplexity_ratio, digits=4)
 COLUMNS = (TTFT, TPOT, SIZE, PERPLEXITY)
 

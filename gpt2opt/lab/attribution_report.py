@@ -62,7 +62,7 @@ def _waterfall(axes: "Axes", attribution: Attribution, column: Column) -> None:
     values = [column.value(step, case) * scale for step in chain]
     # Perplexities differ by some percent; from zero on no step could be seen.
     start = min(values) - (max(values) - min(values)) if column is PERPLEXITY else 0
-    _bar(axes, 0, values[0], start, TOTAL_COLOR, f"{column.show(column.value(chain[0], case))} {column.unit}")
+    _bar(axes, 0, values[0] - start, start, TOTAL_COLOR, f"{column.show(column.value(chain[0], case))} {column.unit}")
     for row, (step, before) in enumerate(attribution.pairs, 1):
         was, now = values[row - 1], values[row]
         changed = SAME_COLOR if not column.measurable(step, before, case) else WORSE_COLOR if now > was else BETTER_COLOR
