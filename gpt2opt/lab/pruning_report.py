@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from gpt2opt.lab.pruning import IMPORTANCE, RANDOM, PruningControls
+from gpt2opt.lab.pruning import IMPORTANCE, RANDOM, Estimate, PruningControls
 from gpt2opt.report.tables import Table, perplexity_ratio, show_perplexity, table
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ def _curve_cell(controls: PruningControls, rule: str, count: int) -> str:
 
 
 def ratio_table(controls: PruningControls) -> Table:
-    """Show the perplexity by importance ÷ that of every other rule, with its paired interval; below 1, importance chose better."""
+    """Show the perplexity by importance ÷ that of every other rule, with its paired interval; below 1, importance chose better.
+
+    Against random choices it is their mean: the interval is that of the text, the range of the seeds is in `curve_table`.
+    """
     others = [rule for rule in controls.rules if rule != IMPORTANCE]
     rows = []
     for count in controls.counts:
@@ -57,9 +60,6 @@ def recovery_caption(controls: PruningControls) -> str:
     def nats(name: str) -> str:
         return f"{found[name].value:.4f} [{found[name].low:.4f}, {found[name].high:.4f}] nats a token"
 
-    def share(name: str) -> str:
-        return f"{found[name].value:.0%} [{found[name].low:.0%}, {found[name].high:.0%}]"
-
     cost = f"Pruning costs {nats('cost')}"
     if found["cost"].low <= 0:
         verdict = f"{cost}, which can't be told from nothing, so no share of it can be recovered."
@@ -67,13 +67,18 @@ def recovery_caption(controls: PruningControls) -> str:
         verdict = (
             f"{cost}. Fine-tuning then gains the pruned model {nats('gain of pruned')}, but the unpruned one on the same budget "
             f"{nats('gain of unpruned')}: that is the text being learnt, not recovery. Beside the tuned control {nats('cost left')} of the "
-            f"cost are left, so {share('recovered')} is recovered; without the control it would read {share('without control')}."
+            f"cost are left, so {_share(found['recovered'])} is recovered; without the control it would read "
+            f"{_share(found['without control'])}."
         )
     recovery = controls.recovery
     return (
         f"{verdict} Model: {controls.model}; {controls.unpruned.protocol}; tuned on {recovery.rows} rows, epochs: {recovery.epochs:g}. "
-        "Intervals are 95%, windows redrawn in pairs."
+        "Intervals are 95%, windows redrawn in pairs; the luck of the one training run is not in them."
     )
+
+
+def _share(estimate: Estimate) -> str:
+    return f"{estimate.value:.0%} [{estimate.low:.0%}, {estimate.high:.0%}]"
 
 
 def plot_pruning(controls: PruningControls) -> list["Axes"]:
@@ -88,6 +93,8 @@ def plot_pruning(controls: PruningControls) -> list["Axes"]:
 
 
 def _curves(axes: "Axes", controls: PruningControls) -> None:
+    from matplotlib.ticker import LogLocator
+
     base, counts = controls.unpruned.perplexity, controls.counts
     x = [0, *(count / controls.heads for count in counts)]
     for rule in controls.rules:
@@ -100,8 +107,8 @@ def _curves(axes: "Axes", controls: PruningControls) -> None:
         axes.plot(x, means, marker="o", markersize=4, color=COLORS[rule], label=label)
     axes.set(title="Heads pruned, not tuned", xlabel="share of each layer's heads pruned", ylabel="perplexity, logarithmic; less is better")
     axes.set_yscale("log")
-    ticks = [round(base * 2 ** (step / 2)) for step in range(math.ceil(2 * math.log2(axes.get_ylim()[1] / base)) + 1)]
-    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
+    axes.yaxis.set_major_formatter("{x:.0f}")
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
@@ -125,5 +132,5 @@ def _recovery(axes: "Axes", controls: PruningControls) -> None:
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.margins(x=0.22)
     found = controls.estimates
-    recovered = "no measurable cost" if found["cost"].low <= 0 else f"{found['recovered'].value:.0%} recovered"
+    recovered = "no measurable cost" if found["cost"].low <= 0 else f"{_share(found['recovered'])} recovered"
     axes.set(title=f"{recovery.pruned_heads} of {controls.heads} heads: {recovered}", xlabel="nats a token against the unpruned model")

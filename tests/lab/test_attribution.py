@@ -8,10 +8,11 @@ import matplotlib as mpl
 import pytest
 
 from gpt2opt import environment
+from gpt2opt.deploy import runtime
 from gpt2opt.lab import attribution as attribution_module
 from gpt2opt.lab.attribution import CASE, NO_BF16, PERPLEXITY, SIZE, TPOT, TTFT, Attribution, Candidate, Step, _race, attribute
 from gpt2opt.lab.attribution_report import BETTER_COLOR, SAME_COLOR, WORSE_COLOR, attribution_caption, attribution_table, plot_attribution
-from gpt2opt.lab.engines import Timing
+from gpt2opt.lab.engines import Ours, OursBf16, Timing
 from gpt2opt.lab.race import loaded
 from gpt2opt.report.results import Quality, from_json
 from tests.lab.stubs import OursStub, Printing
@@ -112,3 +113,17 @@ def test_wrong_input_is_said_at_once(model_dir, text_file):
         attribute(str(model_dir), str(text_file), 0)
     with pytest.raises(ValueError, match=r"1×\(256\+64\) tokens don't fit into the context of 256"):
         attribute(str(model_dir), str(text_file))
+
+
+def test_bf16_is_asked_of_the_runtime_where_the_cpu_has_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(runtime, "load_ir", lambda *arguments: asked.append(arguments))
+    for engine in (Ours, OursBf16):
+        engine().load("ir", 2)
+    assert asked == [("ir", 2, "f32"), ("ir", 2, "bf16")]
+    properties = runtime.cpu_properties(2, "bf16", "bf16")
+    assert (properties["INFERENCE_PRECISION_HINT"], properties["KV_CACHE_PRECISION"]) == ("bf16", "bf16")
+    assert runtime.cpu_properties()["INFERENCE_PRECISION_HINT"] == "f32"
+    for flags, expected in (({"avx512f", "avx512_bf16"}, True), ({"amx_bf16"}, True), ({"avx512f"}, False)):
+        monkeypatch.setattr(environment, "_cpu_flags", lambda flags=flags: flags)
+        assert environment.has_bf16() is expected

@@ -110,7 +110,7 @@ def test_chart_has_a_curve_for_each_rule_and_a_band_for_the_seeds(controls):
     (band,) = curves.collections
     assert max(band.get_paths()[0].vertices[:, 1]) == pytest.approx(np.exp(5))
     assert [bar.get_width() for bar in recovery.patches] == pytest.approx([0.2, -0.1, -0.2])
-    assert "50% recovered" in recovery.get_title()
+    assert "50% [50%, 50%] recovered" in recovery.get_title()
 
 
 def test_controls_of_a_tiny_model(model_dir, text_file):
