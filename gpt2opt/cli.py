@@ -15,6 +15,7 @@ from typing import Any
 from gpt2opt import environment
 
 STAGES = ("profile", "prune", "finetune", "quantize")
+JSON_AND_CHART = "JSON file, its chart goes beside it (default"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -139,6 +140,40 @@ def recipes(options: argparse.Namespace) -> int:
     return 0
 
 
+def attribution(options: argparse.Namespace) -> int:
+    from gpt2opt.lab.attribution import attribute
+    from gpt2opt.lab.attribution_report import attribution_caption, attribution_table, plot_attribution
+
+    with contextlib.redirect_stdout(sys.stderr):  # INC reports there
+        found = attribute(options.model, options.text, options.rounds)
+    _write_with_chart(options.out, found, plot_attribution)
+    for show in (attribution_table, attribution_caption):
+        print(show(found), end="\n\n")
+    _print_json({"attribution": str(options.out)})
+    return 0
+
+
+def pruning(options: argparse.Namespace) -> int:
+    from gpt2opt.lab.pruning import compare_pruning
+    from gpt2opt.lab.pruning_report import curve_table, plot_pruning, ratio_table, recovery_caption, recovery_table
+
+    with contextlib.redirect_stdout(sys.stderr):  # Trainer's progress bar writes to stdout
+        found = compare_pruning(options.model, options.text, seeds=options.seeds, score_bytes=options.score_bytes, epochs=options.epochs)
+    _write_with_chart(options.out, found, plot_pruning)
+    for show in (curve_table, ratio_table, recovery_table, recovery_caption):
+        print(show(found), end="\n\n")
+    _print_json({"controls": str(options.out)})
+    return 0
+
+
+def _write_with_chart(path: Path, result: Any, plot: Callable) -> None:
+    """Write a result as JSON, and its chart beside it."""
+    from gpt2opt.report.record import write_text
+
+    write_text(path, json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+    plot(result)[0].figure.savefig(path.with_suffix(".png"), dpi=110)
+
+
 def notebook(options: argparse.Namespace) -> int:
     from gpt2opt.report.notebook import execute_notebook
 
@@ -218,6 +253,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", default="auto", help="directory, hub id, bundled or auto (default)")
     sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default)")
     sub.add_argument("--out", type=Path, default=Path("artifacts/recipes.json"), help="JSON file (default artifacts/recipes.json)")
+
+    sub = command("attribution", attribution, "what each step from torch FP32 to INT8 is worth in time, size and perplexity")
+    sub.add_argument("--model", default="auto", help="directory, hub id, bundled or auto (default)")
+    sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default)")
+    sub.add_argument("--rounds", type=int, default=30, help="timed rounds (default 30)")
+    sub.add_argument("--out", type=Path, default=Path("artifacts/attribution.json"), help=f"{JSON_AND_CHART} artifacts/attribution.json)")
+
+    sub = command("pruning", pruning, "prune heads by importance and by its controls, and see what fine-tuning wins back")
+    sub.add_argument("--model", default="auto", help="directory, hub id, bundled or auto (default)")
+    sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default)")
+    sub.add_argument("--seeds", type=int, default=5, help="random choices of heads (default 5)")
+    sub.add_argument("--score-bytes", type=int, default=50_000, help="of the text's scored part (default 50000)")
+    sub.add_argument("--epochs", type=float, default=1, help="of fine-tuning (default 1)")
+    sub.add_argument("--out", type=Path, default=Path("artifacts/pruning.json"), help=f"{JSON_AND_CHART} artifacts/pruning.json)")
 
     sub = command("notebook", notebook, "execute a notebook in place, with progress")
     sub.add_argument("path", type=Path)

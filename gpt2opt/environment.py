@@ -29,7 +29,7 @@ STACK = {
     "openvino": ("2026.", "developed and measured with 2026.4"),
 }
 REPORTED = (*STACK, "datasets", "nncf", "tokenizers", "accelerate")
-CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 
 
 def check_python(running: tuple[int, ...] = sys.version_info[:2]) -> None:
@@ -85,6 +85,11 @@ def threads() -> int:
 def has_int8_dot_product() -> bool:
     """Return whether the CPU sums INT8 products in 32 bits (VNNI, AMX, Arm dot product); without it INT8 gains less."""
     return bool({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"} & _cpu_flags())
+
+
+def has_bf16() -> bool:
+    """Return whether the CPU multiplies in bf16 (AVX512-BF16, AMX); elsewhere OpenVINO emulates it or computes in FP32."""
+    return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
 
 
 def give_back_memory() -> None:

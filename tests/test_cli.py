@@ -90,6 +90,8 @@ WRONG = {
     "damaged directory": (["generate", "{damaged}", "--prompt", "a"], "was changed or cut short"),
     "no such engine": (["bench", "--engines", "no-such"], "engine 'no-such' is not known; expected some of ours"),
     "no such size": (["bench", "--size", "gpt3"], "size 'gpt3' is neither a directory nor one of gpt2"),
+    "no rounds": (["attribution", "--rounds", "0"], "rounds=0, expected at least 1"),
+    "too few seeds": (["pruning", "--seeds", "4"], "seeds=4, expected at least 5"),
     "prompt too long": (["generate", "{int8}", "--prompt", "Node 1 of graph 2", "--new-tokens", "255"], "from 1 to 1 fit into the context"),
     "unwritable output": (["run", "--model", "{model}", "--text", "{text}", "--out", "{file}/out"], "name a writable output directory"),
 }
@@ -125,5 +127,5 @@ def test_wrong_input_gets_one_line_and_exit_code_2(case, model_dir, int8_dir, te
 def test_the_command_exists():
     done = subprocess.run([sys.executable, "-m", "gpt2opt", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
-    for command in ("run", "audit", "perplexity", "generate", "bench", "recipes"):
+    for command in ("run", "audit", "perplexity", "generate", "bench", "recipes", "attribution", "pruning"):
         assert command in done.stdout

@@ -33,22 +33,24 @@ MANY_SEQUENCES = 8
 logger = logging.getLogger(__name__)
 
 
-def cpu_properties(num_threads: int | None = None, kv_cache: str = "f32") -> dict[str, str]:
+def cpu_properties(num_threads: int | None = None, kv_cache: str = "f32", precision: str = "f32") -> dict[str, str]:
     """Return the properties that an IR is compiled with: `PROPERTIES`, and all threads that this process may use unless told."""
-    return {**PROPERTIES, "KV_CACHE_PRECISION": kv_cache, "INFERENCE_NUM_THREADS": str(num_threads or threads())}
+    chosen = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": kv_cache}
+    return {**PROPERTIES, **chosen, "INFERENCE_NUM_THREADS": str(num_threads or threads())}
 
 
-def load_ir(directory: Path | str, num_threads: int | None = None) -> "IrModel":
+def load_ir(directory: Path | str, num_threads: int | None = None, precision: str = "f32") -> "IrModel":
     """Compile the IR in `directory` for the CPU.
 
     Args:
         directory: what `export_ir` or `quantize_int8` wrote.
         num_threads: CPU threads; all that this process may use unless told.
+        precision: of float arithmetic, `f32` or, on CPUs that have it (see `has_bf16`), `bf16`.
 
     Raises:
         ValueError: there is no IR, or it is not the one that was exported.
     """
-    model = IrModel(*compile_ir(directory, num_threads), read_config(directory, "n_positions"))
+    model = IrModel(*compile_ir(directory, num_threads, precision), read_config(directory, "n_positions"))
     # The CPU plugin packs the weights when they are first used: here, one graph after the other, and not during the first prompt.
     for request in (model.reader, model.writer):
         model._logits(request, np.zeros((1, 1), np.int64), 0, np.zeros(1, np.int64))
@@ -56,7 +58,7 @@ def load_ir(directory: Path | str, num_threads: int | None = None) -> "IrModel":
     return model
 
 
-def compile_ir(directory: Path | str, num_threads: int | None = None):
+def compile_ir(directory: Path | str, num_threads: int | None = None, precision: str = "f32"):
     """Return the compiled graphs that read prompts and that decode, and the head of both. Where no activation is quantized, one graph
     reads and decodes.
 
@@ -66,7 +68,7 @@ def compile_ir(directory: Path | str, num_threads: int | None = None):
     manifest = read_manifest(directory)
     xml = Path(directory) / "openvino_model.xml"
     # A float model stays float throughout. The rounding of an INT8 model hides that of an FP16 cache, which takes half the memory.
-    properties = cpu_properties(num_threads, "f32" if manifest.weights == "f32" else "f16")
+    properties = cpu_properties(num_threads, precision if manifest.weights == "f32" else "f16", precision)
     core = openvino.Core()
     try:
         body, head = graphs.paged(core.read_model(str(xml)))

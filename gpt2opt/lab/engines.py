@@ -99,6 +99,7 @@ class Ours(Engine):
     block_bytes = head_bytes = 1
     texts = ("random", "repeating")
     note = "W8A8, calibrated on random ids, no gate"
+    precision = "f32"
 
     def prepare(self, source: Path, folder: Path) -> None:
         from datasets import Dataset
@@ -114,7 +115,7 @@ class Ours(Engine):
     def load(self, folder: Path, threads: int) -> None:
         from gpt2opt.deploy.runtime import load_ir
 
-        self.model = load_ir(folder, num_threads=threads)
+        self.model = load_ir(folder, threads, self.precision)
 
     def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
         decoder = self.model.decoder(prompts)
@@ -123,6 +124,12 @@ class Ours(Engine):
             act()
             marks.append(time.perf_counter())
         return timing(marks)
+
+
+class OursBf16(Ours):
+    """The same runtime with float arithmetic in bf16; on CPUs that have it. No engine of the race, but a step of `attribution`."""
+
+    name, precision = "ours, bf16", "bf16"
 
 
 class OursPromptLookup(Ours):

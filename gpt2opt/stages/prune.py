@@ -1,7 +1,7 @@
 """Stage 2: take the attention heads that matter least out of every layer."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -133,7 +133,8 @@ def run_prune(run: Run) -> StageResult:
         tokenizer, model = load_model(before)
         heads, parameters = model.transformer.h[0].attn.num_heads, model.num_parameters()
         count = heads_to_prune(heads, fraction)
-        importance = head_importance(model.to(device()), _importance_batches(run, tokenizer))
+        batches = importance_batches(fine_tune_texts(run), tokenizer, run.settings.sequence_length)  # never scored
+        importance = head_importance(model.to(device()), batches)
         prune_attention_heads(model, fraction, importance)
         profile.save_model(folder, tokenizer, model.half())
         control = _first_heads_control(run, tokenizer)
@@ -159,13 +160,16 @@ def run_prune(run: Run) -> StageResult:
     return stage
 
 
-def _importance_batches(run: Run, tokenizer) -> tuple[torch.Tensor, ...]:
-    """Return rows of the fine-tuning text, each batch (B, T): heads are chosen on text that is never scored."""
-    settings = run.settings
-    count = IMPORTANCE_BATCHES * IMPORTANCE_BATCH_SIZE
-    rows = token_rows(fine_tune_texts(run), tokenizer, settings.sequence_length)
-    whole = [row for row in rows if len(row) == settings.sequence_length][:count]
-    return torch.tensor(whole).split(IMPORTANCE_BATCH_SIZE)
+def importance_batches(texts: Sequence[str], tokenizer, length: int) -> tuple[torch.Tensor, ...]:
+    """Return the first whole rows of the texts in batches (B, length).
+
+    Raises:
+        ValueError: no text is that long.
+    """
+    whole = [row for row in token_rows(texts, tokenizer, length) if len(row) == length]
+    if not whole:
+        raise ValueError(f"none of the {len(texts)} texts has {length} tokens; importance needs whole rows, give longer texts")
+    return torch.tensor(whole[: IMPORTANCE_BATCHES * IMPORTANCE_BATCH_SIZE]).split(IMPORTANCE_BATCH_SIZE)
 
 
 def _first_heads_control(run: Run, tokenizer) -> Measurement:

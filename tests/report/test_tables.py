@@ -1,5 +1,6 @@
 import dataclasses
 
+from gpt2opt.report.results import Latency
 from gpt2opt.report.tables import (
     audit_table,
     environment_table,
@@ -11,7 +12,6 @@ from gpt2opt.report.tables import (
     summary_table,
     table,
 )
-from gpt2opt.report.results import Latency
 
 
 def test_text_is_aligned_and_markdown_has_a_rule():

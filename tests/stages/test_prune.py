@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.sources.models import load_model
 from gpt2opt.stages.profile import save_model
-from gpt2opt.stages.prune import head_importance, heads_to_prune, prune_attention_heads
+from gpt2opt.stages.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
 from gpt2opt.stages.run import logits_from_torch
 
 HEAD_DIM = 8
@@ -127,6 +127,13 @@ def test_a_silent_head_has_no_importance_and_a_mean_over_batches_is_taken(model,
     assert importance[0, 4] == 0
     assert (importance > 0).sum() == importance.size - 1
     np.testing.assert_allclose(head_importance(silent, ids.split(1)), importance, rtol=1e-4)
+
+
+def test_importance_is_taken_on_whole_rows(tokenizer):
+    batches = importance_batches(["Node 1 of graph 2 has 3 edges. " * 40, "short"], tokenizer, 16)
+    assert {tuple(batch.shape) for batch in batches[:-1]} == {(4, 16)}
+    with pytest.raises(ValueError, match="none of the 1 texts has 16 tokens"):
+        importance_batches(["short"], tokenizer, 16)
 
 
 def test_importance_without_batches_is_refused(model):
