@@ -1,6 +1,18 @@
 import dataclasses
 
-from gpt2opt.report.tables import audit_table, environment_table, quality_table, stage_table, stand_in_notice, summary_table, table
+from gpt2opt.report.results import Memory
+from gpt2opt.report.tables import (
+    audit_table,
+    environment_table,
+    provenance_table,
+    quality_table,
+    samples_table,
+    stage_table,
+    stand_in_notice,
+    summary_table,
+    table,
+    tradeoff_table,
+)
 
 
 def test_text_is_aligned_and_markdown_has_a_rule():
@@ -61,3 +73,31 @@ def test_quality_is_shown_with_intervals(record):
     assert kl.startswith("0.00200 [0.00")
     assert p99 == "0.0100"
     assert same.startswith("96.67% [9")
+
+
+def test_a_dominated_model_is_said_to_be_and_by_which(record):
+    stage = record.stages[2]
+    record.stages[2] = dataclasses.replace(stage, measurement=dataclasses.replace(stage.measurement, memory=Memory(200_000_000)))
+    rows = {row[0]: row[1:] for row in tradeoff_table(record).rows}
+    assert rows["Fine-tuned"] == ("Some CPU", "15", "18.17", "200", "on the front")
+    assert rows["FP32"][-1] == "dominated by Fine-tuned"
+    assert rows["INT8"][-1] == "dominated by Fine-tuned, FP32"
+    assert "Pruned, first heads" not in rows  # not timed
+
+
+def test_provenance_follows_the_weights_and_sees_a_break(record):
+    assert [row[:4] for row in provenance_table(record).rows] == [
+        ("1-profile", "the source", "a", "b"),
+        ("2-prune", "1-profile", "b", "c"),
+        ("3-finetune", "2-prune", "c", "d"),
+        ("4-quantize", "3-finetune", "d", "e"),
+    ]
+    record.stages[2] = dataclasses.replace(record.stages[2], weights_in="x")
+    assert provenance_table(record).rows[2][1] == "not what 2-prune wrote"
+
+
+def test_every_measurement_says_where_its_samples_are(record):
+    rows = samples_table(record).rows
+    assert rows[0] == ("Baseline", "stages[0].measurement", "2", "3", "3", "–")
+    assert rows[2] == ("Pruned, first heads", "stages[1].controls[0]", "–", "–", "3", "–")
+    assert rows[4] == ("INT8", "stages[3].measurement", "2", "3", "3", "3")
