@@ -23,7 +23,8 @@ th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0; 
 .wide td, .wide th { white-space: nowrap; }
 figure { margin: 1.5rem 0; overflow-x: auto; } img { min-width: 44rem; max-width: 100%; height: auto; }
 @media print {
-  body { font-size: 10pt; max-width: none; padding: 0; } table { font-size: 7pt; } .scroll, figure { overflow: visible; } img { min-width: 0; }
+  body { font-size: 10pt; max-width: none; padding: 0; } table { font-size: 7pt; }
+  .scroll, figure { overflow: visible; } img { min-width: 0; }
   .wide td, .wide th { white-space: normal; } figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
 }
 """
