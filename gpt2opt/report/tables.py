@@ -205,8 +205,11 @@ def record_tables(record: Record) -> dict[str, Table]:
     tables = {"Environment": environment_table(record), "Settings": settings_table(record), "Sources": sources_table(record)}
     if record.stages:
         tables["Summary"] = summary_table(record)
-    if any(stage.name == "4-quantize" for stage in record.stages):
-        tables |= {"Quality of INT8": quality_table(record), "INT8 audit": audit_table(record)}
+    last = next((stage for stage in record.stages if stage.name == "4-quantize"), None)
+    if last and last.measurement.agreement:
+        tables["Quality of INT8"] = quality_table(record)
+    if last and "reading" in last.facts.get("audit", {}):
+        tables["INT8 audit"] = audit_table(record)
     if record.stages:
         tables |= {"Trade-off": tradeoff_table(record), "Provenance": provenance_table(record), "Raw samples": samples_table(record)}
     return tables

@@ -37,6 +37,13 @@ class Page(HTMLParser):
             self.headings.append(data)
 
 
+def shorten(record, **changes) -> None:
+    """Leave one stage with one chart, for the time that charts take."""
+    stage = record.stages[0]
+    measurement = dataclasses.replace(stage.measurement, latency=None, memory=None, **changes)
+    record.stages = [dataclasses.replace(stage, measurement=measurement, facts={})]
+
+
 @pytest.fixture(scope="module")
 def write(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
@@ -72,13 +79,13 @@ def test_text_from_the_record_stays_text(record, write):
     bad = "<img src=x onerror=alert(1)>&amp;"
     record.sources = {**record.sources, "model": {"name": bad, "origin": bad, "stand_in": False}}
     record.environment = {**record.environment, "cpu": bad, "commit": bad}
-    record.stages = [dataclasses.replace(record.stages[0], measurement=dataclasses.replace(record.stages[0].measurement, name=bad))]
+    shorten(record, name=bad)
     html, page = write(record, record)
     assert bad not in html
     assert bad in page.words
 
 
-@pytest.mark.parametrize(("stages", "charts"), [(0, 0), (1, 5), (2, 6)])
+@pytest.mark.parametrize(("stages", "charts"), [(0, 0), (1, 5)])
 def test_an_aborted_run_is_reported_as_far_as_it_went(record, write, stages, charts):
     record.stages = record.stages[:stages]
     _, page = write(record)
@@ -89,7 +96,7 @@ def test_an_aborted_run_is_reported_as_far_as_it_went(record, write, stages, cha
 
 
 def test_several_runs_stand_beside_each_other_before_each_is_shown(record, write):
-    record.stages = record.stages[:1]
+    shorten(record)
     _, page = write(record, record)
     wanted = ["The runs beside each other", "1-profile", "What is not the same", "Run A", "Run B"]
     assert [heading for heading in page.headings if heading in wanted] == wanted

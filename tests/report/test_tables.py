@@ -6,6 +6,7 @@ from gpt2opt.report.tables import (
     environment_table,
     provenance_table,
     quality_table,
+    record_tables,
     samples_table,
     stage_table,
     stand_in_notice,
@@ -101,3 +102,12 @@ def test_every_measurement_says_where_its_samples_are(record):
     assert rows[0] == ("Baseline", "stages[0].measurement", "2", "3", "3", "–")
     assert rows[2] == ("Pruned, first heads", "stages[1].controls[0]", "–", "–", "3", "–")
     assert rows[4] == ("INT8", "stages[3].measurement", "2", "3", "3", "3")
+
+
+def test_a_record_has_the_tables_that_its_stages_allow(record):
+    assert list(record_tables(record))[3:] == ["Summary", "Quality of INT8", "INT8 audit", "Trade-off", "Provenance", "Raw samples"]
+    last = record.stages[3]
+    record.stages[3] = dataclasses.replace(last, measurement=dataclasses.replace(last.measurement, agreement=None), facts={})
+    assert not {"Quality of INT8", "INT8 audit"} & set(record_tables(record))
+    record.stages = []
+    assert list(record_tables(record)) == ["Environment", "Settings", "Sources"]

@@ -1,3 +1,4 @@
+import dataclasses
 import socket
 
 import matplotlib
@@ -8,6 +9,14 @@ from gpt2opt.report.tables import record_tables
 from gpt2opt.report.tensorboard import write_tensorboard
 
 matplotlib.use("agg")
+
+
+def shorten(record, stages: int) -> None:
+    """Leave the first stages, with two charts, for the time that charts take."""
+    record.stages = [
+        dataclasses.replace(stage, measurement=dataclasses.replace(stage.measurement, quality=None, agreement=None), controls=(), facts={})
+        for stage in record.stages[:stages]
+    ]
 
 
 def read_back(log_dir) -> EventAccumulator:
@@ -36,6 +45,7 @@ def test_scalars_charts_and_tables_are_the_records(record, tmp_path):
 
 
 def test_gpu_and_cpu_never_share_a_line(gpu_record, tmp_path):
+    shorten(gpu_record, stages=4)
     write_tensorboard(gpu_record, tmp_path)
     events = read_back(tmp_path)
     assert [step for step, _ in points(events, "tpot_ms/Some GPU")] == [1, 2, 3]
@@ -45,7 +55,7 @@ def test_gpu_and_cpu_never_share_a_line(gpu_record, tmp_path):
 
 def test_the_log_is_written_anew_and_does_not_name_the_machine(record, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "the-name-of-this-machine")
-    record.stages = record.stages[:1]
+    shorten(record, stages=1)
     for _ in range(2):
         write_tensorboard(record, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["events.out.tfevents.0.gpt2opt"]
