@@ -65,6 +65,7 @@ def test_the_page_holds_every_table_and_chart_in_order_and_asks_nothing_of_a_net
     for table in record_tables(record).values():
         for row in (table.header, *table.rows):
             assert set(row) <= set(page.words)
+    assert not any("the run stopped there" in words for words in page.words)
     assert page.tags.count("img") == 8
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
