@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import string
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -174,6 +175,31 @@ def _write_with_chart(path: Path, result: Any, plot: Callable) -> None:
     plot(result)[0].figure.savefig(path.with_suffix(".png"), dpi=110)
 
 
+def report(options: argparse.Namespace) -> int:
+    from gpt2opt.report import compare
+    from gpt2opt.report.page import write_report
+    from gpt2opt.report.record import read_record
+    from gpt2opt.report.tables import record_tables, stand_in_notice
+
+    paths = [path / "run.json" if path.is_dir() else path for path in options.runs]
+    records = [read_record(path) for path in paths]
+    out = options.out or paths[0].with_name("report.html")
+    comparisons = compare.compare_runs(records) if len(records) > 1 else []
+    write_report(records, out)
+    if comparisons:
+        for letter, path in zip(string.ascii_uppercase, paths, strict=False):
+            print(f"{letter}: {path}")
+        tables = compare.comparison_tables(comparisons) | {"what is not the same": compare.differences_table(records)}
+        print(f"\n{compare.CAPTION}", end="\n\n")
+    else:
+        tables = record_tables(records[0])
+        print(stand_in_notice(records[0]), end="\n\n")
+    for title, shown in tables.items():
+        print(f"{title}\n\n{shown}", end="\n\n")
+    _print_json({"report": str(out), "runs": [str(path) for path in paths], "comparison": [dataclasses.asdict(c) for c in comparisons]})
+    return 0
+
+
 def notebook(options: argparse.Namespace) -> int:
     from gpt2opt.report.notebook import execute_notebook
 
@@ -267,6 +293,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--score-bytes", type=int, default=50_000, help="of the text's scored part (default 50000)")
     sub.add_argument("--epochs", type=float, default=1, help="of fine-tuning (default 1)")
     sub.add_argument("--out", type=Path, default=Path("artifacts/pruning.json"), help=f"{JSON_AND_CHART} artifacts/pruning.json)")
+    sub = command("report", report, "show a run, or hold others against the first, and write that as one HTML file")
+    sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run.json, or the folder that holds it")
+    sub.add_argument("--out", type=Path, help="HTML file (default report.html beside the first run.json)")
 
     sub = command("notebook", notebook, "execute a notebook in place, with progress")
     sub.add_argument("path", type=Path)

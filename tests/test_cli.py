@@ -13,6 +13,7 @@ from gpt2opt.report.record import read_record
 from gpt2opt.sources.models import load_model
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 from tests.conftest import sample_text
+from tests.report.conftest import make_record
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,7 @@ def test_run_stops_where_asked_and_writes_a_record(model_dir, text_file, tmp_pat
     record = read_record(out / "run.json")
     assert record.stages[0].measurement.quality.perplexity == stages[0]["quality"]["perplexity"]
     assert list((out / "traces" / "1-profile").glob("*.pt.trace.json.gz"))
+    assert [path.name for path in (out / "traces" / "report").iterdir()] == ["events.out.tfevents.0.gpt2opt"]
 
 
 def test_audit_says_yes_with_exit_code_0(int8_dir, capsys):
@@ -76,6 +78,29 @@ def test_generate_continues_the_prompt(int8_dir, capsys):
     assert answer == {"prompt": "Node 1 of", "text": continue_text(int8_dir, "Node 1 of", 4)}
 
 
+def test_report_shows_a_run_and_writes_a_page_beside_it(tmp_path, capsys):
+    make_record().write(tmp_path / "run.json")
+    assert main(["report", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "Summary\n\nstage " in shown
+    assert json.loads(shown.splitlines()[-1])["report"] == str(tmp_path / "report.html")
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_report_holds_runs_against_the_first(tmp_path, capsys):
+    record = make_record()
+    del record.stages[1:]
+    for name in ("a", "b"):
+        record.write(tmp_path / name / "run.json")
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b" / "run.json"), "--out", str(tmp_path / "both.html")]) == 0
+    shown = capsys.readouterr().out
+    assert "B ÷ A [95%]" in shown
+    comparison = json.loads(shown.splitlines()[-1])["comparison"]
+    assert {one["ratios"][0]["value"] for one in comparison} == {1.0}
+    assert (tmp_path / "both.html").exists()
+    assert not (tmp_path / "a" / "report.html").exists()
+
+
 WRONG = {
     "not a GPT-2": (["run", "--model", "{bert}"], "is 'bert', expected 'gpt2'"),
     "fraction": (["run", "--model", "{model}", "--prune-fraction", "1.0"], "prune_fraction=1.0 is outside [0, 1)"),
@@ -93,6 +118,10 @@ WRONG = {
     "no rounds": (["attribution", "--rounds", "0"], "rounds=0, expected at least 1"),
     "too few seeds": (["pruning", "--seeds", "4"], "seeds=4, expected at least 5"),
     "prompt too long": (["generate", "{int8}", "--prompt", "Node 1 of graph 2", "--new-tokens", "255"], "from 1 to 1 fit into the context"),
+    "no record": (["report", "./missing"], "can't read missing: No such file"),
+    "folder without a record": (["report", "{model}"], "run.json: No such file"),
+    "no folder": (["report", "{file}/run"], "Not a directory"),
+    "not a record": (["report", "{bert}/config.json"], "has schema None, expected 'gpt2opt.run/2'"),
     "unwritable output": (["run", "--model", "{model}", "--text", "{text}", "--out", "{file}/out"], "name a writable output directory"),
 }
 
@@ -127,5 +156,5 @@ def test_wrong_input_gets_one_line_and_exit_code_2(case, model_dir, int8_dir, te
 def test_the_command_exists():
     done = subprocess.run([sys.executable, "-m", "gpt2opt", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
-    for command in ("run", "audit", "perplexity", "generate", "bench", "recipes", "attribution", "pruning"):
+    for command in ("run", "audit", "perplexity", "generate", "bench", "recipes", "attribution", "pruning", "report"):
         assert command in done.stdout

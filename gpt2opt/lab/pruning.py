@@ -1,6 +1,7 @@
 """Controls for head pruning: other ways to choose the heads, and what fine-tuning wins back of the loss: `gpt2opt pruning`."""
 
 import copy
+import dataclasses
 import sys
 import tempfile
 from collections.abc import Sequence

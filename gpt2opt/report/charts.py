@@ -1,12 +1,15 @@
 """Charts of a record. Each function draws new axes and returns them; GPU and CPU measurements never share one."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gpt2opt.report.record import Record
-from gpt2opt.report.results import Measurement
+from gpt2opt.report.results import Measurement, dominated_by
+from gpt2opt.report.tables import megabytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS = {"Baseline": "#4c72b0", "Pruned": "#dd8452", "Fine-tuned": "#55a868", "INT8": "#c44e52", "FP32": "#8c8c8c"}
 CONTROL_COLOR = "#bdbdbd"
@@ -80,24 +83,44 @@ def plot_memory(record: Record) -> list["Axes"]:
 
 
 def plot_tradeoff(record: Record) -> list["Axes"]:
-    """Draw quality against speed, one axes a device; the area of a point is its size on disk."""
+    """Draw quality against speed, one axes a device; the area of a point is its size on disk, dominated points are pale (Pareto)."""
     import matplotlib.pyplot as plt
 
     groups = _by_device([m for m, _ in record.measurements() if m.latency and m.quality and m.memory])
+    largest = max(m.memory.weight_bytes for group in groups.values() for m in group)
     figure, grid = plt.subplots(1, len(groups), figsize=(9.5 * len(groups), 4.5), squeeze=False, layout="constrained")
     for (device, group), axes in zip(groups.items(), grid[0], strict=True):
+        front = []
         for measurement in group:
-            x, y = measurement.latency.tpot_s * 1e3, measurement.quality.perplexity
-            size = measurement.memory.weight_bytes / 1e6
-            axes.scatter(x, y, s=60 + 30 * size, color=_color(measurement), alpha=0.6, label=f"{_label(measurement)}, {size:.3g} MB")
+            x, y, size = measurement.latency.tpot_s * 1e3, measurement.quality.perplexity, measurement.memory.weight_bytes
+            dominated = bool(dominated_by(measurement, group))
+            front += [] if dominated else [(x, y)]
+            style = {"alpha": 0.25, "linestyle": "--"} if dominated else {"alpha": 0.75}
+            label = f"{_label(measurement)}, {megabytes(size)} MB{', dominated' if dominated else ''}"
+            axes.scatter(x, y, s=1000 * size / largest, color=_color(measurement), edgecolor="black", label=label, zorder=3, **style)
+        _stairs(axes, front)
         legend = axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9, frameon=False)
         for handle in legend.legend_handles:
-            handle.set_sizes([60])
+            if hasattr(handle, "set_sizes"):
+                handle.set_sizes([60])
         axes.margins(0.25)
         axes.set(title="Quality, speed and size", xlabel=f"time per output token, ms on {device}", ylabel="perplexity")
         axes.grid(alpha=0.3)
-    figure.supxlabel("left and low is better; the area of a point is the size on disk", fontsize=9)
+    figure.supxlabel(
+        "left and low is better; the area of a point is the size on disk; dominated: another is no worse in all three and better in one",
+        fontsize=9,
+    )
     return list(grid[0])
+
+
+def _stairs(axes: "Axes", front: list[tuple[float, float]]) -> None:
+    """Draw the lowest perplexity that the front has up to each time; a point of the front above it is there for its size."""
+    times, lowest = [], []
+    for x, y in sorted(front):
+        if not lowest or y < lowest[-1]:
+            times.append(x)
+            lowest.append(y)
+    axes.step(times, lowest, where="post", color="black", linestyle=":", linewidth=1.2, label="Pareto front", zorder=2)
 
 
 def plot_importance(record: Record) -> list["Axes"]:
@@ -168,6 +191,29 @@ def plot_harm(record: Record) -> list["Axes"]:
         f"all together {harm['together']:.5f}, after the gate {harm['left']:.5f}, budget {harm['max_kl']} nats a token", fontsize=9
     )
     return [axes]
+
+
+def draw_charts(record: Record) -> Iterator[tuple[str, "Figure"]]:
+    """Draw every chart that the stages of a record allow, by name; each figure is closed when the next is asked for."""
+    import matplotlib.pyplot as plt
+
+    facts = {stage.name: stage.facts for stage in record.stages}
+    measured = [measurement for measurement, _ in record.measurements()]
+    charts = (
+        (plot_latency, any(m.latency for m in measured)),
+        (plot_perplexity, any(m.quality for m in measured)),
+        (plot_memory, any(m.memory for m in measured)),
+        (plot_operators, facts.get("1-profile", {}).get("operator_seconds")),
+        (plot_importance, facts.get("2-prune", {}).get("importance_nats")),
+        (plot_loss, facts.get("3-finetune", {}).get("loss")),
+        (plot_harm, facts.get("4-quantize", {}).get("harm")),
+        (plot_tradeoff, any(m.latency and m.quality and m.memory for m in measured)),
+    )
+    for plot, possible in charts:
+        if possible:
+            figure = plot(record)[0].figure
+            yield plot.__name__.removeprefix("plot_"), figure
+            plt.close(figure)
 
 
 def _by_device(measurements: list[Measurement]) -> dict[str, list[Measurement]]:

@@ -73,12 +73,15 @@ def read_record(path: Path) -> Record:
     """Read a record back.
 
     Raises:
-        ValueError: the file is missing, is not JSON or has another schema.
+        ValueError: the file is missing, is not JSON, has another schema or does not hold what the schema says.
     """
     content = read_json(path, SCHEMA, "gpt2opt run")
-    stages = [from_json(StageResult, stage) for stage in content.pop("stages")]
-    settings = from_json(Settings, content.pop("settings"))
-    return Record(**content, settings=settings, stages=stages)
+    try:
+        stages = [from_json(StageResult, stage) for stage in content.pop("stages")]
+        settings = from_json(Settings, content.pop("settings"))
+        return Record(**content, settings=settings, stages=stages)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a whole record ({type(error).__name__}: {error}); `gpt2opt run` writes it anew") from error
 
 
 def read_json(path: Path, schema: str, command: str) -> dict[str, Any]:

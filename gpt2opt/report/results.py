@@ -253,6 +253,28 @@ class Measurement:
     continuations: tuple[tuple[str, ...], ...] | None = None
 
 
+def dominated_by(measurement: Measurement, others: typing.Iterable[Measurement]) -> list[Measurement]:
+    """Return those of `others` that are no worse in perplexity, TPOT and bytes on disk, and better in one of them.
+
+    Measurements that no other dominates are the Pareto front. Only those of the same device, scored text and timed prompt are held
+    against each other, and only if all three were measured. It goes by the figures alone: their intervals may overlap.
+    """
+    setting = _setting(measurement)
+    return [other for other in others if setting and _setting(other) == setting and _beats(other, measurement)]
+
+
+def _setting(measurement: Measurement) -> tuple | None:
+    latency, memory, quality = measurement.latency, measurement.memory, measurement.quality
+    if not (latency and memory and quality):
+        return None
+    return measurement.device, quality.protocol, latency.prompt_tokens, latency.new_tokens, latency.batch_size
+
+
+def _beats(one: Measurement, other: Measurement) -> bool:
+    a, b = ((m.quality.perplexity, m.latency.tpot_s, m.memory.weight_bytes) for m in (one, other))
+    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+
 @dataclass(frozen=True)
 class Int8Audit:
     """What is INT8 in an IR file and in the graphs compiled from it, matmul by matmul, by their names in the model."""

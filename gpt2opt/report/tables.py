@@ -1,11 +1,12 @@
 """Tables for people: aligned text on a terminal, Markdown in the notebook and the README. Units are converted here and only here."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gpt2opt.report.record import Record
-from gpt2opt.report.results import Latency, Measurement, Quality, Ratio
+from gpt2opt.report.results import Latency, Measurement, Quality, Ratio, dominated_by
 
 MISSING = "–"
 
@@ -190,6 +191,81 @@ def _marked(tokens: Sequence[str], parent: Sequence[str]) -> str:
     same = divergence(tokens, parent)
     text = "".join(tokens[:same]) + ("‖" + "".join(tokens[same:]) if same < len(tokens) else "")
     return " ".join(text.split())
+
+
+def tradeoff_table(record: Record) -> Table:
+    """Say of every measurement with all three figures whether it is on the Pareto front, or which others dominate it."""
+    whole = [m for m, _ in record.measurements() if m.latency and m.quality and m.memory]
+    rows = []
+    for measurement in whole:
+        better = [other.name for other in dominated_by(measurement, whole)]
+        place = f"dominated by {', '.join(better)}" if better else "on the front"
+        latency, quality, memory = measurement.latency, measurement.quality, measurement.memory
+        figures = (milliseconds(latency.tpot_s), f"{quality.perplexity:.2f}", megabytes(memory.weight_bytes))
+        rows.append((measurement.name, measurement.device, *figures, place))
+    return table(("model", "device", "TPOT ms", "perplexity", "file MB", "Pareto front"), rows)
+
+
+def settings_table(record: Record) -> Table:
+    return table(("setting", "value"), [(name, str(value)) for name, value in dataclasses.asdict(record.settings).items()])
+
+
+def sources_table(record: Record) -> Table:
+    """Say where the model and the text came from, and what they stand in for."""
+    rows = [
+        (kind, source["name"], source["origin"], source.get("revision") or MISSING, "yes" if source["stand_in"] else "no")
+        for kind, source in record.sources.items()
+    ]
+    return table(("source", "name", "from the", "revision", "stand-in"), rows)
+
+
+def provenance_table(record: Record) -> Table:
+    """Show which weights each stage read and wrote, by the first 16 of the 64 digits of their SHA-256."""
+    rows, before = [], None
+    for stage in record.stages:
+        read = (
+            "the source" if before is None else before.name if stage.weights_in == before.weights_out else f"not what {before.name} wrote"
+        )
+        rows.append((stage.name, read, stage.weights_in[:16], stage.weights_out[:16], f"{stage.seconds:.0f}"))
+        before = stage
+    return table(("stage", "read the weights of", "weights in", "weights out", "seconds"), rows)
+
+
+def raw_samples_table(record: Record) -> Table:
+    """Say where the raw samples of each measurement are in the record, and how many."""
+    rows = []
+    for position, stage in enumerate(record.stages):
+        places = [("measurement", stage.measurement), *((f"controls[{n}]", control) for n, control in enumerate(stage.controls))]
+        for place, measurement in places:
+            latency, quality, agreement = measurement.latency, measurement.quality, measurement.agreement
+            counts = (
+                len(latency.ttft_samples_s) if latency else None,
+                len(latency.tpot_samples_s) if latency else None,
+                len(quality.document_nats) if quality else None,
+                len(agreement.document_kl_nats) if agreement else None,
+            )
+            shown = (MISSING if count is None else str(count) for count in counts)
+            rows.append((measurement.name, f"stages[{position}].{place}", *shown))
+    return table(("model", "in the record at", "TTFT samples", "TPOT samples", "documents scored", "documents compared"), rows)
+
+
+def record_tables(record: Record) -> dict[str, Table]:
+    """Return every table that the stages of a record allow, by title."""
+    tables = {"Environment": environment_table(record), "Settings": settings_table(record), "Sources": sources_table(record)}
+    if record.stages:
+        tables["Summary"] = summary_table(record)
+    if any(stage.comparisons for stage in record.stages):
+        tables["Timed in turns"] = speed_table(record)
+    if any(measurement.agreement for measurement, _ in record.measurements()):
+        tables["Beside the parent"] = quality_table(record)
+    if any(measurement.continuations for measurement, _ in record.measurements()):
+        tables["What each model writes"] = samples_table(record)
+    last = next((stage for stage in record.stages if stage.name == "4-quantize"), None)
+    if last and "reading" in last.facts.get("audit", {}):
+        tables["INT8 audit"] = audit_table(record)
+    if record.stages:
+        tables |= {"Trade-off": tradeoff_table(record), "Provenance": provenance_table(record), "Raw samples": raw_samples_table(record)}
+    return tables
 
 
 def peak_memory(measurement: Measurement) -> str:

@@ -9,6 +9,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from gpt2opt.environment import set_seed
 from gpt2opt.report.results import Measurement, StageResult, hash_weights
+from gpt2opt.report.tensorboard import drop_host_names, empty_log
 from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import profile, prune
@@ -149,22 +150,11 @@ def _tune(run: Run, before: Path, folder: Path, log_dir: Path | None) -> tuple[l
     prepare_tokenizer_for_padding(tokenizer, model)
     rows = tokenize_dataset(Dataset.from_dict({"text": fine_tune_texts(run)}), tokenizer, settings.sequence_length)
     if log_dir is not None:
-        _empty(log_dir)
+        empty_log(log_dir)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = create_training_arguments(scratch, settings.learning_rate, epochs=settings.epochs, log_dir=log_dir, seed=settings.seed)
         trainer = run_fine_tuning(model.to(device()), arguments, rows, tokenizer)
     if log_dir is not None:
-        _drop_host_names(log_dir)
+        drop_host_names(log_dir)
     profile.save_model(folder, tokenizer, model.cpu().half())
     return trainer.state.log_history, len(rows)
-
-
-def _empty(log_dir: Path) -> None:
-    for path in log_dir.glob("events.out.tfevents.*"):
-        path.unlink()
-
-
-def _drop_host_names(log_dir: Path) -> None:
-    """Rename TensorBoard's event files, which carry the name of the machine; the logs are handed in with the notebook."""
-    for number, path in enumerate(sorted(log_dir.glob("events.out.tfevents.*"))):
-        path.rename(path.with_name(f"events.out.tfevents.{number}.gpt2opt"))

@@ -20,6 +20,7 @@ from gpt2opt.measure.memory import in_fresh_process, peak_vram
 from gpt2opt.measure.quality import JOIN, Logits, ScoredText, measure_agreement, measure_quality, prepare_text, window_length
 from gpt2opt.report.record import Record, Settings
 from gpt2opt.report.results import Comparison, Latency, Measurement, Memory, weight_files
+from gpt2opt.report.tensorboard import write_tensorboard
 from gpt2opt.sources.models import FoundModel, find_model, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
 
@@ -54,9 +55,10 @@ class Run:
         self.write()
 
     def write(self) -> None:
-        """Write the record; beside the traces too, since these are handed in with the notebook and the weights are not."""
+        """Write the record; beside the traces and into TensorBoard too: these are handed in with the notebook, the weights are not."""
         for folder in (self.out, self.traces):
             self.record.write(folder / "run.json")
+        write_tensorboard(self.record, self.traces / "report")
 
 
 def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifacts", traces: str | Path = "traces", **settings) -> Run:

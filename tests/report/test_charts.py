@@ -1,3 +1,6 @@
+import dataclasses
+import math
+
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
@@ -53,6 +56,30 @@ def test_perplexity_shows_every_model_with_its_interval(record):
     assert len(labels) == len(axes.containers) == 6
     assert sum("(control)" in label for label in labels) == 2
     assert f"{record.stages[0].measurement.quality.perplexity:.2f}" in texts(axes)
+
+
+def test_the_front_is_drawn_and_dominated_points_are_pale_and_named(record):
+    for number, (tpot, nats, size) in enumerate([(0.01, 3.5, 250), (0.03, 2.5, 250), (0.03, 3.6, 250), (0.02, 3.6, 100)]):
+        stage = record.stages[number]
+        latency = dataclasses.replace(stage.measurement.latency, tpot_samples_s=(tpot,))
+        quality = dataclasses.replace(stage.measurement.quality, document_nats=(nats * 10,) * 3)
+        memory = dataclasses.replace(stage.measurement.memory, weight_bytes=size * 1_000_000)
+        measurement = dataclasses.replace(stage.measurement, latency=latency, quality=quality, memory=memory)
+        record.stages[number] = dataclasses.replace(stage, measurement=measurement, controls=())
+    (axes,) = charts.plot_tradeoff(record)
+    pale = [points.get_label() for points in axes.collections if points.get_alpha() < 0.5]
+    assert pale == ["Fine-tuned, FP16 torch, 250 MB, dominated"]
+    (front,) = axes.lines
+    assert front.get_xdata().tolist() == pytest.approx([10, 30])  # the small one at 20 is on the front for its size alone
+    assert front.get_ydata().tolist() == pytest.approx([math.exp(3.5), math.exp(2.5)])
+
+
+def test_only_the_charts_that_a_record_allows_are_drawn_and_each_is_closed(record):
+    names = [name for name, _ in charts.draw_charts(record)]
+    assert names == ["latency", "perplexity", "memory", "operators", "importance", "loss", "harm", "tradeoff"]
+    assert plt.get_fignums() == []
+    record.stages = [dataclasses.replace(record.stages[0], facts={})]
+    assert [name for name, _ in charts.draw_charts(record)] == ["latency", "perplexity", "memory", "tradeoff"]
 
 
 def test_pruned_heads_are_crossed_out(record):

@@ -29,6 +29,8 @@ def test_a_stage_that_was_not_run_is_named(record):
         ("{", "is not JSON"),
         ("[]", "has schema None"),
         (json.dumps({"schema": "other/9"}), "has schema 'other/9', expected 'gpt2opt.run/2'"),
+        (json.dumps({"schema": "gpt2opt.run/2"}), r"is not a whole record \(KeyError: 'stages'\)"),
+        (json.dumps({"schema": "gpt2opt.run/2", "stages": [{}], "settings": {}}), r"is not a whole record \(TypeError: "),
     ],
 )
 def test_a_record_that_cannot_be_read_gives_no_numbers(tmp_path, content, message):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from gpt2opt.report.results import Latency, Quality, hash_weights, percentile
+from gpt2opt.report.results import Latency, Measurement, Memory, Quality, dominated_by, hash_weights, percentile
 
 
 def test_percentiles_interpolate():
@@ -33,3 +33,29 @@ def test_the_hash_follows_the_weights(tmp_path):
     assert hash_weights(tmp_path) == before
     (tmp_path / "model.safetensors").write_bytes(b"two")
     assert hash_weights(tmp_path) != before
+
+
+def point(name: str, perplexity: float, tpot_s: float, size: int, device: str = "CPU", protocol: str = "p", prompt: int = 8) -> Measurement:
+    quality = Quality((math.log(perplexity) * 10,), (10,), 100, protocol)
+    return Measurement(name, device, "int8", "openvino", None, Latency((1.0,), (tpot_s,), 1, 1, prompt, 2), Memory(size), quality)
+
+
+def test_the_pareto_front_is_what_nothing_else_beats():
+    small, good, fast = point("small", 30, 0.03, 10), point("good", 10, 0.03, 30), point("fast", 30, 0.01, 30)
+    worse = point("worse", 30, 0.03, 30)  # as slow, as large and as bad as one of the others each
+    twin = point("twin", 30, 0.01, 30)  # as fast: neither beats the other
+    every = [small, good, fast, worse, twin]
+    beaten = {one.name: [other.name for other in dominated_by(one, every)] for one in every}
+    assert beaten == {"small": [], "good": [], "fast": [], "twin": [], "worse": ["small", "good", "fast", "twin"]}
+
+
+@pytest.mark.parametrize("change", [{"device": "GPU"}, {"protocol": "q"}, {"prompt": 9}])
+def test_only_like_is_held_against_like(change):
+    base = point("base", 20, 0.02, 20)
+    assert dominated_by(base, [base, point("best", 10, 0.01, 10)])
+    assert dominated_by(base, [base, point("best", 10, 0.01, 10, **change)]) == []
+
+
+def test_what_was_not_measured_neither_beats_nor_is_beaten():
+    whole, part = point("whole", 20, 0.02, 20), Measurement("part", "CPU", "int8", "openvino")
+    assert dominated_by(whole, [part]) == dominated_by(part, [whole, part]) == []

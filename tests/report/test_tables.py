@@ -1,16 +1,20 @@
 import dataclasses
 
-from gpt2opt.report.results import Latency
+from gpt2opt.report.results import Latency, Memory
 from gpt2opt.report.tables import (
     audit_table,
     environment_table,
+    provenance_table,
     quality_table,
+    raw_samples_table,
+    record_tables,
     samples_table,
     speed_table,
     stage_table,
     stand_in_notice,
     summary_table,
     table,
+    tradeoff_table,
 )
 
 
@@ -93,3 +97,42 @@ def test_continuations_stand_side_by_side_with_the_first_other_token_marked(reco
     assert table.rows[0][1:4] == ("the same", "the same", "the same")
     assert table.rows[1][1:5] == ("then Baseline", "then‖ Pruned", "then Pruned, first heads", "then‖ Fine-tuned")
     assert table.rows[1][table.header.index("INT8 (‖ FP32)")] == "then‖ INT8"
+
+
+def test_a_dominated_model_is_said_to_be_and_by_which(record):
+    stage = record.stages[2]
+    record.stages[2] = dataclasses.replace(stage, measurement=dataclasses.replace(stage.measurement, memory=Memory(200_000_000)))
+    rows = {row[0]: row[1:] for row in tradeoff_table(record).rows}
+    assert rows["Fine-tuned"] == ("Some CPU", "15", "18.17", "200", "on the front")
+    assert rows["FP32"][-1] == "dominated by Fine-tuned"
+    assert rows["INT8"][-1] == "dominated by Fine-tuned, FP32"
+    assert "Pruned, first heads" not in rows  # not timed
+
+
+def test_provenance_follows_the_weights_and_sees_a_break(record):
+    assert [row[:4] for row in provenance_table(record).rows] == [
+        ("1-profile", "the source", "a", "b"),
+        ("2-prune", "1-profile", "b", "c"),
+        ("3-finetune", "2-prune", "c", "d"),
+        ("4-quantize", "3-finetune", "d", "e"),
+    ]
+    record.stages[2] = dataclasses.replace(record.stages[2], weights_in="x")
+    assert provenance_table(record).rows[2][1] == "not what 2-prune wrote"
+
+
+def test_every_measurement_says_where_its_samples_are(record):
+    rows = raw_samples_table(record).rows
+    assert rows[0] == ("Baseline", "stages[0].measurement", "2", "3", "3", "–")
+    assert rows[2] == ("Pruned, first heads", "stages[1].controls[0]", "–", "–", "3", "–")
+    assert rows[4] == ("INT8", "stages[3].measurement", "2", "3", "3", "3")
+
+
+def test_a_record_has_the_tables_that_its_stages_allow(record):
+    every = ["Summary", "Timed in turns", "Beside the parent", "What each model writes", "INT8 audit"]
+    assert list(record_tables(record))[3:] == [*every, "Trade-off", "Provenance", "Raw samples"]
+    record.stages[3] = dataclasses.replace(record.stages[3], facts={})
+    assert "INT8 audit" not in record_tables(record)
+    record.stages = record.stages[:1]
+    assert not {"Timed in turns", "Beside the parent"} & set(record_tables(record))
+    record.stages = []
+    assert list(record_tables(record)) == ["Environment", "Settings", "Sources"]
