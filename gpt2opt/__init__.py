@@ -44,6 +44,7 @@ _HOMES = {
     "find_texts": "sources.texts",
     "score_model": "stages.score",
     "score_text": "measure.quality",
+    "finetune_model": "stages.finetune",
     "run_finetune": "stages.finetune",
     "tokenize_dataset": "stages.finetune",
     "load_fp16_model": "stages.profile",
