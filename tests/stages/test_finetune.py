@@ -20,7 +20,7 @@ from gpt2opt.stages.finetune import (
     run_fine_tuning,
     tokenize_dataset,
 )
-from tests.conftest import relative_error, sample_text
+from tests.conftest import relative_error
 
 
 @pytest.fixture
@@ -86,11 +86,9 @@ def pruned_dir(pruned, tokenizer, tmp_path):
     return tmp_path / "model"
 
 
-def test_two_processes_joined_by_torchrun_and_accelerate_launch_train_as_one_does(pruned_dir, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text(sample_text(blocks=40))
-    one = finetune_model(str(pruned_dir), str(text), tmp_path / "one")
-    first, second = tune_on_two_machines(["finetune", str(pruned_dir), "--text", str(text), "--out", str(tmp_path / "two")])
+def test_two_processes_joined_by_torchrun_and_accelerate_launch_train_as_one_does(pruned_dir, text_file, tmp_path):
+    one = finetune_model(str(pruned_dir), str(text_file), tmp_path / "one")
+    first, second = tune_on_two_machines(["finetune", str(pruned_dir), "--text", str(text_file), "--out", str(tmp_path / "two")])
     two = json.loads(first.splitlines()[-1])
 
     assert (one["processes"], two["processes"]) == (1, 2)
@@ -101,7 +99,7 @@ def test_two_processes_joined_by_torchrun_and_accelerate_launch_train_as_one_doe
     weights = [parameters_to_vector(load_model(tmp_path / name)[1].parameters()).detach().numpy() for name in ("one", "two")]
     assert relative_error(weights[1], weights[0]) < 1e-4  # training moves them by some 1e-2
     assert second == "", "only the main process prints"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "one", "text.txt", "two"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "one", "two"]
 
 
 def tune_on_two_machines(command: list[str]) -> list[str]:
