@@ -49,6 +49,7 @@ _HOMES = {
     "load_model": "sources.models",
     "find_texts": "sources.texts",
     "score_model": "stages.score",
+    "finetune_model": "stages.finetune",
     "run_finetune": "stages.finetune",
     "tokenize_dataset": "stages.finetune",
     "load_fp16_model": "stages.profile",

@@ -7,8 +7,10 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import string
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from gpt2opt import environment
 
 STAGES = ("profile", "prune", "finetune", "quantize")
 JSON_AND_CHART = "JSON file, its chart goes beside it (default"
+LAUNCHER_S = 10  # more than a launcher takes to end its processes after one has ended
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,11 +29,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options)
     except (ValueError, ImportError, OSError) as error:
-        print(f"gpt2opt: {error}", file=sys.stderr)
+        _print_error(error)
         return 2
     except RuntimeError as error:  # a check of ours that failed: an audit, an empty trace, a child process
-        print(f"gpt2opt: {error}", file=sys.stderr)
+        _print_error(error)
         return 1
+
+
+def _print_error(error: Exception) -> None:
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(LAUNCHER_S)  # a machine's first process mostly fails alike; it says so, and the launcher ends this one meanwhile
+    print(f"gpt2opt: {error}", file=sys.stderr)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -55,6 +64,29 @@ def run(options: argparse.Namespace) -> int:
     _print_json(
         {"record": str(options.out / "run.json"), "sources": record.sources, "stages": [_stage_json(stage) for stage in record.stages]}
     )
+    return 0
+
+
+def finetune(options: argparse.Namespace) -> int:
+    from gpt2opt.report.tables import table
+    from gpt2opt.stages.finetune import finetune_model
+
+    with contextlib.redirect_stdout(sys.stderr):  # as in run
+        tuned = finetune_model(options.model, options.text, options.out, options.epochs)
+    if not environment.is_main_process():
+        return 0
+    curve = [f"{point['loss_nats']:.3f} nats at step {point['step']}" for point in tuned["loss"]]
+    rows = [
+        ("model", tuned["model"]),
+        ("text", tuned["text"]),
+        ("rows", f"{tuned['rows']:,} of up to {tuned['row_tokens']} tokens"),
+        ("batch", f"{tuned['batch_rows']} rows, processes that share it: {tuned['processes']}"),
+        ("steps", f"{tuned['steps']:,} in {tuned['seconds']:.0f} s"),
+        ("loss", ", ".join(dict.fromkeys((curve[0], curve[-1]))) if curve else "too few steps to log it"),
+        ("written to", tuned["out"]),
+    ]
+    print(table(("what", "value"), rows))
+    _print_json(tuned)
     return 0
 
 
@@ -252,6 +284,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--epochs", type=float, default=1, help="of fine-tuning (default 1)")
     sub.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of the run (default artifacts)")
     sub.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to run (default all)")
+
+    sub = command("finetune", finetune, "fine-tune a model, in one process or under torchrun or accelerate launch in 2, 4 or 8")
+    sub.add_argument("model", help="directory, hub id, bundled or auto; pruned or not")
+    sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default): their part for fine-tuning")
+    sub.add_argument("--epochs", type=float, default=1, help="default 1")
+    sub.add_argument("--out", type=Path, default=Path("artifacts/finetuned"), help="directory of the model (default artifacts/finetuned)")
 
     sub = command("audit", audit, "show what is INT8 in an IR directory; exit 1 if a matmul is not")
     sub.add_argument("directory", type=Path)

@@ -82,6 +82,16 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def launched() -> bool:
+    """Return whether torchrun or `accelerate launch` started this process, as one of several or alone."""
+    return "LOCAL_RANK" in os.environ
+
+
+def is_main_process() -> bool:
+    """Return whether this process writes and prints; of several that a launcher started, over all machines, one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def has_int8_dot_product() -> bool:
     """Return whether the CPU sums INT8 products in 32 bits (VNNI, AMX, Arm dot product); without it INT8 gains less."""
     return bool({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"} & _cpu_flags())

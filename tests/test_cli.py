@@ -105,6 +105,8 @@ WRONG = {
     "not a GPT-2": (["run", "--model", "{bert}"], "is 'bert', expected 'gpt2'"),
     "fraction": (["run", "--model", "{model}", "--prune-fraction", "1.0"], "prune_fraction=1.0 is outside [0, 1)"),
     "epochs": (["run", "--model", "{model}", "--epochs", "0"], "epochs=0.0, expected more than 0"),
+    "epochs of fine-tuning": (["finetune", "{model}", "--epochs", "0"], "epochs=0.0, expected more than 0"),
+    "unwritable model": (["finetune", "{model}", "--text", "{text}", "--out", "{file}/out"], "name a writable output directory"),
     "empty text": (["perplexity", "{model}", "--text", "{empty}"], "holds no text"),
     "one token": (["perplexity", "{model}", "--text", "{short}"], "at least 2 are needed"),
     "missing model": (["perplexity", "./missing"], "no directory './missing'"),
@@ -156,5 +158,5 @@ def test_wrong_input_gets_one_line_and_exit_code_2(case, model_dir, int8_dir, te
 def test_the_command_exists():
     done = subprocess.run([sys.executable, "-m", "gpt2opt", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
-    for command in ("run", "audit", "perplexity", "generate", "bench", "recipes", "attribution", "pruning", "report"):
+    for command in ("run", "finetune", "audit", "perplexity", "generate", "bench", "recipes", "attribution", "pruning", "report"):
         assert command in done.stdout

@@ -45,7 +45,8 @@ def plot_perplexity(record: Record) -> list["Axes"]:
     )
     for (device, group), axes in zip(groups.items(), grid[:, 0], strict=True):
         for row, measurement in enumerate(group):
-            value, (low, high) = measurement.quality.perplexity, measurement.quality.interval()
+            value = measurement.quality.perplexity
+            low, high = measurement.quality.interval() or (value, value)
             color = _color(measurement)
             fill = "white" if measurement in controls else color
             axes.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=4, markersize=8, mfc=fill)

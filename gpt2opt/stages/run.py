@@ -78,12 +78,11 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
     environment.check_stack()
     chosen = Settings(**settings)
     check_fraction(chosen.prune_fraction)
-    if not chosen.epochs > 0:
-        raise ValueError(f"epochs={chosen.epochs}, expected more than 0; 1 to 5 is usual")
+    check_epochs(chosen.epochs)
     found, texts = find_model(model), find_texts(text)
     tokenizer, _ = load_model(found.path)
     _check_lengths(texts, chosen, tokenizer)
-    out, traces = _writable(Path(out)), _writable(Path(traces))
+    out, traces = writable(Path(out)), writable(Path(traces))
     environment.set_seed(chosen.seed)
     torch.set_num_threads(environment.threads())
     sources = {
@@ -120,7 +119,7 @@ def whole_rows(texts: list[str], tokenizer, length: int) -> int:
     return sum(len(row) == length for row in token_rows(texts, tokenizer, length))
 
 
-def _writable(folder: Path) -> Path:
+def writable(folder: Path) -> Path:
     """Make a folder and return it, or raise ValueError; one that is not writable is found out before hours of work, not after."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,6 +133,11 @@ def check_fraction(prune_fraction: float) -> None:
     """Raise ValueError unless every layer would keep a head."""
     if not 0 <= prune_fraction < 1:
         raise ValueError(f"prune_fraction={prune_fraction} is outside [0, 1); at least one head a layer must stay")
+
+
+def check_epochs(epochs: float) -> None:
+    if not epochs > 0:
+        raise ValueError(f"epochs={epochs}, expected more than 0; 1 to 5 is usual")
 
 
 def device() -> str:

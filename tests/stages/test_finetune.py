@@ -1,19 +1,30 @@
+import copy
+import json
+import os
+import socket
+import subprocess
+import sys
+from subprocess import PIPE
+
 import pytest
 import torch
 from datasets import Dataset
+from torch.nn.utils import parameters_to_vector
+from transformers import TrainingArguments
 
+from gpt2opt.sources.models import load_model
 from gpt2opt.stages.finetune import (
     create_training_arguments,
+    finetune_model,
     prepare_tokenizer_for_padding,
     run_fine_tuning,
     tokenize_dataset,
 )
+from tests.conftest import relative_error
 
 
 @pytest.fixture
 def padded(model, tokenizer):
-    import copy
-
     tokenizer = copy.deepcopy(tokenizer)
     prepare_tokenizer_for_padding(tokenizer, model)
     return tokenizer
@@ -63,3 +74,86 @@ def test_training_lowers_the_loss_and_logs_it(padded, model, tmp_path):
     assert losses[-1] < losses[0] / 2
     assert next(model.parameters()).dtype == torch.float32
     assert list((tmp_path / "logs").glob("events.out.tfevents.*"))
+
+
+@pytest.fixture
+def pruned_dir(pruned, tokenizer, tmp_path):
+    """A pruned model without dropout, which is all that tells several processes from one."""
+    model = copy.deepcopy(pruned)
+    model.config.resid_pdrop = model.config.embd_pdrop = model.config.attn_pdrop = 0
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_two_processes_joined_by_torchrun_and_accelerate_launch_train_as_one_does(pruned_dir, text_file, tmp_path):
+    one = finetune_model(str(pruned_dir), str(text_file), tmp_path / "one")
+    first, second = tune_on_two_machines(["finetune", str(pruned_dir), "--text", str(text_file), "--out", str(tmp_path / "two")])
+    two = json.loads(first.splitlines()[-1])
+
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["rows"] % 2, "an odd row should be left in the last batch, which two processes can't halve"
+    losses = [[point["loss_nats"] for point in tuned["loss"]] for tuned in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=2e-4)  # the log has four decimals
+    assert losses[0][-1] < losses[0][0] - 0.5
+    weights = [parameters_to_vector(load_model(tmp_path / name)[1].parameters()).detach().numpy() for name in ("one", "two")]
+    assert relative_error(weights[1], weights[0]) < 1e-4  # training moves them by some 1e-2
+    assert second == "", "only the main process prints"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "one", "two"]
+
+
+def tune_on_two_machines(command: list[str]) -> list[str]:
+    """Start one process by each launcher, as on two machines, with gloo on the CPU; return what each printed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    torchrun = ["torch.distributed.run", "--nnodes", "2", "--node_rank", "0", "--rdzv_endpoint", f"127.0.0.1:{port}"]
+    accelerate = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--machine_rank", "1", "--num_processes", "2"]
+    accelerate += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    started = [
+        subprocess.Popen([sys.executable, "-m", *launcher, "-m", "gpt2opt", *command], env=environment, text=True, stdout=PIPE, stderr=PIPE)
+        for launcher in (torchrun, accelerate)
+    ]
+    try:
+        ended = [process.communicate(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], ended
+    return [stdout for stdout, _ in ended]
+
+
+def test_shares_of_a_batch_make_up_the_batch_of_one_process(padded, model, tmp_path, monkeypatch):
+    rows = tokenize_dataset(Dataset.from_dict({"text": [f"Node {n}" for n in range(13)]}), padded, length=8)
+
+    def batches(index: int, processes: int) -> list[dict]:
+        monkeypatch.setattr(TrainingArguments, "world_size", processes)
+        monkeypatch.setattr(TrainingArguments, "process_index", index)
+        trainer = run_fine_tuning(model, create_training_arguments(tmp_path, epochs=0.1), rows, padded)
+        seeds.append(torch.initial_seed())
+        return list(trainer.get_train_dataloader())
+
+    seeds: list[int] = []
+    whole, *shares = batches(0, 1), batches(0, 2), batches(1, 2)
+    assert [len(batch["labels"]) for batch in whole] == [8, 5]
+    assert [[len(batch["labels"]) for batch in share] for share in shares] == [[4, 3], [4, 3]]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        together = torch.stack([part["labels"] for part in parts], dim=1).flatten(0, 1)
+        rows_of_batch = len(batch["labels"])
+        assert torch.equal(together[:rows_of_batch], batch["labels"])
+        assert (together[rows_of_batch:] == -100).all()
+    assert seeds[0] == seeds[1] != seeds[2], "each process has a dropout of its own"
+
+
+def test_processes_that_cannot_share_a_batch_evenly_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "world_size", 3)
+    with pytest.raises(ValueError, match=r"3 processes can't share a batch of 8 rows evenly; start 1, 2, 4 or 8 in all"):
+        create_training_arguments(tmp_path)
+
+
+def test_what_is_no_model_is_not_replaced(model_dir, text_file, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="is there and is no model, so it is not replaced"):
+        finetune_model(str(model_dir), str(text_file), tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
