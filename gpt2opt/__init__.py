@@ -34,6 +34,7 @@ _HOMES = {
     "quiet": "environment",
     "audit_table": "report.tables",
     "environment_table": "report.tables",
+    "memory_table": "report.tables",
     "quality_table": "report.tables",
     "perplexity_ratio": "report.tables",
     "stand_in_notice": "report.tables",
