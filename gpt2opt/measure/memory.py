@@ -17,6 +17,9 @@ from typing import Any
 
 from gpt2opt.report.results import Resident
 
+LIMITED_SECONDS = 300
+"""How long a child under a limit may take: a library that gets no memory may wait for ever instead of failing (OpenBLAS does)."""
+
 
 @dataclass(frozen=True)
 class ChildRun:
@@ -67,16 +70,21 @@ def in_fresh_process(
             of resident memory, since what is mapped counts, files too, whether it is touched or not; and it takes no privileges.
 
     Raises:
-        RuntimeError: the function raised, or the child died (out of memory, say).
+        RuntimeError: the function raised, or the child died (out of memory, say), or got stuck under its limit.
     """
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch, "answer")
-        child = subprocess.run(
-            [sys.executable, "-c", "from gpt2opt.measure.memory import _child; _child()", str(answer), str(address_space_bytes or "")],
-            input=pickle.dumps((function, arguments, libraries)),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            capture_output=True,
-        )
+        try:
+            child = subprocess.run(
+                [sys.executable, "-c", "from gpt2opt.measure.memory import _child; _child()", str(answer), str(address_space_bytes or "")],
+                input=pickle.dumps((function, arguments, libraries)),
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                capture_output=True,
+                timeout=LIMITED_SECONDS if address_space_bytes else None,
+            )
+        except subprocess.TimeoutExpired as error:
+            limit = f"{address_space_bytes / 1e6:.0f} MB of address space"
+            raise RuntimeError(f"{function.__name__} gave no answer in {error.timeout:.0f} s with {limit}") from error
         if child.returncode:
             complaint = child.stderr.decode(errors="replace").strip() or "it said nothing; was memory short?"
             raise RuntimeError(f"{function.__name__} failed in a fresh process, exit code {child.returncode}:\n{complaint}")

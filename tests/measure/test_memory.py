@@ -1,10 +1,12 @@
 import mmap
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from gpt2opt.measure import memory
 from gpt2opt.measure.memory import Vram, in_fresh_process, peak_vram, read_resident
 
 SIZE = 200_000_000
@@ -93,6 +95,12 @@ def test_a_child_can_map_no_more_than_its_limit():
     assert in_fresh_process(hold, SIZE, address_space_bytes=limit).peak_address_space_bytes <= limit
     with pytest.raises(RuntimeError, match="MemoryError"):
         in_fresh_process(hold, limit, address_space_bytes=limit)
+
+
+def test_a_child_that_gets_stuck_under_its_limit_is_given_up(monkeypatch):
+    monkeypatch.setattr(memory, "LIMITED_SECONDS", 1)
+    with pytest.raises(RuntimeError, match="sleep gave no answer in 1 s with 800 MB of address space"):
+        in_fresh_process(time.sleep, 30, address_space_bytes=4 * SIZE)
 
 
 def test_the_process_is_another():
