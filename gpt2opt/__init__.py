@@ -37,6 +37,7 @@ _HOMES = {
     "quiet": "environment",
     "audit_table": "report.tables",
     "environment_table": "report.tables",
+    "memory_table": "report.tables",
     "quality_table": "report.tables",
     "samples_table": "report.tables",
     "speed_table": "report.tables",

@@ -65,6 +65,9 @@ def test_every_stage_measured_everything_on_the_same_tokens(executed):
         assert m.latency.tpot_s > 0
         assert m.memory.weight_bytes > 0
         assert (m.memory.peak_vram_bytes or m.memory.peak_rss_bytes) > 0
+        assert 0 < m.memory.start.rss_bytes < m.memory.loaded.rss_bytes <= m.memory.peak_rss_bytes
+        assert m.memory.steady.file_bytes < m.memory.steady.rss_bytes
+    assert record.stage("4-quantize").facts["runs_in_4_gb"]["done"] is True
     assert {c.name for stage in record.stages for c in stage.controls} == {
         "Pruned, first heads",
         "Fine-tuned, unpruned",

@@ -7,6 +7,7 @@ weights alone, and both work on the same KV cache, so that nothing passes betwee
 import ctypes
 import logging
 import mmap
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +280,10 @@ def continue_text(directory: Path | str, prompt: str, new_tokens: int = 50, trun
     return tokenizer.decode(model.generate(np.array([ids]), new_tokens, prompt_lookup=True)[0])
 
 
-def generate_from_ir(directory: str, ids: list[int], new_tokens: int) -> list[int]:
-    """Load an IR and generate greedily; runs in a fresh process, to see what that takes."""
-    return load_ir(directory).generate(np.array([ids]), new_tokens)[0].tolist()
+def generate_from_ir(directory: str, ids: list[int], new_tokens: int) -> Generator[str, None, list[int]]:
+    """Load an IR and generate greedily; runs in a fresh process, to see what that takes, and names its steps."""
+    model = load_ir(directory)
+    yield "loaded"
+    tokens = model.generate(np.array([ids]), new_tokens)[0].tolist()
+    yield "steady"
+    return tokens

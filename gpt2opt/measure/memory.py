@@ -1,9 +1,10 @@
-"""Memory of one piece of work: a fresh process for RAM, the allocator's own counter for VRAM.
+"""Memory of one piece of work: a fresh process for RAM, the allocator's and the driver's counters for VRAM.
 
 A process that has trained, plotted and quantized says nothing about a model; so the work runs in a child that does nothing else.
 """
 
 import importlib
+import inspect
 import os
 import pickle
 import subprocess
@@ -14,42 +15,76 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2opt.report.results import Resident
+
+LIMITED_SECONDS = 300
+"""How long a child under a limit may take: a library that gets no memory may wait for ever instead of failing (OpenBLAS does)."""
+
 
 @dataclass(frozen=True)
 class ChildRun:
     """What a fresh process returned and used.
 
-    start_rss_bytes: RSS with the function's module and the libraries imported, before the call. peak_rss_bytes: the kernel's
-    high-water mark of RSS (VmHWM) at the end. Both are None where the system has no /proc.
+    steps: what was resident at `start`, with the function's module and the libraries imported, before the call, and at every step
+    that the function named. peak_rss_bytes, peak_address_space_bytes: the kernel's high-water marks (VmHWM, VmPeak) at the end. Each
+    figure is None where the system has no /proc.
     """
 
     value: Any
-    start_rss_bytes: int | None
+    steps: dict[str, Resident | None]
     peak_rss_bytes: int | None
+    peak_address_space_bytes: int | None
+
+    @property
+    def start_rss_bytes(self) -> int | None:
+        start = self.steps["start"]
+        return start and start.rss_bytes
 
 
-def in_fresh_process(function: Callable, *arguments: Any, libraries: tuple[str, ...] = ()) -> ChildRun:
+@dataclass(frozen=True)
+class Vram:
+    """VRAM of one piece of work: the peaks of what tensors took (allocated) and of what the allocator held for them (reserved).
+
+    device_bytes: in use on the whole device at the end, as the driver sees it: by every process, CUDA contexts included.
+    """
+
+    allocated_bytes: int
+    reserved_bytes: int
+    device_bytes: int
+
+
+def in_fresh_process(
+    function: Callable, *arguments: Any, libraries: tuple[str, ...] = (), address_space_bytes: int | None = None
+) -> ChildRun:
     """Call a module-level function in a new interpreter and return its value with the memory that took.
 
     A plain subprocess, not multiprocessing, which would import the caller's main script into the child. And the peak is VmHWM, not
     `ru_maxrss`, which starts from the parent's own peak.
 
     Args:
-        function: what runs in the child; its module is imported there.
+        function: what runs in the child; its module is imported there. A generator function yields the name of each step that it has
+            reached, and what is resident is read there, with all that it still holds.
         arguments: what it is called with; they and its value are pickled.
-        libraries: modules to import before `start_rss_bytes` is read, though the function would import them later.
+        libraries: modules to import before `start`, though the function would import them later.
+        address_space_bytes: the most that the child may map (RLIMIT_AS, Linux), set before it imports anything. Stricter than a limit
+            of resident memory, since what is mapped counts, files too, whether it is touched or not; and it takes no privileges.
 
     Raises:
-        RuntimeError: the function raised, or the child died (out of memory, say).
+        RuntimeError: the function raised, or the child died (out of memory, say), or got stuck under its limit.
     """
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch, "answer")
-        child = subprocess.run(
-            [sys.executable, "-c", "from gpt2opt.measure.memory import _child; _child()", str(answer)],
-            input=pickle.dumps((function, arguments, libraries)),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            capture_output=True,
-        )
+        try:
+            child = subprocess.run(
+                [sys.executable, "-c", "from gpt2opt.measure.memory import _child; _child()", str(answer), str(address_space_bytes or "")],
+                input=pickle.dumps((function, arguments, libraries)),
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                capture_output=True,
+                timeout=LIMITED_SECONDS if address_space_bytes else None,
+            )
+        except subprocess.TimeoutExpired as error:
+            limit = f"{address_space_bytes / 1e6:.0f} MB of address space"
+            raise RuntimeError(f"{function.__name__} gave no answer in {error.timeout:.0f} s with {limit}") from error
         if child.returncode:
             complaint = child.stderr.decode(errors="replace").strip() or "it said nothing; was memory short?"
             raise RuntimeError(f"{function.__name__} failed in a fresh process, exit code {child.returncode}:\n{complaint}")
@@ -57,34 +92,81 @@ def in_fresh_process(function: Callable, *arguments: Any, libraries: tuple[str, 
 
 
 def _child() -> None:
+    answer, limit = sys.argv[1:]
+    if limit:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (int(limit), int(limit)))
     function, arguments, libraries = pickle.load(sys.stdin.buffer)
     for library in libraries:
         importlib.import_module(library)
-    start = _status_bytes("VmRSS")
+    steps = {"start": read_resident()}
     value = function(*arguments)
-    Path(sys.argv[1]).write_bytes(pickle.dumps(ChildRun(value, start, _status_bytes("VmHWM"))))
+    if inspect.isgenerator(value):
+        value = _walk(value, steps)
+    peaks = _sizes("status")
+    Path(answer).write_bytes(pickle.dumps(ChildRun(value, steps, peaks.get("VmHWM"), peaks.get("VmPeak"))))
 
 
-def _status_bytes(field: str) -> int | None:
-    status = Path("/proc/self/status")
-    if not status.exists():
+def _walk(generator, steps: dict[str, Resident | None]) -> Any:
+    """Run a generator to its end, noting what is resident at each step that it names; return what it returns."""
+    while True:
+        try:
+            step = next(generator)
+        except StopIteration as end:
+            return end.value
+        steps[step] = read_resident()
+
+
+def read_resident() -> Resident | None:
+    """Return what this process holds in RAM now; None where the system has no /proc/self/smaps_rollup (Linux 4.14)."""
+    sizes = _sizes("smaps_rollup")
+    if not sizes:
         return None
-    sizes = [int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(field)]
-    return sizes[0] if sizes else None
+    rss = sizes["Rss"]
+    return Resident(rss, sizes["Pss"], sizes["Private_Clean"] + sizes["Private_Dirty"], rss - sizes["Anonymous"])
 
 
-def peak_vram(work: Callable[[], Any]) -> int | None:
-    """Run `work` and return the peak of allocated VRAM during it, in bytes; without a GPU run it and return None.
+def _sizes(name: str) -> dict[str, int]:
+    """Return the sizes in a file of /proc/self, in bytes by field; none where there is no such file."""
+    path = Path("/proc/self", name)
+    if not path.exists():
+        return {}
+    lines = [line.split() for line in path.read_text().splitlines()]
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1:] == ["kB"]}
 
-    The peak is reset first: without that it still holds what an earlier stage, training say, once needed.
-    """
+
+def peak_vram(work: Callable[[], Any]) -> Vram | None:
+    """Run `work` and return the VRAM it took; without a GPU run it and return None."""
+    reset_peak_vram()
+    work()
+    return read_peak_vram()
+
+
+def reset_peak_vram() -> None:
+    """Forget the peaks so far: without that they still hold what an earlier stage, training say, once needed."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def read_peak_vram() -> Vram | None:
+    """Return the peaks since `reset_peak_vram`, and what the device has in use now; None without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
-        work()
         return None
     torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    work()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated()
+    return Vram(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), device_vram())
+
+
+def device_vram() -> int | None:
+    """Return what is in use on the GPU now, as the driver sees it, by every process; None without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return total - free

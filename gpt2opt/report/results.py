@@ -117,16 +117,38 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Memory of one model. RSS is that of a fresh process that loads the model and generates, never of the notebook's own.
+class Resident:
+    """What a process holds in RAM at one moment (Linux, /proc/self/smaps_rollup).
 
-    start_rss_bytes: RSS of that process with its libraries imported and no model yet.
+    pss_bytes: a page that n processes share counts as 1/n. uss_bytes: pages that no other process maps, those of files included.
+    file_bytes: the part of RSS that belongs to files, mapped weights and libraries; the system may drop and read such pages again, the
+    rest is anonymous. PSS and USS depend on who else runs: the process that measures maps the same libraries.
+    """
+
+    rss_bytes: int
+    pss_bytes: int
+    uss_bytes: int
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one model. RAM is that of a fresh process that loads the model and generates, never of the notebook's own.
+
+    start_rss_bytes, start: that process with its libraries imported and no model yet. loaded: with the model. steady: at rest after it
+    has generated, still able to go on. peak_vram_bytes: what tensors took; peak_vram_reserved_bytes: what torch's allocator held for
+    them; driver_vram_bytes: how much more the driver had in use on the device at the end than before, the CUDA context included.
     """
 
     weight_bytes: int
     peak_rss_bytes: int | None = None
     start_rss_bytes: int | None = None
     peak_vram_bytes: int | None = None
+    peak_vram_reserved_bytes: int | None = None
+    driver_vram_bytes: int | None = None
+    start: Resident | None = None
+    loaded: Resident | None = None
+    steady: Resident | None = None
 
 
 @dataclass(frozen=True)

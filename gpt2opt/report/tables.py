@@ -107,6 +107,35 @@ def stage_table(record: Record, name: str) -> Table:
     return table(summary_table(record).header, [_summary_row(measurement, control) for measurement, control in rows])
 
 
+def memory_table(record: Record) -> Table:
+    """Show what each measured model takes on disk, in the RAM of a fresh process that generates, step by step, and in VRAM."""
+    return table(
+        (
+            "stage", "weights on disk MB", "RSS at start MB", "loaded MB", "steady MB", "peak RSS MB",
+            "steady PSS MB", "steady USS MB", "steady file-backed MB", "VRAM MB: allocated / reserved / driver",
+        ),
+        [_memory_row(measurement, control) for measurement, control in record.measurements() if measurement.memory],
+    )  # fmt: skip
+
+
+def _memory_row(measurement: Measurement, control: bool) -> tuple[str, ...]:
+    memory = measurement.memory
+    steady = memory.steady
+    vram = (memory.peak_vram_bytes, memory.peak_vram_reserved_bytes, memory.driver_vram_bytes)
+    return (
+        f"{measurement.name}{' (control)' if control else ''}",
+        megabytes(memory.weight_bytes),
+        *(_size(memory.start_rss_bytes), _size(memory.loaded and memory.loaded.rss_bytes), _size(steady and steady.rss_bytes)),
+        _size(memory.peak_rss_bytes),
+        *((megabytes(steady.pss_bytes), megabytes(steady.uss_bytes), megabytes(steady.file_bytes)) if steady else [MISSING] * 3),
+        MISSING if memory.peak_vram_bytes is None else " / ".join(map(_size, vram)),
+    )
+
+
+def _size(size: int | None) -> str:
+    return MISSING if size is None else megabytes(size)
+
+
 def audit_table(record: Record) -> Table:
     """Show, for each kind of matmul, how many there are, what their weights are stored as, and what both graphs multiply."""
     audit = record.stage("4-quantize").facts["audit"]
@@ -260,6 +289,8 @@ def record_tables(record: Record) -> dict[str, Table]:
         tables["Beside the parent"] = quality_table(record)
     if any(measurement.continuations for measurement, _ in record.measurements()):
         tables["What each model writes"] = samples_table(record)
+    if any(measurement.memory for measurement, _ in record.measurements()):
+        tables["Memory"] = memory_table(record)
     last = next((stage for stage in record.stages if stage.name == "4-quantize"), None)
     if last and "reading" in last.facts.get("audit", {}):
         tables["INT8 audit"] = audit_table(record)

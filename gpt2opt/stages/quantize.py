@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,14 +17,26 @@ from gpt2opt.deploy.gate import apply_gate
 from gpt2opt.deploy.inc import RECIPES, Recipe, calibrate
 from gpt2opt.deploy.ir import export_ir, fake_quantize, linearize
 from gpt2opt.deploy.prompt_lookup import PromptLookup
-from gpt2opt.deploy.runtime import cpu_properties, load_ir
+from gpt2opt.deploy.runtime import cpu_properties, generate_from_ir, load_ir
 from gpt2opt.environment import give_back_memory, has_int8_dot_product
+from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.measure.quality import window_length
 from gpt2opt.report.results import Quantized, StageResult, hash_weights
 from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import finetune
-from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Parent, Run, compared, ir_memory, measure_ir, prompt_ids, stopwatch, time_ir
+from gpt2opt.stages.run import (
+    MIN_CALIBRATION_SEQUENCES,
+    Parent,
+    Run,
+    compared,
+    ir_memory,
+    measure_ir,
+    prompt_ids,
+    scored_text,
+    stopwatch,
+    time_ir,
+)  # fmt: skip
 
 NAME = "4-quantize"
 GATE_TOKENS = 2048
@@ -32,6 +45,9 @@ NO_DOT_PRODUCT = (
     "this CPU has neither VNNI nor AMX: reading prompts in INT8 gains less than elsewhere, and some weights get wider steps so that sums "
     "fit into 16 bits; the default recipe cost the bundled model 0.0010 nats a token of KL on such a CPU"
 )
+
+SMALL_MACHINE_BYTES = 4_000_000_000
+"""Memory of the machine that stage 4 is for."""
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +175,7 @@ def run_quantize(run: Run) -> StageResult:
             "int8_dot_product": has_int8_dot_product(),
             "runtime_properties": cpu_properties(kv_cache="f16"),
             "prompt_lookup": prompt_lookup_facts(run, folder, tokenizer),
+            "runs_in_4_gb": generate_within(SMALL_MACHINE_BYTES, folder, longest_prompt(run, tokenizer), settings.new_tokens),
             "optimum_generates_the_same": optimum_generates_the_same(run, fp32_folder, tokenizer),
         }
         facts = json.loads(json.dumps(facts))  # as they are read back: lists, no tuples
@@ -177,6 +194,28 @@ def prompt_lookup_facts(run: Run, folder: Path, tokenizer) -> dict:
     plain = model.generate(ids, count)[0].tolist()
     lookup = PromptLookup(model.decoder(ids))
     return {"new_tokens": count, "same_tokens": lookup.generate(count) == plain, "accepted": lookup.accepted}
+
+
+def longest_prompt(run: Run, tokenizer) -> list[int]:
+    """Return the longest prompt that leaves room for the new tokens; memory grows with the context."""
+    return tokenizer(scored_text(run.texts, run.settings), verbose=False).input_ids[: window_length(tokenizer) - run.settings.new_tokens]
+
+
+def generate_within(limit_bytes: int, folder: Path, ids: list[int], new_tokens: int) -> dict | None:
+    """Generate from an IR in a process that may not map more than `limit_bytes`, and say whether that was enough.
+
+    Returns:
+        The limit, what was asked for, whether it was done or the error, and the peaks; None where there is no such limit (it is Linux's).
+    """
+    if sys.platform != "linux":
+        return None
+    facts = {"limit_bytes": limit_bytes, "prompt_tokens": len(ids), "new_tokens": new_tokens}
+    try:
+        child = in_fresh_process(generate_from_ir, str(folder), ids, new_tokens, address_space_bytes=limit_bytes)
+    except RuntimeError as error:
+        return {**facts, "done": False, "error": str(error).splitlines()[-1].strip()}
+    peaks = {"peak_address_space_bytes": child.peak_address_space_bytes, "peak_rss_bytes": child.peak_rss_bytes}
+    return {**facts, "done": True, "error": None, **peaks}
 
 
 def optimum_generates_the_same(run: Run, folder: Path, tokenizer) -> bool:

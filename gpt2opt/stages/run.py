@@ -1,11 +1,12 @@
 """One run: what was found, where it writes, and the rulers that every stage uses in the same way."""
 
+import dataclasses
 import datetime
 import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from gpt2opt import environment
 from gpt2opt.deploy.runtime import IrModel, generate_from_ir, load_ir
 from gpt2opt.measure.latency import Decoder, compare_latency, cuda_time, wall_time
-from gpt2opt.measure.memory import in_fresh_process, peak_vram
+from gpt2opt.measure.memory import ChildRun, Vram, device_vram, in_fresh_process, read_peak_vram, reset_peak_vram
 from gpt2opt.measure.quality import JOIN, Logits, ScoredText, measure_agreement, measure_quality, prepare_text, window_length
 from gpt2opt.report.record import Record, Settings
 from gpt2opt.report.results import Comparison, Latency, Measurement, Memory, weight_files
@@ -271,27 +272,40 @@ def compared(latencies: dict[str, Latency]) -> Comparison:
 
 def ir_memory(run: Run, folder: Path, tokenizer) -> Memory:
     child = in_fresh_process(generate_from_ir, str(folder), prompt_ids(run, tokenizer), run.settings.new_tokens, libraries=("openvino",))
-    return Memory(_weight_bytes(folder), child.peak_rss_bytes, child.start_rss_bytes)
+    return _memory(folder, child)
 
 
 def torch_memory(run: Run, folder: Path) -> Memory:
     prompt = prompt_ids(run, load_model(folder)[0])
     libraries = ("transformers.models.gpt2.modeling_gpt2",)
+    before = device_vram()  # this process has the model on the GPU too
     child = in_fresh_process(generate_from_torch, str(folder), prompt, run.settings.new_tokens, libraries=libraries)
-    if child.value is not None:
-        return Memory(_weight_bytes(folder), peak_vram_bytes=child.value)
-    return Memory(_weight_bytes(folder), child.peak_rss_bytes, child.start_rss_bytes)
+    memory, vram = _memory(folder, child), child.value
+    if vram is None:
+        return memory
+    return dataclasses.replace(
+        memory,
+        peak_vram_bytes=vram.allocated_bytes,
+        peak_vram_reserved_bytes=vram.reserved_bytes,
+        driver_vram_bytes=vram.device_bytes - before,
+    )
 
 
-def generate_from_torch(folder: str, prompt: list[int], new_tokens: int) -> int | None:
-    """Load an FP16 model, generate greedily and return the peak VRAM, None without a GPU; runs in a fresh process."""
+def generate_from_torch(folder: str, prompt: list[int], new_tokens: int) -> Generator[str, None, Vram | None]:
+    """Load an FP16 model, generate greedily and return the VRAM that took; runs in a fresh process, and names its steps."""
     torch.set_num_threads(environment.threads())
+    reset_peak_vram()
+    _, model = load_model(Path(folder), "float16")
+    decoder = TorchDecoder(model.to(device()), torch.tensor([prompt], device=device()))
+    yield "loaded"
+    decoder.generate(new_tokens)
+    yield "steady"
+    return read_peak_vram()
 
-    def generate() -> None:
-        _, model = load_model(Path(folder), "float16")
-        TorchDecoder(model.to(device()), torch.tensor([prompt], device=device())).generate(new_tokens)
 
-    return peak_vram(generate)
+def _memory(folder: Path, child: ChildRun) -> Memory:
+    steps = {step: child.steps[step] for step in ("start", "loaded", "steady")}
+    return Memory(_weight_bytes(folder), child.peak_rss_bytes, child.start_rss_bytes, **steps)
 
 
 def logits_from_torch(folder: str, ids: list[list[int]]) -> np.ndarray:

@@ -144,7 +144,7 @@ def test_optimum_and_genai_load_an_int8_directory_and_generate(quantized, ids):
 def test_generating_from_the_ir_loads_no_torch(quantized):
     """What the RAM of INT8 is measured on: a process with openvino and numpy alone."""
     code = (
-        "import json, sys; from gpt2opt.deploy.runtime import generate_from_ir; generate_from_ir(sys.argv[1], [1, 2, 3], 2);"
+        "import json, sys; from gpt2opt.deploy.runtime import generate_from_ir; list(generate_from_ir(sys.argv[1], [1, 2, 3], 2));"
         "print(json.dumps(sorted(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(quantized[0])], capture_output=True, text=True, check=True)

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from gpt2opt.report.record import Record, Settings
-from gpt2opt.report.results import Agreement, Comparison, Latency, Measurement, Memory, Quality, StageResult
+from gpt2opt.report.results import Agreement, Comparison, Latency, Measurement, Memory, Quality, Resident, StageResult
 
 ENVIRONMENT = {
     "python": "3.11.0", "platform": "Linux x86_64", "cpu": "Some CPU", "cpu_flags": ["avx2"], "threads": 2, "memory_bytes": 4_000_000_000,
@@ -17,8 +17,7 @@ SOURCES = {
 
 def measurement(name: str, dtype: str, runtime: str, device: str = "Some CPU", nats: float = 3.0, timed: bool = True) -> Measurement:
     latency = Latency((0.1, 0.12), (0.01, 0.02, 0.015), 1, 1, 8, 3) if timed else None
-    vram = 500_000_000 if device != "Some CPU" else None
-    memory = Memory(250_000_000, None if vram else 600_000_000, None if vram else 200_000_000, vram) if timed else None
+    memory = make_memory(on_gpu=device != "Some CPU") if timed else None
     quality = Quality((nats * 10, nats * 11, nats * 9), (10, 10, 10), 25, 100, "text | window 10")
     continuations = ((" the", " same"), (" then", f" {name}"))
     return Measurement(name, device, dtype, runtime, 1000, latency, memory, quality, "float32", continuations=continuations)
@@ -27,6 +26,15 @@ def measurement(name: str, dtype: str, runtime: str, device: str = "Some CPU", n
 def agreed(found: Measurement, parent: str) -> Measurement:
     agreement = Agreement((0.01, 0.02, 0.03), (10, 9, 10), (10, 10, 10), 0.01, (0.005, 0.02), "text | window 10", parent)
     return dataclasses.replace(found, agreement=agreement)
+
+
+def make_memory(on_gpu: bool) -> Memory:
+    if on_gpu:
+        return Memory(250_000_000, peak_vram_bytes=500_000_000, peak_vram_reserved_bytes=600_000_000, driver_vram_bytes=900_000_000)
+    start, loaded, steady = (
+        Resident(rss, rss - 10_000_000, rss - 30_000_000, 150_000_000) for rss in (200_000_000, 450_000_000, 500_000_000)
+    )
+    return Memory(250_000_000, 600_000_000, start.rss_bytes, start=start, loaded=loaded, steady=steady)
 
 
 def make_record(gpu: str | None = None) -> Record:

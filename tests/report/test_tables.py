@@ -4,6 +4,7 @@ from gpt2opt.report.results import Latency, Memory
 from gpt2opt.report.tables import (
     audit_table,
     environment_table,
+    memory_table,
     provenance_table,
     quality_table,
     raw_samples_table,
@@ -46,6 +47,19 @@ def test_a_stage_stands_beside_the_one_before_and_its_controls(record):
 
 def test_vram_is_named(gpu_record):
     assert summary_table(gpu_record).rows[0][9] == "500 VRAM"
+
+
+def test_memory_is_shown_step_by_step(record, gpu_record):
+    names = [row[0] for row in memory_table(record).rows]
+    assert names == ["Baseline", "Pruned", "Fine-tuned", "INT8", "FP32 (control)"]
+    assert memory_table(record).rows[0][1:] == ("250", "200", "450", "500", "600", "490", "470", "150", "–")
+    assert memory_table(gpu_record).rows[0][1:] == ("250", *["–"] * 7, "500 / 600 / 900")
+
+
+def test_a_record_from_before_the_steps_is_still_shown(record):
+    old = dataclasses.replace(record.stages[0].measurement, memory=Memory(250_000_000, 600_000_000, 200_000_000))
+    record.stages[0] = dataclasses.replace(record.stages[0], measurement=old)
+    assert memory_table(record).rows[0][1:] == ("250", "200", "–", "–", "600", "–", "–", "–", "–")
 
 
 def test_the_machine_and_the_sources_are_named(record):
@@ -128,7 +142,7 @@ def test_every_measurement_says_where_its_samples_are(record):
 
 
 def test_a_record_has_the_tables_that_its_stages_allow(record):
-    every = ["Summary", "Timed in turns", "Beside the parent", "What each model writes", "INT8 audit"]
+    every = ["Summary", "Timed in turns", "Beside the parent", "What each model writes", "Memory", "INT8 audit"]
     assert list(record_tables(record))[3:] == [*every, "Trade-off", "Provenance", "Raw samples"]
     record.stages[3] = dataclasses.replace(record.stages[3], facts={})
     assert "INT8 audit" not in record_tables(record)

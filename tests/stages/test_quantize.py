@@ -17,7 +17,7 @@ from gpt2opt.deploy.runtime import load_ir
 from gpt2opt.report.results import Int8Audit
 from gpt2opt.stages import quantize
 from gpt2opt.stages.prune import prune_attention_heads
-from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
+from gpt2opt.stages.quantize import SMALL_MACHINE_BYTES, generate_within, prepare_calibration_dataset, quantize_int8
 from tests.conftest import relative_error, sample_text, torch_logits
 
 
@@ -146,6 +146,18 @@ def test_gpt2_sized_file_is_small_and_generates(tokenizer, tmp_path):
     assert len(done.audit.expected) == 49
     assert (tmp_path / "gpt2" / "openvino_model.bin").stat().st_size <= 122e6
     assert load_ir(tmp_path / "gpt2").generate(np.array([[1, 2, 3]]), 4).shape == (1, 4)
+
+
+def test_int8_generates_where_4_gb_can_be_mapped(quantized):
+    facts = generate_within(SMALL_MACHINE_BYTES, quantized[0], [1, 2, 3], 4)
+    assert facts["done"] is True
+    assert 0 < facts["peak_rss_bytes"] < facts["peak_address_space_bytes"] <= facts["limit_bytes"] == 4_000_000_000
+
+
+def test_a_limit_that_is_too_small_is_told_with_what_failed(quantized):
+    facts = generate_within(400_000_000, quantized[0], [1, 2, 3], 4)
+    assert facts["done"] is False
+    assert "can't compile" in facts["error"]
 
 
 def test_calibration_is_filtered_and_has_whole_rows(tokenizer):
