@@ -73,7 +73,9 @@ def test_what_is_freed_before_a_step_shows_in_the_peak_alone():
 
 def test_a_mapped_file_is_told_apart_and_shared_with_whoever_maps_it(tmp_path):
     path = tmp_path / "weights"
-    path.write_bytes(bytes(SIZE))
+    with open(path, "wb") as file:
+        file.write(bytes(SIZE))
+        os.fsync(file.fileno())  # weights on disk are clean pages
     alone = growth(in_fresh_process(read_through, path), "loaded")
     assert [alone[kind] for kind in ("rss_bytes", "file_bytes", "uss_bytes")] == pytest.approx([SIZE] * 3, rel=0.1)
     here = read_through(path)
