@@ -108,7 +108,7 @@ WRONG = {
     "epochs of fine-tuning": (["finetune", "{model}", "--epochs", "0"], "epochs=0.0, expected more than 0"),
     "unwritable model": (["finetune", "{model}", "--text", "{text}", "--out", "{file}/out"], "name a writable output directory"),
     "empty text": (["perplexity", "{model}", "--text", "{empty}"], "holds no text"),
-    "one token": (["perplexity", "{model}", "--text", "{short}"], "at least 2 are needed"),
+    "one token": (["perplexity", "{model}", "--text", "{short}"], "has no two tokens in a row"),
     "missing model": (["perplexity", "./missing"], "no directory './missing'"),
     "damaged model": (["run", "--model", "{cut}", "--text", "{text}"], "the directory is damaged"),
     "text too short to divide": (["run", "--model", "{model}", "--text", "{short}"], "too few documents"),

@@ -1,6 +1,7 @@
 """What each step from torch FP32 to INT8 is worth, one thing changed at a time: `gpt2opt attribution`."""
 
 import dataclasses
+import math
 import statistics
 import sys
 import tempfile
@@ -118,7 +119,8 @@ def _size_ratio(step: Step, before: Step, case: Case) -> Ratio:
 
 
 def _perplexity_ratio(step: Step, before: Step, case: Case) -> Ratio:
-    return Ratio(step.quality.ratio_to(before.quality), *step.quality.ratio_interval(before.quality))
+    interval = step.quality.ratio_interval(before.quality) or (0.0, math.inf)  # one document tells nothing of another
+    return Ratio(step.quality.ratio_to(before.quality), *interval)
 
 
 TTFT, TPOT = _timed("TTFT", ttft), _timed("TPOT", tpot)

@@ -125,7 +125,14 @@ def _recovery(axes: "Axes", controls: PruningControls) -> None:
         value = math.log(quality.ratio_to(controls.unpruned))
         low, high = (math.log(bound) for bound in quality.ratio_interval(controls.unpruned))
         axes.barh(row, value, height=0.55, color=color)
-        axes.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="none", color="black", capsize=3)
+        axes.errorbar(
+            value,
+            row,
+            xerr=[[max(0.0, value - low)], [max(0.0, high - value)]],  # an interval of no width may miss by rounding
+            fmt="none",
+            color="black",
+            capsize=3,
+        )
         axes.annotate(f"{value:+.4f}", (max(high, 0), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(bars)), list(bars))

@@ -36,7 +36,7 @@ def test_the_hash_follows_the_weights(tmp_path):
 
 
 def point(name: str, perplexity: float, tpot_s: float, size: int, device: str = "CPU", protocol: str = "p", prompt: int = 8) -> Measurement:
-    quality = Quality((math.log(perplexity) * 10,), (10,), 100, protocol)
+    quality = Quality((math.log(perplexity) * 10,), (10,), 25, 100, protocol)
     return Measurement(name, device, "int8", "openvino", None, Latency((1.0,), (tpot_s,), 1, 1, prompt, 2), Memory(size), quality)
 
 

@@ -20,7 +20,7 @@ from gpt2opt.stages.finetune import (
     run_fine_tuning,
     tokenize_dataset,
 )
-from tests.conftest import relative_error
+from tests.conftest import make_tokenizer, relative_error
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def test_long_texts_become_rows_and_lose_nothing(padded):
     assert padded.decode(kept) == text + padded.eos_token
 
 
-def test_a_tokenizer_without_padding_is_refused(tokenizer):
+def test_a_tokenizer_without_padding_is_refused():
     with pytest.raises(ValueError, match="no padding token"):
-        tokenize_dataset(Dataset.from_dict({"text": ["a b"]}), tokenizer)
+        tokenize_dataset(Dataset.from_dict({"text": ["a b"]}), make_tokenizer())
 
 
 def test_texts_without_words_are_refused(padded):

@@ -11,8 +11,9 @@ def test_vram_is_the_childs_own_and_its_ram_stands_beside_it(model_dir, monkeypa
     steps = {step: Resident(size, size, size, 10) for step, size in (("start", 100), ("loaded", 200), ("steady", 300))}
     child = ChildRun(Vram(allocated_bytes=50, reserved_bytes=60, device_bytes=1090), steps, 400, 5000)
     monkeypatch.setattr(run, "in_fresh_process", lambda *_, **__: child)
+    monkeypatch.setattr(run, "prompt_ids", lambda *_: [1, 2])
     monkeypatch.setattr(run, "device_vram", lambda: 1000)  # this process has a model on the GPU as well
-    memory = run._torch_memory(SimpleNamespace(settings=SimpleNamespace(new_tokens=2)), [1, 2], model_dir)
+    memory = run.torch_memory(SimpleNamespace(settings=SimpleNamespace(new_tokens=2)), model_dir)
     assert (memory.peak_vram_bytes, memory.peak_vram_reserved_bytes, memory.driver_vram_bytes) == (50, 60, 90)
     assert (memory.start, memory.loaded, memory.steady) == tuple(steps.values())
     assert (memory.start_rss_bytes, memory.peak_rss_bytes) == (100, 400)
