@@ -15,7 +15,7 @@ from gpt2opt.lab.train_bundled import score_held_out
 from gpt2opt.measure.trace import check_trace
 from gpt2opt.report.record import read_record
 from gpt2opt.report.results import from_json
-from gpt2opt.report.tables import summary_table
+from gpt2opt.report.tables import quality_table, speed_table, summary_table
 from gpt2opt.sources.models import BUNDLED, load_model
 from gpt2opt.stages.quantize import NO_DOT_PRODUCT
 from tests.conftest import committed
@@ -28,8 +28,9 @@ def record(tmp_path_factory):
     return read_record(path)
 
 
-def test_the_readme_table_is_the_records(record):
-    assert summary_table(record).markdown() in committed("README.md").decode()
+@pytest.mark.parametrize("show", [summary_table, speed_table, quality_table])
+def test_the_readme_tables_are_the_records(record, show):
+    assert show(record).markdown() in committed("README.md").decode()
 
 
 @pytest.fixture(scope="module")
