@@ -101,7 +101,7 @@ def as_convolutions(graph: Model) -> Model:
 def gelu_by_erf(graph: Model) -> Model:
     """Compute GELU by erf instead of tanh where what follows rounds the difference away.
 
-    For CPUs without AVX-512, on which the CPU plugin's tanh takes several times as long as its erf.
+    For CPUs without AVX-512, on which the CPU plugin's tanh is much slower than its erf.
     """
     for node in graph.get_ordered_ops():
         if node.get_type_name() != "Gelu" or node.get_attributes()["approximation_mode"] != "TANH":
@@ -180,7 +180,7 @@ def _reshaped(constant: Node, shape: list[int]) -> Constant:
 
 
 def _elementwise_behind(matmul: Node) -> list[Node]:
-    """Return the nodes between a matmul and the next quantized one if each works on one element at a time; else its bias alone."""
+    """Return the nodes between a matmul and the next quantized one if each works on one element at a time; else the first of them."""
     path: list[Node] = []
     node = matmul
     while not path or path[-1].get_type_name() != "FakeQuantize":

@@ -185,7 +185,7 @@ class IrModel:
         bound = self._bound[request]
         for name, value in inputs.items():
             if name in bound and bound[name].shape == value.shape:
-                bound[name][...] = value  # setting a tensor takes ten times as long, and there are eight of them for every token
+                bound[name][...] = value  # cheaper than setting eight tensors anew for every token
             else:
                 bound[name] = value.copy()  # ours to write to: the ids may be the caller's
                 request.set_tensor(name, openvino.Tensor(bound[name], shared_memory=True))

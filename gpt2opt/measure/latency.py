@@ -8,8 +8,8 @@ from typing import Protocol
 from gpt2opt.environment import CpuWatch
 from gpt2opt.report.results import Latency
 
-WARMUP_RUNS = (2, 10)
-"""Untimed runs, at least and at most."""
+MAX_WARMUP_RUNS = 10
+"""Untimed runs at the most; two at least, since one alone tells nothing."""
 STEADY = 0.95
 """Warming up ends with the first run that takes more than this share of the fastest before it."""
 
@@ -114,11 +114,10 @@ def compare_latency(
 
 def _warm_up(run: Callable[[], float]) -> tuple[int, bool]:
     """Run until that gets no faster; return how many runs that took, and whether they got steady at all."""
-    least, most = WARMUP_RUNS
     best = run()
-    for done in range(2, most + 1):
+    for done in range(2, MAX_WARMUP_RUNS + 1):
         seconds = run()
-        if done >= least and seconds > STEADY * best:
+        if seconds > STEADY * best:
             return done, True
         best = min(best, seconds)
-    return most, False
+    return MAX_WARMUP_RUNS, False

@@ -92,8 +92,9 @@ def _notes(record: Record) -> dict[str, str]:
     protocols = dict.fromkeys(m.quality.protocol for m, _ in record.measurements() if m.quality)
     return {
         "Summary": f"Prompt of {settings.prompt_tokens} tokens, {settings.new_tokens} new ones; TTFT and TPOT are medians. Intervals are "
-        f"95%, windows redrawn. Scored: {'; '.join(protocols) or 'nothing yet'}. Controls tell causes apart.",
-        "Quality of INT8": "Each INT8 model against the FP32 model that it was made from, on the scored text.",
+        f"95%, documents redrawn; of models timed in turns 99%, runs redrawn. Scored: {'; '.join(protocols) or 'nothing yet'}. "
+        "Controls tell causes apart.",
+        "Beside the parent": "Each model against its parent, on the scored text.",
         "INT8 audit": "What the weights are stored as in the file, and what the two compiled graphs multiply.",
         "Trade-off": "A model is dominated if another on the same device, text and prompt is no worse in TPOT, perplexity and size, and "
         "better in one; the others are the Pareto front. It goes by the figures alone: their intervals may overlap.",
