@@ -16,7 +16,7 @@ import numpy as np
 from gpt2opt import environment
 from gpt2opt.lab.bench_results import CASES, MAIN, SHORT, BenchResult, CaseTimings, EngineResult, GrowthPoint, Models, Shape, best_peer
 from gpt2opt.lab.engines import ENGINES, Engine, Ours
-from gpt2opt.lab.limits import Limits, Probe, best_of
+from gpt2opt.lab.limits import Limits, Probe
 from gpt2opt.lab.race import Case, Outcome, RemoteEngine, Worker, loaded, make_prompts, one_line, race
 from gpt2opt.measure.memory import in_fresh_process
 
@@ -255,17 +255,20 @@ def _started(engine: type[Engine], folder: Path, threads: int) -> RemoteEngine:
 
 def race_with_limits(
     contestants: Mapping[str, RemoteEngine], chosen: Sequence[type[Engine]], models: Models, rounds: int, threads: int
-) -> tuple[Outcome, Limits]:
+) -> tuple[Outcome, tuple[Limits, ...]]:
     """Race, and measure the limits of the machine after every round, so that both meet the same load."""
-    probe, samples = Worker(Probe, threads, threads=threads), []
+    probe, limits = Worker(Probe, threads, threads=threads), []
 
     def between_rounds(done: int) -> None:
-        samples.append(probe.call("measure"))
+        taken = probe.call("measure")
+        if done:
+            limits.append(taken)
         _say(f"round {done} of {rounds}" if done else "warm-up done")
 
     cases = {engine.name: fitting(CASES, models.context, engine.texts) for engine in chosen}
     try:
-        return race(contestants, cases, rounds=rounds, vocab_size=models.vocab_size, between_rounds=between_rounds), best_of(samples)
+        outcome = race(contestants, cases, rounds=rounds, vocab_size=models.vocab_size, between_rounds=between_rounds)
+        return outcome, tuple(limits)
     finally:
         probe.close()
 

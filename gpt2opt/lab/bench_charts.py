@@ -20,14 +20,14 @@ def plot_race(result: BenchResult) -> list["Axes"]:
     engines = sorted((e for e in result.raced if WHOLE.per_round(e)), key=WHOLE.median)
     figure, grid = plt.subplots(2, 2, figsize=(12, 2 + 0.62 * len(engines)), layout="constrained")
     first, later, whole, memory = grid.flat
-    compute = result.ours.operations(TTFT_512.case.prompt_tokens) / result.limits.int8_ops_per_s * 1e3
-    reading = result.ours.read_bytes / result.limits.read_bytes_per_s * 1e3
+    compute = result.ours.operations(TTFT_512.case.prompt_tokens) / result.limit("int8_ops_per_s") * 1e3
+    reading = result.ours.read_bytes / result.limit("read_bytes_per_s") * 1e3
     for axes, column, scale in ((first, TTFT_512, 1e3), (later, TPOT, 1e3), (whole, WHOLE, 1)):
         _bars(axes, engines, column, scale)
     _memory(memory, engines)
     for axes, limit in ((first, compute), (later, reading)):
         axes.axvline(limit, color="black", linestyle=":")
-    first.set(title="Time to first token, 512-token prompt", xlabel=f"ms; dotted: our operations at the INT8 peak, {compute:.3g} ms")
+    first.set(title="Time to first token, 512-token prompt", xlabel=f"ms; dotted: our operations at the INT8 rate, {compute:.3g} ms")
     later.set(title="Time per output token after it", xlabel=f"ms; dotted: reading our weights once, {reading:.3g} ms", yticklabels=[])
     whole.set(title="A whole call: 512-token prompt, 128 new tokens", xlabel="s")
     memory.set(title="Peak RSS of a fresh process that makes that call", xlabel="MB; hatched: on disk", yticklabels=[])

@@ -15,7 +15,7 @@ from gpt2opt.lab.race import Case
 from gpt2opt.report.record import read_json, write_text
 from gpt2opt.report.results import from_json, percentile
 
-SCHEMA = "gpt2opt.bench/1"
+SCHEMA = "gpt2opt.bench/2"
 
 MAIN = Case(512, 128)
 SHORT = Case(32, 32)
@@ -99,14 +99,14 @@ class GrowthPoint:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """One race, with all its raw samples."""
+    """One race, with all its raw samples. limits: of the machine, one measurement a round."""
 
     created: str
     environment: dict[str, Any]
     size: str
     models: Models
     rounds: int
-    limits: Limits
+    limits: tuple[Limits, ...]
     engines: tuple[EngineResult, ...]
     growth: tuple[GrowthPoint, ...] = ()
     schema: str = SCHEMA
@@ -121,6 +121,10 @@ class BenchResult:
     @property
     def ours(self) -> EngineResult:
         return self.engine(Ours.name)
+
+    def limit(self, rate: str) -> float:
+        """Return the median over the rounds of one of the rates of `Limits`."""
+        return statistics.median(getattr(limits, rate) for limits in self.limits)
 
     def write(self, path: Path) -> None:
         write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
@@ -172,10 +176,15 @@ class Figure:
         values = self.per_round(engine)
         return statistics.median(values) if values else None
 
+    def ratio_to(self, least: Sequence[float], engine: EngineResult) -> "Ratio | None":
+        """Return the engine's figure ÷ the least that the machine allowed in each round; None where it was not measured."""
+        values = self.per_round(engine)
+        return paired_ratio(values, least) if values else None
+
     def ratio(self, engine: EngineResult, ours: EngineResult) -> "Ratio | None":
         """Return engine ÷ ours; None where one of them was not measured."""
-        values, base = self.per_round(engine), self.per_round(ours)
-        return paired_ratio(values, base) if values and base else None
+        base = self.per_round(ours)
+        return self.ratio_to(base, engine) if base else None
 
 
 FIGURES = (

@@ -11,16 +11,15 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class Limits:
-    """Best rates seen over the rounds of a race, so that they were taken under the same load as the engines."""
+    """What the machine gave at one moment, the best of `REPEATS`.
+
+    Read: torch matrix × vector over `BUFFER_BYTES` of FP32. INT8: torch quantized linear (oneDNN where it has it), u8 × i8, and FP32: torch
+    matmul, both of ROWS × INNER × OUTER.
+    """
 
     read_bytes_per_s: float
     int8_ops_per_s: float
     fp32_ops_per_s: float
-
-    METHOD = (
-        "read: torch matrix × vector over 512 MiB of FP32; INT8: torch quantized linear (oneDNN where it has it), u8 × i8, and FP32: torch "
-        "matmul, both 1024 × 2048 × 2048; the best of all rounds"
-    )
 
 
 class Probe:
@@ -49,12 +48,6 @@ class Probe:
                 operations / _best(lambda: torch.ops.quantized.linear(self.inputs_u8, self.packed, 1.0, 128)),
                 operations / _best(lambda: self.inputs @ self.weight.T),
             )
-
-
-def best_of(samples: list[Limits]) -> Limits:
-    return Limits(
-        *(max(values) for values in zip(*((s.read_bytes_per_s, s.int8_ops_per_s, s.fp32_ops_per_s) for s in samples), strict=True))
-    )
 
 
 def _best(work: Callable[[], object]) -> float:

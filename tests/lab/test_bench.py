@@ -124,7 +124,8 @@ def test_run_names_what_is_missing_and_what_fails(model_dir, tmp_path, monkeypat
     assert [len(result.ours.timings(case)) for case in (SHORT, *BATCHED)] == [2, 2, 2]
     assert result.ours.disk_bytes == 10
     assert result.ours.peak_rss_bytes > 10e6
-    assert result.limits.int8_ops_per_s > 1e9
+    assert len(result.limits) == result.rounds
+    assert result.limit("int8_ops_per_s") > 1e9
     assert [(point.engine, len(point.timings)) for point in result.growth] == [("ours", bench.GROWTH_ROUNDS)]
     assert read_bench(tmp_path / bench.NAME) == result
 
@@ -172,7 +173,8 @@ def result() -> BenchResult:
     )
     machine = {"cpu": "a CPU", "cpu_flags": ["avx2"], "threads": 2}
     models = Models("random, seed 0", 0.2, 100, 1024, SHAPE, SHAPE)
-    return BenchResult("2026-01-01", machine, "gpt2", models, 3, Limits(1e5, 1e6, 1e6), (*raced, absent), growth)
+    limits = (Limits(1e5, 1e6, 1e6), Limits(1e5, 1e6, 1e6), Limits(2e5, 1e6, 1e6))
+    return BenchResult("2026-01-01", machine, "gpt2", models, 3, limits, (*raced, absent), growth)
 
 
 def test_figures_of_a_known_timing(result):
@@ -191,7 +193,10 @@ def test_result_survives_json(result, tmp_path):
 
 def test_tables_show_limits_and_who_is_left_out(result):
     limits = {row[0]: row for row in bench_tables.limits_table(result).rows}
-    assert limits["ours"][2:4] == ("10.5", "1.05")  # 1050 bytes at 100 kB/s; 11 ms measured
+    assert limits["ours"][2:4] == (
+        "10.5",
+        "1.05 [0.95, 3.81]",
+    )  # 1050 bytes at 100 kB/s, and in one round at 200; 10, 11 and 20 ms measured
     assert limits["ours"][6] == "2.0%"  # one step beyond a usual one, TTFT is 50
     assert "absent is not installed" in str(bench_tables.engines_table(result))
     assert "absent" not in str(bench_tables.speed_table(result))
