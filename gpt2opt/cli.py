@@ -199,6 +199,18 @@ def pruning(options: argparse.Namespace) -> int:
     return 0
 
 
+def scoring(options: argparse.Namespace) -> int:
+    from gpt2opt.lab.scoring import compare_scoring, scoring_caption, scoring_table
+    from gpt2opt.report.record import write_text
+
+    comparison = compare_scoring(options.size, options.text, options.rounds)
+    write_text(options.out, json.dumps(dataclasses.asdict(comparison), indent=1) + "\n")
+    for show in (scoring_table, scoring_caption):
+        print(show(comparison), end="\n\n")
+    _print_json({"comparison": str(options.out)})
+    return 0
+
+
 def _write_with_chart(path: Path, result: Any, plot: Callable) -> None:
     """Write a result as JSON, and its chart beside it."""
     from gpt2opt.report.record import write_text
@@ -331,6 +343,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--score-bytes", type=int, default=50_000, help="of the text's scored part (default 50000)")
     sub.add_argument("--epochs", type=float, default=1, help="of fine-tuning (default 1)")
     sub.add_argument("--out", type=Path, default=Path("artifacts/pruning.json"), help=f"{JSON_AND_CHART} artifacts/pruning.json)")
+
+    sub = command("scoring", scoring, "time the scoring of a text beside lm-evaluation-harness, in turns")
+    sub.add_argument("--size", default="gpt2", help="gpt2 (default), gpt2-medium, gpt2-large, or a directory with a GPT-2")
+    sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default)")
+    sub.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
+    sub.add_argument("--out", type=Path, default=Path("artifacts/scoring.json"), help="JSON file (default artifacts/scoring.json)")
+
     sub = command("report", report, "show a run, or hold others against the first, and write that as one HTML file")
     sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run.json, or the folder that holds it")
     sub.add_argument("--out", type=Path, help="HTML file (default report.html beside the first run.json)")

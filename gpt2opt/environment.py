@@ -87,6 +87,11 @@ def launched() -> bool:
     return "LOCAL_RANK" in os.environ
 
 
+def launched_processes() -> int:
+    """Return how many processes a launcher started over all machines; 1 where there was none."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if launched() else 1
+
+
 def is_main_process() -> bool:
     """Return whether this process writes and prints; of several that a launcher started, over all machines, one does."""
     return os.environ.get("RANK", "0") == "0"

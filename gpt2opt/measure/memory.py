@@ -127,6 +127,11 @@ def read_resident() -> Resident | None:
     return Resident(rss, sizes["Pss"], sizes["Private_Clean"] + sizes["Private_Dirty"], rss - sizes["Anonymous"])
 
 
+def read_peak_rss() -> int | None:
+    """Return the most that was ever resident in this process, in bytes; None where there is no /proc."""
+    return _sizes("status").get("VmHWM")
+
+
 def _sizes(name: str) -> dict[str, int]:
     """Return the sizes in a file of /proc/self, in bytes by field; none where there is no such file."""
     path = Path("/proc/self", name)

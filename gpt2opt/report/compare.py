@@ -13,13 +13,13 @@ from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
 
 CAPTION = (
     "Ratios are to run A. Of TTFT and TPOT they are ratios of medians, each run's generations redrawn by themselves (95% bootstrap "
-    "interval); of perplexity the same windows are redrawn for both. The runs were not interleaved: a machine that was busier during one "
+    "interval); of perplexity the same documents are redrawn for both. The runs were not interleaved: a machine that was busier during one "
     "of them moves all of its times, and no interval shows that. Sizes and memory are single readings."
 )
 
 
 @dataclass(frozen=True)
-class Ratio:
+class RunRatio:
     """A run's figure over the first run's. interval: 95%, None without samples. not_comparable: why there is no value."""
 
     value: float | None = None
@@ -28,14 +28,14 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparedFigure:
     """One figure of one model in every run, in SI units; None where a run did not measure it. ratios: of every run after the first."""
 
     stage: str
     model: str
     figure: str
     values: tuple[float | None, ...]
-    ratios: tuple[Ratio, ...]
+    ratios: tuple[RunRatio, ...]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Figure:
     digits: int = 2
 
 
-def compare_runs(records: Sequence[Record]) -> list[Comparison]:
+def compare_runs(records: Sequence[Record]) -> list[ComparedFigure]:
     """Compare every model that any run measured, stage by stage, with the first run.
 
     Raises:
@@ -67,11 +67,11 @@ def compare_runs(records: Sequence[Record]) -> list[Comparison]:
             if any(value is not None for value in values):
                 pairs = zip(records[1:], measured[1:], strict=True)
                 ratios = tuple(_ratio(figure, records[0], measured[0], record, measurement) for record, measurement in pairs)
-                comparisons.append(Comparison(*key, name, values, ratios))
+                comparisons.append(ComparedFigure(*key, name, values, ratios))
     return comparisons
 
 
-def comparison_tables(comparisons: Sequence[Comparison]) -> dict[str, Table]:
+def comparison_tables(comparisons: Sequence[ComparedFigure]) -> dict[str, Table]:
     """Return one table a stage: every figure of every run, and its ratio to the first run's."""
     letters = string.ascii_uppercase[: len(comparisons[0].values)] if comparisons else ""
     header = ("model", "figure", *letters, *(f"{letter} ÷ A [95%]" for letter in letters[1:]))
@@ -114,23 +114,23 @@ def _value(figure: _Figure, measurement: Measurement | None) -> float | None:
     return figure.of(part) if part else None
 
 
-def _ratio(figure: _Figure, first: Record, base: Measurement | None, record: Record, measurement: Measurement | None) -> Ratio:
+def _ratio(figure: _Figure, first: Record, base: Measurement | None, record: Record, measurement: Measurement | None) -> RunRatio:
     value, base_value = _value(figure, measurement), _value(figure, base)
     if value is None or base_value is None:
-        return Ratio(not_comparable="not measured in both")
+        return RunRatio(not_comparable="not measured in both")
     mine, theirs = figure.conditions(record, measurement), figure.conditions(first, base)
     different = [_difference(name, theirs[name], mine[name]) for name in mine if mine[name] != theirs[name]]
     if different:
-        return Ratio(not_comparable="; ".join(different))
+        return RunRatio(not_comparable="; ".join(different))
     interval = figure.interval(getattr(measurement, figure.part), getattr(base, figure.part))
-    return Ratio(value / base_value, interval)
+    return RunRatio(value / base_value, interval)
 
 
 def _difference(name: str, theirs: Any, mine: Any) -> str:
     return f"{name} differs" if name == "protocol" else f"{name} {theirs} in A, {mine} here"
 
 
-def _show_ratio(ratio: Ratio, digits: int) -> str:
+def _show_ratio(ratio: RunRatio, digits: int) -> str:
     if ratio.value is None:
         return f"not comparable: {ratio.not_comparable}"
     shown = f"{ratio.value:.{digits}f}"

@@ -319,7 +319,12 @@ def perplexity_ratio(quality: Quality, base: Quality) -> str:
 
 def with_interval(value: float, interval: tuple[float, ...] | None, form: str) -> str:
     """Return a value with its interval, both in one format; the value alone where there is no interval."""
-    return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else f"{value:{form}}"
+    shown, *ends = (_unsigned_zero(f"{number:{form}}") for number in (value, *(interval or ())))
+    return f"{shown} [{ends[0]}, {ends[1]}]" if interval else shown
+
+
+def _unsigned_zero(shown: str) -> str:
+    return shown if any(digit in "123456789" for digit in shown) else shown.lstrip("-")
 
 
 def milliseconds(seconds: float) -> str:

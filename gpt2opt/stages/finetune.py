@@ -18,19 +18,8 @@ from gpt2opt.report.tensorboard import drop_host_names, empty_log
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, token_rows
 from gpt2opt.stages import profile, prune
-from gpt2opt.stages.run import (
-    Parent,
-    Run,
-    check_epochs,
-    compared,
-    device,
-    fine_tune_texts,
-    measure_torch,
-    stopwatch,
-    time_torch,
-    torch_memory,
-    writable,
-)  # fmt: skip
+from gpt2opt.stages.measurements import Parent, compared, device, measure_torch, time_torch, torch_memory
+from gpt2opt.stages.run import Run, check_epochs, fine_tune_texts, stopwatch, writable
 
 NAME = "3-finetune"
 BATCH_ROWS = 8  # of all processes together

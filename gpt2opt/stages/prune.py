@@ -12,20 +12,8 @@ from gpt2opt.report.results import Measurement, StageResult, hash_weights
 from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import profile
-from gpt2opt.stages.run import (
-    Parent,
-    Run,
-    check_fraction,
-    compared,
-    device,
-    fine_tune_texts,
-    logits_from_torch,
-    measure_torch,
-    prompt_ids,
-    stopwatch,
-    time_torch,
-    torch_memory,
-)  # fmt: skip
+from gpt2opt.stages.measurements import Parent, compared, device, logits_from_torch, measure_torch, prompt_ids, time_torch, torch_memory
+from gpt2opt.stages.run import Run, check_fraction, fine_tune_texts, stopwatch
 
 NAME = "2-prune"
 IMPORTANCE_BATCHES, IMPORTANCE_BATCH_SIZE = 8, 4

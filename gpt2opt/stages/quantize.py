@@ -25,18 +25,8 @@ from gpt2opt.report.results import Quantized, StageResult, hash_weights
 from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import finetune
-from gpt2opt.stages.run import (
-    MIN_CALIBRATION_SEQUENCES,
-    Parent,
-    Run,
-    compared,
-    ir_memory,
-    measure_ir,
-    prompt_ids,
-    scored_text,
-    stopwatch,
-    time_ir,
-)  # fmt: skip
+from gpt2opt.stages.measurements import Parent, compared, ir_memory, measure_ir, prompt_ids, time_ir
+from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run, scored_text, stopwatch
 
 NAME = "4-quantize"
 GATE_TOKENS = 2048

@@ -9,7 +9,7 @@ from gpt2opt.measure.quality import STANDARD, Protocol, measure_quality, prepare
 from gpt2opt.report.results import Quality
 from gpt2opt.sources.models import find_model, load_model, load_tokenizer
 from gpt2opt.sources.texts import blocks, find_texts, read_text
-from gpt2opt.stages.run import device
+from gpt2opt.stages.measurements import device
 
 
 def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -> tuple[str, Quality]:

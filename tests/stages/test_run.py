@@ -1,20 +1,13 @@
-"""What a fresh process reports becomes the memory of a stage."""
+"""A run begins only where it can end."""
 
-from types import SimpleNamespace
+import pytest
 
-from gpt2opt.measure.memory import ChildRun, Vram
-from gpt2opt.report.results import Resident
-from gpt2opt.stages import run
+from gpt2opt.stages.run import start_run
 
 
-def test_vram_is_the_childs_own_and_its_ram_stands_beside_it(model_dir, monkeypatch):
-    steps = {step: Resident(size, size, size, 10) for step, size in (("start", 100), ("loaded", 200), ("steady", 300))}
-    child = ChildRun(Vram(allocated_bytes=50, reserved_bytes=60, device_bytes=1090), steps, 400, 5000)
-    monkeypatch.setattr(run, "in_fresh_process", lambda *_, **__: child)
-    monkeypatch.setattr(run, "prompt_ids", lambda *_: [1, 2])
-    monkeypatch.setattr(run, "device_vram", lambda: 1000)  # this process has a model on the GPU as well
-    memory = run.torch_memory(SimpleNamespace(settings=SimpleNamespace(new_tokens=2)), model_dir)
-    assert (memory.peak_vram_bytes, memory.peak_vram_reserved_bytes, memory.driver_vram_bytes) == (50, 60, 90)
-    assert (memory.start, memory.loaded, memory.steady) == tuple(steps.values())
-    assert (memory.start_rss_bytes, memory.peak_rss_bytes) == (100, 400)
-    assert memory.weight_bytes == (model_dir / "model.safetensors").stat().st_size
+def test_several_processes_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"2 processes were launched.*gpt2opt finetune"):
+        start_run("bundled", "docs", tmp_path / "out", tmp_path / "traces")
+    assert not list(tmp_path.iterdir())

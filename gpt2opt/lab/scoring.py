@@ -1,0 +1,186 @@
+"""How fast a text is scored on a CPU: ours beside lm-evaluation-harness, each in its own process, in turns, with the same threads."""
+
+import datetime
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2opt import environment
+from gpt2opt.lab.bench import SIZES, prepare_models
+from gpt2opt.lab.race import Worker
+from gpt2opt.measure.memory import read_peak_rss
+from gpt2opt.measure.quality import JOIN, STANDARD, measure_quality, prepare_text
+from gpt2opt.report.results import Ratio
+from gpt2opt.report.tables import Table, megabytes, table
+from gpt2opt.sources.models import load_model, load_tokenizer
+from gpt2opt.sources.texts import find_texts
+from gpt2opt.stages.measurements import logits_of
+
+SCHEMA = "gpt2opt.scoring/1"
+WINDOWS = 8
+"""Windows of the model's context that are scored a turn."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One turn: what scoring the text took, tokenizing included, and the sum it gave."""
+
+    seconds: float
+    nats: float
+    peak_rss_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """One way of scoring, and its turns; the first contestant is ours."""
+
+    name: str
+    version: str | None
+    turns: tuple[Scored, ...]
+
+
+@dataclass(frozen=True)
+class ScoringComparison:
+    """All turns of all contestants. tokens: scored by each, in each turn."""
+
+    created: str
+    environment: dict[str, Any]
+    model: str
+    text: str
+    tokens: int
+    scorers: tuple[Scorer, ...]
+    schema: str = SCHEMA
+
+
+class Ours:
+    package = "gpt2opt"
+
+    def __init__(self, folder: Path, threads: int, batch_size: int):
+        self.tokenizer, model = _loaded(folder, threads)
+        self.logits, self.batch_size = logits_of(model), batch_size
+
+    def score(self, text: str) -> Scored:
+        start = time.perf_counter()
+        # The harness has the first token predicted from an end-of-text before it.
+        prepared = prepare_text(self.tokenizer, [self.tokenizer.eos_token + text], "text", STANDARD)
+        nats = measure_quality(self.logits, prepared, batch_size=self.batch_size).nll_nats
+        return Scored(time.perf_counter() - start, nats, read_peak_rss())
+
+
+class Harness:
+    package = "lm-eval"
+
+    def __init__(self, folder: Path, threads: int, batch_size: int):
+        from lm_eval.models.huggingface import HFLM
+
+        tokenizer, model = _loaded(folder, threads)
+        model.config._name_or_path = "local"
+        self.model = HFLM(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=batch_size)
+
+    def score(self, text: str) -> Scored:
+        from lm_eval.api.instance import Instance
+
+        start = time.perf_counter()
+        (log_likelihood,) = self.model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)
+        return Scored(time.perf_counter() - start, -log_likelihood, read_peak_rss())
+
+
+CONTESTANTS = {
+    "gpt2opt": (Ours, 1),
+    "lm-evaluation-harness, a window at a time": (Harness, 1),
+    "lm-evaluation-harness, 4 windows at a time": (Harness, 4),
+}
+
+
+def _loaded(folder: Path, threads: int):
+    import torch
+
+    torch.set_num_threads(threads)
+    return load_model(folder, "float32")
+
+
+def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> ScoringComparison:
+    """Let all contestants score one text with one model, in an order that is drawn anew for each round; progress goes to stderr.
+
+    Args:
+        size: as in `run_bench`: a size, its weights random where there are no real ones, or a directory with a GPT-2.
+        text: see `find_texts`; the beginning of its scored part.
+        rounds: timed turns of each, after a turn to warm up; at least 2.
+
+    Raises:
+        ValueError: rounds < 2, an unknown size, or a text that is too short.
+        RuntimeError: a contestant fails.
+    """
+    if rounds < 2:
+        raise ValueError(f"rounds={rounds}, expected at least 2: an interval is drawn over them")
+    if size not in SIZES and not Path(size).is_dir():
+        raise ValueError(f"size {size!r} is neither a directory nor one of {', '.join(SIZES)}")
+    texts, threads = find_texts(text), environment.threads()
+    with tempfile.TemporaryDirectory() as scratch:
+        _say(f"model: {size}")
+        models = prepare_models(size, Path(scratch))
+        folder = Path(scratch, "models", "full")
+        scored, tokens = _beginning(load_tokenizer(folder), JOIN.join(d.text for d in texts.score), WINDOWS * models.context)
+        workers = {name: Worker(of, folder, threads, batch, threads=threads) for name, (of, batch) in CONTESTANTS.items()}
+        try:
+            turns = _take_turns(workers, scored, rounds)
+        finally:
+            for worker in workers.values():
+                worker.close()
+    scorers = tuple(Scorer(name, environment.installed(CONTESTANTS[name][0].package), tuple(taken)) for name, taken in turns.items())
+    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    label = f"{texts.name} {texts.revision}, beginning of the scored part"
+    return ScoringComparison(created, environment.describe(), f"{size}, weights: {models.weights}", label, tokens, scorers)
+
+
+def _beginning(tokenizer, text: str, num_tokens: int) -> tuple[str, int]:
+    """Return as much of the text as gives so many tokens, or all of it; and how many it gives."""
+    offsets = tokenizer(text, verbose=False, return_offsets_mapping=True).offset_mapping
+    kept = text[: offsets[num_tokens][0]] if len(offsets) > num_tokens else text
+    return kept, len(tokenizer(kept, verbose=False).input_ids)
+
+
+def _take_turns(workers: Mapping[str, Worker], text: str, rounds: int) -> dict[str, list[Scored]]:
+    turns: dict[str, list[Scored]] = {name: [] for name in workers}
+    draw = random.Random(0)
+    for number in range(rounds + 1):
+        for name in draw.sample(list(workers), len(workers)):
+            taken = workers[name].call("score", text)
+            if number:
+                turns[name].append(taken)
+        _say(f"round {number} of {rounds}" if number else "warm-up done")
+    return turns
+
+
+def scoring_table(comparison: ScoringComparison) -> Table:
+    """Show what each contestant takes, how much slower it is than ours, run by run, and that all give the same number."""
+    ours, rows = comparison.scorers[0], []
+    for scorer in comparison.scorers:
+        seconds = [turn.seconds for turn in scorer.turns]
+        ratio = Ratio.of(seconds, [turn.seconds for turn in ours.turns])
+        peaks = [turn.peak_rss_bytes for turn in scorer.turns if turn.peak_rss_bytes is not None]
+        rows.append(
+            (
+                scorer.name, scorer.version or "", f"{comparison.tokens / sorted(seconds)[len(seconds) // 2]:.0f}",
+                f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
+                f"{scorer.turns[0].nats / comparison.tokens:.5f}", megabytes(max(peaks)) if peaks else "–",
+            )
+        )  # fmt: skip
+    return table(("scored by", "version", "tokens/s", "time ÷ ours [99%]", "nats a token", "peak RSS, MB"), rows)
+
+
+def scoring_caption(comparison: ScoringComparison) -> str:
+    facts = comparison.environment
+    return (
+        f"{comparison.model}; {comparison.text}, {comparison.tokens:,} tokens. {facts['cpu']} ({', '.join(facts['cpu_flags'])}), "
+        f"{facts['threads']} threads, {len(comparison.scorers[0].turns)} rounds in turns."
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

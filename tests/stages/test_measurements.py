@@ -1,0 +1,20 @@
+"""What a fresh process reports becomes the memory of a stage."""
+
+from types import SimpleNamespace
+
+from gpt2opt.measure.memory import ChildRun, Vram
+from gpt2opt.report.results import Resident
+from gpt2opt.stages import measurements
+
+
+def test_vram_is_the_childs_own_and_its_ram_stands_beside_it(model_dir, monkeypatch):
+    steps = {step: Resident(size, size, size, 10) for step, size in (("start", 100), ("loaded", 200), ("steady", 300))}
+    child = ChildRun(Vram(allocated_bytes=50, reserved_bytes=60, device_bytes=1090), steps, 400, 5000)
+    monkeypatch.setattr(measurements, "in_fresh_process", lambda *_, **__: child)
+    monkeypatch.setattr(measurements, "prompt_ids", lambda *_: [1, 2])
+    monkeypatch.setattr(measurements, "device_vram", lambda: 1000)  # this process has a model on the GPU as well
+    memory = measurements.torch_memory(SimpleNamespace(settings=SimpleNamespace(new_tokens=2)), model_dir)
+    assert (memory.peak_vram_bytes, memory.peak_vram_reserved_bytes, memory.driver_vram_bytes) == (50, 60, 90)
+    assert (memory.start, memory.loaded, memory.steady) == tuple(steps.values())
+    assert (memory.start_rss_bytes, memory.peak_rss_bytes) == (100, 400)
+    assert memory.weight_bytes == (model_dir / "model.safetensors").stat().st_size
