@@ -71,29 +71,12 @@ def as_convolutions(graph: Model) -> Model:
     """Write every matmul with a quantized input as a 1 × 1 convolution over the tokens: the same sums by another kernel.
 
     For CPUs without VNNI or AMX. There the CPU plugin multiplies INT8 matrices no faster than FP32 ones, and its INT8 convolution is
-    much faster. What is done to each element behind a matmul is done in the convolution's layout, in the same pass; between the two
-    projections of an MLP the tensor, which is large, is not transposed at all.
+    much faster. Whatever works on each token by itself between two of them stays in the convolution's layout: biases, GELU, residual
+    sums and quantizers then cost no pass of their own, and nothing is transposed on the way.
     """
-    in_layout: set[str] = set()
-    for node in matmuls(graph):
-        quantizer = activation_quantizer(node)
-        if not quantizer:
-            continue
-        outputs, inputs = (size.get_length() for size in node.get_input_partial_shape(1))
-        pixels = quantizer.output(0)
-        if quantizer.get_friendly_name() not in in_layout:
-            pixels = ops.transpose(ops.reshape(pixels, np.array([1, 1, -1, inputs]), False), np.array([0, 3, 1, 2])).output(0)
-        convolution = ops.convolution(pixels, _kernel(node, outputs, inputs), [1, 1], [0, 0], [0, 0], [1, 1])
-        convolution.set_friendly_name(node.get_friendly_name())
-        path = _elementwise_behind(node)
-        consumers = [node, *path][-1].output(0).get_target_inputs()
-        last = _keep_layout(path, node, convolution, outputs)
-        if last.get_type_name() == "FakeQuantize":
-            in_layout.add(last.get_friendly_name())
-            continue
-        rows = ops.reshape(ops.transpose(last, np.array([0, 2, 3, 1])), np.array([-1, 1, outputs]), False)
-        for consumer in consumers:
-            consumer.replace_source_output(rows.output(0))
+    layout = _ConvolutionLayout()
+    for node in graph.get_ordered_ops():
+        layout.rewrite(node)
     graph.validate_nodes_and_infer_types()
     return graph
 
@@ -167,8 +150,9 @@ def _stored(value: Output) -> Node | None:
     return node if node.get_type_name() == "Constant" else None
 
 
-def _kernel(matmul: Node, outputs: int, inputs: int) -> Output:
+def _kernel(matmul: Node) -> Output:
     """Return a matmul's INT8 weight (O, I) and its scales (O, 1) as a convolution's kernel (O, I, 1, 1)."""
+    outputs, inputs = (size.get_length() for size in matmul.get_input_partial_shape(1))
     scale = matmul.input_value(1).get_node().input_value(1).get_node()
     integers = ops.convert(_reshaped(stored_weight(matmul), [outputs, inputs, 1, 1]), "f32")
     return ops.multiply(integers, ops.constant(scale.get_data().reshape(outputs, 1, 1, 1))).output(0)
@@ -179,33 +163,82 @@ def _reshaped(constant: Node, shape: list[int]) -> Constant:
     return Constant(Tensor(constant.data, shape, constant.get_element_type()))
 
 
-def _elementwise_behind(matmul: Node) -> list[Node]:
-    """Return the nodes between a matmul and the next quantized one if each works on one element at a time; else the first of them."""
-    path: list[Node] = []
-    node = matmul
-    while not path or path[-1].get_type_name() != "FakeQuantize":
-        consumers = list(node.output(0).get_target_inputs())
-        node = consumers[0].get_node()
-        is_bias = node.get_type_name() == "Add" and any(_stored(value) for value in node.input_values())
-        if len(consumers) != 1 or not (is_bias or node.get_type_name() in ("Gelu", "FakeQuantize")):
-            return path[:1]
-        path.append(node)
-    return path
+class _ConvolutionLayout:
+    """The tensors of a graph that have been rewritten to (1, C, 1, tokens), by the name of the node they come from.
 
+    What is needed in the other layout, there or as rows (tokens, 1, C), is transposed once, when it is first asked for.
+    """
 
-def _keep_layout(path: list[Node], matmul: Node, convolution: Node, channels: int) -> Node:
-    """Let the nodes of a path read (1, C, 1, tokens) instead of (tokens, 1, C); return the last, or the convolution."""
-    before, now = matmul, convolution
-    for node in path:
+    def __init__(self):
+        self._pixels: dict[str, Output] = {}
+        self._rows: dict[str, Output] = {}
+        self._rewritten: set[str] = set()
+
+    def rewrite(self, node: Node) -> None:
+        """Rewrite a node if the layout suits it; if not, give it the rows of what has been rewritten before it."""
+        new = self._in_layout(node)
+        if new:
+            self._pixels[node.get_friendly_name()] = new.output(0)
+            self._rewritten.add(node.get_friendly_name())
+            return
         for port in node.inputs():
-            source = port.get_source_output().get_node()
-            if source.get_friendly_name() == before.get_friendly_name():
-                port.replace_source_output(now.output(0))
-            elif source.get_output_size() == 1 and source.get_type_name() == "Constant" and source.get_data().size == channels:
-                port.replace_source_output(ops.constant(source.get_data().reshape(1, channels, 1, 1)).output(0))
-        node.constructor_validate_and_infer_types()
-        before = now = node
-    return now
+            if self._is_rewritten(port.get_source_output()):
+                port.replace_source_output(self._as_rows(port.get_source_output()))
+
+    def _in_layout(self, node: Node) -> Node | None:
+        kind, values = node.get_type_name(), node.input_values()
+        if kind == "MatMul" and stored_weight(node) and activation_quantizer(node):
+            convolution = ops.convolution(self._as_pixels(values[0]), _kernel(node), [1, 1], [0, 0], [0, 0], [1, 1])
+            convolution.set_friendly_name(node.get_friendly_name())  # the audit looks for it
+            return convolution
+        if kind == "MVN":
+            return _layer_norm(self._as_pixels(values[0]), node.get_attributes()["eps"])
+        if not any(map(self._is_rewritten, values)):
+            return None
+        if kind in ("Add", "Multiply"):
+            terms = [_along_channels(value) if _stored(value) else self._as_pixels(value) for value in values]
+            return ops.add(*terms) if kind == "Add" else ops.multiply(*terms)
+        if kind == "Gelu":
+            return ops.gelu(self._as_pixels(values[0]), node.get_attributes()["approximation_mode"])
+        if kind == "FakeQuantize":
+            return ops.fake_quantize(self._as_pixels(values[0]), *values[1:], node.get_attributes()["levels"])
+        return None
+
+    def _is_rewritten(self, value: Output) -> bool:
+        return value.get_node().get_friendly_name() in self._rewritten
+
+    def _as_pixels(self, rows: Output) -> Output:
+        name, channels = rows.get_node().get_friendly_name(), _channels(rows)
+        if name not in self._pixels:
+            self._pixels[name] = ops.transpose(ops.reshape(rows, np.array([1, 1, -1, channels]), False), np.array([0, 3, 1, 2])).output(0)
+        return self._pixels[name]
+
+    def _as_rows(self, value: Output) -> Output:
+        name = value.get_node().get_friendly_name()
+        if name not in self._rows:
+            rows = ops.reshape(ops.transpose(self._pixels[name], np.array([0, 2, 3, 1])), np.array([-1, 1, _channels(value)]), False)
+            self._rows[name] = rows.output(0)
+        return self._rows[name]
+
+
+def _channels(rows: Output) -> int:
+    return rows.get_partial_shape()[-1].get_length()
+
+
+def _along_channels(value: Output) -> Node:
+    """Return a constant of one value for each channel, or of one for all, for (1, C, 1, tokens)."""
+    return ops.constant(value.get_node().get_data().reshape(1, -1, 1, 1))
+
+
+def _layer_norm(pixels: Output, eps: float) -> Node:
+    """Normalize (1, C, 1, tokens) over the channels, by operations that the CPU plugin has for this layout: MVN is not among them.
+
+    x − mean is divided by its L2 norm ÷ √C. The mean is a convolution with weights 1/C.
+    """
+    channels = pixels.get_partial_shape()[1].get_length()
+    mean = ops.convolution(pixels, ops.constant(np.full((1, channels, 1, 1), 1 / channels, np.float32)), [1, 1], [0, 0], [0, 0], [1, 1])
+    normal = ops.normalize_l2(ops.subtract(pixels, mean), np.array([1]), eps * channels, "add")
+    return ops.multiply(normal, np.float32(channels**0.5))
 
 
 def _step(node: Node) -> float:
