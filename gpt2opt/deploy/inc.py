@@ -120,6 +120,7 @@ def _fit(linear: GPT2LMHeadModel, config, calibration: Dataset | None) -> dict:
 
     from neural_compressor.utils.utility import set_workspace
     from optimum.intel import INCQuantizer
+    from torch.ao.quantization.fx.utils import assert_and_get_unique_device
 
     with tempfile.TemporaryDirectory() as scratch:
         set_workspace(scratch)
@@ -128,6 +129,7 @@ def _fit(linear: GPT2LMHeadModel, config, calibration: Dataset | None) -> dict:
         quantizer.quantize(quantization_config=config, save_directory=scratch, calibration_dataset=calibration, batch_size=1)
         state = torch.load(Path(scratch, "pytorch_model.bin"), weights_only=False)
     del quantizer
+    assert_and_get_unique_device.cache_clear()  # torch's cache of the answer for each module keeps every float module alive
     environment.give_back_memory()  # INC's copies of the model refer to each other in circles
     return state
 

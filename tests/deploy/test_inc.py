@@ -1,6 +1,7 @@
 """What INC finds, and how it is read: ranges, rounded weights, smoothing; and INC's own trap, shown on the model as it comes."""
 
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -87,6 +88,16 @@ def test_smoothing_is_applied_and_leaves_the_function_alone(pruned, calibration,
     calibrate(smoothed, calibration, RECIPES["w8a8"])
     assert not torch.allclose(smoothed.transformer.h[0].ln_1.weight, pruned.transformer.h[0].ln_1.weight)
     assert relative_error(torch_logits(smoothed, ids), torch_logits(pruned, ids)) < 1e-5
+
+
+def test_incs_copies_of_the_model_are_freed(pruned, calibration):
+    def graph_modules():
+        gc.collect()
+        return sum(isinstance(item, torch.fx.GraphModule) for item in gc.get_objects())
+
+    before = graph_modules()
+    calibrate(linearize(pruned), calibration, RECIPES["w8a8"])
+    assert graph_modules() <= before
 
 
 def test_smoothing_that_inc_skipped_is_an_error(pruned, calibration, monkeypatch):
