@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gpt2opt import environment
 from gpt2opt.deploy.ir import export_ir, linearize
 from gpt2opt.deploy.runtime import load_ir
@@ -25,6 +23,7 @@ from gpt2opt.report.results import Quality
 from gpt2opt.report.tables import megabytes, milliseconds
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes
+from gpt2opt.stages.measurements import logits_of
 from gpt2opt.stages.prune import head_importance, importance_batches, prune_attention_heads
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 from gpt2opt.stages.run import check_fraction
@@ -215,12 +214,8 @@ def _score(candidate: Candidate, parent, text: ScoredText) -> Step:
     if candidate.engine is OursBf16 and not environment.has_bf16():
         return dataclasses.replace(step, left_out=NO_BF16)
     _say(f"scoring {candidate.name}")
-    if candidate.engine is TorchFp32:
-        with torch.inference_mode():
-            quality = measure_quality(lambda ids: parent(ids, use_cache=False).logits, text)
-    else:
-        ir = load_ir(candidate.folder, precision=candidate.engine.precision)
-        quality = measure_quality(lambda ids: ir.logits(ids.numpy()), text)
+    model = parent if candidate.engine is TorchFp32 else load_ir(candidate.folder, precision=candidate.engine.precision)
+    quality = measure_quality(logits_of(model), text)
     return dataclasses.replace(step, weight_bytes=disk_bytes(candidate.engine, candidate.folder), quality=quality)
 
 

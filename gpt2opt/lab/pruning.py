@@ -20,6 +20,7 @@ from gpt2opt.report.results import Quality
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
 from gpt2opt.stages.finetune import create_training_arguments, prepare_tokenizer_for_padding, run_fine_tuning, tokenize_dataset
+from gpt2opt.stages.measurements import logits_of
 from gpt2opt.stages.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
 
 SCHEMA = "gpt2opt.pruning/1"
@@ -170,8 +171,7 @@ def compare_pruning(
     scored = prepare_text(tokenizer, [document.text for document in take_bytes(texts.score, score_bytes)], label)
 
     def score(candidate: GPT2LMHeadModel) -> Quality:
-        with torch.inference_mode():
-            return measure_quality(lambda ids: candidate(ids, use_cache=False).logits, scored)
+        return measure_quality(logits_of(candidate), scored)
 
     unpruned = score(parent)
     choices = head_choices(parent, importance_batches(tuning, tokenizer, settings.sequence_length), seeds)

@@ -22,6 +22,7 @@ from gpt2opt.report.results import Agreement, Quality
 from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table, with_interval
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
+from gpt2opt.stages.measurements import logits_of
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 
 
@@ -103,10 +104,7 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
     label = f"{texts.name} {texts.revision}, first {score_bytes:,} bytes of the scored part"
     scored = prepare_text(tokenizer, [d.text for d in take_bytes(texts.score, score_bytes)], label)
 
-    @torch.inference_mode()
-    def parent(rows):
-        return easy(rows, use_cache=False).logits
-
+    parent = logits_of(easy)
     expected = measure_quality(parent, scored)
     results = []
     models = {"as it comes": linearize(easy), "hard": harden(linearize(easy))}
@@ -117,16 +115,11 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
             start = time.perf_counter()
             done = quantize_int8(linear, tokenizer, calibration, folder, recipe)
             seconds = time.perf_counter() - start
-            ir = load_ir(folder)
-
-            def logits(rows, ir=ir):
-                return ir.logits(rows.numpy())
-
             results.append(
                 RecipeResult(
                     name,
                     recipe_name,
-                    *measure_agreement(logits, parent, scored, parent_name="FP32"),
+                    *measure_agreement(logits_of(load_ir(folder)), parent, scored, parent_name="FP32"),
                     done.audit.float_inputs,
                     (folder / "openvino_model.bin").stat().st_size,
                     seconds,

@@ -1,11 +1,14 @@
-"""How fast a text is scored on a CPU: ours beside lm-evaluation-harness, each in its own process, in turns, with the same threads."""
+"""How fast a text is scored on a CPU: ours beside lm-evaluation-harness, each in its own process, in turns, with the same threads.
+
+Both read each document by itself, from an end-of-text on, in windows of the model's context: what the harness does with WikiText-2.
+"""
 
 import datetime
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from gpt2opt import environment
 from gpt2opt.lab.bench import SIZES, prepare_models
 from gpt2opt.lab.race import Worker
 from gpt2opt.measure.memory import read_peak_rss
-from gpt2opt.measure.quality import JOIN, STANDARD, measure_quality, prepare_text
+from gpt2opt.measure.quality import measure_quality, prepare_text
 from gpt2opt.report.results import Ratio
 from gpt2opt.report.tables import Table, megabytes, table
 from gpt2opt.sources.models import load_model, load_tokenizer
@@ -23,12 +26,12 @@ from gpt2opt.stages.measurements import logits_of
 
 SCHEMA = "gpt2opt.scoring/1"
 WINDOWS = 8
-"""Windows of the model's context that are scored a turn."""
+"""So many windows' worth of tokens are scored a turn, in whole documents."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One turn: what scoring the text took, tokenizing included, and the sum it gave."""
+    """One turn: what scoring the documents took, tokenizing included, and the sum it gave."""
 
     seconds: float
     nats: float
@@ -46,12 +49,13 @@ class Scorer:
 
 @dataclass(frozen=True)
 class ScoringComparison:
-    """All turns of all contestants. tokens: scored by each, in each turn."""
+    """All turns of all contestants. documents, tokens: scored by each, in each turn."""
 
     created: str
     environment: dict[str, Any]
     model: str
     text: str
+    documents: int
     tokens: int
     scorers: tuple[Scorer, ...]
     schema: str = SCHEMA
@@ -64,11 +68,10 @@ class Ours:
         self.tokenizer, model = _loaded(folder, threads)
         self.logits, self.batch_size = logits_of(model), batch_size
 
-    def score(self, text: str) -> Scored:
+    def score(self, documents: list[str]) -> Scored:
         start = time.perf_counter()
-        # The harness has the first token predicted from an end-of-text before it.
-        prepared = prepare_text(self.tokenizer, [self.tokenizer.eos_token + text], "text", STANDARD)
-        nats = measure_quality(self.logits, prepared, batch_size=self.batch_size).nll_nats
+        texts = [prepare_text(self.tokenizer, [self.tokenizer.eos_token + document], "a document") for document in documents]
+        nats = sum(measure_quality(self.logits, text, batch_size=self.batch_size).nll_nats for text in texts)
         return Scored(time.perf_counter() - start, nats, read_peak_rss())
 
 
@@ -82,12 +85,13 @@ class Harness:
         model.config._name_or_path = "local"
         self.model = HFLM(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=batch_size)
 
-    def score(self, text: str) -> Scored:
+    def score(self, documents: list[str]) -> Scored:
         from lm_eval.api.instance import Instance
 
         start = time.perf_counter()
-        (log_likelihood,) = self.model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)
-        return Scored(time.perf_counter() - start, -log_likelihood, read_peak_rss())
+        requests = [Instance("loglikelihood_rolling", {}, (document,), index) for index, document in enumerate(documents)]
+        nats = -sum(self.model.loglikelihood_rolling(requests, disable_tqdm=True))
+        return Scored(time.perf_counter() - start, nats, read_peak_rss())
 
 
 CONTESTANTS = {
@@ -125,32 +129,36 @@ def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> 
         _say(f"model: {size}")
         models = prepare_models(size, Path(scratch))
         folder = Path(scratch, "models", "full")
-        scored, tokens = _beginning(load_tokenizer(folder), JOIN.join(d.text for d in texts.score), WINDOWS * models.context)
+        documents, tokens = _first(load_tokenizer(folder), [document.text for document in texts.score], WINDOWS * models.context)
         workers = {name: Worker(of, folder, threads, batch, threads=threads) for name, (of, batch) in CONTESTANTS.items()}
         try:
-            turns = _take_turns(workers, scored, rounds)
+            turns = _take_turns(workers, documents, rounds)
         finally:
             for worker in workers.values():
                 worker.close()
     scorers = tuple(Scorer(name, environment.installed(CONTESTANTS[name][0].package), tuple(taken)) for name, taken in turns.items())
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    label = f"{texts.name} {texts.revision}, beginning of the scored part"
-    return ScoringComparison(created, environment.describe(), f"{size}, weights: {models.weights}", label, tokens, scorers)
+    label = f"{texts.name} {texts.revision}, first documents of the scored part"
+    return ScoringComparison(created, environment.describe(), f"{size}, weights: {models.weights}", label, len(documents), tokens, scorers)
 
 
-def _beginning(tokenizer, text: str, num_tokens: int) -> tuple[str, int]:
-    """Return as much of the text as gives so many tokens, or all of it; and how many it gives."""
-    offsets = tokenizer(text, verbose=False, return_offsets_mapping=True).offset_mapping
-    kept = text[: offsets[num_tokens][0]] if len(offsets) > num_tokens else text
-    return kept, len(tokenizer(kept, verbose=False).input_ids)
+def _first(tokenizer, documents: Sequence[str], num_tokens: int) -> tuple[list[str], int]:
+    """Return the first documents, until they give so many tokens or there are no more; and how many they give."""
+    kept, tokens = [], 0
+    for document in documents:
+        if tokens >= num_tokens:
+            break
+        kept.append(document)
+        tokens += len(tokenizer(document, verbose=False).input_ids)
+    return kept, tokens
 
 
-def _take_turns(workers: Mapping[str, Worker], text: str, rounds: int) -> dict[str, list[Scored]]:
+def _take_turns(workers: Mapping[str, Worker], documents: list[str], rounds: int) -> dict[str, list[Scored]]:
     turns: dict[str, list[Scored]] = {name: [] for name in workers}
     draw = random.Random(0)
     for number in range(rounds + 1):
         for name in draw.sample(list(workers), len(workers)):
-            taken = workers[name].call("score", text)
+            taken = workers[name].call("score", documents)
             if number:
                 turns[name].append(taken)
         _say(f"round {number} of {rounds}" if number else "warm-up done")
@@ -177,8 +185,8 @@ def scoring_table(comparison: ScoringComparison) -> Table:
 def scoring_caption(comparison: ScoringComparison) -> str:
     facts = comparison.environment
     return (
-        f"{comparison.model}; {comparison.text}, {comparison.tokens:,} tokens. {facts['cpu']} ({', '.join(facts['cpu_flags'])}), "
-        f"{facts['threads']} threads, {len(comparison.scorers[0].turns)} rounds in turns."
+        f"{comparison.model}; {comparison.text}, {comparison.documents} of them, {comparison.tokens:,} tokens. "
+        f"{facts['cpu']} ({', '.join(facts['cpu_flags'])}), {facts['threads']} threads, {len(comparison.scorers[0].turns)} rounds in turns."
     )
 
 

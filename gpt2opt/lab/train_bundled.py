@@ -28,6 +28,7 @@ from gpt2opt.sources.docs_corpus import HELD_OUT, TRAINING, training_documents
 from gpt2opt.sources.docstrings import Document
 from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
+from gpt2opt.stages.measurements import logits_of
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -181,9 +182,7 @@ def score_held_out(folder: Path) -> tuple[Quality, float]:
     data = JOIN.join(documents).encode()
     tokenizer, model = load_model(folder)
     protocol = Protocol("half filled", stride=model.config.n_positions // 2)
-    with torch.inference_mode():
-        text = prepare_text(tokenizer, documents, "held-out packages", protocol)
-        quality = measure_quality(lambda ids: model(ids, use_cache=False).logits, text)
+    quality = measure_quality(logits_of(model), prepare_text(tokenizer, documents, "held-out packages", protocol))
     return quality, 8 * len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)) / len(data)
 
 

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2opt.report.results import Agreement, Quality
 
 Logits = Callable[[Tensor], Any]
-"""ids (B, T) int64 -> logits (B, T, V), a tensor or an array, any float dtype."""
+"""ids (B, T) int64 -> logits (B, T, V), a tensor or an array, any float dtype; they need to hold only until the next call."""
 
 JOIN = "\n\n"
+ROWS = 64
+"""Positions whose logits are worked on at once: a cache holds them from one operation to the next, and their memory is used again."""
 MAX_WINDOW = 1024
 
 
@@ -152,17 +153,16 @@ def measure_agreement(
     tokens, same = (torch.zeros(text.num_documents, dtype=torch.int64) for _ in range(2))
     every: list[tuple[Tensor, Tensor]] = []
     for batch in _batches(text, batch_size):
-        ours, theirs = (torch.as_tensor(model(batch.ids)).float().cpu() for model in (logits, parent))
+        ours, theirs = (torch.as_tensor(model(batch.ids)) for model in (logits, parent))
         if ours.shape != theirs.shape:
             raise ValueError(f"{ours.shape[-1]} and {theirs.shape[-1]} tokens; only models of one vocabulary can be compared")
         nll = token_nll(ours, batch.targets)
-        log_p, log_q = torch.log_softmax(theirs, -1), torch.log_softmax(ours, -1)
-        kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+        kl, is_same = (values.view_as(nll) for values in _compare(ours, theirs))
         if not torch.isfinite(kl).all():
             raise ValueError("the parent gave logits that are not finite; its weights are damaged or overflow in this dtype")
         batch.add(nats, nll)
         batch.add(kl_nats, kl)
-        batch.add(same, ours.argmax(-1) == theirs.argmax(-1))
+        batch.add(same, is_same)
         batch.add(tokens, torch.ones_like(batch.targets))
         every.append((batch.owners[batch.scored], kl[batch.scored]))
     kept = tokens > 0
@@ -194,10 +194,29 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """
     if int(targets.max()) >= logits.shape[-1]:
         raise ValueError(f"token id {int(targets.max())} is outside the model's {logits.shape[-1]} tokens; use the model's own tokenizer")
-    nll = F.cross_entropy(logits.float().flatten(0, 1), targets.to(logits.device).flatten(), reduction="none").view_as(targets).cpu()
+    # Not F.cross_entropy, which writes the log-softmax of every token down to read one of them.
+    log_sums = torch.cat([torch.logsumexp(rows, -1) for rows in _rows(logits)]).view(targets.shape)
+    chosen = logits.gather(-1, targets.to(logits.device)[..., None])[..., 0].float()
+    nll = (log_sums - chosen).cpu()
     if not torch.isfinite(nll).all():
         raise ValueError("the model gave logits that are not finite; its weights are damaged or overflow in this dtype")
     return nll
+
+
+def _compare(logits: Tensor, parent: Tensor) -> tuple[Tensor, Tensor]:
+    """Return KL(parent ‖ model) in nats, and whether both expect the same token, (B · T,) each, of logits (B, T, V)."""
+    kls, sames = [], []
+    for ours, theirs in zip(_rows(logits), _rows(parent), strict=True):
+        theirs = theirs.to(ours.device)
+        log_p, log_q = torch.log_softmax(theirs, -1), torch.log_softmax(ours, -1)
+        kls.append((log_p.exp() * (log_p - log_q)).sum(-1))
+        sames.append(ours.argmax(-1) == theirs.argmax(-1))
+    return torch.cat(kls).cpu(), torch.cat(sames).cpu()
+
+
+def _rows(logits: Tensor) -> Iterator[Tensor]:
+    """Yield logits (B, T, V) as (rows, V) in FP32, a few rows at a time."""
+    return (rows.float() for rows in logits.flatten(0, 1).split(ROWS))
 
 
 def windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-import torch
-
 from gpt2opt.deploy.runtime import load_ir
 from gpt2opt.measure.quality import STANDARD, Protocol, measure_quality, prepare_text
 from gpt2opt.report.results import Quality
 from gpt2opt.sources.models import find_model, load_model, load_tokenizer
 from gpt2opt.sources.texts import blocks, find_texts, read_text
-from gpt2opt.stages.measurements import device
+from gpt2opt.stages.measurements import device, logits_of
 
 
 def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -> tuple[str, Quality]:
@@ -37,14 +35,8 @@ def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -
 
 def _scorer(model: str):
     if Path(model, "openvino_model.xml").exists():
-        ir = load_ir(model)
-        return f"{Path(model).name} (OpenVINO IR)", load_tokenizer(model), lambda ids: ir.logits(ids.numpy())
+        return f"{Path(model).name} (OpenVINO IR)", load_tokenizer(model), logits_of(load_ir(model))
     found = find_model(model)
     tokenizer, loaded = load_model(found.path)
     loaded.to(device())
-
-    @torch.inference_mode()
-    def logits(ids):
-        return loaded(ids.to(device()), use_cache=False).logits
-
-    return f"{found} (torch, FP32)", tokenizer, logits
+    return f"{found} (torch, FP32)", tokenizer, logits_of(loaded)

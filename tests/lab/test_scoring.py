@@ -14,7 +14,8 @@ def test_both_score_the_same_tokens_and_agree(model_dir, text_file):
     nats = [turn.nats for scorer in found.scorers for turn in scorer.turns]
     assert len(nats) == 3 * 2
     assert found.tokens >= WINDOWS
-    assert nats == pytest.approx([nats[0]] * len(nats), rel=1e-3)
+    # The harness reads the last window of a document with as much context as fits, and so some tokens twice. Here a window is 64 tokens.
+    assert nats == pytest.approx([nats[0]] * len(nats), rel=1e-2)
     assert from_json(ScoringComparison, json.loads(json.dumps(dataclasses.asdict(found)))) == found
 
 
@@ -23,7 +24,7 @@ def test_table_pairs_the_turns_of_a_round():
         Scorer(name, "1", tuple(Scored(seconds, 100.0, 2_000_000) for seconds in taken))
         for name, taken in (("ours", (1.0, 2.0, 4.0)), ("theirs", (2.0, 4.0, 8.0)))
     )
-    rows = scoring_table(ScoringComparison("2026-01-01", {}, "a model", "a text", 50, (ours, theirs))).rows
+    rows = scoring_table(ScoringComparison("2026-01-01", {}, "a model", "a text", 3, 50, (ours, theirs))).rows
     assert rows[1] == ("theirs", "1", "12", "2.00 [2.00, 2.00]", "2.00000", "2")
 
 
