@@ -5,8 +5,13 @@ import json
 import pytest
 
 from gpt2opt.lab import bench_tables
+from gpt2opt.lab.attribution import PERPLEXITY, TPOT, Attribution
+from gpt2opt.lab.attribution_report import attribution_caption, attribution_table
 from gpt2opt.lab.bench_results import read_bench
+from gpt2opt.lab.pruning import IMPORTANCE, RANDOM, PruningControls
+from gpt2opt.lab.pruning_report import curve_table, ratio_table, recovery_caption, recovery_table
 from gpt2opt.lab.recipes import RecipeComparison, recipes_table
+from gpt2opt.lab.scoring import ScoringComparison, scoring_caption, scoring_table
 from gpt2opt.lab.train_bundled import score_held_out
 from gpt2opt.measure.trace import check_trace
 from gpt2opt.report.record import read_record
@@ -71,6 +76,52 @@ def test_the_loss_that_is_announced_is_the_one_that_was_measured(recipes):
     default = next(result for result in recipes.results if result.recipe == "w8a8 (default)")
     assert "avx512_vnni" not in recipes.environment["cpu_flags"]
     assert f"{default.agreement.mean_kl:.4f} nats" in NO_DOT_PRODUCT
+
+
+@pytest.fixture(scope="module")
+def attribution():
+    return from_json(Attribution, json.loads(committed("benchmarks/attribution.json")))
+
+
+def test_the_readme_shows_the_committed_attribution(attribution):
+    readme = committed("README.md").decode()
+    assert attribution_table(attribution).markdown() in readme
+    assert attribution_caption(attribution) in readme
+
+
+def test_every_step_is_in_the_committed_attribution_or_says_why_not(attribution):
+    assert [step.name for step in attribution.steps] == ["torch FP32", "OpenVINO FP32", "OpenVINO bf16", "pruned", "INT8"]
+    assert all(len(step.timings) == attribution.rounds for step in attribution.chain)
+    first, last = attribution.chain[0], attribution.chain[-1]
+    assert TPOT.ratio(last, first, attribution.case).high < 1
+    (runtime, before), *_ = attribution.pairs
+    assert not PERPLEXITY.measurable(runtime, before, attribution.case)
+
+
+@pytest.fixture(scope="module")
+def controls():
+    return from_json(PruningControls, json.loads(committed("benchmarks/pruning.json")))
+
+
+@pytest.mark.parametrize("show", [curve_table, ratio_table, recovery_table])
+def test_the_readme_shows_the_committed_controls_for_pruning(controls, show):
+    readme = committed("README.md").decode()
+    assert show(controls).markdown() in readme
+    assert recovery_caption(controls) in readme
+
+
+def test_importance_beats_the_first_heads_and_random_ones_in_the_committed_controls(controls):
+    assert len(controls.of(RANDOM, controls.recovery.pruned_heads)) >= 5
+    for count in controls.counts:
+        for rule in ("first heads", RANDOM):
+            assert controls.mean(IMPORTANCE, count).ratio_interval(controls.mean(rule, count))[1] < 1
+
+
+def test_the_readme_shows_the_committed_comparison_of_scoring():
+    comparison = from_json(ScoringComparison, json.loads(committed("benchmarks/scoring.json")))
+    readme = committed("README.md").decode()
+    assert scoring_table(comparison).markdown() in readme
+    assert scoring_caption(comparison) in readme
 
 
 def test_pruning_costs_fine_tuning_pays_back_and_int8_keeps_it(record):
