@@ -47,8 +47,7 @@ def run_bench(size: str = "gpt2", rounds: int = 5, engines: Sequence[str] = (), 
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds}, expected at least 1")
-    if size not in SIZES and not Path(size).is_dir():
-        raise ValueError(f"size {size!r} is neither a directory nor one of {', '.join(SIZES)}")
+    check_size(size)
     chosen, out, threads = choose_engines(engines), Path(out), environment.threads()
     _say(f"models: {size}, whole and with {PRUNE_FRACTION:.0%} of the heads pruned")
     models = prepare_models(size, out)
@@ -73,6 +72,12 @@ def run_bench(size: str = "gpt2", rounds: int = 5, engines: Sequence[str] = (), 
     result = with_memory(result, {engine.name: engine for engine in chosen}, out, threads)
     result.write(out / NAME)
     return result
+
+
+def check_size(size: str) -> None:
+    """Raise ValueError unless a model can be found or made for this size."""
+    if size not in SIZES and not Path(size).is_dir():
+        raise ValueError(f"size {size!r} is neither a directory nor one of {', '.join(SIZES)}")
 
 
 def slug(engine: type[Engine]) -> str:

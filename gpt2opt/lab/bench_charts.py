@@ -95,7 +95,7 @@ def _memory(axes: "Axes", engines: list[EngineResult]) -> None:
 def _rows(axes: "Axes", engines: list[EngineResult]) -> None:
     axes.set_yticks(range(len(engines)), [engine.name for engine in engines], fontsize=9)
     axes.set_ylim(len(engines) - 0.4, -0.6)
-    axes.margins(x=0.28)
+    axes.margins(x=0.34)
 
 
 def _short(value: float) -> str:

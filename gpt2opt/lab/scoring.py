@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt import environment
-from gpt2opt.lab.bench import SIZES, prepare_models
+from gpt2opt.lab.bench import check_size, prepare_models
 from gpt2opt.lab.race import Worker
 from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import measure_quality, prepare_text
@@ -122,8 +122,7 @@ def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> 
     """
     if rounds < 2:
         raise ValueError(f"rounds={rounds}, expected at least 2: an interval is drawn over them")
-    if size not in SIZES and not Path(size).is_dir():
-        raise ValueError(f"size {size!r} is neither a directory nor one of {', '.join(SIZES)}")
+    check_size(size)
     texts, threads = find_texts(text), environment.threads()
     with tempfile.TemporaryDirectory() as scratch:
         _say(f"model: {size}")
@@ -138,7 +137,7 @@ def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> 
                 worker.close()
     scorers = tuple(Scorer(name, environment.installed(CONTESTANTS[name][0].package), tuple(taken)) for name, taken in turns.items())
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    label = f"{texts.name} {texts.revision}, first documents of the scored part"
+    label = f"{texts.name} {texts.revision}"
     return ScoringComparison(created, environment.describe(), f"{size}, weights: {models.weights}", label, len(documents), tokens, scorers)
 
 
@@ -185,7 +184,7 @@ def scoring_table(comparison: ScoringComparison) -> Table:
 def scoring_caption(comparison: ScoringComparison) -> str:
     facts = comparison.environment
     return (
-        f"{comparison.model}; {comparison.text}, {comparison.documents} of them, {comparison.tokens:,} tokens. "
+        f"{comparison.model}; {comparison.text}, documents of the scored part: {comparison.documents}, tokens: {comparison.tokens:,}. "
         f"{facts['cpu']} ({', '.join(facts['cpu_flags'])}), {facts['threads']} threads, {len(comparison.scorers[0].turns)} rounds in turns."
     )
 
