@@ -16,6 +16,7 @@ from gpt2opt.report.tables import (
     summary_table,
     table,
     tradeoff_table,
+    with_interval,
 )
 
 
@@ -150,3 +151,8 @@ def test_a_record_has_the_tables_that_its_stages_allow(record):
     assert not {"Timed in turns", "Beside the parent"} & set(record_tables(record))
     record.stages = []
     assert list(record_tables(record)) == ["Environment", "Settings", "Sources"]
+
+
+def test_a_difference_that_rounds_to_zero_has_no_sign():
+    assert with_interval(-1e-9, (-2e-9, 0.5), ".2f") == "0.00 [0.00, 0.50]"
+    assert with_interval(-0.25, None, ".2f") == "-0.25"

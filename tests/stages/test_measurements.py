@@ -1,6 +1,9 @@
-"""What a fresh process reports becomes the memory of a stage."""
+"""What a stage measures is what the model answers, and what a fresh process reports."""
 
 from types import SimpleNamespace
+
+import pytest
+import torch
 
 from gpt2opt.measure.memory import ChildRun, Vram
 from gpt2opt.report.results import Resident
@@ -18,3 +21,12 @@ def test_vram_is_the_childs_own_and_its_ram_stands_beside_it(model_dir, monkeypa
     assert (memory.start, memory.loaded, memory.steady) == tuple(steps.values())
     assert (memory.start_rss_bytes, memory.peak_rss_bytes) == (100, 400)
     assert memory.weight_bytes == (model_dir / "model.safetensors").stat().st_size
+
+
+@pytest.mark.filterwarnings("error")
+def test_logits_of_a_torch_model_are_its_own_for_windows_of_any_length(model, ids):
+    logits = measurements.logits_of(model)
+    for window in (ids, ids[:1, :7], ids):
+        with torch.inference_mode():
+            expected = model(torch.as_tensor(window)).logits
+        torch.testing.assert_close(logits(torch.as_tensor(window)), expected, rtol=1e-4, atol=1e-4)
