@@ -164,7 +164,9 @@ def bench(options: argparse.Namespace) -> int:
 def recipes(options: argparse.Namespace) -> int:
     from gpt2opt.lab.recipes import compare_recipes, recipes_table
     from gpt2opt.report.record import write_text
+    from gpt2opt.stages.run import writable
 
+    writable(options.out.parent)
     with contextlib.redirect_stdout(sys.stderr):  # INC reports there
         comparison = compare_recipes(options.model, options.text)
     write_text(options.out, json.dumps(dataclasses.asdict(comparison), indent=1) + "\n")
@@ -176,7 +178,9 @@ def recipes(options: argparse.Namespace) -> int:
 def attribution(options: argparse.Namespace) -> int:
     from gpt2opt.lab.attribution import attribute
     from gpt2opt.lab.attribution_report import attribution_caption, attribution_table, plot_attribution
+    from gpt2opt.stages.run import writable
 
+    writable(options.out.parent)
     with contextlib.redirect_stdout(sys.stderr):  # INC reports there
         found = attribute(options.model, options.text, options.rounds)
     _write_with_chart(options.out, found, plot_attribution)
@@ -189,7 +193,9 @@ def attribution(options: argparse.Namespace) -> int:
 def pruning(options: argparse.Namespace) -> int:
     from gpt2opt.lab.pruning import compare_pruning
     from gpt2opt.lab.pruning_report import curve_table, plot_pruning, ratio_table, recovery_caption, recovery_table
+    from gpt2opt.stages.run import writable
 
+    writable(options.out.parent)
     with contextlib.redirect_stdout(sys.stderr):  # Trainer's progress bar writes to stdout
         found = compare_pruning(options.model, options.text, seeds=options.seeds, score_bytes=options.score_bytes, epochs=options.epochs)
     _write_with_chart(options.out, found, plot_pruning)
@@ -202,7 +208,9 @@ def pruning(options: argparse.Namespace) -> int:
 def scoring(options: argparse.Namespace) -> int:
     from gpt2opt.lab.scoring import compare_scoring, scoring_caption, scoring_table
     from gpt2opt.report.record import write_text
+    from gpt2opt.stages.run import writable
 
+    writable(options.out.parent)
     comparison = compare_scoring(options.size, options.text, options.rounds)
     write_text(options.out, json.dumps(dataclasses.asdict(comparison), indent=1) + "\n")
     for show in (scoring_table, scoring_caption):

@@ -124,6 +124,11 @@ WRONG = {
     "folder without a record": (["report", "{model}"], "run.json: No such file"),
     "no folder": (["report", "{file}/run"], "Not a directory"),
     "not a record": (["report", "{bert}/config.json"], "has schema None, expected 'gpt2opt.run/2'"),
+    "one round of scoring": (["scoring", "--rounds", "1"], "rounds=1, expected at least 2"),
+    **{
+        f"unwritable {command}": ([command, "--text", "{text}", "--out", "{file}/out.json"], "name a writable output directory")
+        for command in ("recipes", "attribution", "pruning", "scoring")
+    },
     "unwritable output": (["run", "--model", "{model}", "--text", "{text}", "--out", "{file}/out"], "name a writable output directory"),
 }
 

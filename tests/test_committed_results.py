@@ -16,7 +16,7 @@ from gpt2opt.lab.train_bundled import score_held_out
 from gpt2opt.measure.trace import check_trace
 from gpt2opt.report.record import read_record
 from gpt2opt.report.results import from_json
-from gpt2opt.report.tables import quality_table, speed_table, summary_table
+from gpt2opt.report.tables import perplexity_ratio, quality_table, speed_table, summary_table
 from gpt2opt.sources.models import BUNDLED, load_model
 from gpt2opt.stages.quantize import NO_DOT_PRODUCT
 from tests.conftest import committed
@@ -34,6 +34,16 @@ def test_the_readme_tables_are_the_records(record, show):
     assert show(record).markdown() in committed("README.md").decode()
 
 
+def test_what_the_readme_says_of_int8_is_the_records(record):
+    stage = record.stage("4-quantize")
+    quality, agreement = stage.measurement.quality, stage.measurement.agreement
+    said = (
+        f"INT8 costs {perplexity_ratio(quality, stage.control('FP32').quality)} × the perplexity of its FP32 control; its mean KL from it "
+        f"is {agreement.mean_kl:.4f} nats a token, and both expect the same token on {agreement.top1:.1%} of positions."
+    )
+    assert said in committed("README.md").decode()
+
+
 @pytest.fixture(scope="module")
 def race(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "bench.json"
@@ -41,9 +51,17 @@ def race(tmp_path_factory):
     return read_bench(path)
 
 
-@pytest.mark.parametrize("show", [bench_tables.speed_table, bench_tables.ratio_table, bench_tables.limits_table, bench_tables.memory_table])
+@pytest.mark.parametrize(
+    "show",
+    [
+        bench_tables.speed_table, bench_tables.ratio_table, bench_tables.limits_table, bench_tables.memory_table,
+        bench_tables.repeating_table,
+    ],
+)  # fmt: skip
 def test_the_readme_shows_the_committed_race(race, show):
-    assert show(race).markdown() in committed("README.md").decode()
+    readme = committed("README.md").decode()
+    assert show(race).markdown() in readme
+    assert bench_tables.caption(race) in readme
 
 
 def test_ours_is_small_in_the_committed_race(race):

@@ -5,6 +5,7 @@ Both read each document by itself, from an end-of-text on, in windows of the mod
 
 import datetime
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -19,7 +20,7 @@ from gpt2opt.lab.race import Worker
 from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import measure_quality, prepare_text
 from gpt2opt.report.results import Ratio
-from gpt2opt.report.tables import Table, megabytes, table
+from gpt2opt.report.tables import MISSING, Table, megabytes, table, with_interval
 from gpt2opt.sources.models import load_model, load_tokenizer
 from gpt2opt.sources.texts import find_texts
 from gpt2opt.stages.measurements import logits_of
@@ -113,11 +114,11 @@ def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> 
 
     Args:
         size: as in `run_bench`: a size, its weights random where there are no real ones, or a directory with a GPT-2.
-        text: see `find_texts`; the beginning of its scored part.
+        text: see `find_texts`; the first documents of its scored part.
         rounds: timed turns of each, after a turn to warm up; at least 2.
 
     Raises:
-        ValueError: rounds < 2, an unknown size, or a text that is too short.
+        ValueError: rounds < 2, an unknown size, or no such text.
         RuntimeError: a contestant fails.
     """
     if rounds < 2:
@@ -173,9 +174,9 @@ def scoring_table(comparison: ScoringComparison) -> Table:
         peaks = [turn.peak_rss_bytes for turn in scorer.turns if turn.peak_rss_bytes is not None]
         rows.append(
             (
-                scorer.name, scorer.version or "", f"{comparison.tokens / sorted(seconds)[len(seconds) // 2]:.0f}",
-                f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
-                f"{scorer.turns[0].nats / comparison.tokens:.5f}", megabytes(max(peaks)) if peaks else "–",
+                scorer.name, scorer.version or "", f"{comparison.tokens / statistics.median(seconds):.0f}",
+                with_interval(ratio.value, (ratio.low, ratio.high), ".2f"),
+                f"{scorer.turns[0].nats / comparison.tokens:.5f}", megabytes(max(peaks)) if peaks else MISSING,
             )
         )  # fmt: skip
     return table(("scored by", "version", "tokens/s", "time ÷ ours [99%]", "nats a token", "peak RSS, MB"), rows)
