@@ -40,8 +40,8 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "Constant":
             constants[node.get_element_type().get_type_name()] += node.get_byte_size()
-    reader, writer, head = compile_ir(directory)
-    reading, decoding = ({**_executed(body), **_executed(head)} for body in (reader, writer))
+    compiled = compile_ir(directory)
+    reading, decoding = ({**_executed(body), **_executed(compiled.head)} for body in (compiled.reader, compiled.stepper))
     # How many layers there must be is told by the config, not by the graph: a layer that is missing there has to be missed.
     audit = Int8Audit(weights, stored, reading, decoding, tuple(float_inputs), dict(constants), read_config(directory, "n_layer"))
     if must_pass and not audit.passed:

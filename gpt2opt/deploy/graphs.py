@@ -1,8 +1,8 @@
 """What is done to a GPT-2 graph in memory, between reading the IR and compiling it; the file stays as it is.
 
-The file holds one graph with activation quantizers, which every OpenVINO runtime loads. Here two are made of it: one that reads
-prompts, bound by arithmetic and so in INT8, and one that decodes, bound by the bytes of the weights. Both keep their KV cache in the
-same blocks of memory (paged attention, Kwon et al. 2023), so that nothing is handed over between them.
+The file holds one graph with activation quantizers, which every OpenVINO runtime loads. Here several are made of it: one that reads
+prompts, bound by arithmetic, and one or two that decode, bound by the bytes of the weights. All keep their KV cache in the same blocks
+of memory (paged attention, Kwon et al. 2023), so that nothing is handed over between them.
 """
 
 from collections.abc import Iterable
@@ -26,6 +26,7 @@ def paged(graph: Model) -> tuple[Model, Model]:
     `rows` (rows,), the tokens whose logits are wanted, and the cache, `key_cache.N` and `value_cache.N`. Its output, the hidden
     states (rows, 1, width), is the input of the head, whose output are the logits (rows, 1, V).
     """
+    _look_up_integers(graph)
     paged_attention_transformation(graph)
     rows = ops.parameter([-1], np.int64)
     rows.output(0).set_names({ROWS})
@@ -37,6 +38,17 @@ def paged(graph: Model) -> tuple[Model, Model]:
     picked = ops.parameter(hidden.get_partial_shape(), np.float32)
     first.input(0).replace_source_output(picked.output(0))
     return Model([hidden], graph.get_parameters()), Model(graph.get_results(), [picked])
+
+
+def _look_up_integers(graph: Model) -> None:
+    """Look embeddings up as INT8 and make floats of what was found: the CPU plugin may make them of the whole table, 4 times its bytes."""
+    for node in graph.get_ordered_ops():
+        table = _stored(node.input_value(0)) if node.get_type_name() == "Gather" else None
+        if table and table.get_element_type().get_type_name() == "i8":
+            scales, where = node.input_value(0).get_node().input_value(1), node.input_values()[1:]
+            found = ops.multiply(ops.convert(ops.gather(table, *where), "f32"), ops.gather(scales, *where))
+            for consumer in node.output(0).get_target_inputs():
+                consumer.replace_source_output(found.output(0))
 
 
 def _pick_rows(graph: Model, rows: Node) -> None:
@@ -58,8 +70,18 @@ def _pick(source: Output, consumers: Iterable[Input], rows: Node) -> None:
         consumer.replace_source_output(picked.output(0))
 
 
+def one_step(graph: Model) -> Model:
+    """Fix the shapes of a body to two tokens of two sequences, and an empty third; see `IrModel._follow`.
+
+    The CPU plugin then works no shapes out while it runs. With one token it would also lay tensors out otherwise and sum in another order.
+    """
+    sizes = {"input_ids": 2, "position_ids": 2, ROWS: 2, "past_lens": 3, "subsequence_begins": 4, "block_indices_begins": 4}
+    graph.reshape({name: [size] for name, size in sizes.items()})
+    return graph
+
+
 def weight_only(graph: Model) -> Model:
-    """Take the activation quantizers out and leave the INT8 weights: with one row to a matmul that is faster, and it loses less."""
+    """Take the activation quantizers out and leave the INT8 weights."""
     for node in matmuls(graph):
         if quantizer := activation_quantizer(node):
             node.input(0).replace_source_output(quantizer.input_value(0))
@@ -191,17 +213,20 @@ class _ConvolutionLayout:
             convolution = ops.convolution(self._as_pixels(values[0]), _kernel(node), [1, 1], [0, 0], [0, 0], [1, 1])
             convolution.set_friendly_name(node.get_friendly_name())  # the audit looks for it
             return convolution
-        if kind == "MVN":
-            return _layer_norm(self._as_pixels(values[0]), node.get_attributes()["eps"])
         if not any(map(self._is_rewritten, values)):
             return None
+        if kind == "MVN":
+            pixels = self._as_pixels(values[0])
+            return _layer_norm(pixels, node.get_attributes()["eps"]) if _written_by_convolution(pixels) else None
         if kind in ("Add", "Multiply"):
             terms = [_along_channels(value) if _stored(value) else self._as_pixels(value) for value in values]
             return ops.add(*terms) if kind == "Add" else ops.multiply(*terms)
         if kind == "Gelu":
             return ops.gelu(self._as_pixels(values[0]), node.get_attributes()["approximation_mode"])
         if kind == "FakeQuantize":
-            return ops.fake_quantize(self._as_pixels(values[0]), *values[1:], node.get_attributes()["levels"])
+            source, low, high = _before_gain_and_shift(self._as_pixels(values[0]), *map(_data, values[1:3]))
+            ranges = [ops.constant(limit.astype(np.float32)) for limit in (low, high)]
+            return ops.fake_quantize(source, *ranges, *values[3:], node.get_attributes()["levels"])
         return None
 
     def _is_rewritten(self, value: Output) -> bool:
@@ -225,9 +250,38 @@ def _channels(rows: Output) -> int:
     return rows.get_partial_shape()[-1].get_length()
 
 
+def _written_by_convolution(total: Output) -> bool:
+    """Return whether a convolution writes a residual sum, its bias and the other term included, and so in its own layout.
+
+    Another sum may be laid out as the rows it came from, and be normalized otherwise for one token than for several.
+    """
+    terms = [value.get_node() for value in total.get_node().input_values()]
+    return any("Convolution" in (term.get_type_name(), *(v.get_node().get_type_name() for v in term.input_values())) for term in terms)
+
+
 def _along_channels(value: Output) -> Node:
     """Return a constant of one value for each channel, or of one for all, for (1, C, 1, tokens)."""
-    return ops.constant(value.get_node().get_data().reshape(1, -1, 1, 1))
+    return ops.constant(_data(value).reshape(1, -1, 1, 1))
+
+
+def _data(value: Output) -> np.ndarray:
+    return value.get_node().get_data()
+
+
+def _before_gain_and_shift(value: Output, low: np.ndarray, high: np.ndarray) -> tuple[Output, np.ndarray, np.ndarray]:
+    """Return where a quantizer of [low, high] may read instead, before gains and shifts of each channel, and its ranges there.
+
+    OpenVINO would do the same, and with fixed shapes in another order than without: the bits of one graph would not be those of the other.
+    """
+    node = value.get_node()
+    if node.get_type_name() not in ("Add", "Multiply") or not _stored(node.input_value(1)):
+        return value, low, high
+    constant = _data(node.input_value(1)).astype(np.float64)
+    if node.get_type_name() == "Add":
+        return _before_gain_and_shift(node.input_value(0), low - constant, high - constant)
+    if (constant > 0).all():
+        return _before_gain_and_shift(node.input_value(0), low / constant, high / constant)
+    return value, low, high
 
 
 def _layer_norm(pixels: Output, eps: float) -> Node:
@@ -245,5 +299,5 @@ def _step(node: Node) -> float:
     """Return the width of a quantizer's steps; 0 for any other node."""
     if node.get_type_name() != "FakeQuantize":
         return 0.0
-    lowest, highest = (node.input_value(port).get_node().get_data() for port in (3, 4))
+    lowest, highest = (_data(node.input_value(port)) for port in (3, 4))
     return float((highest - lowest).min()) / (node.get_attributes()["levels"] - 1)

@@ -1,13 +1,14 @@
 """Run a GPT-2 IR on the CPU with openvino and numpy alone: no torch in the serving process.
 
-One directory, two compiled graphs over one file of weights: prompts are read with activations in INT8, tokens are decoded with INT8
-weights alone, and both work on the same KV cache, so that nothing passes between them.
+One directory, two compiled graphs over one file of weights: one reads prompts, the other writes tokens. Both work on the same KV cache,
+so that nothing passes between them.
 """
 
 import ctypes
 import logging
 import mmap
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,13 @@ PROPERTIES = {
 BLOCK = 32
 """Tokens in a block of the CPU plugin's KV cache."""
 
-MANY_SEQUENCES = 8
+MANY_SEQUENCES = 16
 """From so many rows on a matmul is bound by arithmetic again, and the graph that reads prompts also decodes faster."""
+SAME_BITS = {"SNIPPETS_MODE": "DISABLE"}
+"""With these code generators for chains of small operations, a graph of fixed shapes would round otherwise than one without."""
+ROUNDED_AT_RUN_TIME = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}
+"""With INT8 dot products the CPU plugin reads INT8 weights faster than by converting them: it rounds each token's inputs to INT8 by groups
+of 32, as is its default. That loses less than the file's quantizers do, which have one range for all tokens and channels."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,17 +57,34 @@ def load_ir(directory: Path | str, num_threads: int | None = None, precision: st
     Raises:
         ValueError: there is no IR, or it is not the one that was exported.
     """
-    model = IrModel(*compile_ir(directory, num_threads, precision), read_config(directory, "n_positions"))
+    model = IrModel(compile_ir(directory, num_threads, precision), read_config(directory, "n_positions"))
     # The CPU plugin packs the weights when they are first used: here, one graph after the other, and not during the first prompt.
-    for request in (model.reader, model.writer):
-        model._logits(request, np.zeros((1, 1), np.int64), 0, np.zeros(1, np.int64))
+    for request in {model.reader, model.writer, model.stepper}:
+        model._follow(request, np.zeros(1, np.int64), 0)
         _give_back_pages(Path(directory) / "openvino_model.bin")
     return model
 
 
-def compile_ir(directory: Path | str, num_threads: int | None = None, precision: str = "f32"):
-    """Return the compiled graphs that read prompts and that decode, and the head of both. Where no activation is quantized, one graph
-    reads and decodes.
+@dataclass(frozen=True)
+class CompiledIr:
+    """The graphs that are made of one IR; where one of them does for two uses, it is the same one.
+
+    reader: of prompts. writer: of one further token of several sequences, or of several tokens that are checked. stepper: of one further
+    token of one sequence. head: from the hidden states of any of them to logits.
+    """
+
+    reader: openvino.CompiledModel
+    writer: openvino.CompiledModel
+    stepper: openvino.CompiledModel
+    head: openvino.CompiledModel
+
+
+def compile_ir(directory: Path | str, num_threads: int | None = None, precision: str = "f32") -> CompiledIr:
+    """Compile the graphs of an IR; see `load_ir`.
+
+    Where no activation is quantized, one graph reads and decodes. With INT8 dot products a second one decodes, with INT8 weights and
+    the inputs of each token rounded by themselves. Without them the plugin's INT8 convolution is the fastest way to decode, too: the
+    second graph is the first one with fixed shapes.
 
     Raises:
         ValueError: as `load_ir`.
@@ -71,16 +94,23 @@ def compile_ir(directory: Path | str, num_threads: int | None = None, precision:
     # A float model stays float throughout. The rounding of an INT8 model hides that of an FP16 cache, which takes half the memory.
     properties = cpu_properties(num_threads, precision if manifest.weights == "f32" else "f16", precision)
     core = openvino.Core()
+
+    def compiled(graph: openvino.Model, **changed: str) -> openvino.CompiledModel:
+        return core.compile_model(graph, "CPU", {**properties, **changed})
+
     try:
         body, head = graphs.paged(core.read_model(str(xml)))
-        head = core.compile_model(head, "CPU", properties)
-        reading = body.clone() if any(graphs.activation_quantizer(node) for node in graphs.matmuls(body)) else None
-        writer = core.compile_model(graphs.weight_only(body), "CPU", properties)
-        if reading is None:
-            return writer, writer, head
-        if not has_int8_dot_product():
-            graphs.gelu_by_erf(graphs.as_convolutions(reading))
-        return core.compile_model(reading, "CPU", properties), writer, head
+        head = compiled(head)
+        if not any(graphs.activation_quantizer(node) for node in graphs.matmuls(body)):
+            only = compiled(body)
+            return CompiledIr(only, only, only, head)
+        if has_int8_dot_product():
+            reader = compiled(body.clone())
+            writer = compiled(graphs.weight_only(body), **ROUNDED_AT_RUN_TIME)
+            return CompiledIr(reader, writer, writer, head)
+        graphs.gelu_by_erf(graphs.as_convolutions(body))
+        reader = compiled(body.clone(), **SAME_BITS)
+        return CompiledIr(reader, reader, compiled(graphs.one_step(body), **SAME_BITS), head)
     except RuntimeError as error:
         raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); export it again") from error
 
@@ -104,14 +134,14 @@ def _give_back_pages(weights: Path) -> None:
 class IrModel:
     """A compiled GPT-2 and its KV cache. Not for use from several threads at once."""
 
-    def __init__(self, reader, writer, head, context: int):
+    def __init__(self, compiled: CompiledIr, context: int):
         self.context = context
-        self.head = head.create_infer_request()
-        self.reader = reader.create_infer_request()
-        self.writer = self.reader if writer is reader else writer.create_infer_request()
-        self._bound: dict[openvino.InferRequest, dict[str, np.ndarray]] = {self.reader: {}, self.writer: {}}
-        self.num_cores = reader.get_property("INFERENCE_NUM_THREADS")
-        self._cache_ports = {port.get_any_name(): port for port in reader.inputs if "_cache." in port.get_any_name()}
+        requests = {graph: graph.create_infer_request() for graph in (compiled.reader, compiled.writer, compiled.stepper)}
+        self.reader, self.writer, self.stepper = (requests[graph] for graph in (compiled.reader, compiled.writer, compiled.stepper))
+        self.head = compiled.head.create_infer_request()
+        self._bound: dict[openvino.InferRequest, dict[str, np.ndarray]] = {request: {} for request in requests.values()}
+        self.num_cores = compiled.reader.get_property("INFERENCE_NUM_THREADS")
+        self._cache_ports = {port.get_any_name(): port for port in compiled.reader.inputs if "_cache." in port.get_any_name()}
         self._sequences = 0
 
     def logits(self, input_ids: np.ndarray) -> np.ndarray:
@@ -123,7 +153,7 @@ class IrModel:
         batch, length = input_ids.shape
         self._check_fits(length, 0)
         every = np.arange(batch * length)
-        return self._logits(self.reader, input_ids, 0, every).reshape(batch, length, -1).copy()  # the next call writes over it
+        return self._read(self.reader, input_ids, 0, every).reshape(batch, length, -1).copy()  # the next call writes over it
 
     def generate(self, input_ids: np.ndarray, max_new_tokens: int, prompt_lookup: bool = False) -> np.ndarray:
         """Continue (B, T) prompts greedily; return the new tokens (B, max_new_tokens).
@@ -157,29 +187,53 @@ class IrModel:
                 f"of {self.context}: shorten it, or keep its end with truncate"
             )
 
-    def _logits(self, request, ids: np.ndarray, past: int, rows: np.ndarray) -> np.ndarray:
+    def _read(self, request, ids: np.ndarray, past: int, rows: np.ndarray) -> np.ndarray:
         """Read (B, T) further tokens of B sequences that have `past` tokens in the cache; return the logits (rows, V)."""
-        return self._project(self._hidden(request, ids, past, rows))
-
-    def _project(self, hidden) -> np.ndarray:
-        self.head.set_input_tensor(hidden)
-        self.head.infer(share_outputs=True)
-        return self.head.get_output_tensor().data.reshape(hidden.shape[0], -1)
-
-    def _hidden(self, request, ids: np.ndarray, past: int, rows: np.ndarray):
-        """Return the last hidden states (rows, 1, width) that the head reads."""
         batch, length = ids.shape
         self._reserve(batch)
-        used = -(-(past + length) // BLOCK)
-        begins = np.arange(batch + 1, dtype=np.int32)
+        blocks = np.arange(_blocks(past + length)) + np.arange(batch)[:, None] * _blocks(self.context)
+        hidden = self._infer(request, ids, np.arange(batch + 1) * length, np.full(batch, past), list(blocks), rows)
+        return self._project(hidden)
+
+    def _follow(self, request, ids: np.ndarray, past: int) -> np.ndarray:
+        """Read (T,) further tokens of one sequence that has `past` tokens in the cache; return their logits (T, V).
+
+        The bits of the hidden states don't depend on how many tokens are read at once. Each is read as a sequence of its own over the
+        blocks of the one: it finds the keys and values of those before it there, which the plugin writes first. That is faster, too, than
+        a prompt's way. An empty sequence beside them keeps the plugin from splitting a lone one over its threads, and the stepper, made
+        for two tokens, gets a spare one, in a block that nobody reads.
+        """
+        self._reserve(1)
+        pasts = np.arange(past, past + len(ids))
+        blocks = [np.arange(_blocks(end)) for end in pasts + 1]
+        tokens = ids
+        if request is self.stepper is not self.writer:
+            tokens, pasts = np.append(ids, 0), np.append(pasts, 0)
+            blocks.append(np.array([self._sequences * _blocks(self.context)]))
+        begins = np.arange(len(tokens) + 1)
+        hidden = self._infer(request, tokens, np.append(begins, len(tokens)), np.append(pasts, 0), [*blocks, np.arange(0)], begins[:-1])
+        return self._project(hidden if len(tokens) == len(ids) else openvino.Tensor(hidden.data[: len(ids)]))
+
+    def _infer(self, request, ids: np.ndarray, begins: np.ndarray, pasts: np.ndarray, blocks: list[np.ndarray], rows: np.ndarray):
+        """Run a body; return the hidden states (rows, 1, width), which the next call writes over.
+
+        Args:
+            request: of one of the compiled bodies.
+            ids: tokens of all sequences, end to end.
+            begins: (S + 1,) where each of S sequences begins in them, and the end.
+            pasts: (S,) tokens that each has in the cache.
+            blocks: of each, the blocks of the cache for these and its new tokens.
+            rows: tokens whose hidden states are wanted.
+        """
+        lengths = np.diff(begins)
         inputs = {
             "input_ids": ids.reshape(-1),
-            "position_ids": np.tile(np.arange(past, past + length), batch),
-            "past_lens": np.full(batch, past, np.int32),
-            "subsequence_begins": begins * length,
-            "block_indices_begins": begins * used,
-            "block_indices": (begins[:batch, None] * self._blocks + np.arange(used, dtype=np.int32)).reshape(-1),
-            "max_context_len": np.array(past + length, np.int32),
+            "position_ids": np.arange(ids.size) + np.repeat(pasts - begins[:-1], lengths),
+            "past_lens": pasts.astype(np.int32),
+            "subsequence_begins": begins.astype(np.int32),
+            "block_indices_begins": np.cumsum([0, *map(len, blocks)], dtype=np.int32),
+            "block_indices": np.concatenate(blocks).astype(np.int32),
+            "max_context_len": np.array((pasts + lengths).max(), np.int32),
             graphs.ROWS: rows,
         }
         bound = self._bound[request]
@@ -192,20 +246,28 @@ class IrModel:
         request.infer(share_outputs=True)
         return request.get_output_tensor()
 
-    @property
-    def _blocks(self) -> int:
-        return -(-self.context // BLOCK)
+    def _project(self, hidden) -> np.ndarray:
+        """Return the logits (rows, V) of hidden states (rows, 1, width); the next call writes over them."""
+        self.head.set_input_tensor(hidden)
+        self.head.infer(share_outputs=True)
+        return self.head.get_output_tensor().data.reshape(hidden.shape[0], -1)
 
     def _reserve(self, sequences: int) -> None:
-        """Have room for the whole context of so many sequences; the system gives memory only to the blocks that are written."""
+        """Have room for the whole context of so many sequences and a block more; the system gives memory only to what is written."""
         if sequences <= self._sequences:
             return
         self._sequences = sequences
         for name, port in self._cache_ports.items():
             _, *block = port.get_partial_shape()
-            tensor = openvino.Tensor(port.get_element_type(), [sequences * self._blocks, *(size.get_length() for size in block)])
-            self.reader.set_tensor(name, tensor)
-            self.writer.set_tensor(name, tensor)
+            shape = [sequences * _blocks(self.context) + 1, *(size.get_length() for size in block)]
+            tensor = openvino.Tensor(port.get_element_type(), shape)
+            for request in self._bound:
+                request.set_tensor(name, tensor)
+
+
+def _blocks(tokens: int) -> int:
+    """Return how many blocks of the cache so many tokens take."""
+    return -(-tokens // BLOCK)
 
 
 class IrDecoder:
@@ -223,7 +285,7 @@ class IrDecoder:
         batch, length = self.prompt_ids.shape
         self.model._check_fits(length, 0)
         last = np.arange(1, batch + 1) * length - 1
-        self.next_ids = self.model._logits(self.model.reader, self.prompt_ids, 0, last).argmax(-1)[:, None]
+        self.next_ids = self.model._read(self.model.reader, self.prompt_ids, 0, last).argmax(-1)[:, None]
         self.past = length
 
     def step(self) -> None:
@@ -234,8 +296,12 @@ class IrDecoder:
         """
         self.model._check_fits(self.past + 1, 0)
         batch = len(self.prompt_ids)
-        request = self.model.writer if batch < MANY_SEQUENCES else self.model.reader
-        self.next_ids = self.model._logits(request, self.next_ids, self.past, np.arange(batch)).argmax(-1)[:, None]
+        if batch == 1:
+            logits = self.model._follow(self.model.stepper, self.next_ids[0], self.past)
+        else:
+            request = self.model.writer if batch < MANY_SEQUENCES else self.model.reader
+            logits = self.model._read(request, self.next_ids, self.past, np.arange(batch))
+        self.next_ids = logits.argmax(-1)[:, None]
         self.past += 1
 
     def check(self, guessed: list[int]) -> list[int]:
@@ -245,9 +311,9 @@ class IrDecoder:
         """
         if len(self.prompt_ids) != 1:
             raise ValueError(f"{len(self.prompt_ids)} prompts, prompt lookup takes one at a time")
-        ids = np.array([[self.next_ids[0, 0], *guessed]])
-        self.model._check_fits(self.past + ids.shape[1], 0)
-        chosen = self.model._logits(self.model.writer, ids, self.past, np.arange(ids.shape[1])).argmax(-1)
+        ids = np.array([self.next_ids[0, 0], *guessed])
+        self.model._check_fits(self.past + len(ids), 0)
+        chosen = self.model._follow(self.model.writer if guessed else self.model.stepper, ids, self.past).argmax(-1)
         right = 0
         while right < len(guessed) and chosen[right] == guessed[right]:
             right += 1
