@@ -59,7 +59,7 @@ def load_ir(directory: Path | str, num_threads: int | None = None, precision: st
     """
     model = IrModel(compile_ir(directory, num_threads, precision), read_config(directory, "n_positions"))
     # The CPU plugin packs the weights when they are first used: here, one graph after the other, and not during the first prompt.
-    for request in {model.reader, model.writer, model.stepper}:
+    for request in model._bound:
         model._follow(request, np.zeros(1, np.int64), 0)
         _give_back_pages(Path(directory) / "openvino_model.bin")
     return model

@@ -211,7 +211,7 @@ def generate_within(limit_bytes: int, folder: Path, ids: list[int], new_tokens: 
 def optimum_generates_the_same(run: Run, folder: Path, tokenizer) -> bool:
     """Load a directory with optimum-intel's own class, as others will, and compare its greedy tokens with our runtime's.
 
-    Only a float directory has to give the same: of an INT8 one optimum also decodes with quantized inputs, our runtime does not.
+    Only a float directory has to give the same: an INT8 one is computed by other kernels, and a quantizer makes a step of any difference.
     """
     from optimum.intel import OVModelForCausalLM
 
