@@ -200,19 +200,12 @@ class IrModel:
 
         The bits of the hidden states don't depend on how many tokens are read at once. Each is read as a sequence of its own over the
         blocks of the one: it finds the keys and values of those before it there, which the plugin writes first. That is faster, too, than
-        a prompt's way. An empty sequence beside them keeps the plugin from splitting a lone one over its threads, and the stepper, made
-        for two tokens, gets a spare one, in a block that nobody reads.
+        a prompt's way. An empty sequence beside them keeps the plugin from splitting a lone one over its threads.
         """
         self._reserve(1)
-        pasts = np.arange(past, past + len(ids))
-        blocks = [np.arange(_blocks(end)) for end in pasts + 1]
-        tokens = ids
-        if request is self.stepper is not self.writer:
-            tokens, pasts = np.append(ids, 0), np.append(pasts, 0)
-            blocks.append(np.array([self._sequences * _blocks(self.context)]))
-        begins = np.arange(len(tokens) + 1)
-        hidden = self._infer(request, tokens, np.append(begins, len(tokens)), np.append(pasts, 0), [*blocks, np.arange(0)], begins[:-1])
-        return self._project(hidden if len(tokens) == len(ids) else openvino.Tensor(hidden.data[: len(ids)]))
+        pasts, begins = np.arange(past, past + len(ids)), np.arange(len(ids) + 1)
+        blocks = [*(np.arange(_blocks(end)) for end in pasts + 1), np.arange(0)]
+        return self._project(self._infer(request, ids, np.append(begins, len(ids)), np.append(pasts, 0), blocks, begins[:-1]))
 
     def _infer(self, request, ids: np.ndarray, begins: np.ndarray, pasts: np.ndarray, blocks: list[np.ndarray], rows: np.ndarray):
         """Run a body; return the hidden states (rows, 1, width), which the next call writes over.
@@ -253,14 +246,13 @@ class IrModel:
         return self.head.get_output_tensor().data.reshape(hidden.shape[0], -1)
 
     def _reserve(self, sequences: int) -> None:
-        """Have room for the whole context of so many sequences and a block more; the system gives memory only to what is written."""
+        """Have room for the whole context of so many sequences; the system gives memory only to the blocks that are written."""
         if sequences <= self._sequences:
             return
         self._sequences = sequences
         for name, port in self._cache_ports.items():
             _, *block = port.get_partial_shape()
-            shape = [sequences * _blocks(self.context) + 1, *(size.get_length() for size in block)]
-            tensor = openvino.Tensor(port.get_element_type(), shape)
+            tensor = openvino.Tensor(port.get_element_type(), [sequences * _blocks(self.context), *(size.get_length() for size in block)])
             for request in self._bound:
                 request.set_tensor(name, tensor)
 

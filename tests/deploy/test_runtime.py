@@ -63,7 +63,7 @@ def test_several_tokens_at_once_give_the_bits_of_one_by_one(quantized, ids, thre
 
     def hidden(request, tokens, past):
         model._follow(request, tokens, past)
-        return request.get_output_tensor().data[: len(tokens)].copy()
+        return request.get_output_tensor().data.copy()
 
     for count in (2, 3, 16):
         tokens = ids[1, :count]  # over the end of a block of the cache
