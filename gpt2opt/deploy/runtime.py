@@ -198,9 +198,9 @@ class IrModel:
     def _follow(self, request, ids: np.ndarray, past: int) -> np.ndarray:
         """Read (T,) further tokens of one sequence that has `past` tokens in the cache; return their logits (T, V).
 
-        The bits of the hidden states don't depend on how many tokens are read at once. Each is read as a sequence of its own over the
-        blocks of the one: it finds the keys and values of those before it there, which the plugin writes first. That is faster, too, than
-        a prompt's way. An empty sequence beside them keeps the plugin from splitting a lone one over its threads.
+        Each is read as a sequence of its own over the blocks of the one: it finds the keys and values of those before it there, which the
+        plugin writes first. That is faster than a prompt's way, and where inputs are quantized the bits of the hidden states don't depend
+        on how many tokens are read at once. An empty sequence beside them keeps the plugin from splitting a lone one over its threads.
         """
         self._reserve(1)
         pasts, begins = np.arange(past, past + len(ids)), np.arange(len(ids) + 1)
