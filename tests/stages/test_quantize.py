@@ -42,7 +42,8 @@ def test_every_matmul_is_int8_in_the_file_reading_and_decoding(quantized):
     assert set(audit.in_file.values()) == {"i8"}
     assert set(audit.float_inputs) == {*done.harm.float_inputs, "lm_head"}
     quantized_inputs = set(audit.expected) - set(audit.float_inputs)
-    assert {audit.reading[name] for name in quantized_inputs} <= {("u8", "i8"), ("i8", "i8")}  # a CPU may move the zero point
+    moved_zero_points = {("i8", "i8")} if has_int8_dot_product() else set()  # as AMX's kernels have them in some matmuls
+    assert {audit.reading[name] for name in quantized_inputs} - moved_zero_points == {("u8", "i8")}
     assert {types for name, types in audit.reading.items() if name in audit.float_inputs} == {("f32", "i8")}
     # With INT8 dot products inputs are rounded inside the matmul when it decodes; without, the graph that reads decodes, too.
     assert audit.decoding == (dict.fromkeys(audit.expected, ("f32", "i8")) if has_int8_dot_product() else audit.reading)
