@@ -182,9 +182,10 @@ class IrModel:
 
     def _check_fits(self, length: int, new_tokens: int) -> None:
         if not 0 < length <= self.context - new_tokens:
+            advice = "shorten it, or keep its end with truncate" if length else "write at least a word"
             raise ValueError(
                 f"the prompt has {length} tokens; with {new_tokens} new ones, from 1 to {self.context - new_tokens} fit into the context "
-                f"of {self.context}: shorten it, or keep its end with truncate"
+                f"of {self.context}: {advice}"
             )
 
     def _read(self, request, ids: np.ndarray, past: int, rows: np.ndarray) -> np.ndarray:
