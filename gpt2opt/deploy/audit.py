@@ -41,7 +41,8 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
         if node.get_type_name() == "Constant":
             constants[node.get_element_type().get_type_name()] += node.get_byte_size()
     compiled = compile_ir(directory)
-    reading, decoding = ({**_executed(body), **_executed(compiled.head)} for body in (compiled.reader, compiled.stepper))
+    decoder = compiled.stepper or compiled.writer
+    reading, decoding = ({**_executed(compiled.head), **_executed(graph)} for graph in (compiled.reader, decoder))
     # How many layers there must be is told by the config, not by the graph: a layer that is missing there has to be missed.
     audit = Int8Audit(weights, stored, reading, decoding, tuple(float_inputs), dict(constants), read_config(directory, "n_layer"))
     if must_pass and not audit.passed:
@@ -50,14 +51,14 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
 
 
 def _executed(compiled) -> dict[str, tuple[str, str]]:
-    """Return matmul -> (type of its input, type of its weight) in a compiled graph."""
-    executed = {}
+    """Return matmul -> (type of its input, type of its weight) in a compiled graph; all types where its parts differ."""
+    parts = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
         if _fact(node, "layerType") in ("FullyConnected", "MatMul", "Convolution") and (name := _matmul(node.get_friendly_name())):
             # A node that feeds several others lists the type of each output.
             types = [_fact(node.input_value(port).get_node(), "outputPrecisions").split(",")[0] for port in (0, 1)]
-            executed[name] = tuple(types)
-    return executed
+            parts.setdefault(name, []).append(types)
+    return {name: tuple(" and ".join(sorted(set(types))) for types in zip(*found, strict=True)) for name, found in parts.items()}
 
 
 def _fact(node, name: str) -> str:

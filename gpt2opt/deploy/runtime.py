@@ -25,6 +25,9 @@ PROPERTIES = {
     "INFERENCE_PRECISION_HINT": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
     "PERFORMANCE_HINT": "LATENCY",
+    # In an INT8 KV cache each key is rounded once and by itself. By channel, the plugin's default, those of a block would be rounded anew
+    # with every token that joins them, and what is decoded would depend on how many tokens were read at once.
+    "KEY_CACHE_QUANT_MODE": "BY_TOKEN",
 }
 BLOCK = 32
 """Tokens in a block of the CPU plugin's KV cache."""
@@ -59,8 +62,13 @@ def load_ir(directory: Path | str, num_threads: int | None = None, precision: st
     """
     model = IrModel(compile_ir(directory, num_threads, precision), read_config(directory, "n_positions"))
     # The CPU plugin packs the weights when they are first used: here, one graph after the other, and not during the first prompt.
-    for request in model._bound:
-        model._follow(request, np.zeros(1, np.int64), 0)
+    token = np.zeros(1, np.int64)
+    for first_use in (
+        lambda: model._read(model.reader, token[None], 0, token),
+        lambda: model._follow(np.append(token, 0), 0),
+        lambda: model._follow(token, 0),
+    ):
+        first_use()
         _give_back_pages(Path(directory) / "openvino_model.bin")
     return model
 
@@ -69,14 +77,14 @@ def load_ir(directory: Path | str, num_threads: int | None = None, precision: st
 class CompiledIr:
     """The graphs that are made of one IR; where one of them does for two uses, it is the same one.
 
-    reader: of prompts. writer: of one further token of several sequences, or of several tokens that are checked. stepper: of one further
-    token of one sequence. head: from the hidden states of any of them to logits.
+    reader: of prompts. writer: of one further token of several sequences, or of several of one. head: from the hidden states of either to
+    logits. stepper: of one further token of one sequence, with a head of its own; None where the writer does for it.
     """
 
     reader: openvino.CompiledModel
     writer: openvino.CompiledModel
-    stepper: openvino.CompiledModel
     head: openvino.CompiledModel
+    stepper: openvino.CompiledModel | None
 
 
 def compile_ir(directory: Path | str, num_threads: int | None = None, precision: str = "f32") -> CompiledIr:
@@ -91,26 +99,28 @@ def compile_ir(directory: Path | str, num_threads: int | None = None, precision:
     """
     manifest = read_manifest(directory)
     xml = Path(directory) / "openvino_model.xml"
-    # A float model stays float throughout. The rounding of an INT8 model hides that of an FP16 cache, which takes half the memory.
-    properties = cpu_properties(num_threads, precision if manifest.weights == "f32" else "f16", precision)
     core = openvino.Core()
 
     def compiled(graph: openvino.Model, **changed: str) -> openvino.CompiledModel:
-        return core.compile_model(graph, "CPU", {**properties, **changed})
+        return core.compile_model(graph, "CPU", {**cpu_properties(num_threads, kv_cache, precision), **changed})
 
     try:
-        body, head = graphs.paged(core.read_model(str(xml)))
-        head = compiled(head)
-        if not any(graphs.activation_quantizer(node) for node in graphs.matmuls(body)):
-            only = compiled(body)
-            return CompiledIr(only, only, only, head)
+        graph = graphs.paged(core.read_model(str(xml)))
+        inputs_are_rounded = any(graphs.activation_quantizer(node) for node in graphs.matmuls(graph))
+        # A float model stays float throughout. Rounded weights hide what an FP16 cache rounds, rounded inputs what an INT8 cache does.
+        kv_cache = precision if manifest.weights == "f32" else "u8" if inputs_are_rounded else "f16"
+        if not inputs_are_rounded:
+            body, head = map(compiled, graphs.cut(graph))
+            return CompiledIr(body, body, head, stepper=None)
         if has_int8_dot_product():
+            body, head = graphs.cut(graph)
             reader = compiled(body.clone())
-            writer = compiled(graphs.weight_only(body), **ROUNDED_AT_RUN_TIME)
-            return CompiledIr(reader, writer, writer, head)
-        graphs.gelu_by_erf(graphs.as_convolutions(body))
-        reader = compiled(body.clone(), **SAME_BITS)
-        return CompiledIr(reader, reader, compiled(graphs.one_step(body), **SAME_BITS), head)
+            return CompiledIr(reader, compiled(graphs.weight_only(body), **ROUNDED_AT_RUN_TIME), compiled(head), stepper=None)
+        graphs.gelu_by_erf(graph)
+        stepper = compiled(graphs.one_step(graphs.as_convolutions(graph.clone())), **SAME_BITS)
+        body, head = graphs.cut(graph)
+        reader = compiled(graphs.as_convolutions(graphs.multiply_parts(body)), **SAME_BITS)
+        return CompiledIr(reader, reader, compiled(head), stepper)
     except RuntimeError as error:
         raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); export it again") from error
 
@@ -136,13 +146,18 @@ class IrModel:
 
     def __init__(self, compiled: CompiledIr, context: int):
         self.context = context
-        requests = {graph: graph.create_infer_request() for graph in (compiled.reader, compiled.writer, compiled.stepper)}
-        self.reader, self.writer, self.stepper = (requests[graph] for graph in (compiled.reader, compiled.writer, compiled.stepper))
+        self.reader = compiled.reader.create_infer_request()
+        self.writer = self.reader if compiled.writer is compiled.reader else compiled.writer.create_infer_request()
         self.head = compiled.head.create_infer_request()
-        self._bound: dict[openvino.InferRequest, dict[str, np.ndarray]] = {request: {} for request in requests.values()}
+        self.stepper = compiled.stepper and compiled.stepper.create_infer_request()
         self.num_cores = compiled.reader.get_property("INFERENCE_NUM_THREADS")
+        self._bound: dict[openvino.InferRequest, dict[str, np.ndarray]] = {
+            request: {} for request in (self.reader, self.writer, self.stepper) if request
+        }
         self._cache_ports = {port.get_any_name(): port for port in compiled.reader.inputs if "_cache." in port.get_any_name()}
         self._sequences = 0
+        if self.stepper:
+            self._bind(self.stepper, self._following(np.zeros(1), 0))
 
     def logits(self, input_ids: np.ndarray) -> np.ndarray:
         """Return the logits (B, T, V) float32 of whole sequences (B, T), read as prompts are.
@@ -192,11 +207,20 @@ class IrModel:
         """Read (B, T) further tokens of B sequences that have `past` tokens in the cache; return the logits (rows, V)."""
         batch, length = ids.shape
         self._reserve(batch)
-        blocks = np.arange(_blocks(past + length)) + np.arange(batch)[:, None] * _blocks(self.context)
-        hidden = self._infer(request, ids, np.arange(batch + 1) * length, np.full(batch, past), list(blocks), rows)
-        return self._project(hidden)
+        sequences = np.arange(batch + 1)
+        inputs = {
+            "input_ids": ids.reshape(-1),
+            "position_ids": np.tile(np.arange(past, past + length), batch),
+            "past_lens": np.full(batch, past),
+            "subsequence_begins": sequences * length,
+            "block_indices": np.arange(batch * _blocks(self.context)),
+            "block_indices_begins": sequences * _blocks(self.context),
+            "max_context_len": np.array(past + length),
+            graphs.ROWS: rows,
+        }
+        return self._project(self._infer(request, inputs))
 
-    def _follow(self, request, ids: np.ndarray, past: int) -> np.ndarray:
+    def _follow(self, ids: np.ndarray, past: int) -> np.ndarray:
         """Read (T,) further tokens of one sequence that has `past` tokens in the cache; return their logits (T, V).
 
         Each is read as a sequence of its own over the blocks of the one: it finds the keys and values of those before it there, which the
@@ -204,41 +228,40 @@ class IrModel:
         on how many tokens are read at once. An empty sequence beside them keeps the plugin from splitting a lone one over its threads.
         """
         self._reserve(1)
-        pasts, begins = np.arange(past, past + len(ids)), np.arange(len(ids) + 1)
-        blocks = [*(np.arange(_blocks(end)) for end in pasts + 1), np.arange(0)]
-        return self._project(self._infer(request, ids, np.append(begins, len(ids)), np.append(pasts, 0), blocks, begins[:-1]))
+        if len(ids) > 1 or not self.stepper:
+            return self._project(self._infer(self.writer, self._following(ids, past)))
+        past_lens = np.array([past, 0])
+        changed = {"input_ids": ids, "position_ids": past_lens[:1], "past_lens": past_lens, "max_context_len": past_lens[0] + 1}
+        return self._infer(self.stepper, changed).data.reshape(1, -1)
 
-    def _infer(self, request, ids: np.ndarray, begins: np.ndarray, pasts: np.ndarray, blocks: list[np.ndarray], rows: np.ndarray):
-        """Run a body; return the hidden states (rows, 1, width), which the next call writes over.
-
-        Args:
-            request: of one of the compiled bodies.
-            ids: tokens of all sequences, end to end.
-            begins: (S + 1,) where each of S sequences begins in them, and the end.
-            pasts: (S,) tokens that each has in the cache.
-            blocks: of each, the blocks of the cache for these and its new tokens.
-            rows: tokens whose hidden states are wanted.
-        """
-        lengths = np.diff(begins)
-        inputs = {
-            "input_ids": ids.reshape(-1),
-            "position_ids": np.arange(ids.size) + np.repeat(pasts - begins[:-1], lengths),
-            "past_lens": pasts.astype(np.int32),
-            "subsequence_begins": begins.astype(np.int32),
-            "block_indices_begins": np.cumsum([0, *map(len, blocks)], dtype=np.int32),
-            "block_indices": np.concatenate(blocks).astype(np.int32),
-            "max_context_len": np.array((pasts + lengths).max(), np.int32),
-            graphs.ROWS: rows,
+    def _following(self, ids: np.ndarray, past: int) -> dict[str, np.ndarray]:
+        """Return the inputs of a graph for `_follow`."""
+        count, pasts = len(ids), np.arange(past, past + len(ids))
+        return {
+            "input_ids": ids,
+            "position_ids": pasts,
+            "past_lens": np.append(pasts, 0),
+            "subsequence_begins": np.append(np.arange(count + 1), count),
+            "block_indices": np.tile(np.arange(_blocks(self.context)), count + 1),
+            "block_indices_begins": np.arange(count + 2) * _blocks(self.context),
+            "max_context_len": np.array(past + count),
+            graphs.ROWS: np.arange(count),
         }
+
+    def _infer(self, request, inputs: dict[str, np.ndarray]):
+        """Run a graph; return its output, which the next call writes over. See `graphs.paged` for the inputs."""
+        self._bind(request, inputs)
+        request.infer(share_outputs=True)
+        return request.get_output_tensor()
+
+    def _bind(self, request, inputs: dict[str, np.ndarray]) -> None:
         bound = self._bound[request]
         for name, value in inputs.items():
             if name in bound and bound[name].shape == value.shape:
                 bound[name][...] = value  # cheaper than setting eight tensors anew for every token
             else:
-                bound[name] = value.copy()  # ours to write to: the ids may be the caller's
+                bound[name] = value.astype(request.get_tensor(name).element_type.to_dtype())  # ours to write to
                 request.set_tensor(name, openvino.Tensor(bound[name], shared_memory=True))
-        request.infer(share_outputs=True)
-        return request.get_output_tensor()
 
     def _project(self, hidden) -> np.ndarray:
         """Return the logits (rows, V) of hidden states (rows, 1, width); the next call writes over them."""
@@ -290,7 +313,7 @@ class IrDecoder:
         self.model._check_fits(self.past + 1, 0)
         batch = len(self.prompt_ids)
         if batch == 1:
-            logits = self.model._follow(self.model.stepper, self.next_ids[0], self.past)
+            logits = self.model._follow(self.next_ids[0], self.past)
         else:
             request = self.model.writer if batch < MANY_SEQUENCES else self.model.reader
             logits = self.model._read(request, self.next_ids, self.past, np.arange(batch))
@@ -306,7 +329,7 @@ class IrDecoder:
             raise ValueError(f"{len(self.prompt_ids)} prompts, prompt lookup takes one at a time")
         ids = np.array([self.next_ids[0, 0], *guessed])
         self.model._check_fits(self.past + len(ids), 0)
-        chosen = self.model._follow(self.model.writer if guessed else self.model.stepper, ids, self.past).argmax(-1)
+        chosen = self.model._follow(ids, self.past).argmax(-1)
         right = 0
         while right < len(guessed) and chosen[right] == guessed[right]:
             right += 1

@@ -204,7 +204,7 @@ def _make_models(source: Path, texts: Texts, folder: Path, prune_fraction: float
         Candidate("OpenVINO FP32", "runtime", Ours, fp32),
         Candidate("OpenVINO bf16", "arithmetic", OursBf16, fp32),
         Candidate("pruned", f"{heads - left} of {heads} heads less a layer, still {precision}, not tuned", floating, pruned_fp32),
-        Candidate("INT8", "INT8 weights and inputs of matmuls by the default recipe; FP16 KV cache", Ours, int8),
+        Candidate("INT8", "INT8 weights and inputs of matmuls by the default recipe; INT8 KV cache", Ours, int8),
     ]
 
 

@@ -163,7 +163,7 @@ def run_quantize(run: Run) -> StageResult:
             "expected_matmuls": len(audit.expected),
             "int8_share_of_bytes": audit.int8_share,
             "int8_dot_product": has_int8_dot_product(),
-            "runtime_properties": cpu_properties(kv_cache="f16"),
+            "runtime_properties": cpu_properties(kv_cache="u8"),
             "prompt_lookup": prompt_lookup_facts(run, folder, tokenizer),
             "runs_in_4_gb": generate_within(SMALL_MACHINE_BYTES, folder, longest_prompt(run, tokenizer), settings.new_tokens),
             "optimum_generates_the_same": optimum_generates_the_same(run, fp32_folder, tokenizer),

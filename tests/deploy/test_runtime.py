@@ -41,11 +41,11 @@ def either_cpu(request, monkeypatch):
 def test_tokens_are_decoded_on_the_cache_that_the_prompt_left(either_cpu, quantized, pruned, ids):
     model = load_ir(quantized[0])
     assert (model.reader is model.writer) == (not either_cpu)
-    assert (model.writer is model.stepper) == either_cpu
+    assert (model.stepper is None) == either_cpu
     expected = torch_logits(pruned, ids)[:, 20]
     for prompt, decode in (
         (ids[:, :20], lambda past: model._read(model.writer, ids[:, 20:21], past, np.arange(2))),
-        (ids[:1, :20], lambda past: model._follow(model.stepper, ids[0, 20:21], past)),
+        (ids[:1, :20], lambda past: model._follow(ids[0, 20:21], past)),
     ):
         model.decoder(prompt).start()
         error = relative_error(decode(20), expected[: len(prompt)])
@@ -61,13 +61,15 @@ def test_both_forms_of_the_reading_graph_compute_the_same(either_cpu, quantized,
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_several_tokens_at_once_give_the_bits_of_one_by_one(quantized, ids, threads):
+def test_several_tokens_at_once_give_the_bits_of_one_by_one(quantized, ids, threads, monkeypatch):
     """A quantizer makes a whole step of the smallest difference before it: lossless decoding has to have none before the head."""
     assert len(quantized[1].audit.float_inputs) > 1  # with a matmul among them whose input is float
+    one_step = graphs.one_step
+    monkeypatch.setattr(graphs, "one_step", lambda graph: one_step(graphs.cut(graph)[0]))  # to the hidden states
     model = load_ir(quantized[0], threads)
 
     def hidden(request, tokens, past):
-        model._follow(request, tokens, past)
+        model._follow(tokens, past)
         return request.get_output_tensor().data.copy()
 
     for count in (2, 3, 16):
@@ -75,14 +77,14 @@ def test_several_tokens_at_once_give_the_bits_of_one_by_one(quantized, ids, thre
         model.decoder(ids[:1, :25]).start()
         at_once = hidden(model.writer, tokens, 25)
         model.decoder(ids[:1, :25]).start()
-        one_by_one = [hidden(model.stepper, tokens[i : i + 1], 25 + i)[0] for i in range(count)]
+        one_by_one = [hidden(model.stepper or model.writer, tokens[i : i + 1], 25 + i)[0] for i in range(count)]
         np.testing.assert_array_equal(at_once, one_by_one)
 
 
 def test_embeddings_are_looked_up_as_integers(quantized):
     """As floats the table takes four times its bytes, in every graph that is compiled."""
     compiled = runtime.compile_ir(quantized[0])
-    graphs_of = {id(graph): graph for graph in (compiled.reader, compiled.writer, compiled.stepper)}
+    graphs_of = {id(graph): graph for graph in (compiled.reader, compiled.writer, compiled.stepper) if graph}
     for graph in graphs_of.values():
         sizes = {
             node.get_output_partial_shape(0).get_min_shape()[0]: node.get_rt_info()["outputPrecisions"].astype(str)
@@ -93,7 +95,7 @@ def test_embeddings_are_looked_up_as_integers(quantized):
 
 
 def test_matmuls_with_float_inputs_stay_matmuls(quantized):
-    graph, _ = graphs.paged(openvino.Core().read_model(str(quantized[0] / "openvino_model.xml")))
+    graph = graphs.paged(openvino.Core().read_model(str(quantized[0] / "openvino_model.xml")))
     matmuls = {node.get_friendly_name(): graphs.activation_quantizer(node) is not None for node in graphs.matmuls(graph)}
     graphs.as_convolutions(graph)
     convolutions = {node.get_friendly_name() for node in graph.get_ops() if node.get_type_name() == "Convolution"}
@@ -104,7 +106,7 @@ def test_matmuls_with_float_inputs_stay_matmuls(quantized):
 def all_quantized(pruned, tokenizer, calibration, tmp_path):
     """A body in which every matmul has a quantized input."""
     quantize_int8(pruned, tokenizer, calibration, tmp_path / "naive", "w8a8-naive")  # no gate
-    return graphs.paged(openvino.Core().read_model(str(tmp_path / "naive" / "openvino_model.xml")))[0]
+    return graphs.cut(graphs.paged(openvino.Core().read_model(str(tmp_path / "naive" / "openvino_model.xml"))))[0]
 
 
 def test_only_attention_leaves_the_layout_of_convolutions(all_quantized):
@@ -117,6 +119,15 @@ def test_only_attention_leaves_the_layout_of_convolutions(all_quantized):
     # The embeddings and what is made of them go into the layout, and the end out of it. Each of the two blocks goes out of it and back for
     # its attention; the last one's residual goes out, is picked from, and back in.
     assert after["Transpose"] - before["Transpose"] == 2 + 1 + 2 * 2 + 2
+
+
+def test_queries_keys_and_values_are_multiplied_apart_where_their_input_is_quantized(all_quantized):
+    first, second = (node for node in graphs.matmuls(all_quantized) if "attn.c_attn" in node.get_friendly_name())
+    first.input(0).replace_source_output(graphs.activation_quantizer(first).input_value(0))
+    apart = graphs.multiply_parts(all_quantized)
+    names = [node.get_friendly_name() for node in graphs.matmuls(apart) if "attn.c_attn" in node.get_friendly_name()]
+    assert names == [first.get_friendly_name(), *(f"{second.get_friendly_name()}.{part}" for part in range(3))]
+    assert sum(node.get_type_name() == "VariadicSplit" for node in apart.get_ops()) == 1
 
 
 def test_quantizers_read_normalized_tensors_before_gain_and_shift(all_quantized):
@@ -136,8 +147,8 @@ def test_what_a_float_matmul_adds_to_is_normalized_on_rows(all_quantized):
 
 
 def test_the_last_block_reads_only_the_wanted_rows_behind_its_attention(quantized, ids):
-    body, _ = graphs.paged(openvino.Core().read_model(str(quantized[0] / "openvino_model.xml")))
-    rows = next(node for node in body.get_parameters() if node.output(0).get_any_name() == graphs.ROWS)
+    graph = graphs.paged(openvino.Core().read_model(str(quantized[0] / "openvino_model.xml")))
+    rows = next(node for node in graph.get_parameters() if node.output(0).get_any_name() == graphs.ROWS)
     picked = [port.get_node() for port in rows.output(0).get_target_inputs()]
     assert {node.input_value(0).get_node().get_type_name() for node in picked} == {"PagedAttentionExtension", "Add"}
     model = load_ir(quantized[0])
@@ -181,7 +192,7 @@ def test_many_sequences_are_decoded_as_prompts_are_read(either_cpu, quantized, i
     monkeypatch.setattr(model, "_infer", lambda request, *rest: used.append(request) or infer(request, *rest))
     out = model.generate(np.tile(ids[:1, :9], (sequences, 1)), 5)
     assert (out == out[0]).all()
-    decoding = model.stepper if sequences == 1 else model.writer if sequences < 16 else model.reader
+    decoding = (model.stepper or model.writer) if sequences == 1 else model.writer if sequences < 16 else model.reader
     assert used == [model.reader, *[decoding] * 4]
 
 

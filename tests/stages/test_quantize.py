@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gpt2opt.deploy import graphs, runtime
 from gpt2opt.deploy.audit import audit_int8
 from gpt2opt.deploy.inc import Recipe, calibrate
 from gpt2opt.deploy.ir import export_ir, fake_quantize, linearize, quantized_linears
@@ -124,6 +125,20 @@ def test_the_audit_misses_a_layer_that_is_not_in_the_graph(quantized, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "n_layer": 3}))
     assert len(audit_int8(folder, must_pass=False).failures) == 4
+
+
+def test_the_audit_sees_one_float_part_of_a_matmul(quantized, monkeypatch):
+    multiply_parts = graphs.multiply_parts
+
+    def one_float(graph):
+        node = next(node for node in graphs.matmuls(multiply_parts(graph)) if node.get_friendly_name().endswith("MatMul.1"))
+        node.input(0).replace_source_output(graphs.activation_quantizer(node).input_value(0))
+        return graph
+
+    monkeypatch.setattr(runtime, "has_int8_dot_product", lambda: False)
+    monkeypatch.setattr(graphs, "multiply_parts", one_float)
+    with pytest.raises(RuntimeError, match=r"1 of 9 matmuls are not INT8: h\.1\.attn\.c_attn: input f32 and .8 in the reading graph"):
+        audit_int8(quantized[0])
 
 
 def test_each_way_of_not_being_int8_fails():
