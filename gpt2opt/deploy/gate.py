@@ -1,4 +1,5 @@
 """The quality gate: what each quantized input does to the model's answers, measured; where it does too much, the input stays float.
+So does the KV cache.
 
 INC's own tuning passes models whatever it measured, so the gate works on the fake-quantized graph, where one input can be switched at
 a time. Every weight stays as it is.
@@ -7,6 +8,7 @@ a time. Every weight stays as it is.
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel
 
@@ -15,6 +17,8 @@ from gpt2opt.report.results import Harm
 
 EVERY = 4
 """Each fourth position is compared: neighbours say nearly the same, and the head is a third of the arithmetic."""
+
+KV_CACHE = "kv_cache"
 
 
 def apply_gate(model: GPT2LMHeadModel, parent: GPT2LMHeadModel, rows: Sequence[Sequence[int]], max_kl: float | None) -> Harm:
@@ -25,13 +29,42 @@ def apply_gate(model: GPT2LMHeadModel, parent: GPT2LMHeadModel, rows: Sequence[S
     counts: what hides behind the others' noise shows alone, what only adds up shows among them.
 
     Args:
-        model: fake-quantized; `quantize_input` of its layers is set.
+        model: fake-quantized; `quantize_input` of its layers is set. Whether its KV cache can be INT8 is measured like an input.
         parent: the same model in FP32.
         rows: token rows that INC did not see.
-        max_kl: nats a token that all quantized inputs may cost together; None measures and switches nothing off.
+        max_kl: nats a token that all quantized inputs and the cache may cost together; None measures and switches nothing off.
     """
-    layers = {name: layer for name, layer in quantized_linears(model).items() if layer.quantize_input}
-    kl = _ruler(model, parent, rows)
+    cache = _CacheRounding(model.transformer.h[0].attn.head_dim)
+    layers = {name: layer for name, layer in quantized_linears(model).items() if layer.quantize_input} | {KV_CACHE: cache}
+    hooks = [block.attn.c_attn.register_forward_hook(cache) for block in model.transformer.h]
+    try:
+        return _gate(layers, _ruler(model, parent, rows), max_kl)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _CacheRounding:
+    """Rounds keys and values, while `quantize_input` is set, as a u8 cache does: each head's of each token by themselves."""
+
+    def __init__(self, head_dim: int):
+        self.head_dim = head_dim
+        self.quantize_input = True
+
+    def __call__(self, _module, _inputs, projected: Tensor) -> Tensor | None:
+        if not self.quantize_input:
+            return None
+        queries, keys, values = projected.chunk(3, -1)
+        return torch.cat([queries, self._rounded(keys), self._rounded(values)], -1)
+
+    def _rounded(self, cached: Tensor) -> Tensor:
+        heads = cached.unflatten(-1, (-1, self.head_dim))
+        low, high = heads.aminmax(dim=-1, keepdim=True)
+        step = ((high - low) / 255).clamp(min=torch.finfo(heads.dtype).tiny)
+        return (((heads - low) / step).round() * step + low).flatten(-2)
+
+
+def _gate(layers: dict[str, FakeQuantLinear | _CacheRounding], kl: Callable[[], float], max_kl: float | None) -> Harm:
     progress = tqdm(total=2 + 2 * len(layers), desc="harm of each quantized input", leave=False)
 
     def measured(quantized: set[str]) -> float:
@@ -59,7 +92,7 @@ def apply_gate(model: GPT2LMHeadModel, parent: GPT2LMHeadModel, rows: Sequence[S
     )  # fmt: skip
 
 
-def _switch(layers: dict[str, FakeQuantLinear], quantized: set[str]) -> None:
+def _switch(layers: dict[str, FakeQuantLinear | _CacheRounding], quantized: set[str]) -> None:
     for name, layer in layers.items():
         layer.quantize_input = name in quantized
 

@@ -137,7 +137,7 @@ def heads_per_layer(model: GPT2LMHeadModel) -> int:
     return kept.pop()
 
 
-def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path) -> Path:
+def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path, kv_cache: str = "f16") -> Path:
     """Write `model` as stateful IR with its KV cache, config, tokenizer and manifest; return `out_dir`.
 
     Weights behind a fake-quantizer are stored as integers. The directory appears whole or not at all.
@@ -145,6 +145,7 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
     Args:
         model: FP32 GPT-2, fake-quantized or not; heads may be pruned, the same number in every layer.
         out_dir: replaced if it exists.
+        kv_cache: what `load_ir` is to keep keys and values in, `f16` or `u8`; of a float model it is `f32`.
     """
     from openvino import Core, save_model
     from openvino._offline_transformations import compress_quantize_weights_transformation
@@ -166,7 +167,7 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
         shutil.copytree(exported, partial, ignore=shutil.ignore_patterns("openvino_model.*"), dirs_exist_ok=True)
         save_model(graph, partial / IR_NAME, compress_to_fp16=False)
         bits = {8 if linear.highest == 127 else 4 for name, linear in linears.items() if name != "lm_head"}
-        write_manifest(partial, f"i{min(bits)}" if bits else "f32")
+        write_manifest(partial, *((f"i{min(bits)}", kv_cache) if bits else ("f32", "f32")))
     return out_dir
 
 

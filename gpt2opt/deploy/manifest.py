@@ -7,22 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAME = "gpt2opt.json"
-SCHEMA = "gpt2opt.ir/1"
+SCHEMA = "gpt2opt.ir/2"
 IR_FILES = ("openvino_model.xml", "openvino_model.bin")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """weights: what the block matmuls are stored in, `f32`, `i8` or `i4`. sha256: of each file of the IR."""
+    """weights: what the block matmuls are stored in, `f32`, `i8` or `i4`. kv_cache: what keys and values are to be kept in, `f32`, `f16`
+    or `u8`. sha256: of each file of the IR."""
 
     weights: str
+    kv_cache: str
     sha256: dict[str, str]
     schema: str = SCHEMA
 
 
-def write_manifest(directory: Path, weights: str) -> None:
+def write_manifest(directory: Path, weights: str, kv_cache: str) -> None:
     hashes = {name: _sha256(directory / name) for name in IR_FILES}
-    content = dataclasses.asdict(Manifest(weights, hashes))
+    content = dataclasses.asdict(Manifest(weights, kv_cache, hashes))
     (directory / NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -40,7 +42,7 @@ def read_manifest(directory: Path | str) -> Manifest:
         content = json.loads((directory / NAME).read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']!r}, expected {SCHEMA!r}")
-        manifest = Manifest(content["weights"], content["sha256"])
+        manifest = Manifest(content["weights"], content["kv_cache"], content["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{directory / NAME} is damaged ({error}); export the model again") from error
     for name in IR_FILES:

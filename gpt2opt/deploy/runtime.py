@@ -99,17 +99,15 @@ def compile_ir(directory: Path | str, num_threads: int | None = None, precision:
     """
     manifest = read_manifest(directory)
     xml = Path(directory) / "openvino_model.xml"
+    properties = cpu_properties(num_threads, precision if manifest.weights == "f32" else manifest.kv_cache, precision)
     core = openvino.Core()
 
     def compiled(graph: openvino.Model, **changed: str) -> openvino.CompiledModel:
-        return core.compile_model(graph, "CPU", {**cpu_properties(num_threads, kv_cache, precision), **changed})
+        return core.compile_model(graph, "CPU", {**properties, **changed})
 
     try:
         graph = graphs.paged(core.read_model(str(xml)))
-        inputs_are_rounded = any(graphs.activation_quantizer(node) for node in graphs.matmuls(graph))
-        # A float model stays float throughout. Rounded weights hide what an FP16 cache rounds, rounded inputs what an INT8 cache does.
-        kv_cache = precision if manifest.weights == "f32" else "u8" if inputs_are_rounded else "f16"
-        if not inputs_are_rounded:
+        if not any(graphs.activation_quantizer(node) for node in graphs.matmuls(graph)):
             body, head = map(compiled, graphs.cut(graph))
             return CompiledIr(body, body, head, stepper=None)
         if has_int8_dot_product():

@@ -12,6 +12,7 @@ from typing import Any
 
 from gpt2opt import environment
 from gpt2opt.deploy.ir import export_ir, linearize
+from gpt2opt.deploy.manifest import read_manifest
 from gpt2opt.deploy.runtime import load_ir
 from gpt2opt.lab.bench import disk_bytes
 from gpt2opt.lab.bench_results import Ratio, paired_ratio, tpot, ttft
@@ -197,6 +198,7 @@ def _make_models(source: Path, texts: Texts, folder: Path, prune_fraction: float
     _say("quantizing")
     calibration = prepare_calibration_dataset([d.text for d in texts.calibration], tokenizer, limit=calibration_rows)
     quantize_int8(model, tokenizer, calibration, int8)
+    cache = {"u8": "INT8", "f16": "FP16"}[read_manifest(int8).kv_cache]
     left = model.transformer.h[0].attn.num_heads
     floating, precision = (OursBf16, "bf16") if environment.has_bf16() else (Ours, "FP32")
     return [
@@ -204,7 +206,7 @@ def _make_models(source: Path, texts: Texts, folder: Path, prune_fraction: float
         Candidate("OpenVINO FP32", "runtime", Ours, fp32),
         Candidate("OpenVINO bf16", "arithmetic", OursBf16, fp32),
         Candidate("pruned", f"{heads - left} of {heads} heads less a layer, still {precision}, not tuned", floating, pruned_fp32),
-        Candidate("INT8", "INT8 weights and inputs of matmuls by the default recipe; INT8 KV cache", Ours, int8),
+        Candidate("INT8", f"INT8 weights and inputs of matmuls by the default recipe; {cache} KV cache", Ours, int8),
     ]
 
 

@@ -183,7 +183,7 @@ def plot_harm(record: Record) -> list["Axes"]:
             left_out = name in harm["float_inputs"]
             axes.bar(position + offset, harm[key][name], width=0.38, color="white" if left_out else color, edgecolor=color)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8 if len(names) < 30 else 6)
-    axes.set(title="What a quantized input costs (hollow: the gate leaves it float)", ylabel="mean KL from FP32, nats a token")
+    axes.set(title="What quantizing an input, or the KV cache, costs (hollow: left float)", ylabel="mean KL from FP32, nats a token")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.margins(x=0.01)
     axes.grid(axis="y", alpha=0.3)

@@ -351,11 +351,11 @@ class Int8Audit:
 
 @dataclass(frozen=True)
 class Harm:
-    """What quantized inputs cost: mean KL divergence from the FP32 parent, nats a token. See `deploy.gate`.
+    """What quantized inputs, and a quantized KV cache, cost: mean KL divergence from the FP32 parent, nats a token. See `deploy.gate`.
 
-    alone, among: matmul -> with its input alone quantized; and how much less it is with all but it. weights: with integer weights
-    and no quantized input; the others are counted from there. together: all inputs quantized. left: those that the gate kept.
-    float_inputs: matmuls whose input it left float.
+    alone, among: matmul, or `kv_cache` -> with its input alone quantized; and how much less it is with all but it. weights: with integer
+    weights and no quantized input; the others are counted from there. together: all quantized. left: those that the gate kept.
+    float_inputs: those that it left float.
     """
 
     alone: dict[str, float]

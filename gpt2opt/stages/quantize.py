@@ -13,9 +13,10 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.deploy.audit import audit_int8
-from gpt2opt.deploy.gate import apply_gate
+from gpt2opt.deploy.gate import KV_CACHE, apply_gate
 from gpt2opt.deploy.inc import RECIPES, Recipe, calibrate
 from gpt2opt.deploy.ir import export_ir, fake_quantize, linearize
+from gpt2opt.deploy.manifest import read_manifest
 from gpt2opt.deploy.prompt_lookup import PromptLookup
 from gpt2opt.deploy.runtime import cpu_properties, generate_from_ir, load_ir
 from gpt2opt.environment import give_back_memory, has_int8_dot_product
@@ -75,8 +76,8 @@ def quantize_int8(
     """Quantize weights and activations to INT8 and write a stateful OpenVINO IR.
 
     `INCQuantizer` smooths and calibrates: weights symmetric per output channel, activations asymmetric per tensor. Then the gate
-    measures what each quantized input costs and leaves those float that cost too much; see `deploy.gate`. On a CPU without
-    VNNI or AMX some weights get wider steps, see `keep_sums_in_16_bits`.
+    measures what each quantized input and an INT8 KV cache cost, and leaves those float that cost too much; see `deploy.gate`. On a
+    CPU without VNNI or AMX some weights get wider steps, see `keep_sums_in_16_bits`.
 
     Args:
         model: a GPT-2 of any dtype, heads pruned or not. It is not changed.
@@ -102,7 +103,8 @@ def quantize_int8(
     fake = fake_quantize(linear, calibrate(linear, seen, recipe))
     harm = apply_gate(fake, linearize(model), kept_back, recipe.max_kl) if recipe.max_kl is not None and recipe.activations else None
     give_back_memory()
-    export_ir(fake, tokenizer, Path(out_dir))
+    cache_stays_float = not recipe.activations or (harm and KV_CACHE in harm.float_inputs)
+    export_ir(fake, tokenizer, Path(out_dir), "f16" if cache_stays_float else "u8")
     return Quantized(audit_int8(out_dir), harm)
 
 
@@ -163,7 +165,7 @@ def run_quantize(run: Run) -> StageResult:
             "expected_matmuls": len(audit.expected),
             "int8_share_of_bytes": audit.int8_share,
             "int8_dot_product": has_int8_dot_product(),
-            "runtime_properties": cpu_properties(kv_cache="u8"),
+            "runtime_properties": cpu_properties(kv_cache=read_manifest(folder).kv_cache),
             "prompt_lookup": prompt_lookup_facts(run, folder, tokenizer),
             "runs_in_4_gb": generate_within(SMALL_MACHINE_BYTES, folder, longest_prompt(run, tokenizer), settings.new_tokens),
             "optimum_generates_the_same": optimum_generates_the_same(run, fp32_folder, tokenizer),

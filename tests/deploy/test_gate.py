@@ -1,9 +1,15 @@
+import json
+
+import numpy as np
 import pytest
 import torch
 
-from gpt2opt.deploy.gate import apply_gate
+from gpt2opt.deploy.gate import _CacheRounding, apply_gate
 from gpt2opt.deploy.inc import Recipe, calibrate
-from gpt2opt.deploy.ir import fake_quantize, linearize, quantized_linears
+from gpt2opt.deploy.ir import export_ir, fake_quantize, linearize, quantized_linears
+from gpt2opt.deploy.runtime import load_ir
+from gpt2opt.stages.quantize import quantize_int8
+from tests.conftest import relative_error, torch_logits
 
 BAD = "transformer.h.1.mlp.c_fc"
 
@@ -37,7 +43,7 @@ def test_the_input_that_hurts_is_found_and_left_float(spoiled, pruned, rows):
 def test_a_budget_of_nothing_leaves_every_input_float_and_no_weight(spoiled, pruned, rows):
     weights = {name: layer.quantized_weight().clone() for name, layer in quantized_linears(spoiled).items()}
     harm = apply_gate(spoiled, linearize(pruned), rows, max_kl=-1.0)
-    assert len(harm.float_inputs) == 8
+    assert len(harm.float_inputs) == 8 + 1  # the KV cache
     assert harm.left == 0
     assert all(torch.equal(layer.quantized_weight(), weights[name]) for name, layer in quantized_linears(spoiled).items())
 
@@ -48,4 +54,33 @@ def test_harm_is_the_kl_divergence_from_the_parent(spoiled, pruned, rows):
     with torch.inference_mode():
         ids = torch.tensor(rows)
         p, q = (torch.log_softmax(model(ids).logits[:, 3::4], -1) for model in (parent, spoiled))
-    assert harm.weights + harm.together == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
+    without_cache = harm.together - harm.among["kv_cache"]
+    assert harm.weights + without_cache == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
+
+
+def test_the_gate_rounds_keys_and_values_as_the_runtime_does(spoiled, tokenizer, ids, tmp_path):
+    for layer in quantized_linears(spoiled).values():
+        layer.quantize_input = False
+    export_ir(spoiled, tokenizer, tmp_path, kv_cache="u8")
+    rounded, float_cache = load_ir(tmp_path).logits(ids), torch_logits(spoiled, ids)
+    for block in spoiled.transformer.h:
+        block.attn.c_attn.register_forward_hook(_CacheRounding(block.attn.head_dim))
+    assert relative_error(rounded, torch_logits(spoiled, ids)) < 0.6 * relative_error(rounded, float_cache)
+
+
+@pytest.mark.parametrize(("k", "kept_in"), [(1, "u8"), (64, "f16")])
+def test_a_cache_that_int8_would_spoil_stays_float(k, kept_in, pruned, tokenizer, calibration, ids, tmp_path):
+    """A key channel × k and the query's ÷ k is the same function, and takes the steps of the head's other channels."""
+    model = linearize(pruned)
+    for block in model.transformer.h:
+        queries, keys, _ = np.split(np.arange(block.attn.c_attn.weight.shape[0]), 3)
+        for parameter in block.attn.c_attn.parameters():
+            parameter.data[keys[:: block.attn.head_dim]] *= k
+            parameter.data[queries[:: block.attn.head_dim]] /= k
+    assert relative_error(torch_logits(model, ids), torch_logits(pruned, ids)) < 1e-4
+    done = quantize_int8(model, tokenizer, calibration, tmp_path / "int8")
+    assert ("kv_cache" in done.harm.float_inputs) == (kept_in == "f16")
+    assert json.loads((tmp_path / "int8/gpt2opt.json").read_text())["kv_cache"] == kept_in
+    reader = load_ir(tmp_path / "int8").reader
+    assert reader.get_tensor("key_cache.0").element_type.get_type_name() == kept_in
+    assert relative_error(load_ir(tmp_path / "int8").logits(ids), torch_logits(pruned, ids)) < 0.1
