@@ -8,7 +8,7 @@ of memory (paged attention, Kwon et al. 2023), so that nothing is handed over be
 from collections.abc import Iterable
 
 import numpy as np
-from openvino import Input, Model, Node, Output, Tensor
+from openvino import Dimension, Input, Model, Node, Output, PartialShape, Tensor
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 from openvino.op import Constant
@@ -31,6 +31,8 @@ def paged(graph: Model) -> Model:
     rows.output(0).set_names({ROWS})
     graph.add_parameters([rows])
     _pick_rows(graph, rows)
+    # At least one of each: with sizes that may be 0 the CPU plugin finds convolutions' results and their readers unlike, and copies them.
+    graph.reshape({name: PartialShape([Dimension(1, -1)]) for name in ("input_ids", "position_ids", ROWS)})
     return graph
 
 

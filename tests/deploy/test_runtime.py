@@ -81,6 +81,17 @@ def test_several_tokens_at_once_give_the_bits_of_one_by_one(quantized, ids, thre
         np.testing.assert_array_equal(at_once, one_by_one)
 
 
+def test_no_result_is_copied_into_the_layout_that_it_has(quantized, monkeypatch):
+    monkeypatch.setattr(runtime, "has_int8_dot_product", lambda: False)
+    nodes = runtime.compile_ir(quantized[0]).reader.get_runtime_model().get_ordered_ops()
+    copies = [node for node in nodes if node.get_rt_info()["layerType"].astype(str) == "Reorder"]
+    layouts = [
+        [of.get_rt_info()["outputLayouts"].astype(str).split(",")[0] for of in (node.input_value(0).get_node(), node)] for node in copies
+    ]
+    assert layouts
+    assert all(before != after for before, after in layouts)
+
+
 def test_embeddings_are_looked_up_as_integers(quantized):
     """As floats the table takes four times its bytes, in every graph that is compiled."""
     compiled = runtime.compile_ir(quantized[0])
