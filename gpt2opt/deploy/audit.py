@@ -41,8 +41,10 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
         if node.get_type_name() == "Constant":
             constants[node.get_element_type().get_type_name()] += node.get_byte_size()
     compiled = compile_ir(directory)
-    decoder = compiled.stepper or compiled.writer
-    reading, decoding = ({**_executed(compiled.head), **_executed(graph)} for graph in (compiled.reader, decoder))
+    head = _executed(compiled.head)
+    reading = head | _executed(compiled.reader)
+    # The stepper has to show a head of its own.
+    decoding = _executed(compiled.stepper) if compiled.stepper else head | _executed(compiled.writer)
     # How many layers there must be is told by the config, not by the graph: a layer that is missing there has to be missed.
     audit = Int8Audit(weights, stored, reading, decoding, tuple(float_inputs), dict(constants), read_config(directory, "n_layer"))
     if must_pass and not audit.passed:

@@ -1,5 +1,4 @@
-"""The quality gate: what each quantized input does to the model's answers, measured; where it does too much, the input stays float.
-So does the KV cache.
+"""The quality gate: what each quantized input, and an INT8 KV cache, does to the model's answers, measured; what does too much stays float.
 
 INC's own tuning passes models whatever it measured, so the gate works on the fake-quantized graph, where one input can be switched at
 a time. Every weight stays as it is.
@@ -34,7 +33,7 @@ def apply_gate(model: GPT2LMHeadModel, parent: GPT2LMHeadModel, rows: Sequence[S
         rows: token rows that INC did not see.
         max_kl: nats a token that all quantized inputs and the cache may cost together; None measures and switches nothing off.
     """
-    cache = _CacheRounding(model.transformer.h[0].attn.head_dim)
+    cache = CacheRounding(model.transformer.h[0].attn.head_dim)
     layers = {name: layer for name, layer in quantized_linears(model).items() if layer.quantize_input} | {KV_CACHE: cache}
     hooks = [block.attn.c_attn.register_forward_hook(cache) for block in model.transformer.h]
     try:
@@ -44,7 +43,7 @@ def apply_gate(model: GPT2LMHeadModel, parent: GPT2LMHeadModel, rows: Sequence[S
             hook.remove()
 
 
-class _CacheRounding:
+class CacheRounding:
     """Rounds keys and values, while `quantize_input` is set, as a u8 cache does: each head's of each token by themselves."""
 
     def __init__(self, head_dim: int):
@@ -64,7 +63,7 @@ class _CacheRounding:
         return (((heads - low) / step).round() * step + low).flatten(-2)
 
 
-def _gate(layers: dict[str, FakeQuantLinear | _CacheRounding], kl: Callable[[], float], max_kl: float | None) -> Harm:
+def _gate(layers: dict[str, FakeQuantLinear | CacheRounding], kl: Callable[[], float], max_kl: float | None) -> Harm:
     progress = tqdm(total=2 + 2 * len(layers), desc="harm of each quantized input", leave=False)
 
     def measured(quantized: set[str]) -> float:
@@ -92,7 +91,7 @@ def _gate(layers: dict[str, FakeQuantLinear | _CacheRounding], kl: Callable[[], 
     )  # fmt: skip
 
 
-def _switch(layers: dict[str, FakeQuantLinear | _CacheRounding], quantized: set[str]) -> None:
+def _switch(layers: dict[str, FakeQuantLinear | CacheRounding], quantized: set[str]) -> None:
     for name, layer in layers.items():
         layer.quantize_input = name in quantized
 

@@ -92,7 +92,7 @@ def compile_ir(directory: Path | str, num_threads: int | None = None, precision:
 
     Where no activation is quantized, one graph reads and decodes. With INT8 dot products a second one decodes, with INT8 weights and
     the inputs of each token rounded by themselves. Without them the plugin's INT8 convolution is the fastest way to decode, too: the
-    second graph is the first one with fixed shapes.
+    second graph is the first one with fixed shapes, and goes on to the logits.
 
     Raises:
         ValueError: as `load_ir`.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2opt.deploy.gate import _CacheRounding, apply_gate
+from gpt2opt.deploy.gate import CacheRounding, apply_gate
 from gpt2opt.deploy.inc import Recipe, calibrate
 from gpt2opt.deploy.ir import export_ir, fake_quantize, linearize, quantized_linears
 from gpt2opt.deploy.runtime import load_ir
@@ -64,7 +64,7 @@ def test_the_gate_rounds_keys_and_values_as_the_runtime_does(spoiled, tokenizer,
     export_ir(spoiled, tokenizer, tmp_path, kv_cache="u8")
     rounded, float_cache = load_ir(tmp_path).logits(ids), torch_logits(spoiled, ids)
     for block in spoiled.transformer.h:
-        block.attn.c_attn.register_forward_hook(_CacheRounding(block.attn.head_dim))
+        block.attn.c_attn.register_forward_hook(CacheRounding(block.attn.head_dim))
     assert relative_error(rounded, torch_logits(spoiled, ids)) < 0.6 * relative_error(rounded, float_cache)
 
 

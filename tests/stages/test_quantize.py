@@ -141,6 +141,14 @@ def test_the_audit_sees_one_float_part_of_a_matmul(quantized, monkeypatch):
         audit_int8(quantized[0])
 
 
+def test_the_head_of_the_other_graph_does_not_stand_in_for_one_that_decoding_lacks(quantized, monkeypatch):
+    one_step = graphs.one_step
+    monkeypatch.setattr(runtime, "has_int8_dot_product", lambda: False)
+    monkeypatch.setattr(graphs, "one_step", lambda graph: one_step(graphs.cut(graph)[0]))
+    with pytest.raises(RuntimeError, match="lm_head: not found in the decoding graph"):
+        audit_int8(quantized[0])
+
+
 def test_each_way_of_not_being_int8_fails():
     good = Int8Audit("i8", {"lm_head": "i8"}, {"lm_head": ("u8", "i8")}, {"lm_head": ("f32", "i8")}, (), {"i8": 1}, 0)
     assert good.passed
