@@ -14,6 +14,9 @@ from openvino._offline_transformations import paged_attention_transformation
 from openvino.op import Constant
 
 ROWS = "rows"
+SEQUENCES = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
+"""The inputs that tell attention which tokens of a call follow each other, and where in the cache."""
+LAST = "last_"
 GELU_FORMS_DIFFER = 4.8e-4
 """The largest difference between GELU by erf and its approximation by tanh (Hendrycks & Gimpel 2016), which GPT-2 uses."""
 
@@ -36,6 +39,23 @@ def paged(graph: Model) -> Model:
     return graph
 
 
+def describe_last_attention(graph: Model) -> Model:
+    """Let the last attention of a paged graph take `SEQUENCES` of its own, as `last_past_lens` and so on.
+
+    Nothing reads what it finds for tokens whose logits are not wanted. It only has to keep their keys and values, and can be told so.
+    """
+    last = _last_attention(graph).get_friendly_name()
+    for name in SEQUENCES:
+        shared = graph.input(name)
+        own = ops.parameter(shared.get_partial_shape(), shared.get_element_type())
+        own.output(0).set_names({LAST + name})
+        graph.add_parameters([own])
+        for port in shared.get_target_inputs():
+            if port.get_node().get_friendly_name() == last:
+                port.replace_source_output(own.output(0))
+    return graph
+
+
 def cut(graph: Model) -> tuple[Model, Model]:
     """Cut a paged graph into its body, whose output are the hidden states (rows, 1, width), and its head, whose input they are."""
     head = next(node for node in matmuls(graph) if is_head(node))
@@ -44,6 +64,10 @@ def cut(graph: Model) -> tuple[Model, Model]:
     picked = ops.parameter(hidden.get_partial_shape(), np.float32)
     first.input(0).replace_source_output(picked.output(0))
     return Model([hidden], graph.get_parameters()), Model(graph.get_results(), [picked])
+
+
+def _last_attention(graph: Model) -> Node:
+    return [node for node in graph.get_ordered_ops() if node.get_type_name() == "PagedAttentionExtension"][-1]
 
 
 def _look_up_integers(graph: Model) -> None:
@@ -59,7 +83,7 @@ def _look_up_integers(graph: Model) -> None:
 
 def _pick_rows(graph: Model, rows: Node) -> None:
     """Go on with `rows` alone behind the last attention: no later token reads what the last block makes of the others."""
-    attention = [node for node in graph.get_ordered_ops() if node.get_type_name() == "PagedAttentionExtension"][-1]
+    attention = _last_attention(graph)
     _pick(attention.output(0), attention.output(0).get_target_inputs(), rows)
     node = attention
     while node.get_type_name() != "Add" or any(_stored(value) for value in node.input_values()):
@@ -111,11 +135,25 @@ def as_convolutions(graph: Model) -> Model:
     much faster. Whatever works on each token by itself between two of them stays in the convolution's layout: biases, GELU, residual
     sums and quantizers then cost no pass of their own, and nothing is transposed on the way.
     """
+    _center_embeddings(graph)
     layout = _ConvolutionLayout()
     for node in graph.get_ordered_ops():
         layout.rewrite(node)
     graph.validate_nodes_and_infer_types()
     return graph
+
+
+def _center_embeddings(graph: Model) -> None:
+    """Take the mean over the channels out of what goes into the first block.
+
+    With the projections of `ir.linearize` no block adds one again, so that all further LayerNorms may do without (SliceGPT, Ashkboos
+    et al. 2024, section 3.2).
+    """
+    embedded = next(node for node in graph.get_ordered_ops() if node.get_type_name() == "MVN").input_value(0)
+    consumers = embedded.get_target_inputs()
+    centered = ops.mvn(embedded, np.array([-1]), normalize_variance=False, eps=1e-5, eps_mode="INSIDE_SQRT")
+    for consumer in consumers:
+        consumer.replace_source_output(centered.output(0))
 
 
 def multiply_parts(graph: Model) -> Model:
@@ -335,11 +373,10 @@ def _before_gain_and_shift(value: Output, low: np.ndarray, high: np.ndarray) -> 
 def _layer_norm(pixels: Output, eps: float) -> Node:
     """Normalize (1, C, 1, tokens) over the channels, by operations that the CPU plugin has for this layout: MVN is not among them.
 
-    x − mean is divided by its L2 norm ÷ √C. The mean is a convolution with weights 1/C.
+    Its mean over the channels is 0, see `_center_embeddings`, so that it only has to be divided by its L2 norm ÷ √C.
     """
     channels = pixels.get_partial_shape()[1].get_length()
-    mean = ops.convolution(pixels, ops.constant(np.full((1, channels, 1, 1), 1 / channels, np.float32)), [1, 1], [0, 0], [0, 0], [1, 1])
-    normal = ops.normalize_l2(ops.subtract(pixels, mean), np.array([1]), eps * channels, "add")
+    normal = ops.normalize_l2(pixels, np.array([1]), eps * channels, "add")
     return ops.multiply(normal, np.float32(channels**0.5))
 
 

@@ -90,8 +90,10 @@ class TiedEmbedding(nn.Module):
 
 
 def linearize(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    """Return an FP32 copy whose `Conv1D` projections are equal `nn.Linear` layers, the only kind that INC quantizes.
+    """Return an FP32 copy whose `Conv1D` projections are `nn.Linear` layers, the only kind that INC quantizes.
 
+    What its blocks add to the residual stream has no mean over the channels. Every LayerNorm would subtract that, so the answers stay the
+    same, and a graph may leave the subtraction out (SliceGPT, Ashkboos et al. 2024, section 3.2).
     The embeddings of an FP32 model are shared with the copy, not doubled; replace them, don't write into them.
     """
     import copy
@@ -103,6 +105,10 @@ def linearize(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
         for name, child in list(module.named_children()):
             if isinstance(child, Conv1D):
                 setattr(module, name, _as_linear(child))
+    for block in model.transformer.h:
+        for projection in (block.attn.c_proj, block.mlp.c_proj):
+            projection.weight = nn.Parameter(projection.weight - projection.weight.mean(0))
+            projection.bias = nn.Parameter(projection.bias - projection.bias.mean())
     return model
 
 

@@ -64,7 +64,7 @@ def load_ir(directory: Path | str, num_threads: int | None = None, precision: st
     # The CPU plugin packs the weights when they are first used: here, one graph after the other, and not during the first prompt.
     token = np.zeros(1, np.int64)
     for first_use in (
-        lambda: model._read(model.reader, token[None], 0, token),
+        lambda: model._read(model.reader, token[None], 0),
         lambda: model._follow(np.append(token, 0), 0),
         lambda: model._follow(token, 0),
     ):
@@ -106,19 +106,20 @@ def compile_ir(directory: Path | str, num_threads: int | None = None, precision:
         return core.compile_model(graph, "CPU", {**properties, **changed})
 
     try:
-        graph = graphs.paged(core.read_model(str(xml)))
-        if not any(graphs.activation_quantizer(node) for node in graphs.matmuls(graph)):
-            body, head = map(compiled, graphs.cut(graph))
-            return CompiledIr(body, body, head, stepper=None)
-        if has_int8_dot_product():
-            body, head = graphs.cut(graph)
-            reader = compiled(body.clone())
-            return CompiledIr(reader, compiled(graphs.weight_only(body), **ROUNDED_AT_RUN_TIME), compiled(head), stepper=None)
-        graphs.gelu_by_erf(graph)
-        stepper = compiled(graphs.one_step(graphs.as_convolutions(graph.clone())), **SAME_BITS)
-        body, head = graphs.cut(graph)
-        reader = compiled(graphs.as_convolutions(graphs.multiply_parts(body)), **SAME_BITS)
-        return CompiledIr(reader, reader, compiled(head), stepper)
+        graph, stepper = graphs.paged(core.read_model(str(xml))), None
+        rounded = any(graphs.activation_quantizer(node) for node in graphs.matmuls(graph))
+        by_convolutions = rounded and not has_int8_dot_product()
+        if by_convolutions:
+            graphs.gelu_by_erf(graph)
+            stepper = compiled(graphs.one_step(graphs.as_convolutions(graph.clone())), **SAME_BITS)
+        body, head = graphs.cut(graphs.describe_last_attention(graph))
+        if by_convolutions:
+            reader = writer = compiled(graphs.as_convolutions(graphs.multiply_parts(body)), **SAME_BITS)
+        else:
+            reader = writer = compiled(body.clone())
+            if rounded:
+                writer = compiled(graphs.weight_only(body), **ROUNDED_AT_RUN_TIME)
+        return CompiledIr(reader, writer, compiled(head), stepper)
     except RuntimeError as error:
         raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); export it again") from error
 
@@ -165,8 +166,7 @@ class IrModel:
         """
         batch, length = input_ids.shape
         self._check_fits(length, 0)
-        every = np.arange(batch * length)
-        return self._read(self.reader, input_ids, 0, every).reshape(batch, length, -1).copy()  # the next call writes over it
+        return self._read(self.reader, input_ids, 0, every=True).reshape(batch, length, -1).copy()  # the next call writes over it
 
     def generate(self, input_ids: np.ndarray, max_new_tokens: int, prompt_lookup: bool = False) -> np.ndarray:
         """Continue (B, T) prompts greedily; return the new tokens (B, max_new_tokens).
@@ -201,22 +201,41 @@ class IrModel:
                 f"of {self.context}: {advice}"
             )
 
-    def _read(self, request, ids: np.ndarray, past: int, rows: np.ndarray) -> np.ndarray:
-        """Read (B, T) further tokens of B sequences that have `past` tokens in the cache; return the logits (rows, V)."""
+    def _read(self, request, ids: np.ndarray, past: int, every: bool = False) -> np.ndarray:
+        """Read (B, T) further tokens of B sequences that have `past` tokens in the cache; return the logits (B, V) of their last tokens.
+
+        With `every`, those of all tokens (B · T, V).
+        """
         batch, length = ids.shape
         self._reserve(batch)
-        sequences = np.arange(batch + 1)
+        whole = self._describe([past], batch, length)
+        # Behind the last attention only the wanted rows go on. What is before their block has to get into the cache, and nothing else:
+        # as sequences of a block each it costs the last attention next to nothing.
+        blocks = range((past // BLOCK + 1) * BLOCK, past + length, BLOCK)
+        apart = whole if every else self._describe([past, *blocks], batch, length)
         inputs = {
             "input_ids": ids.reshape(-1),
             "position_ids": np.tile(np.arange(past, past + length), batch),
-            "past_lens": np.full(batch, past),
-            "subsequence_begins": sequences * length,
-            "block_indices": np.arange(batch * _blocks(self.context)),
-            "block_indices_begins": sequences * _blocks(self.context),
+            **whole,
+            **_for_last_attention(apart),
             "max_context_len": np.array(past + length),
-            graphs.ROWS: rows,
+            graphs.ROWS: np.arange(batch * length) if every else np.arange(1, batch + 1) * length - 1,
         }
         return self._project(self._infer(request, inputs))
+
+    def _describe(self, starts: list[int], batch: int, length: int) -> dict[str, np.ndarray]:
+        """Describe B texts of T further tokens to attention, each as sequences that start at these positions.
+
+        The last of a text's sequences attends to all that is before it, the others to what their own block of the cache holds.
+        """
+        starts, blocks, text = np.array(starts), _blocks(self.context), np.arange(batch)[:, None]
+        own = np.concatenate([starts[:-1] // BLOCK, np.arange(blocks)])
+        return {
+            "past_lens": np.tile(np.append(starts[:-1] % BLOCK, starts[-1]), batch),
+            "subsequence_begins": np.append(text * length + starts - starts[0], batch * length),
+            "block_indices": (text * blocks + own).reshape(-1),
+            "block_indices_begins": np.append(text * len(own) + np.arange(len(starts)), batch * len(own)),
+        }
 
     def _follow(self, ids: np.ndarray, past: int) -> np.ndarray:
         """Read (T,) further tokens of one sequence that has `past` tokens in the cache; return their logits (T, V).
@@ -227,7 +246,8 @@ class IrModel:
         """
         self._reserve(1)
         if len(ids) > 1 or not self.stepper:
-            return self._project(self._infer(self.writer, self._following(ids, past)))
+            inputs = self._following(ids, past)
+            return self._project(self._infer(self.writer, {**inputs, **_for_last_attention(inputs)}))
         past_lens = np.array([past, 0])
         changed = {"input_ids": ids, "position_ids": past_lens[:1], "past_lens": past_lens, "max_context_len": past_lens[0] + 1}
         return self._infer(self.stepper, changed).data.reshape(1, -1)
@@ -279,6 +299,10 @@ class IrModel:
                 request.set_tensor(name, tensor)
 
 
+def _for_last_attention(sequences: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {graphs.LAST + name: sequences[name] for name in graphs.SEQUENCES}
+
+
 def _blocks(tokens: int) -> int:
     """Return how many blocks of the cache so many tokens take."""
     return -(-tokens // BLOCK)
@@ -296,10 +320,9 @@ class IrDecoder:
         Raises:
             ValueError: they don't fit into the context.
         """
-        batch, length = self.prompt_ids.shape
+        length = self.prompt_ids.shape[1]
         self.model._check_fits(length, 0)
-        last = np.arange(1, batch + 1) * length - 1
-        self.next_ids = self.model._read(self.model.reader, self.prompt_ids, 0, last).argmax(-1)[:, None]
+        self.next_ids = self.model._read(self.model.reader, self.prompt_ids, 0).argmax(-1)[:, None]
         self.past = length
 
     def step(self) -> None:
@@ -314,7 +337,7 @@ class IrDecoder:
             logits = self.model._follow(self.next_ids[0], self.past)
         else:
             request = self.model.writer if batch < MANY_SEQUENCES else self.model.reader
-            logits = self.model._read(request, self.next_ids, self.past, np.arange(batch))
+            logits = self.model._read(request, self.next_ids, self.past)
         self.next_ids = logits.argmax(-1)[:, None]
         self.past += 1
 
