@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAME = "gpt2opt.json"
-SCHEMA = "gpt2opt.ir/2"
+SCHEMA = "gpt2opt.ir/3"
 IR_FILES = ("openvino_model.xml", "openvino_model.bin")
 
 

@@ -83,6 +83,17 @@ def test_the_same_range_is_read_whether_inc_took_128_steps_or_256():
     assert abs(halved.input_zero_point - full.input_zero_point) <= 1
 
 
+def test_blocks_add_no_mean_to_the_residual_stream_and_answer_the_same(pruned, ids):
+    linear = linearize(pruned)
+    added = []
+    for block in linear.transformer.h:
+        for projection in (block.attn.c_proj, block.mlp.c_proj):
+            projection.register_forward_hook(lambda _module, _inputs, output: added.append((output.mean(-1).abs().max() / output.std()).item()))
+    assert relative_error(torch_logits(linear, ids), torch_logits(pruned, ids)) < 1e-5
+    assert len(added) == 4
+    assert max(added) < 1e-5
+
+
 def test_smoothing_is_applied_and_leaves_the_function_alone(pruned, calibration, ids):
     smoothed = linearize(pruned)
     calibrate(smoothed, calibration, RECIPES["w8a8"])

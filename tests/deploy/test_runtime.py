@@ -141,6 +141,15 @@ def test_queries_keys_and_values_are_multiplied_apart_where_their_input_is_quant
     assert sum(node.get_type_name() == "VariadicSplit" for node in apart.get_ops()) == 1
 
 
+def test_layer_norms_may_do_without_the_mean(quantized, ids, monkeypatch):
+    """As convolutions they do: their answers are those of the same graph as matmuls, whose LayerNorms subtract it."""
+    found = []
+    for by_matmuls in (True, False):
+        monkeypatch.setattr(runtime, "has_int8_dot_product", lambda: by_matmuls)
+        found.append(load_ir(quantized[0]).logits(ids))
+    assert relative_error(found[1], found[0]) < 0.02
+
+
 def test_quantizers_read_normalized_tensors_before_gain_and_shift(all_quantized):
     """OpenVINO's own folding gives a graph of fixed shapes other bits, too seldom for a small model to show it."""
     graphs.as_convolutions(all_quantized)
