@@ -88,7 +88,9 @@ def test_blocks_add_no_mean_to_the_residual_stream_and_answer_the_same(pruned, i
     added = []
     for block in linear.transformer.h:
         for projection in (block.attn.c_proj, block.mlp.c_proj):
-            projection.register_forward_hook(lambda _module, _inputs, output: added.append((output.mean(-1).abs().max() / output.std()).item()))
+            projection.register_forward_hook(
+                lambda _module, _inputs, output: added.append((output.mean(-1).abs().max() / output.std()).item())
+            )
     assert relative_error(torch_logits(linear, ids), torch_logits(pruned, ids)) < 1e-5
     assert len(added) == 4
     assert max(added) < 1e-5
