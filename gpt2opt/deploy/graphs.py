@@ -17,6 +17,7 @@ ROWS = "rows"
 SEQUENCES = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
 """The inputs that tell attention which tokens of a call follow each other, and where in the cache."""
 LAST = "last_"
+"""What the names of `SEQUENCES` begin with where they are the last attention's own."""
 GELU_FORMS_DIFFER = 4.8e-4
 """The largest difference between GELU by erf and its approximation by tanh (Hendrycks & Gimpel 2016), which GPT-2 uses."""
 

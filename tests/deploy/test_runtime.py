@@ -173,6 +173,13 @@ def test_the_last_block_reads_only_the_wanted_rows_behind_its_attention(quantize
     assert {node.input_value(0).get_node().get_type_name() for node in picked} == {"PagedAttentionExtension", "Add"}
 
 
+def test_wanted_rows_alone_get_the_answers_that_they_get_among_all(either_cpu, quantized, calibration):
+    ids = np.array(calibration["input_ids"][:8]).reshape(2, 128)  # several blocks of the cache
+    model = load_ir(quantized[0])
+    last = model._read(model.reader, ids, 0).copy()
+    assert relative_error(last, model.logits(ids)[:, -1]) < 1e-3
+
+
 @pytest.mark.parametrize(("past", "length"), [(0, 2), (0, 32), (0, 33), (0, 100), (20, 30), (40, 70), (31, 1)])
 def test_the_last_attention_reads_only_for_the_wanted_rows(past, length, float_dir, pruned, calibration):
     ids, end = np.array(calibration["input_ids"][:8]).reshape(2, 128), past + length
