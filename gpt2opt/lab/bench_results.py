@@ -12,8 +12,9 @@ from typing import Any
 from gpt2opt.lab.engines import Ours, Timing
 from gpt2opt.lab.limits import Limits
 from gpt2opt.lab.race import Case
-from gpt2opt.report.record import read_json, write_text
+from gpt2opt.report.record import read_json
 from gpt2opt.report.results import from_json, percentile
+from gpt2opt.storage import write_result
 
 SCHEMA = "gpt2opt.bench/2"
 
@@ -127,7 +128,7 @@ class BenchResult:
         return statistics.median(getattr(limits, rate) for limits in self.limits)
 
     def write(self, path: Path) -> None:
-        write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        write_result(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
 
 def read_bench(path: Path) -> BenchResult:
