@@ -144,5 +144,5 @@ def stretch_tokenizer(tokenizer: GPT2TokenizerFast, vocab_size: int, positions: 
 
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["model"]["vocab"] |= {f"<unused {number}>": number for number in range(len(tokenizer), vocab_size)}
-    special = {kind: tokenizer.eos_token for kind in ("bos_token", "eos_token", "unk_token")}
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), tokenizer.eos_token)
     return GPT2TokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)), model_max_length=positions, **special)
