@@ -96,6 +96,7 @@ def caption(result: BenchResult) -> str:
     models = result.models
     return (
         f"{result.size}, weights: {models.weights}. {models.pruned_share} of each layer pruned, but none where marked *. "
+        f"Ours: {result.ours.note}. "
         f"{machine_label(result.environment)}, {result.rounds} rounds. {_rate(result, READING, 'reads', 'GB/s')} "
         f"{_rate(result, COMPUTING, 'computes', 'GOPS in INT8')} In FP32 it is {result.limit('fp32_ops_per_s') / 1e9:.0f} GOPS."
     )
@@ -123,29 +124,27 @@ def resolution(result: BenchResult) -> str:
 
 
 def verdict(result: BenchResult) -> str:
-    """Say in which figures ours leads, is even or trails: a list in markdown, with the peers that decide it.
-
-    Ours trails where a peer's interval lies wholly on its better side, and is even where one holds 1; all such peers are named. Where it
-    leads, the best peer is.
-    """
-    lines: dict[str, list[str]] = {"leads": [], "is even": [], "trails": []}
+    """Say in markdown, figure by figure, which peers ours is behind, which it is even with (their interval holds 1), and which ahead of."""
+    lines = [f"On {machine_label(result.environment)}, {result.size}, ours is", ""]
     for figure in FIGURES:
-        ratios = {engine: ratio for engine in peers(result, figure) if (ratio := figure.ratio(engine, result.ours))}
-        if not ratios:
-            continue
-        better = [engine for engine, ratio in ratios.items() if (ratio.low > 1 if figure.more_is_better else ratio.high < 1)]
-        even = [engine for engine, ratio in ratios.items() if ratio.low <= 1 <= ratio.high]
-        best = (max if figure.more_is_better else min)(ratios, key=lambda engine: ratios[engine].median)
-        standing, named = ("trails", better) if better else ("is even", even) if even else ("leads", [best])
-        told = ", ".join(f"{_label(engine)} {ratios[engine]}" for engine in named)
-        lines[standing].append(f"{figure.name} ({'tokens/s' if figure.more_is_better else 'time'} ÷ ours: {told})")
-    return "\n".join(
-        [
-            f"On {machine_label(result.environment)}, {result.size}:",
-            "",
-            *(f"- ours **{standing}** in {'; '.join(figures)}" for standing, figures in lines.items() if figures),
-        ]
-    )
+        if peers(result, figure):
+            unit = "tokens/s" if figure.more_is_better else "time"
+            lines.append(f"- {figure.name}, {unit} ÷ ours: {_standing(result, figure)}")
+    return "\n".join(lines)
+
+
+def _standing(result: BenchResult, figure: Figure) -> str:
+    """Return the peers, from the best on, with their ratios; of those that ours is ahead of, the best."""
+    ratios = {_label(engine): ratio for engine in peers(result, figure) if (ratio := figure.ratio(engine, result.ours))}
+    best_first = sorted(ratios, key=lambda name: ratios[name].median, reverse=figure.more_is_better)
+    even = [name for name in best_first if ratios[name].low <= 1 <= ratios[name].high]
+    behind = [name for name in best_first if name not in even and (ratios[name].median > 1) == figure.more_is_better]
+    ahead = [name for name in best_first if name not in (*even, *behind)]
+    told = {word: ", ".join(f"{name} {ratios[name]}" for name in names) for word, names in (("behind", behind), ("even with", even))}
+    parts = [f"**{word}** {names}" for word, names in told.items() if names]
+    if ahead:
+        parts.append(f"**ahead** of {len(ahead)} of {len(ratios)}, the best of them {ahead[0]} {ratios[ahead[0]]}")
+    return "; ".join(parts)
 
 
 def section(result: BenchResult, folder: str) -> str:

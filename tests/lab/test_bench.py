@@ -263,15 +263,30 @@ def test_what_the_race_tells_apart_is_read_off_ours_against_itself(result):
     assert bench_tables.resolution(same).endswith("though nothing differs: none.")
 
 
-def test_the_verdict_leads_is_even_and_trails(result):
-    assert "ours **leads** in TTFT 512 (time ÷ ours: peer 2.00 [2.00, 2.00])" in bench_tables.verdict(result)
-    assert bench_tables.verdict(result).startswith("On a CPU (AVX2 alone), 2 threads, gpt2:")
-    close = dataclasses.replace(result, engines=(*result.engines, engine_result("quick peer", 0.009), engine_result("twin", 0.01)))
-    trails = bench_tables.verdict(close)
-    assert "ours **trails** in TTFT 512 (time ÷ ours: quick peer 0.90 [0.90, 0.90])" in trails
-    assert "leads" not in trails
-    even = bench_tables.verdict(dataclasses.replace(result, engines=(*result.engines, engine_result("twin", 0.01))))
-    assert "ours **is even** in TTFT 512 (time ÷ ours: twin 1.00 [1.00, 1.00])" in even
+def test_the_verdict_says_whom_ours_is_behind_even_with_and_ahead_of(result):
+    def said_of(*more: EngineResult) -> str:
+        lines = bench_tables.verdict(dataclasses.replace(result, engines=(*result.engines, *more))).splitlines()
+        assert lines[0] == "On a CPU (AVX2 alone), 2 threads, gpt2, ours is"
+        assert len(lines) == 5  # of the figures that were measured alone
+        return next(line for line in lines if line.startswith("- TTFT 512"))
+
+    assert said_of() == "- TTFT 512, time ÷ ours: **ahead** of 2 of 2, the best of them peer 2.00 [2.00, 2.00]"
+    behind, even = engine_result("quick peer", 0.009), engine_result("twin", 0.01)
+    assert said_of(behind, even) == (
+        "- TTFT 512, time ÷ ours: **behind** quick peer 0.90 [0.90, 0.90]; **even with** twin 1.00 [1.00, 1.00]; "
+        "**ahead** of 2 of 4, the best of them peer 2.00 [2.00, 2.00]"
+    )
+
+
+def test_of_tokens_a_second_more_is_better(result):
+    def with_batch(engine: EngineResult, seconds: float) -> EngineResult:
+        taken = CaseTimings(BATCHED[0], (Timing(seconds, (seconds,) * 31),) * 3)
+        return dataclasses.replace(engine, cases=(*engine.cases, taken))
+
+    ours, peer, slow_peer, absent = result.engines
+    raced = dataclasses.replace(result, engines=(with_batch(ours, 0.02), with_batch(peer, 0.01), with_batch(slow_peer, 0.03), absent))
+    last = bench_tables.verdict(raced).splitlines()[-1]
+    assert last.startswith("- batch 4, tokens/s ÷ ours: **behind** peer 2.00 [2.00, 2.00]; **ahead** of 1 of 2, the best of them slow peer")
 
 
 def test_charts_show_every_engine_that_raced(result):
