@@ -35,7 +35,7 @@ GATE_TOKENS = 2048
 """Tokens on which the gate compares, twice for each input: enough to tell harm from noise, few enough to wait for."""
 NO_DOT_PRODUCT = (
     "this CPU has neither VNNI nor AMX: reading prompts in INT8 gains less than elsewhere, and some weights get wider steps so that sums "
-    "fit into 16 bits; the default recipe cost the bundled model 0.0010 nats a token of KL on such a CPU"
+    "fit into 16 bits; the default recipe cost the bundled model 0.0010 nats per token of KL with AVX2 alone"
 )
 
 SMALL_MACHINE_BYTES = 4_000_000_000
