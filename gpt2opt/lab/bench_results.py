@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from gpt2opt.lab.engines import Ours, Timing
 from gpt2opt.lab.limits import Limits
 from gpt2opt.lab.race import Case
 from gpt2opt.report.record import read_json, write_text
-from gpt2opt.report.results import from_json, percentile
+from gpt2opt.report.results import from_json
+from gpt2opt.stats import Estimate, paired_ratio
 
 SCHEMA = "gpt2opt.bench/2"
 
@@ -176,12 +176,12 @@ class Figure:
         values = self.per_round(engine)
         return statistics.median(values) if values else None
 
-    def ratio_to(self, least: Sequence[float], engine: EngineResult) -> "Ratio | None":
+    def ratio_to(self, least: Sequence[float], engine: EngineResult) -> Estimate | None:
         """Return the engine's figure ÷ the least that the machine allowed in each round; None where it was not measured."""
         values = self.per_round(engine)
         return paired_ratio(values, least) if values else None
 
-    def ratio(self, engine: EngineResult, ours: EngineResult) -> "Ratio | None":
+    def ratio(self, engine: EngineResult, ours: EngineResult) -> Estimate | None:
         """Return engine ÷ ours; None where one of them was not measured."""
         base = self.per_round(ours)
         return self.ratio_to(base, engine) if base else None
@@ -197,26 +197,6 @@ FIGURES = (
 )
 TTFT_512, TPOT, WHOLE = FIGURES[2:5]
 EFFECTIVE_TPOT = Figure("TPOT on a repeating text", "ms", REPEATING, mean_tpot)
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Median over the rounds of one engine ÷ another, with its 95% bootstrap interval over the rounds."""
-
-    median: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-
-def paired_ratio(values: Sequence[float], base: Sequence[float], resamples: int = 2000) -> Ratio:
-    """Return values ÷ base, round by round, so that a slow minute of the machine cancels out. The same interval on every call."""
-    ratios = [value / other for value, other in zip(values, base, strict=True)]
-    draw = random.Random(0)
-    medians = [statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(resamples)]
-    return Ratio(statistics.median(ratios), percentile(medians, 0.025), percentile(medians, 0.975))
 
 
 def best_peer(result: BenchResult) -> EngineResult | None:

@@ -4,6 +4,7 @@ import statistics
 
 from gpt2opt.lab.bench_results import EFFECTIVE_TPOT, FIGURES, TPOT, TTFT_512, BenchResult, EngineResult, Figure
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
+from gpt2opt.stats import PERCENT
 
 SHOW = {"ms": milliseconds, "s": "{:.2f}".format, "tokens/s": "{:.0f}".format}
 
@@ -15,9 +16,9 @@ def speed_table(result: BenchResult) -> Table:
 
 
 def ratio_table(result: BenchResult) -> Table:
-    """Show every figure ÷ ours, with its 95% interval over the rounds; for tokens/s more is better, for all else less."""
+    """Show every figure ÷ ours, with its interval over the rounds; for tokens/s more is better, for all else less."""
     rows = [[_label(engine), *(str(figure.ratio(engine, result.ours) or MISSING) for figure in FIGURES)] for engine in _timed(result)]
-    return table(("engine ÷ ours [95%]", *(figure.name for figure in FIGURES)), rows)
+    return table((f"engine ÷ ours [{PERCENT}]", *(figure.name for figure in FIGURES)), rows)
 
 
 def limits_table(result: BenchResult) -> Table:
@@ -41,7 +42,7 @@ def limits_table(result: BenchResult) -> Table:
                 milliseconds(statistics.median(least_first)), str(first), f"{handover_share(engine):.1%}",
             ]
         )  # fmt: skip
-    shares = ("TPOT limit, ms", "TPOT ÷ limit [95%]", "TTFT 512 limit, ms", "TTFT 512 ÷ limit [95%]")
+    shares = ("TPOT limit, ms", f"TPOT ÷ limit [{PERCENT}]", "TTFT 512 limit, ms", f"TTFT 512 ÷ limit [{PERCENT}]")
     return table(("engine", "MB read a token", *shares, "hand-over"), rows)
 
 
@@ -69,7 +70,7 @@ def repeating_table(result: BenchResult) -> Table:
         (engine.name, _shown(EFFECTIVE_TPOT, EFFECTIVE_TPOT.median(engine)), str(EFFECTIVE_TPOT.ratio(engine, result.ours) or MISSING))
         for engine in engines
     ]
-    return table(("engine", f"{EFFECTIVE_TPOT.name}, {EFFECTIVE_TPOT.unit}", "÷ ours [95%]"), rows)
+    return table(("engine", f"{EFFECTIVE_TPOT.name}, {EFFECTIVE_TPOT.unit}", f"÷ ours [{PERCENT}]"), rows)
 
 
 def engines_table(result: BenchResult) -> Table:
