@@ -15,7 +15,7 @@ from gpt2opt.deploy.ir import export_ir, linearize
 from gpt2opt.deploy.manifest import read_manifest
 from gpt2opt.deploy.runtime import load_ir
 from gpt2opt.lab.bench import disk_bytes
-from gpt2opt.lab.bench_results import Ratio, paired_ratio, tpot, ttft
+from gpt2opt.lab.bench_results import tpot, ttft
 from gpt2opt.lab.engines import Engine, Ours, OursBf16, Timing, TorchFp32
 from gpt2opt.lab.race import Case, RemoteEngine, race
 from gpt2opt.measure.quality import ScoredText, measure_quality, prepare_text
@@ -28,6 +28,7 @@ from gpt2opt.stages.measurements import logits_of
 from gpt2opt.stages.prune import head_importance, importance_batches, prune_attention_heads
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 from gpt2opt.stages.run import check_fraction
+from gpt2opt.stats import Estimate, paired_ratio
 
 SCHEMA = "gpt2opt.attribution/1"
 CASE = Case(256, 64)
@@ -82,14 +83,14 @@ class Column:
     unit: str
     value: Callable[[Step, Case], float]
     show: Callable[[float], str]
-    ratio: Callable[[Step, Step, Case], Ratio]
+    ratio: Callable[[Step, Step, Case], Estimate]
     digits: int = 2
     exact: bool = False
 
     def factor(self, step: Step, before: Step, case: Case) -> str:
-        """Return the ratio with its 95% interval, and say so where it can't be told from 1."""
+        """Return the ratio with its interval, and say so where it can't be told from 1."""
         ratio = self.ratio(step, before, case)
-        middle, low, high = (f"{value:.{self.digits}f}" for value in (ratio.median, ratio.low, ratio.high))
+        middle, low, high = (f"{value:.{self.digits}f}" for value in (ratio.value, ratio.low, ratio.high))
         if self.exact:
             return middle
         return f"{middle} [{low}, {high}]" + ("" if self.measurable(step, before, case) else ", no measurable difference")
@@ -107,20 +108,20 @@ def _timed(name: str, of: Callable[[Timing, Case], float]) -> Column:
     def middle(step: Step, case: Case) -> float:
         return statistics.median(per_round(step, case))
 
-    def ratio(step: Step, before: Step, case: Case) -> Ratio:
+    def ratio(step: Step, before: Step, case: Case) -> Estimate:
         return paired_ratio(per_round(step, case), per_round(before, case))
 
     return Column(name, "ms", middle, milliseconds, ratio)
 
 
-def _size_ratio(step: Step, before: Step, case: Case) -> Ratio:
+def _size_ratio(step: Step, before: Step, case: Case) -> Estimate:
     value = step.weight_bytes / before.weight_bytes
-    return Ratio(value, value, value)
+    return Estimate(value, value, value)
 
 
-def _perplexity_ratio(step: Step, before: Step, case: Case) -> Ratio:
+def _perplexity_ratio(step: Step, before: Step, case: Case) -> Estimate:
     interval = step.quality.ratio_interval(before.quality) or (0.0, math.inf)  # one document tells nothing of another
-    return Ratio(step.quality.ratio_to(before.quality), *interval)
+    return Estimate(step.quality.ratio_to(before.quality), *interval)
 
 
 TTFT, TPOT = _timed("TTFT", ttft), _timed("TPOT", tpot)

@@ -6,6 +6,7 @@ from gpt2opt.environment import machine_label
 from gpt2opt.lab.attribution import COLUMNS, PERPLEXITY, Attribution, Column, Step
 from gpt2opt.lab.race import Case
 from gpt2opt.report.tables import MISSING, Table, table
+from gpt2opt.stats import PERCENT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,12 +15,12 @@ BETTER_COLOR, WORSE_COLOR, SAME_COLOR, TOTAL_COLOR = "#55a868", "#c44e52", "#8c8
 
 
 def attribution_table(attribution: Attribution) -> Table:
-    """Show every step, and its factor over the step before it; the last row is the whole way. Intervals are 95%."""
+    """Show every step, and its factor over the step before it; the last row is the whole way."""
     before = {step.name: previous for step, previous in attribution.pairs}
     rows = [_row(attribution.case, step, before.get(step.name)) for step in attribution.steps]
     first, last = attribution.chain[0], attribution.chain[-1]
     factors = [cell for column in COLUMNS for cell in ("", column.factor(last, first, attribution.case))]
-    header = [cell for column in COLUMNS for cell in (f"{column.name}, {column.unit}".rstrip(", "), "÷ before [95%]")]
+    header = [cell for column in COLUMNS for cell in (f"{column.name}, {column.unit}".rstrip(", "), f"÷ before [{PERCENT}]")]
     return table(("step", "what changes", *header), [*rows, ("the whole way", "", *factors)])
 
 
@@ -36,7 +37,7 @@ def attribution_caption(attribution: Attribution) -> str:
     return (
         f"Model: {attribution.model}. {machine_label(attribution.environment)}; prompt {case.prompt_tokens} tokens, "
         f"{case.new_tokens} new, {attribution.rounds} rounds in which all steps take turns. "
-        "Times are medians, factors medians of the ratios within a round. Perplexity, its documents redrawn in pairs: "
+        "Times are medians, factors medians of the ratios within a round. Perplexity, paired document by document: "
         f"{attribution.chain[0].quality.protocol}."
     )
 
@@ -53,7 +54,9 @@ def plot_attribution(attribution: Attribution) -> list["Axes"]:
     facts, case = attribution.environment, attribution.case
     figure.suptitle(f"From torch FP32 to INT8, step by step, on {facts['cpu']}, {facts['threads']} threads, {case} tokens")
     left_out = [f"{step.name} is left out: {step.left_out}" for step in attribution.steps if step.left_out]
-    figure.supxlabel("\n".join(["each factor is over the step above it, with its 95% interval; less is better", *left_out]), fontsize=9)
+    figure.supxlabel(
+        "\n".join([f"each factor is over the step above it, with its {PERCENT} interval; less is better", *left_out]), fontsize=9
+    )
     return list(grid.flat)
 
 

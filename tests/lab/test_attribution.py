@@ -48,14 +48,16 @@ def test_factor_is_over_the_step_before_that_was_not_left_out_and_slow_minutes_c
     assert SIZE.factor(same, second, CASE) == "1.00"
     assert SIZE.factor(last, same, CASE) == "0.25"
     assert PERPLEXITY.factor(second, first, CASE) == "1.0000 [1.0000, 1.0000], no measurable difference"
-    assert PERPLEXITY.factor(last, same, CASE) == "1.1107 [1.1052, 1.1163]"  # exp(0.105), windows of 0.1 and 0.11 nats more a token
+    assert (
+        PERPLEXITY.factor(last, same, CASE) == "1.1107 [1.0423, 1.1836]"
+    )  # exp(0.105), two documents of 0.1 and 0.11 nats more a token, ± 12.7 × 0.005
 
 
 def test_table_names_what_is_left_out_and_ends_with_the_whole_way(attribution):
     rows = {row[0]: row for row in attribution_table(attribution).rows}
     assert rows["absent"] == ("absent", "left out: no such instructions", *["–"] * 8)
     assert rows["first"][2:] == ("440", "", "44", "", "0.001", "", "66.69", "")
-    assert rows["the whole way"][2:] == ("", "0.25 [0.25, 0.25]", "", "0.25 [0.25, 0.25]", "", "0.25", "", "1.1107 [1.1052, 1.1163]")
+    assert rows["the whole way"][2:] == ("", "0.25 [0.25, 0.25]", "", "0.25 [0.25, 0.25]", "", "0.25", "", "1.1107 [1.0423, 1.1836]")
     assert "a CPU (AVX2 alone), 2 threads; prompt 256 tokens, 64 new, 5 rounds" in attribution_caption(attribution)
 
 

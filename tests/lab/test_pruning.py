@@ -12,7 +12,6 @@ import torch
 from gpt2opt.lab.pruning import (
     IMPORTANCE,
     RANDOM,
-    Estimate,
     PruningControls,
     Recovery,
     Score,
@@ -22,6 +21,7 @@ from gpt2opt.lab.pruning import (
 )
 from gpt2opt.lab.pruning_report import curve_table, plot_pruning, ratio_table, recovery_caption, recovery_table
 from gpt2opt.report.results import Quality, from_json
+from gpt2opt.stats import Estimate
 
 HEAD_DIM = 8
 
