@@ -4,6 +4,7 @@ INC's own tuning passes models whatever it measured, so the gate works on the fa
 a time. Every weight stays as it is.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
@@ -32,6 +33,9 @@ def apply_gate(model: GPT2LMHeadModel, parent: GPT2LMHeadModel, rows: Sequence[S
         parent: the same model in FP32.
         rows: token rows that INC did not see.
         max_kl: nats a token that all quantized inputs and the cache may cost together; None measures and switches nothing off.
+
+    Raises:
+        ValueError: the divergence is not finite.
     """
     cache = CacheRounding(model.transformer.h[0].attn.head_dim)
     layers = {name: layer for name, layer in quantized_linears(model).items() if layer.quantize_input} | {KV_CACHE: cache}
@@ -123,7 +127,10 @@ class _Divergence:
         _switch(self.layers, quantized)
         found = (_log_probabilities(self.model, states, first) for states in self.kept[nearest])
         nats = [(base.exp() * (base - other)).sum(-1) for base, other in zip(self.expected, found, strict=True)]
-        return torch.cat(nats).double().mean().item()
+        mean = torch.cat(nats).double().mean().item()
+        if not math.isfinite(mean):  # no comparison with a budget means anything
+            raise ValueError(f"the gate measured a KL divergence of {mean}: the model's numbers overflow on the calibration text")
+        return mean
 
     def _first_block(self, switched: set[str] | frozenset[str]) -> int:
         last = len(self.model.transformer.h) - 1

@@ -89,6 +89,12 @@ def test_starting_at_the_switched_block_changes_no_bit_and_saves_passes(attentio
     assert fewer < 0.9 * more  # with 2 blocks a pass runs 1.5 on average, with 12 it runs 6.5
 
 
+def test_answers_that_overflow_are_refused_and_not_passed(spoiled, pruned, rows):
+    spoiled.transformer.h[1].mlp.c_fc.weight.data *= 1e38
+    with pytest.raises(ValueError, match="KL divergence of nan"):
+        apply_gate(spoiled, linearize(pruned), rows, max_kl=1e-4)
+
+
 def test_harm_is_the_kl_divergence_from_the_parent(spoiled, pruned, rows):
     parent = linearize(pruned)
     harm = apply_gate(spoiled, parent, rows, max_kl=None)
