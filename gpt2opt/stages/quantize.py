@@ -15,7 +15,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from gpt2opt.deploy.audit import audit_int8
 from gpt2opt.deploy.gate import KV_CACHE, apply_gate
 from gpt2opt.deploy.inc import RECIPES, Recipe, calibrate
-from gpt2opt.deploy.ir import export_ir, fake_quantize, linearize, new_directory, write_ir
+from gpt2opt.deploy.ir import export_ir, fake_quantize, linearize, write_ir
 from gpt2opt.deploy.manifest import read_manifest
 from gpt2opt.deploy.prompt_lookup import PromptLookup
 from gpt2opt.deploy.runtime import cpu_properties, generate_from_ir, load_ir
@@ -28,13 +28,14 @@ from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import finetune
 from gpt2opt.stages.measurements import Parent, compared, ir_memory, measure_ir, prompt_ids, time_ir
 from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run, scored_text, stopwatch
+from gpt2opt.storage import check_folder, new_folder
 
 NAME = "4-quantize"
 GATE_TOKENS = 2048
 """Tokens on which the gate compares, twice for each input: enough to tell harm from noise, few enough to wait for."""
 NO_DOT_PRODUCT = (
     "this CPU has neither VNNI nor AMX: reading prompts in INT8 gains less than elsewhere, and some weights get wider steps so that sums "
-    "fit into 16 bits; the default recipe cost the bundled model 0.0010 nats a token of KL on such a CPU"
+    "fit into 16 bits; the default recipe cost the bundled model 0.0010 nats per token of KL with AVX2 alone"
 )
 
 SMALL_MACHINE_BYTES = 4_000_000_000
@@ -83,7 +84,7 @@ def quantize_int8(
         model: a GPT-2 of any dtype, heads pruned or not. It is not changed.
         tokenizer: saved beside the IR.
         calibration: column `input_ids`, rows of one length; see `prepare_calibration_dataset`. The last quarter is the gate's.
-        out_dir: replaced if it exists; it appears whole or not at all.
+        out_dir: a new or empty folder, or one that was written here before; it appears whole or not at all.
         recipe: `w8a8` (the default), `w8a8-naive` (neither smoothing nor gate, for comparison), `w8` (weights alone, INT8 per
             channel), `w4` (weights alone, INT4 in groups), or a `Recipe` of your own.
 
@@ -95,6 +96,7 @@ def quantize_int8(
             be written.
         RuntimeError: SmoothQuant was asked for and not applied, or a matmul came out in another type than it should.
     """
+    check_folder(out_dir)
     recipe = _recipe(recipe)
     check_finite(model)
     _check_calibration(calibration, model.config.vocab_size)
@@ -106,7 +108,7 @@ def quantize_int8(
     harm = apply_gate(fake, linearize(model), kept_back, recipe.max_kl) if recipe.max_kl is not None and recipe.activations else None
     give_back_memory()
     cache_stays_float = not recipe.activations or (harm and KV_CACHE in harm.float_inputs)
-    with new_directory(Path(out_dir)) as partial:
+    with new_folder(out_dir) as partial:
         write_ir(fake, tokenizer, partial, "f16" if cache_stays_float else "u8")
         audit = audit_int8(partial)  # what fails it never gets the name
     return Quantized(audit, harm)
