@@ -67,7 +67,7 @@ def load_model(path: Path, dtype: str = "float32"):
         `(tokenizer, model)`, the model in eval mode.
 
     Raises:
-        ValueError: the directory is missing, damaged or not a GPT-2.
+        ValueError: the directory is missing, damaged or not a GPT-2, or a weight is NaN or infinite.
     """
     import torch
     from transformers import GPT2LMHeadModel
@@ -83,9 +83,21 @@ def load_model(path: Path, dtype: str = "float32"):
     if found["missing_keys"]:  # transformers would fill these with random numbers
         lost = ", ".join(sorted(found["missing_keys"])[:3])
         raise ValueError(f"the model in {path} lacks {len(found['missing_keys'])} tensors ({lost}, …); write or download it again")
+    check_finite(model)
     tokenizer = load_tokenizer(path)
     tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.n_positions)  # some are saved without one
     return tokenizer, model.eval()
+
+
+def check_finite(model) -> None:
+    """Raise ValueError, with the names of the tensors, if any weight of a torch model is NaN or infinite."""
+    import torch
+
+    spoiled = [name for name, weight in model.named_parameters() if not torch.stack(weight.aminmax()).isfinite().all()]
+    if spoiled:
+        raise ValueError(
+            f"{len(spoiled)} tensors of the model hold NaN or infinity ({', '.join(spoiled[:3])}); take weights from before they diverged"
+        )
 
 
 def load_tokenizer(path: Path | str):
