@@ -13,8 +13,9 @@ from typing import Any
 from gpt2opt.lab.engines import OURS, Ours, Timing
 from gpt2opt.lab.limits import Limits
 from gpt2opt.lab.race import Case
-from gpt2opt.report.record import read_json, write_text
+from gpt2opt.report.record import read_json
 from gpt2opt.report.results import from_json, percentile
+from gpt2opt.storage import write_result
 
 SCHEMA = "gpt2opt.bench/3"
 
@@ -136,7 +137,7 @@ class BenchResult:
         return max(getattr(limits, rate) for limits in self.limits)
 
     def write(self, path: Path) -> None:
-        write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        write_result(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
 
 def read_bench(path: Path) -> BenchResult:
