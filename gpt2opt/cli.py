@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt import environment
+from gpt2opt.storage import check_file, write_chart, write_result
 
 STAGES = ("profile", "prune", "finetune", "quantize")
 JSON_AND_CHART = "JSON file, its chart goes beside it (default"
@@ -156,20 +157,18 @@ def bench(options: argparse.Namespace) -> int:
     ):  # fmt: skip
         print(show(result), end="\n\n")
     for name, plot in (("race", bench_charts.plot_race), ("growth", bench_charts.plot_growth)):
-        plot(result)[0].figure.savefig(options.out / f"{name}.png", dpi=110)
+        write_chart(options.out / f"{name}.png", plot(result)[0].figure)
     _print_json({"result": str(options.out / "bench.json")})
     return 0
 
 
 def recipes(options: argparse.Namespace) -> int:
     from gpt2opt.lab.recipes import compare_recipes, recipes_table
-    from gpt2opt.report.record import write_text
-    from gpt2opt.stages.run import writable
 
-    writable(options.out.parent)
+    check_file(options.out)
     with contextlib.redirect_stdout(sys.stderr):  # INC reports there
         comparison = compare_recipes(options.model, options.text)
-    write_text(options.out, json.dumps(dataclasses.asdict(comparison), indent=1) + "\n")
+    _write_json(options.out, comparison)
     print(recipes_table(comparison))
     _print_json({"comparison": str(options.out)})
     return 0
@@ -178,9 +177,8 @@ def recipes(options: argparse.Namespace) -> int:
 def attribution(options: argparse.Namespace) -> int:
     from gpt2opt.lab.attribution import attribute
     from gpt2opt.lab.attribution_report import attribution_caption, attribution_table, plot_attribution
-    from gpt2opt.stages.run import writable
 
-    writable(options.out.parent)
+    _check_with_chart(options.out)
     with contextlib.redirect_stdout(sys.stderr):  # INC reports there
         found = attribute(options.model, options.text, options.rounds)
     _write_with_chart(options.out, found, plot_attribution)
@@ -193,9 +191,8 @@ def attribution(options: argparse.Namespace) -> int:
 def pruning(options: argparse.Namespace) -> int:
     from gpt2opt.lab.pruning import compare_pruning
     from gpt2opt.lab.pruning_report import curve_table, plot_pruning, ratio_table, recovery_caption, recovery_table
-    from gpt2opt.stages.run import writable
 
-    writable(options.out.parent)
+    _check_with_chart(options.out)
     with contextlib.redirect_stdout(sys.stderr):  # Trainer's progress bar writes to stdout
         found = compare_pruning(options.model, options.text, seeds=options.seeds, score_bytes=options.score_bytes, epochs=options.epochs)
     _write_with_chart(options.out, found, plot_pruning)
@@ -207,24 +204,32 @@ def pruning(options: argparse.Namespace) -> int:
 
 def scoring(options: argparse.Namespace) -> int:
     from gpt2opt.lab.scoring import compare_scoring, scoring_caption, scoring_table
-    from gpt2opt.report.record import write_text
-    from gpt2opt.stages.run import writable
 
-    writable(options.out.parent)
+    check_file(options.out)
     comparison = compare_scoring(options.size, options.text, options.rounds)
-    write_text(options.out, json.dumps(dataclasses.asdict(comparison), indent=1) + "\n")
+    _write_json(options.out, comparison)
     for show in (scoring_table, scoring_caption):
         print(show(comparison), end="\n\n")
     _print_json({"comparison": str(options.out)})
     return 0
 
 
+def _check_with_chart(path: Path) -> None:
+    """Raise ValueError, before the work, unless a JSON file and the chart beside it can be written."""
+    if path.suffix == ".png":
+        raise ValueError(f"--out {path} is the name of a chart, expected that of a JSON file; the chart goes beside it")
+    for place in (path, path.with_suffix(".png")):
+        check_file(place)
+
+
 def _write_with_chart(path: Path, result: Any, plot: Callable) -> None:
     """Write a result as JSON, and its chart beside it."""
-    from gpt2opt.report.record import write_text
+    _write_json(path, result)
+    write_chart(path.with_suffix(".png"), plot(result)[0].figure)
 
-    write_text(path, json.dumps(dataclasses.asdict(result), indent=1) + "\n")
-    plot(result)[0].figure.savefig(path.with_suffix(".png"), dpi=110)
+
+def _write_json(path: Path, result: Any) -> None:
+    write_result(path, json.dumps(dataclasses.asdict(result), indent=1) + "\n")
 
 
 def report(options: argparse.Namespace) -> int:
@@ -236,6 +241,7 @@ def report(options: argparse.Namespace) -> int:
     paths = [path / "run.json" if path.is_dir() else path for path in options.runs]
     records = [read_record(path) for path in paths]
     out = options.out or paths[0].with_name("report.html")
+    check_file(out)
     comparisons = compare.compare_runs(records) if len(records) > 1 else []
     write_report(records, out)
     if comparisons:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +31,33 @@ STACK = {
 }
 REPORTED = (*STACK, "datasets", "nncf", "tokenizers", "accelerate")
 CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+
+CPU_KINDS = {
+    "amx": ("amx_int8", "AMX"),
+    "avx512_vnni": ("avx512_vnni", "AVX-512 VNNI"),
+    "avx_vnni": ("avx_vnni", "AVX-VNNI"),
+    "i8mm": ("i8mm", "Arm i8mm"),
+    "asimddp": ("asimddp", "Arm dot product"),
+    "avx512": ("avx512f", "AVX-512 without VNNI"),
+    "avx2": ("avx2", "AVX2 alone"),
+}
+"""Kind -> the flag that tells it, and how it is written. The first that a CPU has is its kind: which INT8 kernels run there."""
+OTHER_CPU_KIND = "other"
+
+
+def cpu_kind(flags: Iterable[str]) -> str:
+    """Return the kind of CPU that a record was taken on, from its `cpu_flags`; it is the name of the folder of committed results.
+
+    >>> cpu_kind(["avx2", "avx512f", "avx512_vnni"])
+    'avx512_vnni'
+    """
+    return next((kind for kind, (flag, _) in CPU_KINDS.items() if flag in flags), OTHER_CPU_KIND)
+
+
+def machine_label(facts: Mapping[str, Any]) -> str:
+    """Return the CPU, its kind and the threads of a record's `environment`, for captions and titles."""
+    kind = CPU_KINDS.get(cpu_kind(facts["cpu_flags"]), (None, "no known INT8 instructions"))[1]
+    return f"{facts['cpu']} ({kind}), {facts['threads']} threads"
 
 
 def check_python(running: tuple[int, ...] = sys.version_info[:2]) -> None:

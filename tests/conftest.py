@@ -124,3 +124,11 @@ def committed(path: str) -> bytes:
     root = Path(__file__).parent.parent
     done = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=root, capture_output=True)
     return (root / path).read_bytes() if done.returncode else done.stdout
+
+
+def committed_kinds(name: str) -> list[str]:
+    """Return the kinds of CPU of which a file of results is committed, `bench.json` say."""
+    root = Path(__file__).parent.parent
+    done = subprocess.run(["git", "ls-tree", "-r", "--name-only", "HEAD", "benchmarks"], cwd=root, capture_output=True, text=True)
+    paths = [Path(line) for line in done.stdout.splitlines()] or sorted((root / "benchmarks").glob("*/*"))
+    return [path.parent.name for path in paths if path.name == name]

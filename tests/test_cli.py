@@ -12,6 +12,7 @@ from gpt2opt.deploy.runtime import continue_text
 from gpt2opt.report.record import read_record
 from gpt2opt.sources.models import load_model
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
+from gpt2opt.storage import claim_folder
 from tests.conftest import sample_text
 from tests.report.conftest import make_record
 
@@ -106,7 +107,7 @@ WRONG = {
     "fraction": (["run", "--model", "{model}", "--prune-fraction", "1.0"], "prune_fraction=1.0 is outside [0, 1)"),
     "epochs": (["run", "--model", "{model}", "--epochs", "0"], "epochs=0.0, expected more than 0"),
     "epochs of fine-tuning": (["finetune", "{model}", "--epochs", "0"], "epochs=0.0, expected more than 0"),
-    "unwritable model": (["finetune", "{model}", "--text", "{text}", "--out", "{file}/out"], "name a writable output directory"),
+    "unwritable model": (["finetune", "{model}", "--text", "{text}", "--out", "{file}/out"], "name a writable place"),
     "empty text": (["perplexity", "{model}", "--text", "{empty}"], "holds no text"),
     "one token": (["perplexity", "{model}", "--text", "{short}"], "has no two tokens in a row"),
     "missing model": (["perplexity", "./missing"], "no directory './missing'"),
@@ -126,10 +127,20 @@ WRONG = {
     "not a record": (["report", "{bert}/config.json"], "has schema None, expected 'gpt2opt.run/2'"),
     "one round of scoring": (["scoring", "--rounds", "1"], "rounds=1, expected at least 2"),
     **{
-        f"unwritable {command}": ([command, "--text", "{text}", "--out", "{file}/out.json"], "name a writable output directory")
+        f"unwritable {command}": ([command, "--text", "{text}", "--out", "{file}/out.json"], "name a writable place")
         for command in ("recipes", "attribution", "pruning", "scoring")
     },
-    "unwritable output": (["run", "--model", "{model}", "--text", "{text}", "--out", "{file}/out"], "name a writable output directory"),
+    **{
+        f"folder for the result of {command}": ([command, "--text", "{text}", "--out", "thesis"], "thesis is a folder, expected a file")
+        for command in ("recipes", "attribution", "pruning", "scoring")
+    },
+    "file of a user's": (["recipes", "--out", "{text}"], "was not written by gpt2opt"),
+    "file of a user's for the report": (["report", "{record}", "--out", "{text}"], "was not written by gpt2opt"),
+    "chart for a result": (["pruning", "--out", "pruning.png"], "is the name of a chart, expected that of a JSON file"),
+    "folder of a user's": (["run", "--model", "{model}", "--text", "{text}", "--out", "thesis"], "thesis is not empty"),
+    "folder of a user's for a model": (["finetune", "{model}", "--text", "{text}", "--out", "thesis"], "thesis is not empty"),
+    "folder of a user's for a race": (["bench", "--out", "."], ". is not empty"),
+    "unwritable output": (["run", "--model", "{model}", "--text", "{text}", "--out", "{file}/out"], "name a writable place"),
 }
 
 
@@ -145,10 +156,14 @@ def test_wrong_input_gets_one_line_and_exit_code_2(case, model_dir, int8_dir, te
         places[name].write_text(content)
     shutil.copytree(model_dir, tmp_path / "cut")
     (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut")
-    places |= {"cut": tmp_path / "cut", "few": tmp_path / "few"}
+    places |= {"cut": tmp_path / "cut", "few": tmp_path / "few", "record": tmp_path / "recorded" / "run.json"}
     places["few"].write_text("\n\n".join(f"{n}{' graph' * 340}" for n in range(30)))  # about a row of tokens a block
-    (tmp_path / "artifacts" / "1-profile").mkdir(parents=True)  # an earlier run's results
-    before = sorted(tmp_path.rglob("*"))
+    claim_folder(tmp_path / "artifacts" / "1-profile")  # an earlier run's results
+    for chapter in ("1-introduction", "2-background"):
+        (tmp_path / "thesis" / chapter).mkdir(parents=True)
+        (tmp_path / "thesis" / chapter / "chapter.txt").write_text("years of work")
+    make_record().write(places["record"])
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     monkeypatch.chdir(tmp_path)
 
     arguments, message = WRONG[case]
@@ -157,7 +172,8 @@ def test_wrong_input_gets_one_line_and_exit_code_2(case, model_dir, int8_dir, te
     assert message in captured.err
     assert len([line for line in captured.err.splitlines() if line.startswith("gpt2opt:")]) == 1
     assert captured.out == ""
-    assert sorted(tmp_path.rglob("*")) == before, "something half-written was left"
+    after = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    assert after == before, "something was deleted, changed or left half-written"
 
 
 def test_the_command_exists():

@@ -66,6 +66,23 @@ def test_the_machine_is_described():
     json.dumps(facts)
 
 
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        (["avx2"], "avx2"), (["avx2", "avx512f"], "avx512"), (["avx2", "avx512f", "avx512_vnni", "avx512_bf16"], "avx512_vnni"),
+        (["avx2", "avx_vnni"], "avx_vnni"), (["avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16"], "amx"),
+        (["asimddp", "i8mm"], "i8mm"), (["asimddp"], "asimddp"), ([], "other"),
+    ],
+)  # fmt: skip
+def test_a_record_tells_the_kind_of_its_cpu(flags, kind):
+    assert environment.cpu_kind(flags) == kind
+
+
+def test_the_label_of_a_machine_names_its_kind():
+    facts = {"cpu": "AMD EPYC", "cpu_flags": ["avx2", "avx512_vnni"], "threads": 2}
+    assert environment.machine_label(facts) == "AMD EPYC (AVX-512 VNNI), 2 threads"
+
+
 def test_a_seed_repeats_every_generator():
     def draw() -> tuple:
         return random.random(), np.random.rand(), torch.rand(1).item()

@@ -7,7 +7,6 @@ graph that fake-quantizes: the same integers and scales, in a form that OpenVINO
 import shutil
 import tempfile
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gpt2opt.deploy import graphs
 from gpt2opt.deploy.manifest import write_manifest
+from gpt2opt.storage import new_folder
 
 IR_NAME = "openvino_model.xml"
 
@@ -150,7 +150,7 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
 
     Args:
         model: FP32 GPT-2, fake-quantized or not; heads may be pruned, the same number in every layer.
-        out_dir: replaced if it exists.
+        out_dir: a new or empty folder, or one that was written here before.
         kv_cache: what `load_ir` is to keep keys and values in, `f16` or `u8`; of a float model it is `f32`.
     """
     from openvino import Core, save_model
@@ -160,7 +160,7 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
 
     out_dir = Path(out_dir)
     linears = quantized_linears(model)
-    with new_directory(out_dir) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as exported:
+    with new_folder(out_dir) as partial, tempfile.TemporaryDirectory(dir=partial) as exported:
         export_from_model(
             model, exported, task="text-generation-with-past", stateful=True, preprocessors=[tokenizer],
             custom_export_configs={"model": kept_heads_config(model, GPT2OpenVINOConfig)},
@@ -197,25 +197,3 @@ def kept_heads_config(model: GPT2LMHeadModel, base: type):
         NORMALIZED_CONFIG_CLASS = KeptHeads
 
     return KeptHeadsConfig(model.config, task="text-generation", use_past=True, use_past_in_inputs=True)
-
-
-@contextmanager
-def new_directory(out_dir: Path):
-    """Yield a directory beside `out_dir` that takes its name at the end, or is removed if anything fails.
-
-    Raises:
-        ValueError: `out_dir` can't be written.
-    """
-    try:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
-        partial.chmod(0o755)  # mkdtemp makes it for its owner alone
-    except OSError as error:
-        raise ValueError(f"can't write {out_dir}: {error.strerror}; name a writable output directory") from error
-    try:
-        yield partial
-        if out_dir.is_dir():
-            shutil.rmtree(out_dir)
-        partial.rename(out_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

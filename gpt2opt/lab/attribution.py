@@ -230,7 +230,7 @@ def _race(candidates: list[Candidate], steps: list[Step], case: Case, rounds: in
             if not step.left_out:
                 contestants[step.name] = RemoteEngine(candidate.engine, candidate.folder, threads)
         _say(f"{rounds} rounds of {case} tokens")
-        outcome = race(contestants, dict.fromkeys(contestants, (case,)), rounds=rounds, vocab_size=vocab_size)
+        *_, outcome = race(contestants, dict.fromkeys(contestants, (case,)), rounds=rounds, vocab_size=vocab_size)
     finally:
         for contestant in contestants.values():
             contestant.close()

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from gpt2opt.environment import machine_label
 from gpt2opt.lab.attribution import COLUMNS, PERPLEXITY, Attribution, Column, Step
 from gpt2opt.lab.race import Case
 from gpt2opt.report.tables import MISSING, Table, table
@@ -32,10 +33,10 @@ def _row(case: Case, step: Step, before: Step | None) -> tuple[str, ...]:
 
 def attribution_caption(attribution: Attribution) -> str:
     """Say what the table was taken on."""
-    facts, case = attribution.environment, attribution.case
+    case = attribution.case
     return (
-        f"Model: {attribution.model}. {facts['cpu']} ({', '.join(facts['cpu_flags'])}), {facts['threads']} threads; prompt "
-        f"{case.prompt_tokens} tokens, {case.new_tokens} new, {attribution.rounds} rounds in which all steps take turns. "
+        f"Model: {attribution.model}. {machine_label(attribution.environment)}; prompt {case.prompt_tokens} tokens, "
+        f"{case.new_tokens} new, {attribution.rounds} rounds in which all steps take turns. "
         "Times are medians, factors medians of the ratios within a round. Perplexity, paired document by document: "
         f"{attribution.chain[0].quality.protocol}."
     )

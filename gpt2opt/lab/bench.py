@@ -8,7 +8,8 @@ import dataclasses
 import datetime
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,14 @@ import numpy as np
 from gpt2opt import environment
 from gpt2opt.lab.bench_results import CASES, MAIN, SHORT, BenchResult, CaseTimings, EngineResult, GrowthPoint, Models, Shape, best_peer
 from gpt2opt.lab.engines import ENGINES, Engine, Ours
-from gpt2opt.lab.limits import Limits, Probe
+from gpt2opt.lab.limits import Probe
 from gpt2opt.lab.race import Case, Outcome, RemoteEngine, Worker, loaded, make_prompts, one_line, race
-from gpt2opt.measure.memory import in_fresh_process
+from gpt2opt.measure.memory import ChildRun, in_fresh_process
 
 NAME = "bench.json"
 SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280)}
-"""Layers, heads and width, for random weights where there are no real ones."""
+"""Layers, heads and width, for the bundled model to be stretched to where there are no real weights."""
 PRUNE_FRACTION = 0.2
-WTE_GAIN = 8
 CONTEXTS, BATCHES = (128, 256, 512, 1016), (1, 2, 4, 8, 16)
 GROWTH_CASES = (*(Case(tokens, 8) for tokens in CONTEXTS), *(Case(CONTEXTS[0], 8, batch) for batch in BATCHES[1:]))
 GROWTH_ROUNDS = 3
@@ -33,10 +33,11 @@ RESERVE_BYTES = 4e9
 
 
 def run_bench(size: str = "gpt2", rounds: int = 5, engines: Sequence[str] = (), out: Path | str = "bench") -> BenchResult:
-    """Race the engines and write `bench.json`; progress goes to stderr.
+    """Race the engines and write `bench.json`, after each round with what there is so far; progress goes to stderr.
 
     Args:
-        size: `gpt2`, `gpt2-medium`, `gpt2-large`, or a directory with a GPT-2. Weights are random where there are no real ones.
+        size: `gpt2`, `gpt2-medium`, `gpt2-large`, or a directory with a GPT-2. Where there are no real weights, the bundled model is
+            stretched to that size; see `stretch_model`.
         rounds: timed rounds; the intervals are over these.
         engines: names as `slug` writes them; all unless told. Ours always races.
         out: folder of the result and of the converted models, which are made anew.
@@ -49,26 +50,27 @@ def run_bench(size: str = "gpt2", rounds: int = 5, engines: Sequence[str] = (), 
         raise ValueError(f"rounds={rounds}, expected at least 1")
     check_size(size)
     chosen, out, threads = choose_engines(engines), Path(out), environment.threads()
-    _say(f"models: {size}, whole and with {PRUNE_FRACTION:.0%} of the heads pruned")
+    _say(f"models: {size}, whole and with {PRUNE_FRACTION:.0%} of the heads pruned, or as near below as whole heads come")
     models = prepare_models(size, out)
     entries = [enter(engine, models, out) for engine in chosen]
     contestants, entries = start(entries, chosen, out, threads)
+    begun = BenchResult(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        environment=environment.describe(),
+        size=size,
+        models=models,
+        rounds=0,
+        limits=(),
+        engines=tuple(entries),
+    )
     try:
-        outcome, limits = race_with_limits(contestants, chosen, models, rounds, threads)
-        result = BenchResult(
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            environment=environment.describe(),
-            size=size,
-            models=models,
-            rounds=rounds,
-            limits=limits,
-            engines=tuple(with_outcome(entry, outcome) for entry in entries),
-        )
-        growth = race_growth(result, contestants)
+        for result in race_with_limits(begun, contestants, chosen, rounds, threads):
+            result.write(out / NAME)
+        result = dataclasses.replace(result, growth=race_growth(result, contestants))
+        result.write(out / NAME)
     finally:
         for worker in contestants.values():
             worker.close()
-    result = dataclasses.replace(result, growth=growth)
     result = with_memory(result, {engine.name: engine for engine in chosen}, out, threads)
     result.write(out / NAME)
     return result
@@ -107,12 +109,13 @@ def fitting(cases: Sequence[Case], context: int, texts: Sequence[str]) -> list[C
 
 
 def make_models(size: str, folder: Path) -> Models:
-    """Write the model, whole and pruned, into `folder`; find real weights or draw random ones.
+    """Write the model, whole and pruned, into `folder`; find real weights, or stretch the bundled model.
 
     Raises:
         ValueError: a directory without a GPT-2.
     """
     environment.quiet()
+    from gpt2opt.deploy.ir import heads_per_layer
     from gpt2opt.sources.models import find_model, load_model
     from gpt2opt.stages.prune import prune_attention_heads
 
@@ -122,8 +125,8 @@ def make_models(size: str, folder: Path) -> Models:
     except ValueError:
         if size not in SIZES:
             raise
-        (tokenizer, model), weights = random_model(*SIZES[size]), "random, seed 0"
-    shapes = []
+        (tokenizer, model), weights = _stretched_bundled(*SIZES[size])
+    shapes, heads = [], []
     for part in ("full", "pruned"):
         if part == "pruned":
             prune_attention_heads(model, PRUNE_FRACTION)
@@ -131,40 +134,30 @@ def make_models(size: str, folder: Path) -> Models:
         tokenizer.save_pretrained(folder / part)
         matmuls = [p.numel() for block in model.transformer.h for p in block.parameters() if p.ndim == 2]
         shapes.append(Shape(sum(matmuls), model.lm_head.weight.numel()))
-    return Models(weights, PRUNE_FRACTION, model.config.vocab_size, model.config.n_positions, *shapes)
+        heads.append(heads_per_layer(model))
+    return Models(weights, *heads, model.config.vocab_size, model.config.n_positions, *shapes)
 
 
-def random_model(layers: int, heads: int, width: int):
-    """Return `(tokenizer, model)` of GPT-2's shape and vocabulary; the tokenizer knows bytes, and fills up with words never met."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+def _stretched_bundled(layers: int, heads: int, width: int) -> tuple[tuple, str]:
+    """Return `(tokenizer, model)` of a shape, with GPT-2's vocabulary and context, and how its weights were made."""
+    from gpt2opt.lab.stretch import stretch_model, stretch_tokenizer
+    from gpt2opt.sources.models import BUNDLED, load_model
 
-    torch.manual_seed(0)
-    config = GPT2Config(n_layer=layers, n_head=heads, n_embd=width, bos_token_id=0, eos_token_id=0)
-    words = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    words += [f"<unused {number}>" for number in range(config.vocab_size - len(words))]
-    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), words[0])
-    tokenizer = GPT2TokenizerFast(tokenizer_object=tokenizer, model_max_length=config.n_positions, **special)
-    model = GPT2LMHeadModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:  # biases of 0 and gains of 1 would be folded away by some engines, and a trained model has neither
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        # So greedy text falls into repetition, as that of trained models does: prompt lookup has something to find.
-        model.transformer.wte.weight.mul_(WTE_GAIN)
-    return tokenizer, model
+    tokenizer, small = load_model(BUNDLED)
+    model = stretch_model(small, layers, heads, width)
+    weights = (
+        f"the bundled model's, stretched from {small.config.n_layer} × {small.config.n_embd} to {layers} × {width}: channels and units "
+        "copied so that the function stays, blocks repeated"
+    )
+    return (stretch_tokenizer(tokenizer, model.config.vocab_size, model.config.n_positions), model), weights
 
 
-def convert(engine: type[Engine], source: Path, folder: Path) -> None:
-    """Prepare an engine's folder."""
+def convert(engine: type[Engine], source: Path, folder: Path) -> str | None:
+    """Prepare an engine's folder; return its remark."""
     environment.quiet()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    engine().prepare(source, folder)
+    return engine().prepare(source, folder)
 
 
 def generate_once(engine: type[Engine], folder: Path, threads: int, prompts: np.ndarray, new_tokens: int) -> None:
@@ -201,27 +194,34 @@ def enter(engine: type[Engine], models: Models, out: Path) -> EngineResult:
     )
     if result.version is None:
         return dataclasses.replace(result, left_out=f"{engine.package} is not installed")
-    _say(f"preparing {engine.name}")
     try:
-        folder, peak = prepare(engine, out)
+        folder, done = prepare(engine, out)
     except (RuntimeError, OSError) as error:
         return dataclasses.replace(result, left_out=f"failed: {one_line(str(error))}")
-    return dataclasses.replace(result, disk_bytes=disk_bytes(engine, folder), prepare_peak_rss_bytes=peak)
+    return dataclasses.replace(
+        result,
+        note="; ".join(filter(None, (engine.note, done.value))),
+        disk_bytes=disk_bytes(engine, folder),
+        prepare_peak_rss_bytes=done.peak_rss_bytes,
+    )
 
 
-def prepare(engine: type[Engine], out: Path) -> tuple[Path, int | None]:
+def prepare(engine: type[Engine], out: Path) -> tuple[Path, ChildRun]:
     """Convert the model for an engine; what it is made from is made first, unless this run has it already.
 
     Returns:
-        Its folder, and the peak RSS of the process that converted.
+        Its folder, and the remark and the peak RSS of the process that converted.
     """
     source = out / "models" / ("full" if engine.full_heads else "pruned")
     if engine.made_from:
         source = _folder(engine.made_from, out)
         if not source.is_dir():
             prepare(engine.made_from, out)
-    folder = _folder(engine, out)
-    return folder, in_fresh_process(convert, engine, source, folder).peak_rss_bytes
+    folder, begun = _folder(engine, out), time.monotonic()
+    _say(f"preparing {engine.name}{f' ({engine.note})' if engine.note else ''} …")
+    done = in_fresh_process(convert, engine, source, folder)
+    _say(f"… in {time.monotonic() - begun:.0f} s{f'; {done.value}' if done.value else ''}")
+    return folder, done
 
 
 def _folder(engine: type[Engine], out: Path) -> Path:
@@ -259,21 +259,19 @@ def _started(engine: type[Engine], folder: Path, threads: int) -> RemoteEngine:
 
 
 def race_with_limits(
-    contestants: Mapping[str, RemoteEngine], chosen: Sequence[type[Engine]], models: Models, rounds: int, threads: int
-) -> tuple[Outcome, tuple[Limits, ...]]:
-    """Race, and measure the limits of the machine after every round, so that both meet the same load."""
+    result: BenchResult, contestants: Mapping[str, RemoteEngine], chosen: Sequence[type[Engine]], rounds: int, threads: int
+) -> Iterator[BenchResult]:
+    """Race, and yield the result so far after every round; the limits of the machine are measured then too, under the same load."""
+    cases = {engine.name: fitting(CASES, result.models.context, engine.texts) for engine in chosen}
     probe, limits = Worker(Probe, threads, threads=threads), []
-
-    def between_rounds(done: int) -> None:
-        taken = probe.call("measure")
-        if done:
-            limits.append(taken)
-        _say(f"round {done} of {rounds}" if done else "warm-up done")
-
-    cases = {engine.name: fitting(CASES, models.context, engine.texts) for engine in chosen}
     try:
-        outcome = race(contestants, cases, rounds=rounds, vocab_size=models.vocab_size, between_rounds=between_rounds)
-        return outcome, tuple(limits)
+        for done, outcome in enumerate(race(contestants, cases, rounds=rounds, vocab_size=result.models.vocab_size)):
+            taken = probe.call("measure")
+            _say(f"round {done} of {rounds}" if done else "warm-up done")
+            if done:
+                limits.append(taken)
+                engines = tuple(with_outcome(entry, outcome) for entry in result.engines)
+                yield dataclasses.replace(result, rounds=done, limits=tuple(limits), engines=engines)
     finally:
         probe.close()
 
@@ -290,7 +288,7 @@ def race_growth(result: BenchResult, contestants: Mapping[str, RemoteEngine]) ->
     names = [engine.name for engine in (result.ours, peer) if engine and not engine.left_out]
     cases = fitting(GROWTH_CASES, result.models.context, ("random",))
     _say(f"growth with context and batch: {' and '.join(names)}")
-    outcome = race(
+    *_, outcome = race(
         {name: contestants[name] for name in names},
         dict.fromkeys(names, cases),
         rounds=GROWTH_ROUNDS,

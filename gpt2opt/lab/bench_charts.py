@@ -3,25 +3,25 @@
 import statistics
 from typing import TYPE_CHECKING
 
-from gpt2opt.lab.bench_results import TPOT, TTFT_512, WHOLE, BenchResult, EngineResult, Figure, GrowthPoint, tpot, ttft
-from gpt2opt.lab.engines import Ours
+from gpt2opt.environment import machine_label
+from gpt2opt.lab.bench_results import COMPUTING, READING, TPOT, TTFT_512, WHOLE, BenchResult, EngineResult, Figure, GrowthPoint, tpot, ttft
+from gpt2opt.lab.engines import OURS, Ours
 from gpt2opt.report.results import percentile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-OURS_COLOR, PEER_COLOR, FULL_HEADS_COLOR = "#c44e52", "#4c72b0", "#9fb3d1"
+OURS_COLOR, FULL_HEADS_OURS_COLOR, PEER_COLOR, FULL_HEADS_COLOR = "#c44e52", "#e0a3a5", "#4c72b0", "#9fb3d1"
 
 
 def plot_race(result: BenchResult) -> list["Axes"]:
-    """Draw TTFT, TPOT, a whole call, and memory of every engine; whiskers span the rounds, dotted lines are the machine's limits."""
+    """Draw TTFT, TPOT, a whole call, and memory of every engine; whiskers span the rounds, dotted lines are the probe's best rates."""
     import matplotlib.pyplot as plt
 
     engines = sorted((e for e in result.raced if WHOLE.per_round(e)), key=WHOLE.median)
     figure, grid = plt.subplots(2, 2, figsize=(12, 2 + 0.62 * len(engines)), layout="constrained")
     first, later, whole, memory = grid.flat
-    compute = result.ours.operations(TTFT_512.case.prompt_tokens) / result.limit("int8_ops_per_s") * 1e3
-    reading = result.ours.read_bytes / result.limit("read_bytes_per_s") * 1e3
+    compute, reading = (bound.least(result, result.ours) * 1e3 for bound in (COMPUTING, READING))
     for axes, column, scale in ((first, TTFT_512, 1e3), (later, TPOT, 1e3), (whole, WHOLE, 1)):
         _bars(axes, engines, column, scale)
     _memory(memory, engines)
@@ -31,8 +31,8 @@ def plot_race(result: BenchResult) -> list["Axes"]:
     later.set(title="Time per output token after it", xlabel=f"ms; dotted: reading our weights once, {reading:.3g} ms", yticklabels=[])
     whole.set(title="A whole call: 512-token prompt, 128 new tokens", xlabel="s")
     memory.set(title="Peak RSS of a fresh process that makes that call", xlabel="MB; hatched: on disk", yticklabels=[])
-    figure.suptitle(f"{result.size} on {result.environment['cpu']}, {result.environment['threads']} threads (median, whiskers: p5 to p95)")
-    figure.supxlabel("less is better; pale: can't run pruned heads and computes the whole model", fontsize=9)
+    figure.suptitle(f"{result.size} on {machine_label(result.environment)} (median, whiskers: p5 to p95)")
+    figure.supxlabel("less is better; pale: computes all heads", fontsize=9)
     return list(grid.flat)
 
 
@@ -65,7 +65,7 @@ def plot_growth(result: BenchResult) -> list["Axes"]:
             axes.set_ylim(bottom=0)
             axes.grid(alpha=0.3)
     grid[0][0].legend()
-    figure.suptitle(f"Growth with context and batch: {' and '.join(names)}, {result.environment['threads']} threads")
+    figure.suptitle(f"Growth with context and batch: {' and '.join(names)} on {machine_label(result.environment)}")
     return list(grid.flat)
 
 
@@ -104,6 +104,6 @@ def _short(value: float) -> str:
 
 
 def _color(engine: EngineResult) -> str:
-    if engine.name == Ours.name:
-        return OURS_COLOR
+    if engine.name in OURS:
+        return FULL_HEADS_OURS_COLOR if engine.full_heads else OURS_COLOR
     return FULL_HEADS_COLOR if engine.full_heads else PEER_COLOR

@@ -2,20 +2,22 @@
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2opt.lab.engines import Ours, Timing
+from gpt2opt.lab.engines import OURS, Ours, Timing
 from gpt2opt.lab.limits import Limits
 from gpt2opt.lab.race import Case
-from gpt2opt.report.record import read_json, write_text
+from gpt2opt.report.record import read_json
 from gpt2opt.report.results import from_json
 from gpt2opt.stats import Estimate, paired_ratio
+from gpt2opt.storage import write_result
 
-SCHEMA = "gpt2opt.bench/2"
+SCHEMA = "gpt2opt.bench/3"
 
 MAIN = Case(512, 128)
 SHORT = Case(32, 32)
@@ -35,14 +37,22 @@ class Shape:
 
 @dataclass(frozen=True)
 class Models:
-    """The two models of a race, on disk; ids run below `vocab_size`, sequences up to `context` tokens."""
+    """The two models of a race, on disk; ids run below `vocab_size`, sequences up to `context` tokens.
+
+    weights: where they are from, in words. heads, kept_heads: of each layer, before and after pruning.
+    """
 
     weights: str
-    prune_fraction: float
+    heads: int
+    kept_heads: int
     vocab_size: int
     context: int
     full: Shape
     pruned: Shape
+
+    @property
+    def pruned_share(self) -> str:
+        return f"{self.heads - self.kept_heads} of {self.heads} heads ({1 - self.kept_heads / self.heads:.1%})"
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ class GrowthPoint:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """One race, with all its raw samples. limits: of the machine, one measurement a round."""
+    """One race, with all its raw samples. rounds: that are done. limits: of the machine, one measurement a round."""
 
     created: str
     environment: dict[str, Any]
@@ -123,11 +133,11 @@ class BenchResult:
         return self.engine(Ours.name)
 
     def limit(self, rate: str) -> float:
-        """Return the median over the rounds of one of the rates of `Limits`."""
-        return statistics.median(getattr(limits, rate) for limits in self.limits)
+        """Return the best that one of the rates of `Limits` was in the whole race."""
+        return max(getattr(limits, rate) for limits in self.limits)
 
     def write(self, path: Path) -> None:
-        write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        write_result(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
 
 def read_bench(path: Path) -> BenchResult:
@@ -169,6 +179,10 @@ class Figure:
     case: Case
     of: Callable[[Timing, Case], float]
 
+    @property
+    def more_is_better(self) -> bool:
+        return self.unit == "tokens/s"
+
     def per_round(self, engine: EngineResult) -> list[float]:
         return [self.of(timing, self.case) for timing in engine.timings(self.case)]
 
@@ -199,7 +213,35 @@ TTFT_512, TPOT, WHOLE = FIGURES[2:5]
 EFFECTIVE_TPOT = Figure("TPOT on a repeating text", "ms", REPEATING, mean_tpot)
 
 
+@dataclass(frozen=True)
+class Bound:
+    """The time that a figure can't fall below if no engine is faster than the probe: its work ÷ the best rate of the whole race."""
+
+    figure: Figure
+    rate: str
+    work: Callable[[EngineResult], float]
+
+    def least(self, result: BenchResult, engine: EngineResult) -> float:
+        return self.work(engine) / result.limit(self.rate)
+
+    def ratio(self, result: BenchResult, engine: EngineResult) -> Estimate | None:
+        """Return the engine's figure ÷ this; None where it was not measured."""
+        return self.figure.ratio_to([self.least(result, engine)] * len(self.figure.per_round(engine)), engine)
+
+    def faster(self, result: BenchResult) -> list[EngineResult]:
+        """Return the engines that were below it in some round: with one of these it is no limit."""
+        return [engine for engine in result.raced if min(self.figure.per_round(engine), default=math.inf) < self.least(result, engine)]
+
+
+READING = Bound(TPOT, "read_bytes_per_s", lambda engine: engine.read_bytes)
+COMPUTING = Bound(TTFT_512, "int8_ops_per_s", lambda engine: engine.operations(TTFT_512.case.prompt_tokens))
+
+
 def best_peer(result: BenchResult) -> EngineResult | None:
-    """Return the engine other than ours that takes the least time for a whole call of 512 + 128 tokens."""
-    peers = [engine for engine in result.raced if engine.name != Ours.name and WHOLE.per_round(engine)]
-    return min(peers, key=WHOLE.median, default=None)
+    """Return the peer that takes the least time for a whole call of 512 + 128 tokens."""
+    return min(peers(result, WHOLE), key=WHOLE.median, default=None)
+
+
+def peers(result: BenchResult, figure: Figure) -> list[EngineResult]:
+    """Return the engines not of ours that have this figure."""
+    return [engine for engine in result.raced if engine.name not in OURS and figure.per_round(engine)]

@@ -2,7 +2,20 @@
 
 import statistics
 
-from gpt2opt.lab.bench_results import EFFECTIVE_TPOT, FIGURES, TPOT, TTFT_512, BenchResult, EngineResult, Figure
+from gpt2opt.environment import machine_label
+from gpt2opt.lab.bench_results import (
+    COMPUTING,
+    EFFECTIVE_TPOT,
+    FIGURES,
+    READING,
+    TPOT,
+    BenchResult,
+    Bound,
+    EngineResult,
+    Figure,
+    peers,
+)
+from gpt2opt.lab.engines import OursAgain
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
 from gpt2opt.stats import PERCENT
 
@@ -24,26 +37,19 @@ def ratio_table(result: BenchResult) -> Table:
 def limits_table(result: BenchResult) -> Table:
     """Show how far each engine is from the machine: TPOT from its weights ÷ read bandwidth, TTFT from operations ÷ INT8 rate.
 
-    Ratios are taken round by round, as those of the engines are; limits in ms are the medians of the rounds.
+    The rates are the best of the whole race. Where an engine was faster than that, the column is named after the probe: it is no limit.
 
     The last column is the time that the second token takes beyond a usual one, as a share of reading the prompt: what it costs to go
     over from reading to decoding.
     """
     rows = []
     for engine in _timed(result):
-        least_tpot = [engine.read_bytes / limits.read_bytes_per_s for limits in result.limits]
-        least_first = [engine.operations(TTFT_512.case.prompt_tokens) / limits.int8_ops_per_s for limits in result.limits]
-        tpot, first = TPOT.ratio_to(least_tpot, engine), TTFT_512.ratio_to(least_first, engine)
-        if not tpot:
-            continue
-        rows.append(
-            [
-                _label(engine), megabytes(engine.read_bytes), milliseconds(statistics.median(least_tpot)), str(tpot),
-                milliseconds(statistics.median(least_first)), str(first), f"{handover_share(engine):.1%}",
-            ]
-        )  # fmt: skip
-    shares = ("TPOT limit, ms", f"TPOT ÷ limit [{PERCENT}]", "TTFT 512 limit, ms", f"TTFT 512 ÷ limit [{PERCENT}]")
-    return table(("engine", "MB read a token", *shares, "hand-over"), rows)
+        if TPOT.per_round(engine):
+            bounds = [(milliseconds(b.least(result, engine)), str(b.ratio(result, engine))) for b in (READING, COMPUTING)]
+            rows.append([_label(engine), megabytes(engine.read_bytes), *bounds[0], *bounds[1], f"{handover_share(engine):.1%}"])
+    words = [(bound.figure.name, "probe" if bound.faster(result) else "limit") for bound in (READING, COMPUTING)]
+    columns = [column for name, word in words for column in (f"{name}: {word}, ms", f"÷ {word} [{PERCENT}]")]
+    return table(("engine", "MB read a token", *columns, "hand-over"), rows)
 
 
 def handover_share(engine: EngineResult) -> float:
@@ -88,12 +94,81 @@ def engines_table(result: BenchResult) -> Table:
 
 def caption(result: BenchResult) -> str:
     """Say what the tables were taken on."""
-    facts, fastest = result.environment, max(limits.read_bytes_per_s for limits in result.limits)
+    models = result.models
     return (
-        f"{result.size}, weights: {result.models.weights}; {result.models.prune_fraction:.0%} of each layer's heads pruned, but none where "
-        f"marked *. {facts['cpu']} ({', '.join(facts['cpu_flags'])}), {facts['threads']} threads, {result.rounds} rounds. The machine "
-        f"reads {result.limit('read_bytes_per_s') / 1e9:.1f} GB/s in the median round, {fastest / 1e9:.1f} in the best, and computes "
-        f"{result.limit('int8_ops_per_s') / 1e9:.0f} GOPS in INT8, {result.limit('fp32_ops_per_s') / 1e9:.0f} in FP32."
+        f"{result.size}, weights: {models.weights}. {models.pruned_share} of each layer pruned, but none where marked *. "
+        f"Ours: {result.ours.note}. "
+        f"{machine_label(result.environment)}, {result.rounds} rounds. {_rate(result, READING, 'reads', 'GB/s')} "
+        f"{_rate(result, COMPUTING, 'computes', 'GOPS in INT8')} In FP32 it is {result.limit('fp32_ops_per_s') / 1e9:.0f} GOPS."
+    )
+
+
+def _rate(result: BenchResult, bound: Bound, does: str, unit: str) -> str:
+    rate = f"At best of the whole race the probe {does} {result.limit(bound.rate) / 1e9:{'.1f' if unit == 'GB/s' else '.0f'}} {unit}"
+    faster = ", ".join(engine.name for engine in bound.faster(result))
+    return f"{rate}, which is no limit of the machine: {faster} went faster." if faster else f"{rate}; no engine went faster."
+
+
+def resolution(result: BenchResult) -> str:
+    """Say what the race tells apart: how far ours is from itself, in another process over the same files."""
+    again = next((engine for engine in _timed(result) if engine.name == OursAgain.name), None)
+    if not again:
+        return "Ours did not race against itself, so what this race tells apart is not known."
+    ratios = {figure.name: ratio for figure in FIGURES if (ratio := figure.ratio(again, result.ours))}
+    apart = [name for name, ratio in ratios.items() if ratio.measurable]
+    return (
+        f"Against itself, the same files in another process, ours comes out between {min(ratio.low for ratio in ratios.values()):.2f} and "
+        f"{max(ratio.high for ratio in ratios.values()):.2f} (the outermost ends of the {len(ratios)} intervals of the row "
+        f"`{OursAgain.name}`): ratios within that are no difference. Intervals that leave out 1 though nothing differs: "
+        f"{', '.join(apart) or 'none'}."
+    )
+
+
+def verdict(result: BenchResult) -> str:
+    """Say in markdown, figure by figure, which peers ours is behind, which it is even with (their interval holds 1), and which ahead of."""
+    lines = [f"On {machine_label(result.environment)}, {result.size}, ours is", ""]
+    for figure in FIGURES:
+        if peers(result, figure):
+            unit = "tokens/s" if figure.more_is_better else "time"
+            lines.append(f"- {figure.name}, {unit} ÷ ours: {_standing(result, figure)}")
+    return "\n".join(lines)
+
+
+def _standing(result: BenchResult, figure: Figure) -> str:
+    """Return the peers, from the best on, with their ratios; of those that ours is ahead of, the best."""
+    ratios = {_label(engine): ratio for engine in peers(result, figure) if (ratio := figure.ratio(engine, result.ours))}
+    best_first = sorted(ratios, key=lambda name: ratios[name].value, reverse=figure.more_is_better)
+    even = [name for name in best_first if not ratios[name].measurable]
+    behind = [name for name in best_first if name not in even and (ratios[name].value > 1) == figure.more_is_better]
+    ahead = [name for name in best_first if name not in (*even, *behind)]
+    told = {word: ", ".join(f"{name} {ratios[name]}" for name in names) for word, names in (("behind", behind), ("even with", even))}
+    parts = [f"**{word}** {names}" for word, names in told.items() if names]
+    if ahead:
+        parts.append(f"**ahead** of {len(ahead)} of {len(ratios)}, the best of them {ahead[0]} {ratios[ahead[0]]}")
+    return "; ".join(parts)
+
+
+def section(result: BenchResult, folder: str) -> str:
+    """Return all that is shown of a race in markdown; its charts and its JSON lie in `folder`."""
+    left_out = "; ".join(f"{engine.name} ({engine.left_out})" for engine in result.engines if engine.left_out)
+    return "\n\n".join(
+        [
+            verdict(result),
+            f"![The race]({folder}/race.png)",
+            "Medians of the rounds:",
+            speed_table(result).markdown(),
+            "Each engine ÷ ours, round by round; for tokens/s more is better, for all else less:",
+            ratio_table(result).markdown(),
+            resolution(result),
+            "How far from the machine:",
+            limits_table(result).markdown(),
+            "Memory:",
+            memory_table(result).markdown(),
+            *(("Prompt lookup:", repeating_table(result).markdown()) if len(repeating_table(result).rows) > 1 else ()),
+            f"{caption(result)} Engines marked * compute all heads. All samples: [`{folder}/bench.json`]({folder}/bench.json).",
+            *([f"![Growth]({folder}/growth.png)"] if result.growth else []),
+            *([f"Left out: {left_out}."] if left_out else []),
+        ]
     )
 
 

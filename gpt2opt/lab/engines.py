@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+CALIBRATION_ROWS = 32
 DEFAULTS = {"PERFORMANCE_HINT": "LATENCY"}
 """What optimum-intel sets; all else, the u8 KV cache too, is what OpenVINO chooses for its users."""
 
@@ -57,8 +58,8 @@ class Engine:
     texts: tuple[str, ...] = ("random",)
     note = ""
 
-    def prepare(self, source: Path, folder: Path) -> None:
-        """Convert what lies in `source` into `folder`, which exists and is empty."""
+    def prepare(self, source: Path, folder: Path) -> str | None:
+        """Convert what lies in `source` into `folder`, which exists and is empty; return what there is to remark on what came out."""
         raise NotImplementedError
 
     def load(self, folder: Path, threads: int) -> None:
@@ -92,25 +93,28 @@ class Stepwise(Engine):
 
 
 class Ours(Engine):
-    """The IR that stage 4 writes, in the runtime of this package."""
+    """The IR that stage 4 writes, in the runtime of this package: the default recipe, as users get it, the gate included."""
 
     name, package = "ours", "openvino"
     files = ("openvino_model.*",)
     block_bytes = head_bytes = 1
     texts = ("random", "repeating")
-    note = "W8A8, calibrated on random ids, no gate"
+    note = "W8A8 by the default recipe"
     precision = "f32"
 
-    def prepare(self, source: Path, folder: Path) -> None:
-        from datasets import Dataset
-
-        from gpt2opt.deploy.inc import Recipe
+    def prepare(self, source: Path, folder: Path) -> str:
         from gpt2opt.sources.models import load_model
-        from gpt2opt.stages.quantize import quantize_int8
+        from gpt2opt.sources.texts import find_texts
+        from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 
         tokenizer, model = load_model(source)
-        rows = np.random.default_rng(0).integers(model.config.vocab_size, size=(8, min(64, model.config.n_positions)))
-        quantize_int8(model, tokenizer, Dataset.from_dict({"input_ids": rows.tolist()}), folder, Recipe(max_kl=None))
+        texts = find_texts()
+        rows = prepare_calibration_dataset([document.text for document in texts.calibration], tokenizer, limit=CALIBRATION_ROWS)
+        harm = quantize_int8(model, tokenizer, rows, folder).harm
+        return (
+            f"calibrated on {len(rows)} rows of {texts.name}; the gate left {len(harm.float_inputs)} of {len(harm.alone)} inputs float "
+            f"(the KV cache counts as one), the rest costs {harm.left:.5f} nats per token of KL"
+        )
 
     def load(self, folder: Path, threads: int) -> None:
         from gpt2opt.deploy.runtime import load_ir
@@ -132,17 +136,29 @@ class OursBf16(Ours):
     name, precision = "ours, bf16", "bf16"
 
 
-class OursPromptLookup(Ours):
-    """The same directory, several tokens a step where the text repeats itself."""
+class OursUnpruned(Ours):
+    """All heads: to be held against peers that can't run pruned ones."""
 
-    name, made_from = "ours, prompt lookup", Ours
-    texts = ("repeating",)
-    note = "several tokens a step where they can be guessed, each with an equal share of the time"
+    name, full_heads, texts = "ours, unpruned", True, ("random",)
+
+
+class OursAgain(Ours):
+    """Ours against itself, the same files in another process: what this race tells apart, and what it doesn't."""
+
+    name, made_from, texts = "ours again", Ours, ("random",)
+    note = "the same files as ours, in another process"
 
     def prepare(self, source: Path, folder: Path) -> None:
         import shutil
 
         shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+class OursPromptLookup(OursAgain):
+    """The same files, several tokens a step where the text repeats itself."""
+
+    name, texts = "ours, prompt lookup", ("repeating",)
+    note = "several tokens a step where they can be guessed, each with an equal share of the time"
 
     def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
         from gpt2opt.deploy.prompt_lookup import PromptLookup
@@ -543,6 +559,8 @@ GGUF_NAMES = {
 }  # fmt: skip
 
 ENGINES: tuple[type[Engine], ...] = (
-    Ours, OursPromptLookup, TorchFp32, TorchBf16, TorchCompile, TorchInt8, OnnxFp32, OnnxInt8, OpenVinoFp32, OpenVinoInt8, OpenVinoInt4,
-    GenAiFp32, GenAiSdpa, GenAiPaged, CTranslate2, LlamaCpp,
+    Ours, OursAgain, OursUnpruned, OursPromptLookup, TorchFp32, TorchBf16, TorchCompile, TorchInt8, OnnxFp32, OnnxInt8, OpenVinoFp32,
+    OpenVinoInt8, OpenVinoInt4, GenAiFp32, GenAiSdpa, GenAiPaged, CTranslate2, LlamaCpp,
 )  # fmt: skip
+OURS = tuple(engine.name for engine in ENGINES if issubclass(engine, Ours))
+"""The rows that are no peers."""

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -163,8 +163,7 @@ def race(
     *,
     rounds: int,
     vocab_size: int,
-    between_rounds: Callable[[int], None] = lambda done: None,
-) -> Outcome:
+) -> Iterator[Outcome]:
     """Let contestants take turns on every case, in an order that is drawn anew for each, all on the same prompts.
 
     Args:
@@ -172,12 +171,14 @@ def race(
         cases: of each contestant, from small to large; prompts differ from call to call.
         rounds: timed ones, after a warm-up.
         vocab_size: prompts hold ids below it.
-        between_rounds: called with the number of rounds done, 0 after the warm-up.
+
+    Yields:
+        The same outcome, after the warm-up and after each round, with what there is by then; who left it has no timings.
     """
     outcome = Outcome({name: {case: [] for case in cases[name]} for name in contestants}, {})
     every_case = list(dict.fromkeys(case for name in contestants for case in cases[name]))
     _warm_up(contestants, cases, vocab_size, outcome)
-    between_rounds(0)
+    yield outcome
     draw = np.random.default_rng(0)
     for number in range(1, rounds + 1):
         for case in every_case:
@@ -187,10 +188,9 @@ def race(
                 timing = _turn(contestants[name], name, case, prompts, outcome)
                 if timing:
                     outcome.timings[name][case].append(timing)
-        between_rounds(number)
-    for name in outcome.left:
-        outcome.timings[name] = {}
-    return outcome
+        for name in outcome.left:
+            outcome.timings[name] = {}
+        yield outcome
 
 
 def _warm_up(contestants, cases, vocab_size: int, outcome: Outcome) -> None:

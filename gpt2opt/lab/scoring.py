@@ -113,7 +113,7 @@ def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> 
     """Let all contestants score one text with one model, in an order that is drawn anew for each round; progress goes to stderr.
 
     Args:
-        size: as in `run_bench`: a size, its weights random where there are no real ones, or a directory with a GPT-2.
+        size: as in `run_bench`: a size, the bundled model stretched to it where there are no real weights, or a directory with a GPT-2.
         text: see `find_texts`; the first documents of its scored part.
         rounds: timed turns of each, after a turn to warm up; at least 2.
 
@@ -183,10 +183,9 @@ def scoring_table(comparison: ScoringComparison) -> Table:
 
 
 def scoring_caption(comparison: ScoringComparison) -> str:
-    facts = comparison.environment
     return (
         f"{comparison.model}; {comparison.text}, documents of the scored part: {comparison.documents}, tokens: {comparison.tokens:,}. "
-        f"{facts['cpu']} ({', '.join(facts['cpu_flags'])}), {facts['threads']} threads, {len(comparison.scorers[0].turns)} rounds in turns."
+        f"{environment.machine_label(comparison.environment)}, {len(comparison.scorers[0].turns)} rounds in turns."
     )
 
 

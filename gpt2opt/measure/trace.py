@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+WORKER = "gpt2opt"
+"""What the names of our trace files begin with."""
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -18,7 +21,7 @@ class Trace:
 
 
 def record_trace(work: Callable[[], None], log_dir: Path, *, steps: int = 1) -> Trace:
-    """Profile `work` and write one trace below `log_dir`, in place of any that is there.
+    """Profile `work` and write one trace below `log_dir`, in place of an earlier one of ours.
 
     Args:
         work: called once to warm up, once while the profiler warms up, then `steps` times on record.
@@ -34,12 +37,12 @@ def record_trace(work: Callable[[], None], log_dir: Path, *, steps: int = 1) -> 
     log_dir = Path(log_dir)
     try:
         log_dir.mkdir(parents=True, exist_ok=True)
-        for old in log_dir.glob("*.pt.trace.json*"):
+        for old in log_dir.glob(f"{WORKER}.*.pt.trace.json*"):
             old.unlink()
     except OSError as error:
         raise ValueError(f"can't write {log_dir}: {error.strerror}; name a writable directory for traces") from error
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda.is_available() else [])]
-    save = tensorboard_trace_handler(str(log_dir), worker_name="gpt2opt", use_gzip=True)
+    save = tensorboard_trace_handler(str(log_dir), worker_name=WORKER, use_gzip=True)
     averages = []
 
     def on_trace_ready(profiler) -> None:
@@ -58,7 +61,7 @@ def record_trace(work: Callable[[], None], log_dir: Path, *, steps: int = 1) -> 
         for _ in range(1 + steps):
             work()
             profiler.step()
-    path = next(log_dir.glob("*.pt.trace.json.gz"), None)
+    path = next(log_dir.glob(f"{WORKER}.*.pt.trace.json.gz"), None)
     if path is None:
         raise RuntimeError(f"the profiler wrote no trace into {log_dir}; profile at least one whole step")
     check_trace(path, kernels=cuda.is_available())

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from gpt2opt.report.record import write_text
+from gpt2opt.storage import write_whole
 
 
 def execute_notebook(path: Path) -> int:
@@ -42,7 +42,7 @@ def execute_notebook(path: Path) -> int:
         return 1
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # time stamps, which differ on every run
-    write_text(path, nbformat.writes(notebook) + "\n")
+    write_whole(path, nbformat.writes(notebook) + "\n")
     print(f"{progress.elapsed()}  done: {path.name} holds {_count_charts(notebook)} charts", file=sys.stderr)
     return 0
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.compare import CAPTION, compare_runs, comparison_tables, differences_table
-from gpt2opt.report.record import Record, write_text
+from gpt2opt.report.record import Record
 from gpt2opt.report.tables import Table, record_tables, stand_in_notice
 from gpt2opt.stats import PERCENT
+from gpt2opt.storage import write_result
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 70rem; margin: 0 auto; padding: 1rem; }
@@ -42,9 +43,7 @@ def write_report(records: Sequence[Record], path: Path) -> None:
     """
     if not records:
         raise ValueError("no run to report; name at least one record")
-    if Path(path).is_dir():
-        raise ValueError(f"{path} is a folder; name an HTML file")
-    write_text(Path(path), _page(records))
+    write_result(path, _page(records))
 
 
 def _page(records: Sequence[Record]) -> str:
@@ -55,6 +54,7 @@ def _page(records: Sequence[Record]) -> str:
         body += _run(record, f"Run {letter}" if several else "The run")
     head = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="generator" content="gpt2opt">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     )

@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpt2opt.report.results import Measurement, StageResult, from_json
+from gpt2opt.storage import write_result
 
 SCHEMA = "gpt2opt.run/2"
 
@@ -66,7 +65,7 @@ class Record:
         self.stages.append(stage)
 
     def write(self, path: Path) -> None:
-        write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        write_result(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
 
 def read_record(path: Path) -> Record:
@@ -105,24 +104,3 @@ def read_json(path: Path, schema: str, command: str) -> dict[str, Any]:
     if found != schema:
         raise ValueError(f"{path} has schema {found!r}, expected {schema!r}; `{command}` writes it anew")
     return content
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        ValueError: the place can't be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    except OSError as error:
-        raise ValueError(f"can't write {path}: {error.strerror}; name a writable output directory") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(partial, 0o644)  # mkstemp makes it for its owner alone
-        os.replace(partial, path)
-    except OSError:
-        os.unlink(partial)
-        raise

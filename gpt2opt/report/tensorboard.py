@@ -1,5 +1,6 @@
 """A record in TensorBoard: the same figures, charts and tables as in the report."""
 
+import os
 from pathlib import Path
 
 from gpt2opt.report.charts import draw_charts
@@ -7,7 +8,7 @@ from gpt2opt.report.record import Record
 from gpt2opt.report.results import Measurement
 from gpt2opt.report.tables import record_tables, stand_in_notice
 
-EVENTS = "events.out.tfevents.*"
+OURS = "events.out.tfevents.*.gpt2opt"
 
 
 def write_tensorboard(record: Record, log_dir: Path) -> None:
@@ -35,15 +36,19 @@ def write_tensorboard(record: Record, log_dir: Path) -> None:
 
 
 def empty_log(log_dir: Path) -> None:
-    """Remove the event files of an earlier run: TensorBoard would draw both on one line."""
-    for path in log_dir.glob(EVENTS):
+    """Remove the event files that an earlier run of ours left: TensorBoard would draw both on one line."""
+    for path in (*log_dir.glob(OURS), *_of_this_process(log_dir)):
         path.unlink()
 
 
 def drop_host_names(log_dir: Path) -> None:
-    """Rename TensorBoard's event files, which carry the name of the machine; the logs are handed in with the notebook."""
-    for number, path in enumerate(sorted(log_dir.glob(EVENTS))):
+    """Rename the event files of this process, which carry the name of the machine; the logs are handed in with the notebook."""
+    for number, path in enumerate(_of_this_process(log_dir)):
         path.rename(path.with_name(f"events.out.tfevents.{number}.gpt2opt"))
+
+
+def _of_this_process(log_dir: Path) -> list[Path]:
+    return sorted(log_dir.glob(f"events.out.tfevents.*.{os.getpid()}.*"))
 
 
 def _scalars(measurement: Measurement) -> dict[str, float]:

@@ -19,7 +19,8 @@ from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, token_rows
 from gpt2opt.stages import profile, prune
 from gpt2opt.stages.measurements import Parent, compared, device, measure_torch, time_torch, torch_memory
-from gpt2opt.stages.run import Run, check_epochs, fine_tune_texts, stopwatch, writable
+from gpt2opt.stages.run import Run, check_epochs, fine_tune_texts, stopwatch
+from gpt2opt.storage import check_folder, save_model
 
 NAME = "3-finetune"
 BATCH_ROWS = 8  # of all processes together
@@ -185,7 +186,7 @@ def finetune_model(model: str = "auto", text: str = "auto", out: str | Path = "a
     Args:
         model: pruned or not; see `find_model`.
         text: see `find_texts`; all of its part for fine-tuning is trained on.
-        out: directory that the main process writes, in FP16; a model that is there is replaced.
+        out: folder that the main process writes, in FP16: a new or empty one, or one that was written here before.
         epochs: 1 to 5 is usual; a fraction is allowed.
 
     Returns:
@@ -198,20 +199,12 @@ def finetune_model(model: str = "auto", text: str = "auto", out: str | Path = "a
     check_epochs(epochs)
     found, texts = find_model(model), find_texts(text)
     if is_main_process():
-        _check_out(out)
+        check_folder(out)
     with stopwatch() as seconds:
         tuned = _tune(found.path, out, [document.text for document in texts.fine_tune], Settings(epochs=epochs))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return {"model": str(found), "text": f"{texts} {texts.revision}", "out": str(out), "seconds": seconds(), **tuned}
-
-
-def _check_out(out: Path) -> None:
-    """Raise ValueError if a model can't be written to `out`, or if something else would have to make way for it."""
-    held = [path.name for path in out.iterdir()] if out.is_dir() else [out.name] if out.exists() else []
-    if held and "config.json" not in held:
-        raise ValueError(f"{out} is there and is no model, so it is not replaced; name a new directory")
-    writable(out.parent)
 
 
 def _tune(before: Path, folder: Path, texts: list[str], settings: Settings, log_dir: Path | None = None) -> dict[str, Any]:
@@ -229,7 +222,7 @@ def _tune(before: Path, folder: Path, texts: list[str], settings: Settings, log_
     if log_dir is not None:
         drop_host_names(log_dir)
     if is_main_process():
-        profile.save_model(folder, tokenizer, model.cpu().half())
+        save_model(folder, tokenizer, model.cpu().half())
     return {
         "epochs": settings.epochs,
         "rows": len(rows),

@@ -4,13 +4,13 @@ import dataclasses
 
 import torch
 
-from gpt2opt.deploy.ir import new_directory
 from gpt2opt.measure.trace import record_trace
 from gpt2opt.report.results import StageResult, hash_weights
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.stages.measurements import TorchDecoder, device, logits_of, measure_torch, prompt_ids, time_torch, torch_memory
 from gpt2opt.stages.run import Run, stopwatch
 from gpt2opt.stages.self_check import check_against_known
+from gpt2opt.storage import save_model
 
 NAME, NAMED = "1-profile", "Baseline"
 
@@ -73,10 +73,3 @@ def compare_arithmetic(run: Run, tokenizer, model) -> dict[str, float] | None:
     ids = torch.tensor([prompt_ids(run, tokenizer)])
     losses = {dtype: float(model.to(getattr(torch, dtype))(ids, labels=ids).loss) for dtype in ("float32", "float16")}
     return {f"{dtype}_nats": loss for dtype, loss in losses.items()}
-
-
-def save_model(folder, tokenizer, model) -> None:
-    """Write a model and its tokenizer as a directory that appears whole or not at all."""
-    with new_directory(folder) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)

@@ -14,6 +14,7 @@ from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import profile
 from gpt2opt.stages.measurements import Parent, compared, device, logits_from_torch, measure_torch, prompt_ids, time_torch, torch_memory
 from gpt2opt.stages.run import Run, check_fraction, fine_tune_texts, stopwatch
+from gpt2opt.storage import save_model
 
 NAME = "2-prune"
 IMPORTANCE_BATCHES, IMPORTANCE_BATCH_SIZE = 8, 4
@@ -124,7 +125,7 @@ def run_prune(run: Run) -> StageResult:
         batches = importance_batches(fine_tune_texts(run), tokenizer, run.settings.sequence_length)  # never scored
         importance = head_importance(model.to(device()), batches)
         prune_attention_heads(model, fraction, importance)
-        profile.save_model(folder, tokenizer, model.half())
+        save_model(folder, tokenizer, model.half())
         control = _first_heads_control(run, tokenizer)
         facts = {
             "requested_fraction": fraction,
@@ -163,7 +164,7 @@ def importance_batches(texts: Sequence[str], tokenizer, length: int) -> tuple[to
 def _first_heads_control(run: Run, tokenizer) -> Measurement:
     folder = run.out / "2-control-first-heads"
     _, model = load_model(run.folder(profile.NAME))
-    profile.save_model(folder, tokenizer, prune_attention_heads(model, run.settings.prune_fraction).half())
+    save_model(folder, tokenizer, prune_attention_heads(model, run.settings.prune_fraction).half())
     return measure_torch(run, "Pruned, first heads", folder)
 
 

@@ -28,13 +28,14 @@ from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import finetune
 from gpt2opt.stages.measurements import Parent, compared, ir_memory, measure_ir, prompt_ids, time_ir
 from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run, scored_text, stopwatch
+from gpt2opt.storage import check_folder
 
 NAME = "4-quantize"
 GATE_TOKENS = 2048
 """Tokens on which the gate compares, twice for each input: enough to tell harm from noise, few enough to wait for."""
 NO_DOT_PRODUCT = (
     "this CPU has neither VNNI nor AMX: reading prompts in INT8 gains less than elsewhere, and some weights get wider steps so that sums "
-    "fit into 16 bits; the default recipe cost the bundled model 0.0010 nats a token of KL on such a CPU"
+    "fit into 16 bits; the default recipe cost the bundled model 0.0010 nats per token of KL with AVX2 alone"
 )
 
 SMALL_MACHINE_BYTES = 4_000_000_000
@@ -83,7 +84,7 @@ def quantize_int8(
         model: a GPT-2 of any dtype, heads pruned or not. It is not changed.
         tokenizer: saved beside the IR.
         calibration: column `input_ids`, rows of one length; see `prepare_calibration_dataset`. The last quarter is the gate's.
-        out_dir: replaced if it exists; it appears whole or not at all.
+        out_dir: a new or empty folder, or one that was written here before; it appears whole or not at all.
         recipe: `w8a8` (the default), `w8a8-naive` (neither smoothing nor gate, for comparison), `w8` (weights alone, INT8 per
             channel), `w4` (weights alone, INT4 in groups), or a `Recipe` of your own.
 
@@ -94,6 +95,7 @@ def quantize_int8(
         ValueError: an unknown recipe, ids outside the vocabulary, too few rows, or `out_dir` can't be written.
         RuntimeError: SmoothQuant was asked for and not applied, or a matmul came out in another type than it should.
     """
+    check_folder(out_dir)
     recipe = _recipe(recipe)
     _check_calibration(calibration, model.config.vocab_size)
     if recipe.activations and not has_int8_dot_product():

@@ -1,8 +1,6 @@
 """One run: what was found, what it is asked to do, and where it writes."""
 
 import datetime
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from gpt2opt.report.record import Record, Settings
 from gpt2opt.report.tensorboard import write_tensorboard
 from gpt2opt.sources.models import FoundModel, find_model, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
+from gpt2opt.storage import check_folder, claim_folder, remove_folder, take_lock
 
 MIN_CALIBRATION_SEQUENCES = 8
 
@@ -56,13 +55,13 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
     Args:
         model: see `find_model`.
         text: see `find_texts`.
-        out: folder of the run; an earlier run's stages in it are removed.
+        out: folder of the run: a new or empty one, or that of an earlier run, whose stages are removed. This process locks it.
         traces: folder of the profiler traces and TensorBoard logs.
         settings: fields of `Settings` to change.
 
     Raises:
         ImportError: a package's version is known not to work.
-        ValueError: a source can't be found, `out` can't be written, or a launcher started several processes.
+        ValueError: a source can't be found, `out` can't be written or is in use, or a launcher started several processes.
     """
     if (processes := environment.launched_processes()) > 1:
         raise ValueError(
@@ -70,13 +69,15 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
             "and fine-tune in several with gpt2opt finetune"
         )
     environment.check_stack()
+    check_folder(out)
     chosen = Settings(**settings)
     check_fraction(chosen.prune_fraction)
     check_epochs(chosen.epochs)
     found, texts = find_model(model), find_texts(text)
     tokenizer, _ = load_model(found.path)
     _check_lengths(texts, chosen, tokenizer)
-    out, traces = writable(Path(out)), writable(Path(traces))
+    out, traces = claim_folder(out), Path(traces)
+    take_lock(out)
     environment.set_seed(chosen.seed)
     torch.set_num_threads(environment.threads())
     sources = {
@@ -85,8 +86,8 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
     }
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     run = Run(out, traces, found, texts, Record(created, environment.describe(), sources, chosen))
-    for old in [path for pattern in ("[1-4]-*", ".[1-4]-*") for path in out.glob(pattern)]:
-        shutil.rmtree(old)
+    for earlier in out.glob("[1-4]-*"):
+        remove_folder(earlier)
     run.write()
     return run
 
@@ -111,16 +112,6 @@ def _check_lengths(texts: Texts, settings: Settings, tokenizer) -> None:
 def whole_rows(texts: list[str], tokenizer, length: int) -> int:
     """Count the rows of a full `length` tokens that the texts give."""
     return sum(len(row) == length for row in token_rows(texts, tokenizer, length))
-
-
-def writable(folder: Path) -> Path:
-    """Make a folder and return it, or raise ValueError; one that is not writable is found out before hours of work, not after."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise ValueError(f"can't write {folder}: {error.strerror}; name a writable output directory") from error
 
 
 def check_fraction(prune_fraction: float) -> None:

@@ -38,11 +38,12 @@ class Printing(Stub):
 
 class OursStub(Stub):
     name, package, files, texts = "ours", "numpy", ("weights",), ("random",)
-    starts_from = "model.safetensors"
+    note, starts_from = "a stub", "model.safetensors"
 
     def prepare(self, source, folder):
         assert (source / self.starts_from).is_file()
         (folder / "weights").write_bytes(b"x" * 10)
+        return "ten bytes"
 
     def load(self, folder, threads):
         assert (folder / "weights").is_file()

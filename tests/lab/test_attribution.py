@@ -58,7 +58,7 @@ def test_table_names_what_is_left_out_and_ends_with_the_whole_way(attribution):
     assert rows["absent"] == ("absent", "left out: no such instructions", *["–"] * 8)
     assert rows["first"][2:] == ("440", "", "44", "", "0.001", "", "66.69", "")
     assert rows["the whole way"][2:] == ("", "0.25 [0.25, 0.25]", "", "0.25 [0.25, 0.25]", "", "0.25", "", "1.1107 [1.0423, 1.1836]")
-    assert "a CPU (avx2), 2 threads; prompt 256 tokens, 64 new, 5 rounds" in attribution_caption(attribution)
+    assert "a CPU (AVX2 alone), 2 threads; prompt 256 tokens, 64 new, 5 rounds" in attribution_caption(attribution)
 
 
 def test_a_bar_spans_what_its_step_changes(attribution):

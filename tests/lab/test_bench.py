@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2opt.lab import bench, bench_tables, engines
+from gpt2opt.lab import bench, bench_tables, engines, limits
 from gpt2opt.lab.bench_charts import plot_growth, plot_race
 from gpt2opt.lab.bench_results import (
     BATCHED,
     MAIN,
+    READING,
     SHORT,
     TPOT,
     TTFT_512,
@@ -39,7 +40,8 @@ CASE = Case(4, 3)
 
 
 def race_of(contestants, rounds=3, cases=(CASE,)):
-    return race(contestants, dict.fromkeys(contestants, cases), rounds=rounds, vocab_size=50)
+    *_, outcome = race(contestants, dict.fromkeys(contestants, cases), rounds=rounds, vocab_size=50)
+    return outcome
 
 
 # --- the race
@@ -121,6 +123,8 @@ def test_run_names_what_is_missing_and_what_fails(model_dir, tmp_path, monkeypat
         "unconvertible": "failed: ValueError: pruned heads are not supported",
     }
     assert result.models.full.block_weights > result.models.pruned.block_weights
+    assert result.models.pruned_share == "2 of 12 heads (16.7%)"
+    assert result.ours.note == "a stub; ten bytes"  # what the engine is, and what its conversion had to remark
     assert [len(result.ours.timings(case)) for case in (SHORT, *BATCHED)] == [2, 2, 2]
     assert result.ours.disk_bytes == 10
     assert result.ours.peak_rss_bytes > 10e6
@@ -128,6 +132,24 @@ def test_run_names_what_is_missing_and_what_fails(model_dir, tmp_path, monkeypat
     assert result.limit("int8_ops_per_s") > 1e9
     assert [(point.engine, len(point.timings)) for point in result.growth] == [("ours", bench.GROWTH_ROUNDS)]
     assert read_bench(tmp_path / bench.NAME) == result
+
+
+def test_a_race_that_is_interrupted_leaves_the_rounds_that_were_done(model_dir, tmp_path, monkeypatch):
+    from gpt2opt.lab import race as race_module
+
+    def prompts_of(case, vocab_size, *seed):
+        if seed == (2,):
+            raise KeyboardInterrupt
+        return make_prompts(case, vocab_size, *seed)
+
+    monkeypatch.setattr(bench, "ENGINES", (OursStub, PeerStub))
+    monkeypatch.setattr(race_module, "make_prompts", prompts_of)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run_bench(str(model_dir), 3, (), tmp_path)
+    found = read_bench(tmp_path / bench.NAME)
+    assert (found.rounds, len(found.limits), found.growth) == (1, 1, ())
+    assert [len(engine.timings(SHORT)) for engine in found.raced] == [1, 1]
+    assert bench_tables.speed_table(found).rows
 
 
 def test_wrong_input_is_said_at_once(tmp_path):
@@ -159,9 +181,8 @@ def engine_result(name: str, seconds_a_token: float, **fields) -> EngineResult:
         step = seconds_a_token * case.batch_size
         return CaseTimings(case, tuple(Timing(50 * step * slow, (2 * step * slow, *(step * slow,) * 126)) for slow in (1, 1.1, 2)))
 
-    return EngineResult(
-        name, "numpy", "1.26", "a remark", False, SHAPE, 1, 0.5, disk_bytes=1000, peak_rss_bytes=2000, cases=(timings(MAIN),), **fields
-    )
+    fields = {"full_heads": False, "disk_bytes": 1000, "peak_rss_bytes": 2000} | fields
+    return EngineResult(name, "numpy", "1.26", "a remark", shape=SHAPE, block_bytes=1, head_bytes=0.5, cases=(timings(MAIN),), **fields)
 
 
 @pytest.fixture
@@ -172,9 +193,9 @@ def result() -> BenchResult:
         GrowthPoint(name, case, (Timing(0.1, (0.01, 0.01)),), 3000) for name in ("ours", "peer") for case in (Case(128, 8), Case(128, 8, 2))
     )
     machine = {"cpu": "a CPU", "cpu_flags": ["avx2"], "threads": 2}
-    models = Models("random, seed 0", 0.2, 100, 1024, SHAPE, SHAPE)
-    limits = (Limits(1e5, 1e6, 1e6), Limits(1e5, 1e6, 1e6), Limits(2e5, 1e6, 1e6))
-    return BenchResult("2026-01-01", machine, "gpt2", models, 3, limits, (*raced, absent), growth)
+    models = Models("stretched", 12, 10, 100, 1024, SHAPE, SHAPE)
+    rounds = (Limits(1e5, 1e6, 1e6), Limits(1e5, 1e6, 1e6), Limits(2e5, 2e7, 1e6))
+    return BenchResult("2026-01-01", machine, "gpt2", models, 3, rounds, (*raced, absent), growth)
 
 
 def test_figures_of_a_known_timing(result):
@@ -192,13 +213,81 @@ def test_result_survives_json(result, tmp_path):
 
 
 def test_tables_show_limits_and_who_is_left_out(result):
-    limits = {row[0]: row for row in bench_tables.limits_table(result).rows}
-    assert limits["ours"][2] == "10.5"  # 1050 bytes at 100 kB/s, and in one round at 200
-    assert limits["ours"][3].startswith("1.05 [")  # 10, 11 and 20 ms measured, so ratios of 0.95, 1.05 and 3.81
-    assert limits["ours"][6] == "2.0%"  # one step beyond a usual one, TTFT is 50
+    table = bench_tables.limits_table(result)
+    assert table.header[2:6] == ("TPOT after 512: limit, ms", "÷ limit [95%]", "TTFT 512: limit, ms", "÷ limit [95%]")
+    ours = next(row for row in table.rows if row[0] == "ours")
+    assert ours[2] == "5.25"  # 1050 bytes at 200 kB/s, the best of all rounds
+    assert ours[3].startswith("2.10 [")  # 10, 11 and 20 ms measured
+    assert ours[6] == "2.0%"  # one step beyond a usual one, TTFT is 50
     assert "absent is not installed" in str(bench_tables.engines_table(result))
     assert "absent" not in str(bench_tables.speed_table(result))
     assert bench_tables.memory_table(result).rows[1] == ("peer", "0.001", "1.00", "0.002", "1.00", "–")
+
+
+def test_what_an_engine_beats_is_not_called_a_limit(result):
+    assert "no engine went faster" in bench_tables.caption(result)
+    fast = engine_result("fast peer", 0.005)
+    beaten = dataclasses.replace(result, engines=(*result.engines, fast))
+    assert [engine.name for engine in READING.faster(beaten)] == ["fast peer"]  # 5 ms in its best round, 5.5 in its median one
+    assert READING.ratio(beaten, fast).value > 1
+    assert "which is no limit of the machine: fast peer went faster" in bench_tables.caption(beaten)
+    assert bench_tables.limits_table(beaten).header[2:6] == (
+        "TPOT after 512: probe, ms", "÷ probe [95%]", "TTFT 512: limit, ms", "÷ limit [95%]",
+    )  # fmt: skip
+
+
+def test_the_probe_takes_the_best_of_all_its_ways():
+    ways = [lambda: time.sleep(0.02), lambda: time.sleep(0.005), lambda: time.sleep(0.02)]
+    assert 0.005 <= limits._best(ways) < 0.02
+
+
+def test_the_caption_says_what_was_pruned_and_on_which_kind_of_cpu(result):
+    caption = bench_tables.caption(result)
+    assert "2 of 12 heads (16.7%) of each layer pruned" in caption
+    assert "a CPU (AVX2 alone), 2 threads" in caption
+
+
+def test_rows_of_ours_are_no_peers(result):
+    faster = (engine_result("ours, unpruned", 0.001, full_heads=True), engine_result("ours again", 0.001))
+    extended = dataclasses.replace(result, engines=(*result.engines, *faster))
+    assert best_peer(extended).name == "peer"
+    assert "unpruned" not in bench_tables.verdict(extended)
+
+
+def test_what_the_race_tells_apart_is_read_off_ours_against_itself(result):
+    assert "not known" in bench_tables.resolution(result)
+    again = dataclasses.replace(result, engines=(*result.engines, engine_result("ours again", 0.0103)))
+    said = bench_tables.resolution(again)
+    assert "between 1.03 and 1.03" in said
+    assert "TTFT 512" in said.split("leave out 1")[1]
+    same = dataclasses.replace(result, engines=(*result.engines, engine_result("ours again", 0.01)))
+    assert bench_tables.resolution(same).endswith("though nothing differs: none.")
+
+
+def test_the_verdict_says_whom_ours_is_behind_even_with_and_ahead_of(result):
+    def said_of(*more: EngineResult) -> str:
+        lines = bench_tables.verdict(dataclasses.replace(result, engines=(*result.engines, *more))).splitlines()
+        assert lines[0] == "On a CPU (AVX2 alone), 2 threads, gpt2, ours is"
+        assert len(lines) == 5  # of the figures that were measured alone
+        return next(line for line in lines if line.startswith("- TTFT 512"))
+
+    assert said_of() == "- TTFT 512, time ÷ ours: **ahead** of 2 of 2, the best of them peer 2.00 [2.00, 2.00]"
+    behind, even = engine_result("quick peer", 0.009), engine_result("twin", 0.01)
+    assert said_of(behind, even) == (
+        "- TTFT 512, time ÷ ours: **behind** quick peer 0.90 [0.90, 0.90]; **even with** twin 1.00 [1.00, 1.00]; "
+        "**ahead** of 2 of 4, the best of them peer 2.00 [2.00, 2.00]"
+    )
+
+
+def test_of_tokens_a_second_more_is_better(result):
+    def with_batch(engine: EngineResult, seconds: float) -> EngineResult:
+        taken = CaseTimings(BATCHED[0], (Timing(seconds, (seconds,) * 31),) * 3)
+        return dataclasses.replace(engine, cases=(*engine.cases, taken))
+
+    ours, peer, slow_peer, absent = result.engines
+    raced = dataclasses.replace(result, engines=(with_batch(ours, 0.02), with_batch(peer, 0.01), with_batch(slow_peer, 0.03), absent))
+    last = bench_tables.verdict(raced).splitlines()[-1]
+    assert last.startswith("- batch 4, tokens/s ÷ ours: **behind** peer 2.00 [2.00, 2.00]; **ahead** of 1 of 2, the best of them slow peer")
 
 
 def test_charts_show_every_engine_that_raced(result):

@@ -154,6 +154,6 @@ def test_processes_that_cannot_share_a_batch_evenly_are_refused(tmp_path, monkey
 
 def test_what_is_no_model_is_not_replaced(model_dir, text_file, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="is there and is no model, so it is not replaced"):
+    with pytest.raises(ValueError, match="is not empty and was not written by gpt2opt"):
         finetune_model(str(model_dir), str(text_file), tmp_path)
     assert (tmp_path / "thesis.txt").exists()

@@ -1,0 +1,241 @@
+"""Files and folders that appear whole or not at all, and never in place of something that a user put there.
+
+A folder that this project writes holds a marker file with the names of what was written. Only these files are ever replaced or removed;
+a folder with other files and without a marker is refused. A single file is replaced only if it says itself that it came from here.
+"""
+
+import atexit
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PREFIX = ".gpt2opt"
+MARKER = f"{PREFIX}.files.json"
+LOCK = f"{PREFIX}.lock"
+LOADED_FIRST = "config.json"
+"""What every reader of a model folder opens first. It is the first file to leave and the last to come, so that no mixture ever loads."""
+SIGNATURES = (b'"schema": "gpt2opt.', b'<meta name="generator" content="gpt2opt">', b"Software\0gpt2opt")
+"""How a file says that it came from here: a JSON result, an HTML report, a PNG chart."""
+
+
+def check_folder(folder: Path | str) -> None:
+    """Raise ValueError unless `folder` may be written: it is absent, empty or one of ours, and its place is writable.
+
+    Called before long work, so that nobody waits for hours to be told.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, expected a folder; name a new or an empty one")
+    if folder.is_dir() and _listed(folder) is None and any(not path.name.startswith(PREFIX) for path in _children(folder)):
+        raise ValueError(f"{folder} is not empty and was not written by gpt2opt, so it is left alone; name a new or an empty folder")
+    _check_writable(folder)
+
+
+@contextmanager
+def new_folder(folder: Path | str) -> Iterator[Path]:
+    """Yield an empty folder to fill; at the end its files move into `folder`, or nowhere if anything fails.
+
+    It lies inside `folder`, which may be a mount point or a link to another disk, so that each file moves by one rename. An earlier
+    version stays until all of the new one is on disk. A user's own files in `folder` stay as they are; one that has the name of a new
+    file is kept as `NAME.kept`.
+
+    Raises:
+        ValueError: as `check_folder`, or another process is writing the same folder.
+    """
+    check_folder(folder)
+    folder = Path(folder).resolve()
+    made = _make(folder)
+    try:
+        with lock(folder):
+            for stale in folder.glob(f"{PREFIX}-*"):
+                shutil.rmtree(stale)  # of a process that was killed; the lock says that no other one is at work
+            with tempfile.TemporaryDirectory(prefix=f"{PREFIX}-", dir=folder) as partial:
+                yield Path(partial)
+                _move(Path(partial), folder)
+    except BaseException:
+        _unmake(made)
+        raise
+
+
+def _move(partial: Path, folder: Path) -> None:
+    old = _listed(folder) or []
+    new = sorted(
+        (path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file()), key=lambda name: name == LOADED_FIRST
+    )
+    _write_marker(folder, sorted({*old, *new}))  # while files move, both versions are ours
+    if LOADED_FIRST in old:
+        (folder / LOADED_FIRST).unlink(missing_ok=True)
+    for name in new:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and name not in old:
+            target.rename(target.with_name(f"{target.name}.kept"))
+        os.replace(partial / name, target)
+    _remove(folder, set(old) - set(new))
+    _write_marker(folder, new)
+
+
+def claim_folder(folder: Path | str) -> Path:
+    """Make a folder that others are put into, or take over one of ours, and return it; see `check_folder` for what is refused."""
+    check_folder(folder)
+    folder = Path(folder)
+    _make(folder)
+    if _listed(folder) is None:
+        _write_marker(folder, [])
+    return folder
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove what this project wrote into a folder, and the folder if nothing else is in it. One without a marker stays as it is."""
+    listed = _listed(folder)
+    if listed is None:
+        return
+    _remove(folder, listed)
+    (folder / MARKER).unlink()
+    with suppress(OSError):  # a user's file is in it
+        folder.rmdir()
+
+
+def check_file(path: Path | str) -> None:
+    """Raise ValueError unless a result may be written to `path`: it is absent or came from here, and its place is writable."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a file; name a file in it, such as {path / 'result'}{path.suffix}")
+    if path.exists() and not any(signature in path.read_bytes() for signature in SIGNATURES):
+        raise ValueError(f"{path} is there and was not written by gpt2opt, so it is left alone; name another file")
+    if path.is_mount():
+        raise ValueError(f"{path} is a mount point, which can't be replaced; name another file")
+    _check_writable(path.parent)
+
+
+def write_result(path: Path | str, content: str | bytes) -> None:
+    """Write a file of ours whole or not at all; see `check_file` for what is refused, `SIGNATURES` for what the content has to say."""
+    check_file(path)
+    write_whole(Path(path), content)
+
+
+def write_chart(path: Path | str, figure) -> None:
+    """Write a figure of matplotlib as PNG; see `write_result`."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": "gpt2opt"})
+    write_result(path, buffer.getvalue())
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all, in place of whatever is there; a link stays a link.
+
+    Raises:
+        ValueError: the place can't be written.
+    """
+    path = path.resolve()
+    try:
+        _make(path.parent)
+        handle, partial = tempfile.mkstemp(prefix=f"{PREFIX}.part-", dir=path.parent)
+    except OSError as error:
+        raise ValueError(f"can't write {path}: {error.strerror}; name a writable place") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        os.chmod(partial, 0o644)  # mkstemp makes it for its owner alone
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def save_model(folder: Path | str, tokenizer, model) -> None:
+    """Write a model and its tokenizer; see `new_folder`."""
+    with new_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder meanwhile. A process may take a lock again that it holds.
+
+    Raises:
+        ValueError: another process has it; the message names the process. A lock whose process is gone is taken over.
+    """
+    held = take_lock(folder)
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def take_lock(folder: Path):
+    """Take the lock of a folder until this process ends, or until `release()` of what is returned; see `lock`."""
+    from filelock import SoftFileLock, Timeout
+
+    held = SoftFileLock(Path(folder).resolve() / LOCK, timeout=0, is_singleton=True)
+    try:
+        held.acquire()
+    except Timeout:
+        raise ValueError(
+            f"process {held.pid} is writing to {folder}; wait for it to end, or name another folder (its lock is {held.lock_file})"
+        ) from None
+    atexit.register(held.release, force=True)
+    return held
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise ValueError(f"can't read {folder}: {error.strerror}; name another folder") from error
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise ValueError unless a file can be made in a folder, or in the nearest one above it that is there."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(f"can't write {folder}: {error.strerror}; name a writable place") from error
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder and those above it that are missing, marked as ours; return them, the innermost first."""
+    missing = [place for place in (folder, *folder.absolute().parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        _write_marker(place, [])
+    return missing
+
+
+def _unmake(folders: list[Path]) -> None:
+    for folder in folders:
+        if [path.name for path in folder.iterdir()] == [MARKER]:
+            shutil.rmtree(folder)
+
+
+def _listed(folder: Path) -> list[str] | None:
+    """Return the names of what this project wrote into a folder, relative to it; None where no marker says that it is ours."""
+    try:
+        names = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    inside = [name for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts]
+    return inside if len(inside) == len(names) else None
+
+
+def _write_marker(folder: Path, names: list[str]) -> None:
+    text = json.dumps({"schema": "gpt2opt.folder/1", "files": names}, indent=1)
+    partial = folder / f"{MARKER}.new"
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, folder / MARKER)
+
+
+def _remove(folder: Path, names) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+        for above in (folder / name).relative_to(folder).parents[:-1]:
+            with suppress(OSError):  # something else is in it
+                (folder / above).rmdir()
