@@ -224,7 +224,7 @@ class Bound:
     def least(self, result: BenchResult, engine: EngineResult) -> float:
         return self.work(engine) / result.limit(self.rate)
 
-    def ratio(self, result: BenchResult, engine: EngineResult) -> "Estimate | None":
+    def ratio(self, result: BenchResult, engine: EngineResult) -> Estimate | None:
         """Return the engine's figure ÷ this; None where it was not measured."""
         return self.figure.ratio_to([self.least(result, engine)] * len(self.figure.per_round(engine)), engine)
 

@@ -115,7 +115,7 @@ def resolution(result: BenchResult) -> str:
     if not again:
         return "Ours did not race against itself, so what this race tells apart is not known."
     ratios = {figure.name: ratio for figure in FIGURES if (ratio := figure.ratio(again, result.ours))}
-    apart = [name for name, ratio in ratios.items() if not ratio.low <= 1 <= ratio.high]
+    apart = [name for name, ratio in ratios.items() if ratio.measurable]
     return (
         f"Against itself, the same files in another process, ours comes out between {min(ratio.low for ratio in ratios.values()):.2f} and "
         f"{max(ratio.high for ratio in ratios.values()):.2f} (the outermost ends of the {len(ratios)} intervals of the row "
@@ -138,7 +138,7 @@ def _standing(result: BenchResult, figure: Figure) -> str:
     """Return the peers, from the best on, with their ratios; of those that ours is ahead of, the best."""
     ratios = {_label(engine): ratio for engine in peers(result, figure) if (ratio := figure.ratio(engine, result.ours))}
     best_first = sorted(ratios, key=lambda name: ratios[name].value, reverse=figure.more_is_better)
-    even = [name for name in best_first if ratios[name].low <= 1 <= ratios[name].high]
+    even = [name for name in best_first if not ratios[name].measurable]
     behind = [name for name in best_first if name not in even and (ratios[name].value > 1) == figure.more_is_better]
     ahead = [name for name in best_first if name not in (*even, *behind)]
     told = {word: ", ".join(f"{name} {ratios[name]}" for name in names) for word, names in (("behind", behind), ("even with", even))}
