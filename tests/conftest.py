@@ -126,6 +126,17 @@ def committed(path: str) -> bytes:
     return (root / path).read_bytes() if done.returncode else done.stdout
 
 
+@pytest.fixture(scope="session")
+def committed_tree(tmp_path_factory) -> Path:
+    """The README and the results that it shows, as they were committed."""
+    root, tree = Path(__file__).parent.parent, tmp_path_factory.mktemp("committed")
+    archive = subprocess.run(["git", "archive", "HEAD", "README.md", "benchmarks", "traces/run.json"], cwd=root, capture_output=True)
+    if archive.returncode:
+        return root
+    subprocess.run(["tar", "-x", "-C", tree], input=archive.stdout, check=True)
+    return tree
+
+
 def committed_kinds(name: str) -> list[str]:
     """Return the kinds of CPU of which a file of results is committed, `bench.json` say."""
     root = Path(__file__).parent.parent

@@ -17,6 +17,7 @@ from gpt2opt import environment
 from gpt2opt.deploy.inc import RECIPES
 from gpt2opt.deploy.ir import linearize
 from gpt2opt.deploy.runtime import load_ir
+from gpt2opt.environment import machine_label
 from gpt2opt.measure.quality import measure_agreement, measure_quality, prepare_text
 from gpt2opt.report.results import Agreement, Quality
 from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table, with_interval
@@ -24,6 +25,7 @@ from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
 from gpt2opt.stages.measurements import logits_of
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
+from gpt2opt.stats import PERCENT
 
 
 @torch.no_grad()
@@ -146,3 +148,12 @@ def recipes_table(comparison: RecipeComparison) -> Table:
             )
         )
     return table(("model", "recipe", "perplexity / FP32", "mean KL, nats", "same top token", "float inputs", "bin MB", "s"), rows)
+
+
+def recipes_caption(comparison: RecipeComparison) -> str:
+    """Say what the table was taken on."""
+    return (
+        f"{comparison.model}; {machine_label(comparison.environment)}; {comparison.parent.protocol}, perplexity of the FP32 model "
+        f"{comparison.parent.perplexity:.2f}. Intervals are {PERCENT}, over documents. All figures are those of the IR, read with quantized "
+        "inputs."
+    )
