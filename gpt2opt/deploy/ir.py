@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gpt2opt.deploy import graphs
 from gpt2opt.deploy.manifest import write_manifest
-from gpt2opt.sources.models import check_finite
+from gpt2opt.sources.models import check_finite, fold_attention_scale
 from gpt2opt.storage import new_folder
 
 IR_NAME = "openvino_model.xml"
@@ -102,6 +102,8 @@ def linearize(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     embeddings = [module.weight for module in (model.transformer.wte, model.transformer.wpe)]
     shared = {id(weight): nn.Parameter(weight.detach().float().cpu()) for weight in embeddings}
     model = copy.deepcopy(model, shared).float().cpu().eval()
+    fold_attention_scale(model)
+    model.set_attn_implementation("sdpa")  # what OpenVINO finds in the graph as one operation; a model may come with eager attention
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Conv1D):

@@ -15,7 +15,7 @@ from gpt2opt.deploy.ir import export_ir, linearize
 from gpt2opt.deploy.manifest import read_manifest
 from gpt2opt.deploy.runtime import load_ir
 from gpt2opt.lab.bench import disk_bytes
-from gpt2opt.lab.bench_results import Ratio, paired_ratio, tpot, ttft
+from gpt2opt.lab.bench_results import tpot, ttft
 from gpt2opt.lab.engines import Engine, Ours, OursBf16, Timing, TorchFp32
 from gpt2opt.lab.race import Case, RemoteEngine, race
 from gpt2opt.measure.quality import ScoredText, measure_quality, prepare_text
@@ -28,6 +28,7 @@ from gpt2opt.stages.measurements import logits_of
 from gpt2opt.stages.prune import head_importance, importance_batches, prune_attention_heads
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 from gpt2opt.stages.run import check_fraction
+from gpt2opt.stats import Estimate, paired_ratio
 
 SCHEMA = "gpt2opt.attribution/1"
 CASE = Case(256, 64)
@@ -36,10 +37,10 @@ NO_BF16 = "this CPU has no bf16 instructions (AVX512-BF16 or AMX)"
 
 @dataclass(frozen=True)
 class Step:
-    """One model of the chain; it differs from the one before it in one thing.
+    """One model; it differs from the one that it is compared with in one thing, see `Attribution.pairs`.
 
     change: that thing. weight_bytes: on disk, the graph of an IR included. timings: of the case, one a round. left_out: why it is not
-    in the chain, None if it is.
+    measured, None if it is. branch: it is shown beside the chain, and no later step builds on it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Step:
     quality: Quality | None = None
     timings: tuple[Timing, ...] = ()
     left_out: str | None = None
+    branch: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,24 @@ class Attribution:
     schema: str = SCHEMA
 
     @property
-    def chain(self) -> list[Step]:
+    def measured(self) -> list[Step]:
         return [step for step in self.steps if not step.left_out]
 
     @property
+    def chain(self) -> list[Step]:
+        """Return the measured steps without the branches: each builds on the one before it."""
+        return [step for step in self.measured if not step.branch]
+
+    @property
     def pairs(self) -> list[tuple[Step, Step]]:
-        """Return each step of the chain but the first, with the one before it."""
-        return list(zip(self.chain[1:], self.chain, strict=False))
+        """Return each measured step but the first, with the one that it is compared with: the last of the chain before it."""
+        pairs, before = [], None
+        for step in self.measured:
+            if before:
+                pairs.append((step, before))
+            if not step.branch:
+                before = step
+        return pairs
 
 
 @dataclass(frozen=True)
@@ -82,14 +95,14 @@ class Column:
     unit: str
     value: Callable[[Step, Case], float]
     show: Callable[[float], str]
-    ratio: Callable[[Step, Step, Case], Ratio]
+    ratio: Callable[[Step, Step, Case], Estimate]
     digits: int = 2
     exact: bool = False
 
     def factor(self, step: Step, before: Step, case: Case) -> str:
-        """Return the ratio with its 95% interval, and say so where it can't be told from 1."""
+        """Return the ratio with its interval, and say so where it can't be told from 1."""
         ratio = self.ratio(step, before, case)
-        middle, low, high = (f"{value:.{self.digits}f}" for value in (ratio.median, ratio.low, ratio.high))
+        middle, low, high = (f"{value:.{self.digits}f}" for value in (ratio.value, ratio.low, ratio.high))
         if self.exact:
             return middle
         return f"{middle} [{low}, {high}]" + ("" if self.measurable(step, before, case) else ", no measurable difference")
@@ -107,20 +120,20 @@ def _timed(name: str, of: Callable[[Timing, Case], float]) -> Column:
     def middle(step: Step, case: Case) -> float:
         return statistics.median(per_round(step, case))
 
-    def ratio(step: Step, before: Step, case: Case) -> Ratio:
+    def ratio(step: Step, before: Step, case: Case) -> Estimate:
         return paired_ratio(per_round(step, case), per_round(before, case))
 
     return Column(name, "ms", middle, milliseconds, ratio)
 
 
-def _size_ratio(step: Step, before: Step, case: Case) -> Ratio:
+def _size_ratio(step: Step, before: Step, case: Case) -> Estimate:
     value = step.weight_bytes / before.weight_bytes
-    return Ratio(value, value, value)
+    return Estimate(value, value, value)
 
 
-def _perplexity_ratio(step: Step, before: Step, case: Case) -> Ratio:
+def _perplexity_ratio(step: Step, before: Step, case: Case) -> Estimate:
     interval = step.quality.ratio_interval(before.quality) or (0.0, math.inf)  # one document tells nothing of another
-    return Ratio(step.quality.ratio_to(before.quality), *interval)
+    return Estimate(step.quality.ratio_to(before.quality), *interval)
 
 
 TTFT, TPOT = _timed("TTFT", ttft), _timed("TPOT", tpot)
@@ -137,6 +150,7 @@ class Candidate:
     change: str
     engine: type[Engine]
     folder: Path
+    branch: bool = False
 
 
 def attribute(
@@ -151,8 +165,8 @@ def attribute(
 ) -> Attribution:
     """Make the models of the chain, score each on held-out text, and time all of them in interleaved rounds.
 
-    The pruned model computes in what the step before it computes in: bf16 where the CPU has it, else FP32. It is not fine-tuned, since
-    that would be a second change.
+    bf16 is a branch of OpenVINO FP32: the pruned model computes in FP32 everywhere, as what is left float in the INT8 one does. It is
+    not fine-tuned, since that would be a second change.
 
     Args:
         model, text: see `find_model` and `find_texts`.
@@ -200,19 +214,18 @@ def _make_models(source: Path, texts: Texts, folder: Path, prune_fraction: float
     quantize_int8(model, tokenizer, calibration, int8)
     cache = {"u8": "INT8", "f16": "FP16"}[read_manifest(int8).kv_cache]
     left = model.transformer.h[0].attn.num_heads
-    floating, precision = (OursBf16, "bf16") if environment.has_bf16() else (Ours, "FP32")
     return [
         Candidate("torch FP32", "where it starts: eager mode", TorchFp32, folder / "torch"),
         Candidate("OpenVINO FP32", "runtime", Ours, fp32),
-        Candidate("OpenVINO bf16", "arithmetic", OursBf16, fp32),
-        Candidate("pruned", f"{heads - left} of {heads} heads less a layer, still {precision}, not tuned", floating, pruned_fp32),
+        Candidate("OpenVINO bf16", "arithmetic", OursBf16, fp32, branch=True),
+        Candidate("pruned", f"{heads - left} of {heads} heads less a layer, still FP32, not tuned", Ours, pruned_fp32),
         Candidate("INT8", f"INT8 weights and inputs of matmuls by the default recipe; {cache} KV cache", Ours, int8),
     ]
 
 
 def _score(candidate: Candidate, parent, text: ScoredText) -> Step:
     """Take a step's size and perplexity; its torch model is the parent itself. Without bf16 instructions bf16 is left out."""
-    step = Step(candidate.name, candidate.change)
+    step = Step(candidate.name, candidate.change, branch=candidate.branch)
     if candidate.engine is OursBf16 and not environment.has_bf16():
         return dataclasses.replace(step, left_out=NO_BF16)
     _say(f"scoring {candidate.name}")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from gpt2opt.lab.engines import OURS, Ours, Timing
 from gpt2opt.lab.limits import Limits
 from gpt2opt.lab.race import Case
 from gpt2opt.report.record import read_json
-from gpt2opt.report.results import from_json, percentile
+from gpt2opt.report.results import from_json
+from gpt2opt.stats import Estimate, paired_ratio
 from gpt2opt.storage import write_result
 
 SCHEMA = "gpt2opt.bench/3"
@@ -190,12 +190,12 @@ class Figure:
         values = self.per_round(engine)
         return statistics.median(values) if values else None
 
-    def ratio_to(self, least: Sequence[float], engine: EngineResult) -> "Ratio | None":
+    def ratio_to(self, least: Sequence[float], engine: EngineResult) -> Estimate | None:
         """Return the engine's figure ÷ the least that the machine allowed in each round; None where it was not measured."""
         values = self.per_round(engine)
         return paired_ratio(values, least) if values else None
 
-    def ratio(self, engine: EngineResult, ours: EngineResult) -> "Ratio | None":
+    def ratio(self, engine: EngineResult, ours: EngineResult) -> Estimate | None:
         """Return engine ÷ ours; None where one of them was not measured."""
         base = self.per_round(ours)
         return self.ratio_to(base, engine) if base else None
@@ -224,7 +224,7 @@ class Bound:
     def least(self, result: BenchResult, engine: EngineResult) -> float:
         return self.work(engine) / result.limit(self.rate)
 
-    def ratio(self, result: BenchResult, engine: EngineResult) -> "Ratio | None":
+    def ratio(self, result: BenchResult, engine: EngineResult) -> Estimate | None:
         """Return the engine's figure ÷ this; None where it was not measured."""
         return self.figure.ratio_to([self.least(result, engine)] * len(self.figure.per_round(engine)), engine)
 
@@ -235,26 +235,6 @@ class Bound:
 
 READING = Bound(TPOT, "read_bytes_per_s", lambda engine: engine.read_bytes)
 COMPUTING = Bound(TTFT_512, "int8_ops_per_s", lambda engine: engine.operations(TTFT_512.case.prompt_tokens))
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Median over the rounds of one engine ÷ another, with its 95% bootstrap interval over the rounds."""
-
-    median: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-
-def paired_ratio(values: Sequence[float], base: Sequence[float], resamples: int = 2000) -> Ratio:
-    """Return values ÷ base, round by round, so that a slow minute of the machine cancels out. The same interval on every call."""
-    ratios = [value / other for value, other in zip(values, base, strict=True)]
-    draw = random.Random(0)
-    medians = [statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(resamples)]
-    return Ratio(statistics.median(ratios), percentile(medians, 0.025), percentile(medians, 0.975))
 
 
 def best_peer(result: BenchResult) -> EngineResult | None:

@@ -17,6 +17,7 @@ from gpt2opt.lab.bench_results import (
 )
 from gpt2opt.lab.engines import OursAgain
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
+from gpt2opt.stats import PERCENT
 
 SHOW = {"ms": milliseconds, "s": "{:.2f}".format, "tokens/s": "{:.0f}".format}
 
@@ -28,9 +29,9 @@ def speed_table(result: BenchResult) -> Table:
 
 
 def ratio_table(result: BenchResult) -> Table:
-    """Show every figure ÷ ours, with its 95% interval over the rounds; for tokens/s more is better, for all else less."""
+    """Show every figure ÷ ours, with its interval over the rounds; for tokens/s more is better, for all else less."""
     rows = [[_label(engine), *(str(figure.ratio(engine, result.ours) or MISSING) for figure in FIGURES)] for engine in _timed(result)]
-    return table(("engine ÷ ours [95%]", *(figure.name for figure in FIGURES)), rows)
+    return table((f"engine ÷ ours [{PERCENT}]", *(figure.name for figure in FIGURES)), rows)
 
 
 def limits_table(result: BenchResult) -> Table:
@@ -47,7 +48,7 @@ def limits_table(result: BenchResult) -> Table:
             bounds = [(milliseconds(b.least(result, engine)), str(b.ratio(result, engine))) for b in (READING, COMPUTING)]
             rows.append([_label(engine), megabytes(engine.read_bytes), *bounds[0], *bounds[1], f"{handover_share(engine):.1%}"])
     words = [(bound.figure.name, "probe" if bound.faster(result) else "limit") for bound in (READING, COMPUTING)]
-    columns = [column for name, word in words for column in (f"{name}: {word}, ms", f"÷ {word} [95%]")]
+    columns = [column for name, word in words for column in (f"{name}: {word}, ms", f"÷ {word} [{PERCENT}]")]
     return table(("engine", "MB read a token", *columns, "hand-over"), rows)
 
 
@@ -75,7 +76,7 @@ def repeating_table(result: BenchResult) -> Table:
         (engine.name, _shown(EFFECTIVE_TPOT, EFFECTIVE_TPOT.median(engine)), str(EFFECTIVE_TPOT.ratio(engine, result.ours) or MISSING))
         for engine in engines
     ]
-    return table(("engine", f"{EFFECTIVE_TPOT.name}, {EFFECTIVE_TPOT.unit}", "÷ ours [95%]"), rows)
+    return table(("engine", f"{EFFECTIVE_TPOT.name}, {EFFECTIVE_TPOT.unit}", f"÷ ours [{PERCENT}]"), rows)
 
 
 def engines_table(result: BenchResult) -> Table:
@@ -114,7 +115,7 @@ def resolution(result: BenchResult) -> str:
     if not again:
         return "Ours did not race against itself, so what this race tells apart is not known."
     ratios = {figure.name: ratio for figure in FIGURES if (ratio := figure.ratio(again, result.ours))}
-    apart = [name for name, ratio in ratios.items() if not ratio.low <= 1 <= ratio.high]
+    apart = [name for name, ratio in ratios.items() if ratio.measurable]
     return (
         f"Against itself, the same files in another process, ours comes out between {min(ratio.low for ratio in ratios.values()):.2f} and "
         f"{max(ratio.high for ratio in ratios.values()):.2f} (the outermost ends of the {len(ratios)} intervals of the row "
@@ -136,9 +137,9 @@ def verdict(result: BenchResult) -> str:
 def _standing(result: BenchResult, figure: Figure) -> str:
     """Return the peers, from the best on, with their ratios; of those that ours is ahead of, the best."""
     ratios = {_label(engine): ratio for engine in peers(result, figure) if (ratio := figure.ratio(engine, result.ours))}
-    best_first = sorted(ratios, key=lambda name: ratios[name].median, reverse=figure.more_is_better)
-    even = [name for name in best_first if ratios[name].low <= 1 <= ratios[name].high]
-    behind = [name for name in best_first if name not in even and (ratios[name].median > 1) == figure.more_is_better]
+    best_first = sorted(ratios, key=lambda name: ratios[name].value, reverse=figure.more_is_better)
+    even = [name for name in best_first if not ratios[name].measurable]
+    behind = [name for name in best_first if name not in even and (ratios[name].value > 1) == figure.more_is_better]
     ahead = [name for name in best_first if name not in (*even, *behind)]
     told = {word: ", ".join(f"{name} {ratios[name]}" for name in names) for word, names in (("behind", behind), ("even with", even))}
     parts = [f"**{word}** {names}" for word, names in told.items() if names]

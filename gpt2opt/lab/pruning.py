@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from gpt2opt.sources.texts import find_texts, take_bytes
 from gpt2opt.stages.finetune import create_training_arguments, prepare_tokenizer_for_padding, run_fine_tuning, tokenize_dataset
 from gpt2opt.stages.measurements import logits_of
 from gpt2opt.stages.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
+from gpt2opt.stats import Estimate, over_documents
 
 SCHEMA = "gpt2opt.pruning/1"
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -68,15 +69,6 @@ class Recovery:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value with its 95% bootstrap interval, the same documents redrawn for all models (paired)."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class PruningControls:
     """The unpruned model, the curves, and what fine-tuning wins back. heads: of a layer, before pruning."""
 
@@ -115,20 +107,17 @@ class PruningControls:
     def estimates(self) -> dict[str, Estimate]:
         """Return, in nats a token, what pruning cost, what of that is left beside the control, and what tuning gave both models; and the
         recovered shares of the cost, `without control` as it would be read off the pruned model alone."""
-        models = (self.unpruned, self.pruned, self.recovery.tuned_pruned, self.recovery.tuned_unpruned)
-        nats, tokens = np.array([model.document_nats for model in models]), np.array(self.unpruned.document_tokens)
-        documents = len(tokens)
-        draws = np.concatenate([np.arange(documents)[None], np.random.default_rng(0).integers(documents, size=(1000, documents))])
-        base, pruned, tuned, control = nats[:, draws].sum(-1) / tokens[draws].sum(-1)
-        found = {
-            "cost": pruned - base,
-            "cost left": tuned - control,
-            "gain of pruned": pruned - tuned,
-            "gain of unpruned": base - control,
-            "without control": (pruned - tuned) / (pruned - base),
-            "recovered": 1 - (tuned - control) / (pruned - base),
+        nats = [model.document_nats for model in (self.unpruned, self.pruned, self.recovery.tuned_pruned, self.recovery.tuned_unpruned)]
+        tokens = self.unpruned.document_tokens
+        statistics: dict[str, Callable[..., np.ndarray]] = {
+            "cost": lambda base, pruned, tuned, control, tokens: (pruned - base) / tokens,
+            "cost left": lambda base, pruned, tuned, control, tokens: (tuned - control) / tokens,
+            "gain of pruned": lambda base, pruned, tuned, control, tokens: (pruned - tuned) / tokens,
+            "gain of unpruned": lambda base, pruned, tuned, control, tokens: (base - control) / tokens,
+            "without control": lambda base, pruned, tuned, control, tokens: (pruned - tuned) / (pruned - base),
+            "recovered": lambda base, pruned, tuned, control, tokens: 1 - (tuned - control) / (pruned - base),
         }
-        return {name: Estimate(float(v[0]), *(float(q) for q in np.quantile(v[1:], (0.025, 0.975)))) for name, v in found.items()}
+        return {name: over_documents(statistic, *nats, tokens, tokens=tokens) for name, statistic in statistics.items()}
 
 
 def compare_pruning(

@@ -3,8 +3,9 @@
 import math
 from typing import TYPE_CHECKING
 
-from gpt2opt.lab.pruning import IMPORTANCE, RANDOM, Estimate, PruningControls
+from gpt2opt.lab.pruning import IMPORTANCE, RANDOM, PruningControls
 from gpt2opt.report.tables import Table, perplexity_ratio, show_perplexity, table
+from gpt2opt.stats import PERCENT, Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ def ratio_table(controls: PruningControls) -> Table:
     for count in controls.counts:
         ours = controls.mean(IMPORTANCE, count)
         rows.append((f"{count} of {controls.heads}", *(perplexity_ratio(ours, controls.mean(rule, count)) for rule in others)))
-    return table(("heads pruned a layer", *(f"importance ÷ {rule} [95%]" for rule in others)), rows)
+    return table(("heads pruned a layer", *(f"importance ÷ {rule} [{PERCENT}]" for rule in others)), rows)
 
 
 def recovery_table(controls: PruningControls) -> Table:
@@ -50,7 +51,7 @@ def recovery_table(controls: PruningControls) -> Table:
         "unpruned, fine-tuned (control)": recovery.tuned_unpruned,
     }
     rows = [(name, show_perplexity(quality), perplexity_ratio(quality, controls.unpruned)) for name, quality in models.items()]
-    return table(("model", "perplexity [95%]", "÷ unpruned [95%]"), rows)
+    return table(("model", f"perplexity [{PERCENT}]", f"÷ unpruned [{PERCENT}]"), rows)
 
 
 def recovery_caption(controls: PruningControls) -> str:
@@ -73,7 +74,7 @@ def recovery_caption(controls: PruningControls) -> str:
     recovery = controls.recovery
     return (
         f"{verdict} Model: {controls.model}; {controls.unpruned.protocol}; tuned on {recovery.rows} rows, epochs: {recovery.epochs:g}. "
-        "Intervals are 95%, documents redrawn in pairs; the luck of the one training run is not in them."
+        f"Intervals are {PERCENT}, over documents and paired; the luck of the one training run is not in them."
     )
 
 
@@ -123,7 +124,7 @@ def _recovery(axes: "Axes", controls: PruningControls) -> None:
     }
     for row, (quality, color) in enumerate(bars.values()):
         value = math.log(quality.ratio_to(controls.unpruned))
-        low, high = (math.log(bound) for bound in quality.ratio_interval(controls.unpruned))
+        low, high = (math.log(bound) for bound in quality.ratio_interval(controls.unpruned) or [quality.ratio_to(controls.unpruned)] * 2)
         axes.barh(row, value, height=0.55, color=color)
         axes.errorbar(
             value,

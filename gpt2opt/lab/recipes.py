@@ -129,7 +129,7 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
 
 
 def recipes_table(comparison: RecipeComparison) -> Table:
-    """Show every recipe on both models; intervals are 95%, documents redrawn."""
+    """Show every recipe on both models, with intervals over documents."""
     rows = []
     for result in comparison.results:
         agreement = result.agreement

@@ -19,11 +19,11 @@ from gpt2opt.lab.bench import check_size, prepare_models
 from gpt2opt.lab.race import Worker
 from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import measure_quality, prepare_text
-from gpt2opt.report.results import Ratio
-from gpt2opt.report.tables import MISSING, Table, megabytes, table, with_interval
+from gpt2opt.report.tables import MISSING, Table, megabytes, table
 from gpt2opt.sources.models import load_model, load_tokenizer
 from gpt2opt.sources.texts import find_texts
 from gpt2opt.stages.measurements import logits_of
+from gpt2opt.stats import PERCENT, paired_ratio
 
 SCHEMA = "gpt2opt.scoring/1"
 WINDOWS = 8
@@ -170,16 +170,16 @@ def scoring_table(comparison: ScoringComparison) -> Table:
     ours, rows = comparison.scorers[0], []
     for scorer in comparison.scorers:
         seconds = [turn.seconds for turn in scorer.turns]
-        ratio = Ratio.of(seconds, [turn.seconds for turn in ours.turns])
+        ratio = paired_ratio(seconds, [turn.seconds for turn in ours.turns])
         peaks = [turn.peak_rss_bytes for turn in scorer.turns if turn.peak_rss_bytes is not None]
         rows.append(
             (
                 scorer.name, scorer.version or "", f"{comparison.tokens / statistics.median(seconds):.0f}",
-                with_interval(ratio.value, (ratio.low, ratio.high), ".2f"),
+                str(ratio),
                 f"{scorer.turns[0].nats / comparison.tokens:.5f}", megabytes(max(peaks)) if peaks else MISSING,
             )
         )  # fmt: skip
-    return table(("scored by", "version", "tokens/s", "time ÷ ours [99%]", "nats a token", "peak RSS, MB"), rows)
+    return table(("scored by", "version", "tokens/s", f"time ÷ ours [{PERCENT}]", "nats a token", "peak RSS, MB"), rows)
 
 
 def scoring_caption(comparison: ScoringComparison) -> str:

@@ -78,7 +78,7 @@ def compare_latency(
 ) -> dict[str, Latency]:
     """Time several models in turns: each does one run a round, in an order drawn anew for every second round and then reversed.
 
-    So a slow minute of the machine meets all of them, and their samples belong together run by run; see `Ratio.of`.
+    So a slow minute of the machine meets all of them, and their samples belong together run by run; see `stats.paired_ratio`.
 
     Args:
         decoders: the models at work on one prompt, by name.

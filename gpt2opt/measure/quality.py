@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt2opt.report.results import Agreement, Quality
+from gpt2opt.stats import percentile_99
 
 Logits = Callable[[Tensor], Any]
 """ids (B, T) int64 -> logits (B, T, V), a tensor or an array, any float dtype; they need to hold only until the next call."""
@@ -167,9 +168,13 @@ def measure_agreement(
         every.append((batch.owners[batch.scored], kl[batch.scored]))
     kept = tokens > 0
     owners, kls = (torch.cat(values) for values in zip(*every, strict=True))
-    p99, interval = _p99(owners, kls, text.num_documents)
     agreement = Agreement(
-        tuple(kl_nats[kept].tolist()), tuple(same[kept].tolist()), tuple(tokens[kept].tolist()), p99, interval, text.label, parent_name
+        tuple(kl_nats[kept].tolist()),
+        tuple(same[kept].tolist()),
+        tuple(tokens[kept].tolist()),
+        *percentile_99(kls.numpy(), owners.numpy()),
+        text.label,
+        parent_name,
     )
     return _quality(text, nats, tokens), agreement
 
@@ -274,25 +279,3 @@ def _batches(text: ScoredText, batch_size: int) -> Iterator[_Batch]:
 def _quality(text: ScoredText, nats: Tensor, tokens: Tensor) -> Quality:
     kept = tokens > 0
     return Quality(tuple(nats[kept].tolist()), tuple(tokens[kept].tolist()), text.num_words, text.num_bytes, text.label)
-
-
-def _p99(owners: Tensor, values: Tensor, num_documents: int, resamples: int = 200) -> tuple[float, tuple[float, float] | None]:
-    """Return the 99th percentile of the values and its 95% bootstrap interval, documents redrawn; None where there is but one."""
-    ordered, order = values.double().sort()
-    owners = owners[order]
-    documents = owners.unique()
-
-    def quantile(weights: Tensor) -> float:
-        reached = weights[owners].cumsum(0)
-        return ordered[int(torch.searchsorted(reached, 0.99 * reached[-1]).clamp(max=len(ordered) - 1))].item()
-
-    p99 = quantile(torch.ones(num_documents, dtype=torch.float64))
-    if len(documents) < 2:
-        return p99, None
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for _ in range(resamples):
-        drawn = documents[torch.randint(len(documents), (len(documents),), generator=generator)]
-        found.append(quantile(torch.bincount(drawn, minlength=num_documents).double()))
-    low, high = torch.tensor(found, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return p99, (low, high)

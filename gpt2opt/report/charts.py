@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from gpt2opt.report.record import Record
 from gpt2opt.report.results import Measurement, dominated_by
 from gpt2opt.report.tables import megabytes
+from gpt2opt.stats import PERCENT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +35,7 @@ def plot_latency(record: Record) -> list["Axes"]:
 
 
 def plot_perplexity(record: Record) -> list["Axes"]:
-    """Draw the perplexity of every scored model with its 95% interval, one axes a device; controls are hollow."""
+    """Draw the perplexity of every scored model with its interval, one axes a device; controls are hollow."""
     import matplotlib.pyplot as plt
 
     controls = [m for m, control in record.measurements() if control]
@@ -55,7 +56,7 @@ def plot_perplexity(record: Record) -> list["Axes"]:
         axes.set_ylim(len(group) - 0.5, -0.7)
         axes.set(xlabel=f"perplexity, computed on {device}; less is better")
         axes.grid(axis="x", alpha=0.3)
-    figure.suptitle("Perplexity on held-out text (95% bootstrap interval)")
+    figure.suptitle(f"Perplexity on held-out text ({PERCENT} interval over documents)")
     return list(grid[:, 0])
 
 

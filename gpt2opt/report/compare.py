@@ -1,26 +1,25 @@
 """Runs beside each other: each figure of a later run over the first run's, or why that would say nothing."""
 
-import random
-import statistics
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from gpt2opt.report.record import Record
-from gpt2opt.report.results import Latency, Measurement, percentile
+from gpt2opt.report.results import Latency, Measurement
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
+from gpt2opt.stats import PERCENT, ratio_of_medians
 
 CAPTION = (
-    "Ratios are to run A. Of TTFT and TPOT they are ratios of medians, each run's generations redrawn by themselves (95% bootstrap "
-    "interval); of perplexity the same documents are redrawn for both. The runs were not interleaved: a machine that was busier during one "
-    "of them moves all of its times, and no interval shows that. Sizes and memory are single readings."
+    f"Ratios are to run A, with {PERCENT} intervals. Of TTFT and TPOT they are ratios of medians, and the intervals are over the timed "
+    "generations of each run, not paired; of perplexity over documents, paired. The runs were not interleaved: a machine that was busier "
+    "during one of them moves all of its times, and no interval shows that. Sizes and memory are single readings."
 )
 
 
 @dataclass(frozen=True)
 class RunRatio:
-    """A run's figure over the first run's. interval: 95%, None without samples. not_comparable: why there is no value."""
+    """A run's figure over the first run's. interval: None without samples. not_comparable: why there is no value."""
 
     value: float | None = None
     interval: tuple[float, float] | None = None
@@ -74,7 +73,7 @@ def compare_runs(records: Sequence[Record]) -> list[ComparedFigure]:
 def comparison_tables(comparisons: Sequence[ComparedFigure]) -> dict[str, Table]:
     """Return one table a stage: every figure of every run, and its ratio to the first run's."""
     letters = string.ascii_uppercase[: len(comparisons[0].values)] if comparisons else ""
-    header = ("model", "figure", *letters, *(f"{letter} ÷ A [95%]" for letter in letters[1:]))
+    header = ("model", "figure", *letters, *(f"{letter} ÷ A [{PERCENT}]" for letter in letters[1:]))
     rows: dict[str, list[tuple[str, ...]]] = {}
     for comparison in comparisons:
         figure = FIGURES[comparison.figure]
@@ -159,30 +158,17 @@ def _nothing(record: Record, measurement: Measurement) -> dict[str, Any]:
 
 
 def _ttft_interval(one: Latency, base: Latency) -> tuple[float, float] | None:
-    return _ratio_interval(*([[sample] for sample in latency.ttft_samples_s] for latency in (one, base)))
+    return _ratio_interval(one.ttft_samples_s, base.ttft_samples_s)
 
 
 def _tpot_interval(one: Latency, base: Latency) -> tuple[float, float] | None:
-    return _ratio_interval(_generations(one), _generations(base))
+    """Return the interval over runs: the tokens of one run are not independent of each other."""
+    return _ratio_interval(one.tpot_by_run_s, base.tpot_by_run_s)
 
 
-def _generations(latency: Latency) -> list[Sequence[float]]:
-    """Cut the TPOT samples into timed generations: those of one generation are not independent of each other."""
-    samples, length = latency.tpot_samples_s, latency.new_tokens - 1
-    return [samples[start : start + length] for start in range(0, len(samples), length)]
-
-
-def _ratio_interval(one: list[Sequence[float]], base: list[Sequence[float]], resamples: int = 1000) -> tuple[float, float] | None:
-    """Return the 95% bootstrap interval of median(one) ÷ median(base), groups redrawn; None where a side has but one group."""
-    if min(len(one), len(base)) < 2:
-        return None
-    draw = random.Random(0)
-
-    def redrawn(groups: list[Sequence[float]]) -> float:
-        return statistics.median(sample for group in draw.choices(groups, k=len(groups)) for sample in group)
-
-    ratios = [redrawn(one) / redrawn(base) for _ in range(resamples)]
-    return percentile(ratios, 0.025), percentile(ratios, 0.975)
+def _ratio_interval(one: Sequence[float], base: Sequence[float]) -> tuple[float, float] | None:
+    ratio = ratio_of_medians(one, base)
+    return (ratio.low, ratio.high) if min(len(one), len(base)) > 1 else None
 
 
 FIGURES = {

@@ -11,6 +11,7 @@ from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.compare import CAPTION, compare_runs, comparison_tables, differences_table
 from gpt2opt.report.record import Record
 from gpt2opt.report.tables import Table, record_tables, stand_in_notice
+from gpt2opt.stats import PERCENT
 from gpt2opt.storage import write_result
 
 STYLE = """
@@ -92,7 +93,7 @@ def _notes(record: Record) -> dict[str, str]:
     protocols = dict.fromkeys(m.quality.protocol for m, _ in record.measurements() if m.quality)
     return {
         "Summary": f"Prompt of {settings.prompt_tokens} tokens, {settings.new_tokens} new ones; TTFT and TPOT are medians. Intervals are "
-        f"95%, documents redrawn; of models timed in turns 99%, runs redrawn. Scored: {'; '.join(protocols) or 'nothing yet'}. "
+        f"{PERCENT}: over documents, and of models timed in turns over the pairs of runs. Scored: {'; '.join(protocols) or 'nothing yet'}. "
         "Controls tell causes apart.",
         "Beside the parent": "Each model against its parent, on the scored text.",
         "INT8 audit": "What the weights are stored as in the file, and what the two compiled graphs multiply.",

@@ -3,17 +3,15 @@
 import dataclasses
 import hashlib
 import math
-import operator
-import random
 import statistics
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-RESAMPLES = 2000
+from gpt2opt.stats import Estimate, mean_interval, paired_ratio, positive_mean_interval
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
@@ -68,37 +66,6 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """Median of the ratios of paired samples, and its 99% bootstrap interval, pairs redrawn (Efron 1979).
-
-    99% and not 95%: a run makes a dozen such comparisons, and one in twenty of those between equals would come out as a difference.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def measurable(self) -> bool:
-        """Return whether there is a difference: whether the interval leaves 1 out."""
-        return not self.low <= 1 <= self.high
-
-    @classmethod
-    def of(cls, samples: Sequence[float], base: Sequence[float]) -> "Ratio":
-        """Return the ratio of samples to base; the two belong together pair by pair.
-
-        Raises:
-            ValueError: there are fewer than 2 pairs, or some sample has none.
-        """
-        if len(samples) != len(base) or len(samples) < 2:
-            raise ValueError(f"{len(samples)} and {len(base)} samples can't be paired; expected as many of each, at least 2")
-        ratios = [ours / theirs for ours, theirs in zip(samples, base, strict=True)]
-        draw = random.Random(0)
-        medians = [statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES)]
-        return cls(statistics.median(ratios), percentile(medians, 0.005), percentile(medians, 0.995))
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Two models timed in turns, run by run, so that both meet the same state of the machine."""
 
@@ -108,12 +75,12 @@ class Comparison:
     base_latency: Latency
 
     @property
-    def ttft(self) -> Ratio:
-        return Ratio.of(self.latency.ttft_samples_s, self.base_latency.ttft_samples_s)
+    def ttft(self) -> Estimate:
+        return paired_ratio(self.latency.ttft_samples_s, self.base_latency.ttft_samples_s)
 
     @property
-    def tpot(self) -> Ratio:
-        return Ratio.of(self.latency.tpot_by_run_s, self.base_latency.tpot_by_run_s)
+    def tpot(self) -> Estimate:
+        return paired_ratio(self.latency.tpot_by_run_s, self.base_latency.tpot_by_run_s)
 
 
 @dataclass(frozen=True)
@@ -187,8 +154,8 @@ class Quality:
         return self.nll_nats / math.log(2) / self.num_bytes
 
     def interval(self) -> tuple[float, float] | None:
-        """Return the 95% bootstrap interval of the perplexity, documents redrawn (Efron 1979); the same on every call."""
-        return _resampled_interval(lambda nats, tokens: math.exp(nats / tokens), self.document_nats, self.document_tokens)
+        """Return the interval of the perplexity over other texts of such documents, see `stats`."""
+        return _exponential(mean_interval(self.document_nats, self.document_tokens))
 
     def ratio_to(self, base: "Quality") -> float:
         """Return this perplexity over `base`'s.
@@ -201,10 +168,10 @@ class Quality:
         return self.perplexity / base.perplexity
 
     def ratio_interval(self, base: "Quality") -> tuple[float, float] | None:
-        """Return the 95% bootstrap interval of `ratio_to`, the same documents redrawn for both (paired)."""
+        """Return the interval of `ratio_to`, the two paired document by document."""
         self.ratio_to(base)
         nats = [ours - theirs for ours, theirs in zip(self.document_nats, base.document_nats, strict=True)]
-        return _resampled_interval(lambda more, tokens: math.exp(more / tokens), nats, self.document_tokens)
+        return _exponential(mean_interval(nats, self.document_tokens))
 
 
 @dataclass(frozen=True)
@@ -212,7 +179,7 @@ class Agreement:
     """How far a model's next-token distribution is from its parent's, document by document over the scored tokens of a text.
 
     document_kl_nats: summed KL(parent ‖ model). document_same_top: tokens where both expect the same one most. kl_p99: 99th percentile
-    over the tokens, with its interval. Intervals are 95%, documents redrawn; None where there is but one document.
+    over the tokens, with its interval. Intervals are over documents, see `stats`; None where there are too few.
     """
 
     document_kl_nats: tuple[float, ...]
@@ -233,25 +200,17 @@ class Agreement:
         return sum(self.document_same_top) / sum(self.document_tokens)
 
     def mean_kl_interval(self) -> tuple[float, float] | None:
-        return _resampled_interval(operator.truediv, self.document_kl_nats, self.document_tokens)
+        return positive_mean_interval(self.document_kl_nats, self.document_tokens)
 
     def top1_interval(self) -> tuple[float, float] | None:
-        return _resampled_interval(operator.truediv, self.document_same_top, self.document_tokens)
+        """Return the interval of `top1`, taken from the share of the other tokens; None if there are none."""
+        others = [tokens - same for tokens, same in zip(self.document_tokens, self.document_same_top, strict=True)]
+        interval = positive_mean_interval(others, self.document_tokens)
+        return interval and (1 - interval[1], 1 - interval[0])
 
 
-def _resampled_interval(
-    statistic: Callable[[float, float], float], sums: Sequence[float], tokens: Sequence[int]
-) -> tuple[float, float] | None:
-    """Return the 95% bootstrap interval of a statistic of two totals, documents redrawn; None for fewer than two documents."""
-    if len(sums) < 2:
-        return None
-    draw = random.Random(0)
-    documents = range(len(sums))
-    found = []
-    for _ in range(RESAMPLES):
-        picked = draw.choices(documents, k=len(documents))
-        found.append(statistic(sum(sums[i] for i in picked), sum(tokens[i] for i in picked)))
-    return percentile(found, 0.025), percentile(found, 0.975)
+def _exponential(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    return interval and (math.exp(interval[0]), math.exp(interval[1]))
 
 
 @dataclass(frozen=True)

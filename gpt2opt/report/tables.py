@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gpt2opt.report.record import Record
-from gpt2opt.report.results import Latency, Measurement, Quality, Ratio, dominated_by
+from gpt2opt.report.results import Latency, Measurement, Quality, dominated_by
+from gpt2opt.stats import PERCENT, Estimate
 
 MISSING = "–"
 
@@ -77,9 +78,12 @@ def stand_in_notice(record: Record) -> str:
 def summary_table(record: Record) -> Table:
     """Show every measurement of a run, controls included, in the order they were taken."""
     return table(
-        ("stage", "weights", "runtime", "device", "TTFT ms", "TPOT ms (p95)", "perplexity [95%]", "bits/byte", "file MB", "peak memory MB"),
+        (
+            "stage", "weights", "runtime", "device", "TTFT ms", "TPOT ms (p95)", f"perplexity [{PERCENT}]", "bits/byte", "file MB",
+            "peak memory MB",
+        ),
         [_summary_row(measurement, control) for measurement, control in record.measurements()],
-    )
+    )  # fmt: skip
 
 
 def _summary_row(measurement: Measurement, control: bool) -> tuple[str, ...]:
@@ -169,7 +173,8 @@ def quality_table(record: Record) -> Table:
                     with_interval(agreement.top1, agreement.top1_interval(), ".2%"),
                 )
             )
-    header = ("model", "its parent", "perplexity / parent's [95%]", "mean KL, nats [95%]", "KL p99 [95%]", "same top token [95%]")
+    figures = ("perplexity / parent's", "mean KL, nats", "KL p99", "same top token")
+    header = ("model", "its parent", *(f"{figure} [{PERCENT}]" for figure in figures))
     return table(header, rows)
 
 
@@ -180,10 +185,10 @@ def speed_table(record: Record) -> Table:
         for pair in stage.comparisons:
             runs = str(len(pair.latency.ttft_samples_s))
             rows.append((f"{pair.name} / {pair.base}", show_ratio(pair.ttft), show_ratio(pair.tpot), runs, _others(pair.latency)))
-    return table(("models", "TTFT ratio [99%]", "TPOT ratio [99%]", "runs of each, in turns", "cores taken by others"), rows)
+    return table(("models", f"TTFT ratio [{PERCENT}]", f"TPOT ratio [{PERCENT}]", "runs of each, in turns", "cores taken by others"), rows)
 
 
-def show_ratio(ratio: Ratio) -> str:
+def show_ratio(ratio: Estimate) -> str:
     shown = with_interval(ratio.value, (ratio.low, ratio.high), ".3f")
     return shown if ratio.measurable else f"{shown}: no measurable difference"
 

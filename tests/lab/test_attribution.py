@@ -10,11 +10,25 @@ import pytest
 from gpt2opt import environment
 from gpt2opt.deploy import runtime
 from gpt2opt.lab import attribution as attribution_module
-from gpt2opt.lab.attribution import CASE, NO_BF16, PERPLEXITY, SIZE, TPOT, TTFT, Attribution, Candidate, Step, _race, attribute
+from gpt2opt.lab.attribution import (
+    CASE,
+    NO_BF16,
+    PERPLEXITY,
+    SIZE,
+    TPOT,
+    TTFT,
+    Attribution,
+    Candidate,
+    Step,
+    _make_models,
+    _race,
+    attribute,
+)
 from gpt2opt.lab.attribution_report import BETTER_COLOR, SAME_COLOR, WORSE_COLOR, attribution_caption, attribution_table, plot_attribution
 from gpt2opt.lab.engines import Ours, OursBf16, Timing
 from gpt2opt.lab.race import loaded
 from gpt2opt.report.results import Quality, from_json
+from gpt2opt.sources.texts import find_texts
 from tests.lab.stubs import OursStub, Printing
 
 SLOW_MINUTES = (1, 1.1, 3, 1, 2)
@@ -48,15 +62,47 @@ def test_factor_is_over_the_step_before_that_was_not_left_out_and_slow_minutes_c
     assert SIZE.factor(same, second, CASE) == "1.00"
     assert SIZE.factor(last, same, CASE) == "0.25"
     assert PERPLEXITY.factor(second, first, CASE) == "1.0000 [1.0000, 1.0000], no measurable difference"
-    assert PERPLEXITY.factor(last, same, CASE) == "1.1107 [1.1052, 1.1163]"  # exp(0.105), windows of 0.1 and 0.11 nats more a token
+    assert (
+        PERPLEXITY.factor(last, same, CASE) == "1.1107 [1.0423, 1.1836]"
+    )  # exp(0.105), two documents of 0.1 and 0.11 nats more a token, ± 12.7 × 0.005
 
 
 def test_table_names_what_is_left_out_and_ends_with_the_whole_way(attribution):
     rows = {row[0]: row for row in attribution_table(attribution).rows}
-    assert rows["absent"] == ("absent", "left out: no such instructions", *["–"] * 8)
-    assert rows["first"][2:] == ("440", "", "44", "", "0.001", "", "66.69", "")
-    assert rows["the whole way"][2:] == ("", "0.25 [0.25, 0.25]", "", "0.25 [0.25, 0.25]", "", "0.25", "", "1.1107 [1.1052, 1.1163]")
+    assert rows["absent"] == ("absent", "left out: no such instructions", "", *["–"] * 8)
+    assert rows["first"][2:] == ("", "440", "", "44", "", "0.001", "", "66.69", "")
+    assert rows["the whole way"][2:] == (
+        "first",
+        "",
+        "0.25 [0.25, 0.25]",
+        "",
+        "0.25 [0.25, 0.25]",
+        "",
+        "0.25",
+        "",
+        "1.1107 [1.0423, 1.1836]",
+    )
     assert "a CPU (AVX2 alone), 2 threads; prompt 256 tokens, 64 new, 5 rounds" in attribution_caption(attribution)
+
+
+def test_a_branch_and_the_step_after_it_are_both_compared_with_what_the_branch_leaves(attribution):
+    """So that no factor holds two changes, as bf16 and pruning, or bf16 taken back and INT8."""
+    branch = step("branch", 0.01, 1000, 42, branch=True)
+    branched = dataclasses.replace(attribution, steps=(*attribution.steps[:2], branch, *attribution.steps[2:]))
+    assert [(later.name, before.name) for later, before in branched.pairs] == [
+        ("second", "first"), ("branch", "second"), ("same", "second"), ("last", "same"),
+    ]  # fmt: skip
+    assert [s.name for s in branched.chain] == ["first", "second", "same", "last"]
+    rows = {row[0]: row for row in attribution_table(branched).rows}
+    assert [rows[name][2] for name in ("first", "second", "branch", "same", "last")] == ["", "first", "second", "second", "same"]
+    assert rows["branch"][4] == "0.50 [0.50, 0.50]"
+    assert {name: row for name, row in rows.items() if name != "branch"} == {row[0]: row for row in attribution_table(attribution).rows}
+    mpl.use("Agg")
+    _, later, _, _ = plot_attribution(branched)
+    spans = [(round(bar.get_x(), 1), round(bar.get_width(), 1)) for bar in later.patches]
+    assert spans[4] == (22.0, -11.0)  # the branch
+    assert spans[6] == (22.0, 0.4)  # the step below it
+    assert "branch is a branch: it and the step below it are over second" in later.figure.get_supxlabel()
 
 
 def test_a_bar_spans_what_its_step_changes(attribution):
@@ -106,6 +152,15 @@ def test_attribution_of_a_tiny_model(model_dir, text_file, quantized, monkeypatc
     assert int8.weight_bytes < pruned.weight_bytes < fp32.weight_bytes
     assert from_json(Attribution, json.loads(json.dumps(dataclasses.asdict(found)))) == found
     assert len(attribution_table(found).rows) == 6
+
+
+def test_on_a_cpu_with_bf16_only_the_branch_computes_in_it(model_dir, text_file, quantized, tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "has_bf16", lambda: True)
+    monkeypatch.setattr(attribution_module, "quantize_int8", lambda *arguments: shutil.copytree(quantized[0], arguments[3]))
+    candidates = {c.name: c for c in _make_models(model_dir, find_texts(str(text_file)), tmp_path, 0.2, 8)}
+    assert [name for name, c in candidates.items() if c.engine is OursBf16] == ["OpenVINO bf16"]
+    assert [name for name, c in candidates.items() if c.branch] == ["OpenVINO bf16"]
+    assert candidates["pruned"].change == "2 of 12 heads less a layer, still FP32, not tuned"
 
 
 def test_wrong_input_is_said_at_once(model_dir, text_file):

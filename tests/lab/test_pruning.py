@@ -12,7 +12,6 @@ import torch
 from gpt2opt.lab.pruning import (
     IMPORTANCE,
     RANDOM,
-    Estimate,
     PruningControls,
     Recovery,
     Score,
@@ -22,6 +21,7 @@ from gpt2opt.lab.pruning import (
 )
 from gpt2opt.lab.pruning_report import curve_table, plot_pruning, ratio_table, recovery_caption, recovery_table
 from gpt2opt.report.results import Quality, from_json
+from gpt2opt.stats import Estimate
 
 HEAD_DIM = 8
 
@@ -114,7 +114,7 @@ def test_chart_has_a_curve_for_each_rule_and_a_band_for_the_seeds(controls):
 
 
 def test_controls_of_a_tiny_model(model_dir, text_file):
-    found = compare_pruning(str(model_dir), str(text_file), fractions=(0, 0.5, 0.52), score_bytes=1500, epochs=0.3)
+    found = compare_pruning(str(model_dir), str(text_file), fractions=(0, 0.5, 0.52), score_bytes=8000, epochs=0.3)
     assert (found.heads, found.counts) == (12, [2, 6])  # of the run's fraction, and one for two that come to the same
     assert [len(found.of(rule, 6)) for rule in found.rules] == [1, 1, 1, 5]
     perplexities = {score.quality.perplexity for score in found.scores} | {found.unpruned.perplexity}

@@ -7,7 +7,7 @@ import pytest
 
 from gpt2opt.environment import CpuWatch
 from gpt2opt.measure.latency import compare_latency, measure_latency
-from gpt2opt.report.results import Comparison, Ratio
+from gpt2opt.report.results import Comparison
 
 
 class SleepingDecoder:
@@ -115,25 +115,8 @@ def test_a_known_difference_of_5_percent_is_found():
 
 def test_a_difference_of_0_percent_is_not_found():
     found = [compare_simulated(1.0, 1.0, seed) for seed in range(20)]
-    assert sum(pair.tpot.measurable for pair in found) <= 1  # a 99% interval misses one in a hundred
-    assert sum(pair.ttft.measurable for pair in found) <= 1
-
-
-def test_intervals_of_ratios_cover_the_truth_about_as_often_as_they_claim():
-    draw, hits = random.Random(0), 0
-    for _ in range(200):
-        base = [draw.lognormvariate(0, 0.3) for _ in range(12)]
-        ratio = Ratio.of([1.1 * b * draw.lognormvariate(0, 0.05) for b in base], base)
-        hits += ratio.low <= 1.1 <= ratio.high
-    assert hits / 200 >= 0.965  # 99% are claimed
-    assert hits < 200 or ratio.high - ratio.low < 0.2
-
-
-def test_samples_that_belong_to_no_pair_are_refused():
-    with pytest.raises(ValueError, match="3 and 2 samples can't be paired"):
-        Ratio.of([1, 2, 3], [1, 2])
-    with pytest.raises(ValueError, match="1 and 1 samples"):
-        Ratio.of([1], [1])
+    assert sum(pair.tpot.measurable for pair in found) <= 3  # an interval of 95% misses one in twenty
+    assert sum(pair.ttft.measurable for pair in found) <= 3
 
 
 def test_a_busy_machine_is_noticed():

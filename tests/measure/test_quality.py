@@ -184,18 +184,6 @@ def test_one_document_has_no_interval():
     assert quality.ratio_interval(quality) is None
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_claim():
-    """Texts of 40 documents of unequal length and difficulty are drawn from a world whose perplexity is known."""
-    generator = torch.Generator().manual_seed(0)
-    hits = 0
-    for _ in range(150):
-        tokens = torch.randint(50, 500, (40,), generator=generator)
-        nats = tokens * (3 + 0.4 * torch.randn(40, generator=generator))
-        low, high = Quality(tuple(nats.tolist()), tuple(tokens.tolist()), 1, 1, "p").interval()
-        hits += low <= math.exp(3) <= high
-    assert 0.88 <= hits / 150 <= 0.99  # 95% are claimed
-
-
 def agree(logits, parent, ids=tuple(range(40)), window=16, stride=None, documents=1):
     return measure_agreement(logits, parent, as_text(list(ids), window, stride, documents), parent_name="parent")
 
@@ -228,7 +216,7 @@ def test_agreement_is_the_kl_divergence_from_the_parent(stride):
 
 
 def test_the_99th_percentile_and_its_interval_are_over_documents():
-    """One document in ten is ten times as far off; redrawn without it, the percentile falls."""
+    """One document in ten is ten times as far off; the interval reaches down to what the others have."""
 
     def parent(ids):
         return torch.zeros(*ids.shape, VOCAB)

@@ -33,11 +33,13 @@ def test_ratios_are_the_later_run_over_the_first(record):
     assert found["Baseline", "file, MB"] == dataclasses.replace(found["Baseline", "peak RSS, MB"], value=1, interval=None)
 
 
-def test_whole_generations_are_redrawn_since_their_tokens_are_not_independent(record):
-    """Of 60 single tokens a third would be 1, 2 and 3 in every draw: the median would always be 2."""
+def test_intervals_are_over_generations_since_their_tokens_are_not_independent(record):
+    """Taken for 60 samples, the tokens would put the median between 2 and 2."""
     spread = with_baseline(record, latency=timed((1.0,) * 20, (2.0,) * 20, (3.0,) * 20))
     steady = with_baseline(record, latency=timed((1.0,) * 20, (1.0,) * 20, (1.0,) * 20))
-    assert ratios([steady, spread])["Baseline", "TPOT, ms"].interval == (1, 3)
+    low, high = ratios([steady, spread])["Baseline", "TPOT, ms"].interval
+    assert low < 1
+    assert high > 3
 
 
 def test_one_generation_gives_no_interval(record):

@@ -92,7 +92,7 @@ def test_quality_is_shown_beside_the_parent_with_intervals(record):
     assert ratio.startswith("1.0101 [")
     assert kl.startswith("0.00200 [0.00")
     assert p99 == "0.0100 [0.0050, 0.0200]"
-    assert same.startswith("96.67% [9")
+    assert same == "96.67%"  # a single token that differs tells nothing of other documents
 
 
 def test_models_that_took_turns_are_shown_with_their_ratio_or_with_none(record):
