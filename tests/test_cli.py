@@ -121,6 +121,11 @@ WRONG = {
     "no rounds": (["attribution", "--rounds", "0"], "rounds=0, expected at least 1"),
     "too few seeds": (["pruning", "--seeds", "4"], "seeds=4, expected at least 5"),
     "prompt too long": (["generate", "{int8}", "--prompt", "Node 1 of graph 2", "--new-tokens", "255"], "from 1 to 1 fit into the context"),
+    "more new tokens than the context": (
+        ["generate", "{int8}", "--prompt", "Node", "--new-tokens", "600"],
+        "600 new tokens don't fit into the context of 256",
+    ),
+    "a prompt that is no text": (["generate", "{int8}", "--prompt", "\udcff"], "character 0 of the prompt is no text"),
     "no record": (["report", "./missing"], "can't read missing: No such file"),
     "folder without a record": (["report", "{model}"], "run.json: No such file"),
     "no folder": (["report", "{file}/run"], "Not a directory"),

@@ -5,16 +5,19 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 NAME = "gpt2opt.json"
 SCHEMA = "gpt2opt.ir/3"
+WEIGHTS = ("f32", "i8", "i4")
+KV_CACHES = ("f32", "f16", "u8")
 IR_FILES = ("openvino_model.xml", "openvino_model.bin")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """weights: what the block matmuls are stored in, `f32`, `i8` or `i4`. kv_cache: what keys and values are to be kept in, `f32`, `f16`
-    or `u8`. sha256: of each file of the IR."""
+    """weights: what the block matmuls are stored in, of `WEIGHTS`. kv_cache: what keys and values are to be kept in, of `KV_CACHES`.
+    sha256: of each file of the IR, by its name."""
 
     weights: str
     kv_cache: str
@@ -39,16 +42,29 @@ def read_manifest(directory: Path | str) -> Manifest:
         if not (directory / name).is_file():
             raise ValueError(f"no {name} in {directory}; name a directory that stage 4 or export_ir wrote")
     try:
-        content = json.loads((directory / NAME).read_text(encoding="utf-8"))
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']!r}, expected {SCHEMA!r}")
-        manifest = Manifest(content["weights"], content["kv_cache"], content["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+        manifest = _manifest(json.loads((directory / NAME).read_text(encoding="utf-8")))
+    except ValueError as error:
         raise ValueError(f"{directory / NAME} is damaged ({error}); export the model again") from error
     for name in IR_FILES:
-        if _sha256(directory / name) != manifest.sha256.get(name):
+        if _sha256(directory / name) != manifest.sha256[name]:
             raise ValueError(f"{directory / name} is not the file that was exported: it was changed or cut short; export it again")
     return manifest
+
+
+def _manifest(content: Any) -> Manifest:
+    """Return the manifest that a JSON value is, or raise ValueError with what is wrong in it."""
+    if not isinstance(content, dict):
+        raise ValueError(f"a JSON {type(content).__name__}, expected an object")
+    found = {field.name: content.get(field.name) for field in dataclasses.fields(Manifest)}
+    if found["schema"] != SCHEMA:
+        raise ValueError(f"schema {found['schema']!r}, expected {SCHEMA!r}")
+    for name, known in (("weights", WEIGHTS), ("kv_cache", KV_CACHES)):
+        if found[name] not in known:
+            raise ValueError(f"{name} {found[name]!r}, expected one of {', '.join(known)}")
+    hashes = found["sha256"]
+    if not isinstance(hashes, dict) or not all(isinstance(hashes.get(name), str) for name in IR_FILES):
+        raise ValueError(f"sha256 {hashes!r}, expected a hash for each of {', '.join(IR_FILES)}")
+    return Manifest(**found)
 
 
 def read_config(directory: Path | str, name: str) -> int:

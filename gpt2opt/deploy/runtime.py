@@ -1,12 +1,14 @@
 """Run a GPT-2 IR on the CPU with openvino and numpy alone: no torch in the serving process.
 
 One directory, two compiled graphs over one file of weights: one reads prompts, the other writes tokens. Both work on the same KV cache,
-so that nothing passes between them.
+so that nothing passes between them. Each decoder has a cache of its own, so that several can take turns on one model.
 """
 
 import ctypes
 import logging
+import math
 import mmap
+import weakref
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,14 +64,15 @@ def load_ir(directory: Path | str, num_threads: int | None = None, precision: st
     """
     model = IrModel(compile_ir(directory, num_threads, precision), read_config(directory, "n_positions"))
     # The CPU plugin packs the weights when they are first used: here, one graph after the other, and not during the first prompt.
-    token = np.zeros(1, np.int64)
+    token, cache = np.zeros(1, np.int64), model._take_cache(1)
     for first_use in (
-        lambda: model._read(model.reader, token[None], 0),
-        lambda: model._follow(np.append(token, 0), 0),
-        lambda: model._follow(token, 0),
+        lambda: model._read(model.reader, cache, token[None], 0),
+        lambda: model._follow(cache, np.append(token, 0), 0),
+        lambda: model._follow(cache, token, 0),
     ):
         first_use()
         _give_back_pages(Path(directory) / "openvino_model.bin")
+    model._return_cache(cache)
     return model
 
 
@@ -140,8 +143,16 @@ def _give_back_pages(weights: Path) -> None:
             madvise(start, end - start, mmap.MADV_DONTNEED)
 
 
+@dataclass(frozen=True, eq=False)
+class KvCache:
+    """Keys and values of up to so many sequences of the whole context: a tensor for each input of the graphs that holds some of them."""
+
+    sequences: int
+    tensors: dict[str, openvino.Tensor]
+
+
 class IrModel:
-    """A compiled GPT-2 and its KV cache. Not for use from several threads at once."""
+    """A compiled GPT-2. Several decoders may take turns on it; it is not for use from several threads at once."""
 
     def __init__(self, compiled: CompiledIr, context: int):
         self.context = context
@@ -153,8 +164,11 @@ class IrModel:
         self._bound: dict[openvino.InferRequest, dict[str, np.ndarray]] = {
             request: {} for request in (self.reader, self.writer, self.stepper) if request
         }
+        self.vocab_size = compiled.head.output(0).get_partial_shape()[-1].get_length()
         self._cache_ports = {port.get_any_name(): port for port in compiled.reader.inputs if "_cache." in port.get_any_name()}
-        self._sequences = 0
+        self._cache_of: dict[openvino.InferRequest, KvCache] = {}
+        self._no_cache = self._new_cache(0)
+        self._left: KvCache | None = None  # by a decoder that is gone, for the next one: new memory costs time when it is first written
         if self.stepper:
             self._bind(self.stepper, self._following(np.zeros(1), 0))
 
@@ -162,23 +176,30 @@ class IrModel:
         """Return the logits (B, T, V) float32 of whole sequences (B, T), read as prompts are.
 
         Raises:
-            ValueError: the sequences are longer than the context.
+            ValueError: the sequences are longer than the context, or are no token ids of this model.
         """
+        input_ids = self._check_ids(input_ids)
         batch, length = input_ids.shape
         self._check_fits(length, 0)
-        return self._read(self.reader, input_ids, 0, every=True).reshape(batch, length, -1).copy()  # the next call writes over it
+        cache = self._take_cache(batch)
+        logits = self._read(self.reader, cache, input_ids, 0, every=True).reshape(batch, length, -1).copy()  # the next call writes over it
+        self._return_cache(cache)
+        return logits
 
     def generate(self, input_ids: np.ndarray, max_new_tokens: int, prompt_lookup: bool = False) -> np.ndarray:
         """Continue (B, T) prompts greedily; return the new tokens (B, max_new_tokens).
 
         Args:
             input_ids: (B, T) int.
-            max_new_tokens: at least 1; no token ends the text earlier.
+            max_new_tokens: an integer of at least 1, as transformers' `GenerationConfig` wants it; no token ends the text earlier.
             prompt_lookup: decode several tokens a step where the text repeats itself, for one prompt; the tokens stay the same.
 
         Raises:
-            ValueError: prompt and new tokens don't fit into the context, or `prompt_lookup` is asked for several prompts.
+            ValueError: prompt and new tokens don't fit into the context, `input_ids` are no token ids of this model, `max_new_tokens` is
+                less than 1 or no integer, or `prompt_lookup` is asked for several prompts.
         """
+        if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens!r}, expected an integer of at least 1")
         decoder = self.decoder(input_ids)
         self._check_fits(decoder.prompt_ids.shape[1], max_new_tokens)
         if prompt_lookup:
@@ -191,9 +212,29 @@ class IrModel:
         return np.concatenate(tokens, axis=1)
 
     def decoder(self, input_ids: np.ndarray) -> "IrDecoder":
-        return IrDecoder(self, np.asarray(input_ids, dtype=np.int64))
+        """Return what decodes (B, T) prompts step by step; several may be in use at once.
+
+        Raises:
+            ValueError: `input_ids` are no token ids of this model.
+            MemoryError: there is no memory for its KV cache.
+        """
+        return IrDecoder(self, self._check_ids(input_ids))
+
+    def _check_ids(self, input_ids: np.ndarray) -> np.ndarray:
+        ids = np.asarray(input_ids)
+        if ids.ndim != 2 or not len(ids):
+            raise ValueError(f"ids of shape {ids.shape}, expected (prompts, tokens) with at least one prompt")
+        if ids.size and ids.dtype.kind not in "iu":
+            raise ValueError(f"ids of type {ids.dtype}, expected integers")
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise ValueError(
+                f"token ids from {ids.min()} to {ids.max()}, expected from 0 to {self.vocab_size - 1}; use the model's own tokenizer"
+            )
+        return ids.astype(np.int64)
 
     def _check_fits(self, length: int, new_tokens: int) -> None:
+        if new_tokens >= self.context:
+            raise ValueError(f"{new_tokens} new tokens don't fit into the context of {self.context}; ask for at most {self.context - 1}")
         if not 0 < length <= self.context - new_tokens:
             advice = "shorten it, or keep its end with truncate" if length else "write at least a word"
             raise ValueError(
@@ -201,13 +242,12 @@ class IrModel:
                 f"of {self.context}: {advice}"
             )
 
-    def _read(self, request, ids: np.ndarray, past: int, every: bool = False) -> np.ndarray:
+    def _read(self, request, cache: KvCache, ids: np.ndarray, past: int, every: bool = False) -> np.ndarray:
         """Read (B, T) further tokens of B sequences that have `past` tokens in the cache; return the logits (B, V) of their last tokens.
 
         With `every`, those of all tokens (B · T, V).
         """
         batch, length = ids.shape
-        self._reserve(batch)
         whole = self._describe([past], batch, length)
         # Behind the last attention only the wanted rows go on. What is before their block has to get into the cache, and nothing else:
         # as sequences of a block each it costs the last attention next to nothing.
@@ -221,7 +261,7 @@ class IrModel:
             "max_context_len": np.array(past + length),
             graphs.ROWS: np.arange(batch * length) if every else np.arange(1, batch + 1) * length - 1,
         }
-        return self._project(self._infer(request, inputs))
+        return self._project(self._infer(request, cache, inputs))
 
     def _describe(self, starts: list[int], batch: int, length: int) -> dict[str, np.ndarray]:
         """Describe B texts of T further tokens to attention, each as sequences that start at these positions.
@@ -237,20 +277,19 @@ class IrModel:
             "block_indices_begins": np.append(text * len(own) + np.arange(len(starts)), batch * len(own)),
         }
 
-    def _follow(self, ids: np.ndarray, past: int) -> np.ndarray:
+    def _follow(self, cache: KvCache, ids: np.ndarray, past: int) -> np.ndarray:
         """Read (T,) further tokens of one sequence that has `past` tokens in the cache; return their logits (T, V).
 
         Each is read as a sequence of its own over the blocks of the one: it finds the keys and values of those before it there, which the
         plugin writes first. That is faster than a prompt's way, and where inputs are quantized the bits of the hidden states don't depend
         on how many tokens are read at once. An empty sequence beside them keeps the plugin from splitting a lone one over its threads.
         """
-        self._reserve(1)
         if len(ids) > 1 or not self.stepper:
             inputs = self._following(ids, past)
-            return self._project(self._infer(self.writer, {**inputs, **_for_last_attention(inputs)}))
+            return self._project(self._infer(self.writer, cache, {**inputs, **_for_last_attention(inputs)}))
         past_lens = np.array([past, 0])
         changed = {"input_ids": ids, "position_ids": past_lens[:1], "past_lens": past_lens, "max_context_len": past_lens[0] + 1}
-        return self._infer(self.stepper, changed).data.reshape(1, -1)
+        return self._infer(self.stepper, cache, changed).data.reshape(1, -1)
 
     def _following(self, ids: np.ndarray, past: int) -> dict[str, np.ndarray]:
         """Return the inputs of a graph for `_follow`."""
@@ -266,8 +305,9 @@ class IrModel:
             graphs.ROWS: np.arange(count),
         }
 
-    def _infer(self, request, inputs: dict[str, np.ndarray]):
-        """Run a graph; return its output, which the next call writes over. See `graphs.paged` for the inputs."""
+    def _infer(self, request, cache: KvCache, inputs: dict[str, np.ndarray]):
+        """Run a graph on a cache; return its output, which the next call writes over. See `graphs.paged` for the inputs."""
+        self._bind_cache(request, cache)
         self._bind(request, inputs)
         request.infer(share_outputs=True)
         return request.get_output_tensor()
@@ -287,16 +327,41 @@ class IrModel:
         self.head.infer(share_outputs=True)
         return self.head.get_output_tensor().data.reshape(hidden.shape[0], -1)
 
-    def _reserve(self, sequences: int) -> None:
-        """Have room for the whole context of so many sequences; the system gives memory only to the blocks that are written."""
-        if sequences <= self._sequences:
-            return
-        self._sequences = sequences
-        for name, port in self._cache_ports.items():
-            _, *block = port.get_partial_shape()
-            tensor = openvino.Tensor(port.get_element_type(), [sequences * _blocks(self.context), *(size.get_length() for size in block)])
-            for request in self._bound:
+    def _bind_cache(self, request, cache: KvCache) -> None:
+        if self._cache_of.get(request) is not cache:
+            for name, tensor in cache.tensors.items():
                 request.set_tensor(name, tensor)
+            self._cache_of[request] = cache
+
+    def _take_cache(self, sequences: int) -> KvCache:
+        """Return a cache for so many sequences that nobody else has; `_return_cache` is to be called when it is no longer needed.
+
+        Raises:
+            MemoryError: there is no memory for it.
+        """
+        left, self._left = self._left, None
+        if left and left.sequences == sequences:
+            return left
+        del left
+        for request in self._bound:  # else they keep memory that nobody needs any more
+            self._bind_cache(request, self._no_cache)
+        return self._new_cache(sequences)
+
+    def _return_cache(self, cache: KvCache) -> None:
+        self._left = cache
+
+    def _new_cache(self, sequences: int) -> KvCache:
+        """Reserve memory of zeros: whatever else lies in new memory might read as NaN. The system gives it only to what is written."""
+        tensors = {}
+        for name, port in self._cache_ports.items():
+            shape = [sequences * _blocks(self.context), *(size.get_length() for size in list(port.get_partial_shape())[1:])]
+            kind = port.get_element_type()
+            try:
+                memory = np.zeros(math.prod(shape) * kind.size, np.uint8)
+            except MemoryError:
+                raise MemoryError(f"no memory for the KV cache of {sequences} sequences; decode fewer at once") from None
+            tensors[name] = openvino.Tensor(memory, shape, kind)
+        return KvCache(sequences, tensors)
 
 
 def _for_last_attention(sequences: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -309,10 +374,12 @@ def _blocks(tokens: int) -> int:
 
 
 class IrDecoder:
-    """Greedy decoding of B prompts of one length, one token a call."""
+    """Greedy decoding of B prompts of one length, one token a call, with a KV cache of its own. `IrModel.decoder` makes them."""
 
     def __init__(self, model: IrModel, prompt_ids: np.ndarray):
         self.model, self.prompt_ids = model, prompt_ids
+        self.cache = model._take_cache(len(prompt_ids))
+        weakref.finalize(self, model._return_cache, self.cache)
 
     def start(self) -> None:
         """Read the prompts.
@@ -322,7 +389,7 @@ class IrDecoder:
         """
         length = self.prompt_ids.shape[1]
         self.model._check_fits(length, 0)
-        self.next_ids = self.model._read(self.model.reader, self.prompt_ids, 0).argmax(-1)[:, None]
+        self.next_ids = self.model._read(self.model.reader, self.cache, self.prompt_ids, 0).argmax(-1)[:, None]
         self.past = length
 
     def step(self) -> None:
@@ -334,10 +401,10 @@ class IrDecoder:
         self.model._check_fits(self.past + 1, 0)
         batch = len(self.prompt_ids)
         if batch == 1:
-            logits = self.model._follow(self.next_ids[0], self.past)
+            logits = self.model._follow(self.cache, self.next_ids[0], self.past)
         else:
             request = self.model.writer if batch < MANY_SEQUENCES else self.model.reader
-            logits = self.model._read(request, self.next_ids, self.past)
+            logits = self.model._read(request, self.cache, self.next_ids, self.past)
         self.next_ids = logits.argmax(-1)[:, None]
         self.past += 1
 
@@ -350,7 +417,7 @@ class IrDecoder:
             raise ValueError(f"{len(self.prompt_ids)} prompts, prompt lookup takes one at a time")
         ids = np.array([self.next_ids[0, 0], *guessed])
         self.model._check_fits(self.past + len(ids), 0)
-        chosen = self.model._follow(ids, self.past).argmax(-1)
+        chosen = self.model._follow(self.cache, ids, self.past).argmax(-1)
         right = 0
         while right < len(guessed) and chosen[right] == guessed[right]:
             right += 1
@@ -369,10 +436,14 @@ def continue_text(directory: Path | str, prompt: str, new_tokens: int = 50, trun
         truncate: keep the end of a prompt that is too long, and say so, instead of refusing it.
 
     Raises:
-        ValueError: no IR, an empty prompt, or more tokens than the model's context holds.
+        ValueError: no IR, an empty prompt, a prompt that is not Unicode text, or more tokens than the model's context holds.
     """
     from gpt2opt.sources.models import load_tokenizer
 
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} of the prompt is no text but {prompt[error.start]!r}; give it in UTF-8") from None
     model = load_ir(directory)
     tokenizer = load_tokenizer(directory)
     ids = tokenizer(prompt, verbose=False).input_ids

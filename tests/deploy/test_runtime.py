@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import openvino
@@ -16,6 +18,7 @@ from optimum.intel import OVModelForCausalLM
 from gpt2opt.deploy import graphs, runtime
 from gpt2opt.deploy.prompt_lookup import PromptLookup
 from gpt2opt.deploy.runtime import PROPERTIES, continue_text, cpu_properties, load_ir
+from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.stages.quantize import quantize_int8
 from tests.conftest import relative_error, torch_logits
 
@@ -44,13 +47,16 @@ def test_tokens_are_decoded_on_the_cache_that_the_prompt_left(either_cpu, quanti
     assert (model.stepper is None) == either_cpu
     expected = torch_logits(pruned, ids)[:, 20]
     for prompt, decode in (
-        (ids[:, :20], lambda past: model._read(model.writer, ids[:, 20:21], past)),
-        (ids[:1, :20], lambda past: model._follow(ids[0, 20:21], past)),
+        (ids[:, :20], lambda cache, past: model._read(model.writer, cache, ids[:, 20:21], past)),
+        (ids[:1, :20], lambda cache, past: model._follow(cache, ids[0, 20:21], past)),
     ):
-        model.decoder(prompt).start()
-        error = relative_error(decode(20), expected[: len(prompt)])
+        decoder = model.decoder(prompt)
+        decoder.start()
+        error = relative_error(decode(decoder.cache, 20), expected[: len(prompt)])
         assert error < 0.1
-        assert relative_error(decode(0), expected[: len(prompt)]) > 2 * error  # without the prompt it would be another answer
+        assert (
+            relative_error(decode(decoder.cache, 0), expected[: len(prompt)]) > 2 * error
+        )  # without the prompt it would be another answer
 
 
 def test_both_forms_of_the_reading_graph_compute_the_same(either_cpu, quantized, pruned, ids):
@@ -67,16 +73,17 @@ def test_several_tokens_at_once_give_the_bits_of_one_by_one(quantized, ids, thre
     one_step = graphs.one_step
     monkeypatch.setattr(graphs, "one_step", lambda graph: one_step(graphs.cut(graph)[0]))  # to the hidden states
     model = load_ir(quantized[0], threads)
+    decoder = model.decoder(ids[:1, :25])
 
     def hidden(request, tokens, past):
-        model._follow(tokens, past)
+        model._follow(decoder.cache, tokens, past)
         return request.get_output_tensor().data.copy()
 
     for count in (2, 3, 16):
         tokens = ids[1, :count]  # over the end of a block of the cache
-        model.decoder(ids[:1, :25]).start()
+        decoder.start()
         at_once = hidden(model.writer, tokens, 25)
-        model.decoder(ids[:1, :25]).start()
+        decoder.start()
         one_by_one = [hidden(model.stepper or model.writer, tokens[i : i + 1], 25 + i)[0] for i in range(count)]
         np.testing.assert_array_equal(at_once, one_by_one)
 
@@ -176,7 +183,7 @@ def test_the_last_block_reads_only_the_wanted_rows_behind_its_attention(quantize
 def test_wanted_rows_alone_get_the_answers_that_they_get_among_all(either_cpu, quantized, calibration):
     ids = np.array(calibration["input_ids"][:8]).reshape(2, 128)  # several blocks of the cache
     model = load_ir(quantized[0])
-    last = model._read(model.reader, ids, 0).copy()
+    last = model._read(model.reader, model._take_cache(2), ids, 0).copy()
     assert relative_error(last, model.logits(ids)[:, -1]) < 1e-3
 
 
@@ -185,15 +192,16 @@ def test_the_last_attention_reads_only_for_the_wanted_rows(past, length, float_d
     ids, end = np.array(calibration["input_ids"][:8]).reshape(2, 128), past + length
     expected = torch_logits(pruned, ids)
     model = load_ir(float_dir)
+    cache = model._take_cache(2)
     if past:
-        model._read(model.reader, ids[:, :past], 0)
-    last = model._read(model.reader, ids[:, past:end], past)
+        model._read(model.reader, cache, ids[:, :past], 0)
+    last = model._read(model.reader, cache, ids[:, past:end], past)
     np.testing.assert_allclose(last, expected[:, end - 1], atol=1e-3)
     begins, pasts = (model._bound[model.reader][graphs.LAST + name] for name in ("subsequence_begins", "past_lens"))
     assert begins[-1] == 2 * length
     within = (pasts % runtime.BLOCK + np.diff(begins)).reshape(2, -1)
     assert (within <= runtime.BLOCK).all()  # of its block of the cache
-    following = model._read(model.reader, ids[:, end : end + 1], end)  # finds all keys and values in the cache
+    following = model._read(model.reader, cache, ids[:, end : end + 1], end)  # finds all keys and values in the cache
     np.testing.assert_allclose(following, expected[:, end], atol=1e-3)
     np.testing.assert_allclose(model.logits(ids), expected, atol=1e-3)
 
@@ -278,17 +286,118 @@ def test_generating_from_the_ir_loads_no_torch(quantized):
     assert "torch" not in modules
 
 
+def decode(decoder, count: int) -> np.ndarray:
+    """Take so many steps of a decoder that has started; return the tokens (B, count) that it chooses on the way."""
+    tokens = []
+    for _ in range(count):
+        tokens.append(decoder.next_ids)
+        decoder.step()
+    return np.concatenate(tokens, axis=1)
+
+
+def test_decoders_of_one_model_do_not_disturb_each_other(either_cpu, quantized, ids):
+    model, prompts = load_ir(quantized[0]), (ids[:1, :20], ids[1:, :9], ids[:, 3:15], np.tile(ids[:, 5:30], (8, 1)))
+    alone = [load_ir(quantized[0]).generate(prompt, 30) for prompt in prompts]
+    decoders = [model.decoder(prompt) for prompt in prompts]
+    for decoder in decoders:
+        decoder.start()
+        model.logits(ids)
+    found = [[decode(decoder, count) for decoder in decoders] for count in (1, 2, 1, 20, 6)]  # in turns
+    for tokens, expected in zip(zip(*found, strict=True), alone, strict=True):
+        np.testing.assert_array_equal(np.concatenate(tokens, axis=1), expected)
+
+
+def test_prompt_lookups_of_one_model_do_not_disturb_each_other(quantized, ids):
+    model = load_ir(quantized[0])
+    first, second = (model.decoder(ids[row : row + 1, :24]) for row in range(2))
+    expected = [model.generate(decoder.prompt_ids, 40).tolist()[0] for decoder in (first, second)]
+    first.start()
+    assert PromptLookup(second).generate(40) == expected[1]
+    chosen = [int(first.next_ids[0, 0])]
+    while len(chosen) < 40:
+        chosen += first.check([expected[0][len(chosen)], 0])[: 40 - len(chosen)]
+        model.logits(ids)
+    assert chosen == expected[0]
+
+
+def test_the_memory_of_decoders_that_are_gone_is_used_again_or_given_back(quantized, ids):
+    model = load_ir(quantized[0])
+    decoders = [model.decoder(ids) for _ in range(5)]
+    for decoder in decoders:
+        decoder.start()
+        decoder.step()
+    caches = [weakref.ref(decoder.cache) for decoder in decoders]
+    assert len({id(cache()) for cache in caches}) == 5
+    del decoder, decoders
+    model.generate(ids, 2)
+    assert sum(cache() is not None for cache in caches) == 1
+
+
+def retry_with_half_the_batch(directory: str) -> tuple[int, list[str]]:
+    """Decode more sequences than there is memory for, then half as many until they fit; return how many those are, and what was said."""
+    import resource
+
+    model, sequences, said = load_ir(directory), 8192, []
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + 400_000_000,) * 2)
+    while True:
+        try:
+            model.generate(np.ones((sequences, 1), np.int64), 2)
+            return sequences, said
+        except (MemoryError, RuntimeError) as error:  # the cache finds no memory, or what the plugin computes with
+            sequences //= 2
+            said.append(str(error))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits what a process may map")
+def test_a_batch_that_finds_no_memory_may_be_halved(quantized):
+    sequences, said = in_fresh_process(retry_with_half_the_batch, str(quantized[0])).value
+    assert 1 <= sequences < 8192
+    assert said[0] == "no memory for the KV cache of 8192 sequences; decode fewer at once"
+
+
 def test_a_prompt_beyond_the_context_is_refused_or_cut_and_said_so(quantized, caplog):
     model = load_ir(quantized[0])
     with pytest.raises(ValueError, match="257 tokens; with 0 new ones, from 1 to 256 fit"):
         model.logits(np.ones((1, 257), dtype=np.int64))
     with pytest.raises(ValueError, match="250 tokens; with 7 new ones, from 1 to 249 fit"):
         model.generate(np.ones((1, 250), dtype=np.int64), 7)
+    with pytest.raises(ValueError, match="256 new tokens don't fit into the context of 256; ask for at most 255"):
+        model.generate(np.ones((1, 1), dtype=np.int64), 256)
     prompt = "Node 1 of graph 2 has 3 edges"
     with pytest.raises(ValueError, match="from 1 to 6 fit into the context of 256"):
         continue_text(quantized[0], prompt, 250)
     assert isinstance(continue_text(quantized[0], prompt, 250, truncate=True), str)
     assert "its last 6 are kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[1, -1]], "token ids from -1 to 1, expected from 0 to 319"),
+        ([[1, 320]], "token ids from 1 to 320, expected from 0 to 319"),
+        (np.zeros((0, 5), np.int64), r"ids of shape \(0, 5\), expected \(prompts, tokens\)"),
+        ([1, 2], r"ids of shape \(2,\), expected \(prompts, tokens\)"),
+        ([[1.5, 2.0]], "ids of type float64, expected integers"),
+        (np.zeros((1, 0), np.int64), "the prompt has 0 tokens"),
+    ],
+)
+def test_ids_that_are_no_prompts_are_refused(ids, message, quantized):
+    model = load_ir(quantized[0])
+    for act in (model.logits, lambda ids: model.generate(ids, 2), lambda ids: model.decoder(ids).start()):
+        with pytest.raises(ValueError, match=message):
+            act(ids)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, "5", None])
+def test_a_number_of_new_tokens_below_1_or_no_integer_is_refused(count, quantized, ids):
+    for prompt_lookup in (False, True):
+        with pytest.raises(ValueError, match=f"max_new_tokens={count!r}, expected an integer of at least 1"):
+            load_ir(quantized[0]).generate(ids[:1], count, prompt_lookup)
+
+
+def test_a_numpy_integer_of_new_tokens_is_taken(quantized, ids):
+    assert load_ir(quantized[0]).generate(ids, np.int64(3)).shape == (2, 3)
 
 
 def test_a_full_context_stops_decoding(quantized):
@@ -302,6 +411,8 @@ def test_text_is_continued(quantized):
     assert isinstance(continue_text(quantized[0], "Node 1 of", 5), str)
     with pytest.raises(ValueError, match="the prompt has 0 tokens"):
         continue_text(quantized[0], "", 5)
+    with pytest.raises(ValueError, match="character 2 of the prompt is no text"):
+        continue_text(quantized[0], "a \udcff", 5)  # what a shell makes of a byte that is not UTF-8
 
 
 @pytest.mark.parametrize("name", ["openvino_model.xml", "openvino_model.bin", "gpt2opt.json"])
@@ -316,3 +427,23 @@ def test_a_missing_changed_or_cut_file_is_refused_by_name(name, quantized, tmp_p
     (folder / name).unlink()
     with pytest.raises(ValueError, match=f"no {name} in".replace(".", r"\.")):
         load_ir(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sha256": ["a", "b"]}, r"sha256 \['a', 'b'\], expected a hash for each of openvino_model.xml, openvino_model.bin"),
+        ({"sha256": {"openvino_model.xml": ["a"]}}, "sha256 {.*}, expected a hash for each of .*"),
+        ({"weights": 8}, "weights 8, expected one of f32, i8, i4"),
+        ({"kv_cache": ["u8"]}, r"kv_cache \['u8'\], expected one of f32, f16, u8"),
+        ({"schema": "gpt2opt.ir/1"}, "schema 'gpt2opt.ir/1', expected 'gpt2opt.ir/3'"),
+        ({"schema": None}, "schema None, expected 'gpt2opt.ir/3'"),
+        (None, "a JSON list, expected an object"),
+    ],
+)
+def test_a_manifest_of_other_types_is_refused_in_one_line(change, message, quantized, tmp_path):
+    shutil.copytree(quantized[0], tmp_path / "ir")
+    path = tmp_path / "ir" / "gpt2opt.json"
+    path.write_text(json.dumps([] if change is None else json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=f"gpt2opt.json is damaged .{message}.; export the model again"):
+        load_ir(tmp_path / "ir")
