@@ -5,6 +5,7 @@ import json
 import pytest
 
 from gpt2opt.environment import cpu_kind
+from gpt2opt.lab import docs
 from gpt2opt.lab.attribution import PERPLEXITY, TPOT, Attribution
 from gpt2opt.lab.bench_results import BenchResult
 from gpt2opt.lab.pruning import IMPORTANCE, RANDOM, PruningControls

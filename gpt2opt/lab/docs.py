@@ -41,9 +41,8 @@ def _block(name: str, root: Path) -> str:
         return OF_THE_RUN[name](read_record(root / RECORD))
     what, _, kind = name.partition("-")
     if what not in OF_A_KIND:
-        raise ValueError(
-            f"block {name!r} is not known; expected one of {', '.join((*OF_THE_RUN, *OF_A_KIND))}, the latter with a kind of CPU"
-        )
+        known = ", ".join((*OF_THE_RUN, *(f"{name}-KIND" for name in OF_A_KIND)))
+        raise ValueError(f"block {name!r} is not known; expected one of {known}")
     result, show = OF_A_KIND[what]
     folder = f"benchmarks/{kind}"
     return show(from_json(result, json.loads((root / folder / f"{what}.json").read_text(encoding="utf-8"))), folder)

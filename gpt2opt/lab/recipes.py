@@ -154,6 +154,6 @@ def recipes_caption(comparison: RecipeComparison) -> str:
     """Say what the table was taken on."""
     return (
         f"{comparison.model}; {machine_label(comparison.environment)}; {comparison.parent.protocol}, perplexity of the FP32 model "
-        f"{comparison.parent.perplexity:.2f}. Intervals are {PERCENT}, over documents. All figures are those of the IR, read with quantized "
-        "inputs."
+        f"{comparison.parent.perplexity:.2f}. Intervals are {PERCENT}, over documents. All figures are those of the IR, read with "
+        "quantized inputs."
     )
