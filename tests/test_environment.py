@@ -1,4 +1,5 @@
 import json
+import math
 import random
 import subprocess
 import sys
@@ -93,3 +94,23 @@ def test_a_seed_repeats_every_generator():
     assert draw() == first
     environment.set_seed(8)
     assert draw() != first
+
+
+def test_where_the_system_does_not_tell_the_instructions_nobody_knows_them(monkeypatch):
+    monkeypatch.setattr(environment, "_cpuinfo", lambda: ("processor: 0", "model name: a CPU"))
+    assert environment.has_int8_dot_product() is environment.has_bf16() is None
+    facts = environment.describe.__wrapped__()
+    assert facts["cpu_flags"] is None
+    assert environment.cpu_kind(facts["cpu_flags"]) == environment.OTHER_CPU_KIND
+    assert "(instructions not known: the system does not tell them)" in environment.machine_label(facts)
+    monkeypatch.setattr(environment, "_cpuinfo", lambda: ("flags: avx2",))
+    assert environment.has_int8_dot_product() is environment.has_bf16() is False
+    monkeypatch.setattr(environment, "_cpuinfo", lambda: ("Features: asimddp",))
+    assert environment.has_int8_dot_product() is True
+
+
+@pytest.mark.parametrize(("cores", "quota", "expected"), [(8, math.inf, 8), (8, 2.9, 2), (8, 0.5, 1), (2, 16, 2)])
+def test_threads_are_as_many_as_cores_and_quota_allow(monkeypatch, cores, quota, expected):
+    monkeypatch.setattr(environment, "cores", lambda: cores)
+    monkeypatch.setattr(environment, "cpu_quota", lambda: quota)
+    assert environment.threads() == expected
