@@ -14,9 +14,8 @@ import pytest
 
 from gpt2opt.report.notebook import execute_notebook
 from gpt2opt.report.record import read_record
-from tests.conftest import committed
+from tests.conftest import ROOT, committed
 
-ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "project.ipynb"
 STAGES = ["1-profile", "2-prune", "3-finetune", "4-quantize"]
 
