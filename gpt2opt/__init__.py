@@ -6,9 +6,10 @@ The names below load on first use: `import gpt2opt` alone loads neither torch no
 import importlib
 from typing import Any
 
-from gpt2opt.environment import check_python
+from gpt2opt.environment import check_python, leave_home_alone
 
 check_python()
+leave_home_alone()
 
 _HOMES = {
     "audit_int8": "deploy.audit",

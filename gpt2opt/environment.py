@@ -259,6 +259,16 @@ def _commit() -> str | None:
         return None
 
 
+def leave_home_alone() -> None:
+    """Keep OpenVINO, NNCF and INC from writing into the user's home; call it before they are imported.
+
+    OpenVINO and NNCF would store a persistent id there and send usage data under it, without asking. Both do neither where the package for
+    that is not installed, and this makes it look so. INC would write a log there.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)
+    os.environ.setdefault("LOG_LEVEL_INC", "6")  # the level without a log file
+
+
 def quiet() -> None:
     """Silence the log lines and warnings of the libraries below us; call it before they are imported. Errors still raise."""
     os.environ.update(

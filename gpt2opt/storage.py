@@ -64,9 +64,8 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
 
 def _move(partial: Path, folder: Path) -> None:
     old = _listed(folder) or []
-    new = sorted(
-        (path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file()), key=lambda name: name == LOADED_FIRST
-    )
+    files = [path for path in partial.rglob("*") if path.is_file() and not path.name.startswith(PREFIX)]
+    new = sorted((path.relative_to(partial).as_posix() for path in files), key=lambda name: name == LOADED_FIRST)
     _write_marker(folder, sorted({*old, *new}))  # while files move, both versions are ours
     if LOADED_FIRST in old:
         (folder / LOADED_FIRST).unlink(missing_ok=True)
@@ -93,12 +92,10 @@ def claim_folder(folder: Path | str) -> Path:
 def remove_folder(folder: Path) -> None:
     """Remove what this project wrote into a folder, and the folder if nothing else is in it. One without a marker stays as it is."""
     listed = _listed(folder)
-    if listed is None:
-        return
-    _remove(folder, listed)
-    (folder / MARKER).unlink()
-    with suppress(OSError):  # a user's file is in it
-        folder.rmdir()
+    if listed is not None:
+        _remove(folder, listed)
+        _write_marker(folder, [])
+        _unmake([folder])
 
 
 def check_file(path: Path | str) -> None:
@@ -211,6 +208,7 @@ def _make(folder: Path) -> list[Path]:
 
 
 def _unmake(folders: list[Path]) -> None:
+    """Remove those of these folders that hold nothing but a marker."""
     for folder in folders:
         if [path.name for path in folder.iterdir()] == [MARKER]:
             shutil.rmtree(folder)

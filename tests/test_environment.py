@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -114,3 +115,27 @@ def test_threads_are_as_many_as_cores_and_quota_allow(monkeypatch, cores, quota,
     monkeypatch.setattr(environment, "cores", lambda: cores)
     monkeypatch.setattr(environment, "cpu_quota", lambda: quota)
     assert environment.threads() == expected
+
+
+QUANTIZE_AND_EXPORT = """
+import sys
+from gpt2opt import load_model, prepare_calibration_dataset, quantize_int8
+tokenizer, model = load_model(sys.argv[1])
+calibration = prepare_calibration_dataset([open(sys.argv[2]).read()], tokenizer, length=32, limit=8)
+quantize_int8(model, tokenizer, calibration, sys.argv[3], "w8")
+"""
+
+
+def test_nothing_is_left_in_the_home_of_a_user(model_dir, text_file, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("NNCF", "LOG_LEVEL", "HABANA", "HF_HOME")) and name != "CI"
+    }
+    command = [sys.executable, "-c", QUANTIZE_AND_EXPORT, str(model_dir), str(text_file), str(tmp_path / "int8")]
+    done = subprocess.run(command, env={**kept, "HOME": str(home)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "int8" / "openvino_model.xml").exists()
+    assert not [path for path in home.rglob("*") if path.is_file() and "matplotlib" not in path.parts]

@@ -4,7 +4,8 @@ INC's own tuning passes models whatever it measured, so the gate works on the fa
 a time. Every weight stays as it is.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -32,12 +33,16 @@ def apply_gate(model: GPT2LMHeadModel, parent: GPT2LMHeadModel, rows: Sequence[S
         parent: the same model in FP32.
         rows: token rows that INC did not see.
         max_kl: nats a token that all quantized inputs and the cache may cost together; None measures and switches nothing off.
+
+    Raises:
+        ValueError: the divergence is not finite.
     """
     cache = CacheRounding(model.transformer.h[0].attn.head_dim)
     layers = {name: layer for name, layer in quantized_linears(model).items() if layer.quantize_input} | {KV_CACHE: cache}
     hooks = [block.attn.c_attn.register_forward_hook(cache) for block in model.transformer.h]
     try:
-        return _gate(layers, _ruler(model, parent, rows), max_kl)
+        with torch.inference_mode():
+            return _gate(layers, _Divergence(model, layers, parent, rows), max_kl)
     finally:
         for hook in hooks:
             hook.remove()
@@ -63,13 +68,16 @@ class CacheRounding:
         return (((heads - low) / step).round() * step + low).flatten(-2)
 
 
-def _gate(layers: dict[str, FakeQuantLinear | CacheRounding], kl: Callable[[], float], max_kl: float | None) -> Harm:
+Switched = FakeQuantLinear | CacheRounding
+"""What a gate switches: `quantize_input` says whether it rounds."""
+
+
+def _gate(layers: Mapping[str, Switched], kl: Callable[[set[str]], float], max_kl: float | None) -> Harm:
     progress = tqdm(total=2 + 2 * len(layers), desc="harm of each quantized input", leave=False)
 
     def measured(quantized: set[str]) -> float:
-        _switch(layers, quantized)
         progress.update()
-        return kl()
+        return kl(quantized)
 
     every = set(layers)
     weights = measured(set())
@@ -91,24 +99,52 @@ def _gate(layers: dict[str, FakeQuantLinear | CacheRounding], kl: Callable[[], f
     )  # fmt: skip
 
 
-def _switch(layers: dict[str, FakeQuantLinear | CacheRounding], quantized: set[str]) -> None:
+def _switch(layers: Mapping[str, Switched], quantized: Collection[str]) -> None:
     for name, layer in layers.items():
         layer.quantize_input = name in quantized
 
 
-def _ruler(model: GPT2LMHeadModel, parent: GPT2LMHeadModel, rows: Sequence[Sequence[int]]) -> Callable[[], float]:
-    """Return a function that gives the mean KL(parent ‖ model) over the rows; the parent answers once."""
+class _Divergence:
+    """The mean KL(reference model ‖ model) over some rows, in nats per token, with any choice of the model's inputs quantized.
 
-    def log_probabilities(of: GPT2LMHeadModel, row: Sequence[int]) -> torch.Tensor:
-        hidden = of.transformer(torch.tensor([row]), use_cache=False).last_hidden_state[0, EVERY - 1 :: EVERY]
-        return torch.log_softmax(of.lm_head(hidden), -1)
+    What goes into a block depends only on the inputs before it. So the hidden states before each block are kept for two configurations,
+    with none and with all inputs quantized; any other one is computed from the first block on in which it differs from one of these.
+    """
 
-    with torch.inference_mode():
-        expected = [log_probabilities(parent, row) for row in rows]
+    def __init__(self, model: GPT2LMHeadModel, layers: Mapping[str, Switched], reference: GPT2LMHeadModel, rows: Sequence[Sequence[int]]):
+        self.model, self.layers = model, layers
+        # The cache is read in every block; the head comes after the last one.
+        self.block_of = {name: int(name.split(".")[2]) for name in layers if ".h." in name} | {KV_CACHE: 0}
+        self.expected = [_log_probabilities(reference, _states_before_blocks(reference, row), -1) for row in rows]
+        self.kept = {}
+        for quantized in (frozenset(), frozenset(layers)):
+            _switch(layers, quantized)
+            self.kept[quantized] = [_states_before_blocks(model, row) for row in rows]
 
-    @torch.inference_mode()
-    def kl() -> float:
-        nats = [(base.exp() * (base - log_probabilities(model, row))).sum(-1) for base, row in zip(expected, rows, strict=True)]
-        return torch.cat(nats).double().mean().item()
+    def __call__(self, quantized: set[str]) -> float:
+        nearest = max(self.kept, key=lambda kept: self._first_block(kept ^ quantized))
+        first = self._first_block(nearest ^ quantized)
+        _switch(self.layers, quantized)
+        found = (_log_probabilities(self.model, states, first) for states in self.kept[nearest])
+        nats = [(base.exp() * (base - other)).sum(-1) for base, other in zip(self.expected, found, strict=True)]
+        mean = torch.cat(nats).double().mean().item()
+        if not math.isfinite(mean):  # no comparison with a budget means anything
+            raise ValueError(f"the gate measured a KL divergence of {mean}: the model's numbers overflow on the calibration text")
+        return mean
 
-    return kl
+    def _first_block(self, switched: set[str] | frozenset[str]) -> int:
+        last = len(self.model.transformer.h) - 1
+        return min((self.block_of.get(name, last) for name in switched), default=last)
+
+
+def _states_before_blocks(model: GPT2LMHeadModel, row: Sequence[int]) -> tuple[Tensor, ...]:
+    """Return the hidden states (1, T, width) that each block reads."""
+    return model.transformer(torch.tensor([row]), use_cache=False, output_hidden_states=True).hidden_states[:-1]
+
+
+def _log_probabilities(model: GPT2LMHeadModel, states: Sequence[Tensor], first: int) -> Tensor:
+    """Run the model from a block on; return the log probabilities (T / EVERY, V) of the next tokens."""
+    hidden = states[first]
+    for block in model.transformer.h[first:]:
+        hidden = block(hidden)[0]
+    return torch.log_softmax(model.lm_head(model.transformer.ln_f(hidden)[0, EVERY - 1 :: EVERY]), -1)

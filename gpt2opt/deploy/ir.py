@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gpt2opt.deploy import graphs
 from gpt2opt.deploy.manifest import write_manifest
+from gpt2opt.sources.models import check_finite, fold_attention_scale
 from gpt2opt.storage import new_folder
 
 IR_NAME = "openvino_model.xml"
@@ -101,6 +102,8 @@ def linearize(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     embeddings = [module.weight for module in (model.transformer.wte, model.transformer.wpe)]
     shared = {id(weight): nn.Parameter(weight.detach().float().cpu()) for weight in embeddings}
     model = copy.deepcopy(model, shared).float().cpu().eval()
+    fold_attention_scale(model)
+    model.set_attn_implementation("sdpa")  # what OpenVINO finds in the graph as one operation; a model may come with eager attention
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Conv1D):
@@ -152,15 +155,26 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
         model: FP32 GPT-2, fake-quantized or not; heads may be pruned, the same number in every layer.
         out_dir: a new or empty folder, or one that was written here before.
         kv_cache: what `load_ir` is to keep keys and values in, `f16` or `u8`; of a float model it is `f32`.
+
+    Raises:
+        ValueError: a weight is NaN or infinite, layers kept different numbers of heads, or `out_dir` can't be written.
     """
+    check_finite(model)
+    out_dir = Path(out_dir)
+    with new_folder(out_dir) as partial:
+        write_ir(model, tokenizer, partial, kv_cache)
+    return out_dir
+
+
+def write_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, folder: Path, kv_cache: str) -> None:
+    """Write what `export_ir` does into an empty folder."""
     from openvino import Core, save_model
     from openvino._offline_transformations import compress_quantize_weights_transformation
     from optimum.exporters.openvino import export_from_model
     from optimum.exporters.openvino.model_configs import GPT2OpenVINOConfig
 
-    out_dir = Path(out_dir)
     linears = quantized_linears(model)
-    with new_folder(out_dir) as partial, tempfile.TemporaryDirectory(dir=partial) as exported:
+    with tempfile.TemporaryDirectory(dir=folder) as exported:
         export_from_model(
             model, exported, task="text-generation-with-past", stateful=True, preprocessors=[tokenizer],
             custom_export_configs={"model": kept_heads_config(model, GPT2OpenVINOConfig)},
@@ -170,11 +184,10 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
             compress_quantize_weights_transformation(graph)
             graphs.group_scales(graph)
             graphs.halve_positions(graph)
-        shutil.copytree(exported, partial, ignore=shutil.ignore_patterns("openvino_model.*"), dirs_exist_ok=True)
-        save_model(graph, partial / IR_NAME, compress_to_fp16=False)
+        shutil.copytree(exported, folder, ignore=shutil.ignore_patterns("openvino_model.*"), dirs_exist_ok=True)
+        save_model(graph, folder / IR_NAME, compress_to_fp16=False)
         bits = {8 if linear.highest == 127 else 4 for name, linear in linears.items() if name != "lm_head"}
-        write_manifest(partial, *((f"i{min(bits)}", kv_cache) if bits else ("f32", "f32")))
-    return out_dir
+        write_manifest(folder, *((f"i{min(bits)}", kv_cache) if bits else ("f32", "f32")))
 
 
 def kept_heads_config(model: GPT2LMHeadModel, base: type):

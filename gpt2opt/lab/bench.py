@@ -6,7 +6,6 @@ Each engine has a process of its own, the same threads, the same prompts and the
 
 import dataclasses
 import datetime
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from gpt2opt.lab.engines import ENGINES, Engine, Ours
 from gpt2opt.lab.limits import Probe
 from gpt2opt.lab.race import Case, Outcome, RemoteEngine, Worker, loaded, make_prompts, one_line, race
 from gpt2opt.measure.memory import ChildRun, in_fresh_process
+from gpt2opt.storage import check_folder, claim_folder, new_folder, remove_folder, save_model, take_lock
 
 NAME = "bench.json"
 SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280)}
@@ -40,7 +40,7 @@ def run_bench(size: str = "gpt2", rounds: int = 5, engines: Sequence[str] = (), 
             stretched to that size; see `stretch_model`.
         rounds: timed rounds; the intervals are over these.
         engines: names as `slug` writes them; all unless told. Ours always races.
-        out: folder of the result and of the converted models, which are made anew.
+        out: folder of the result and of the converted models, which are made anew: a new or empty one, or that of an earlier race.
 
     Raises:
         ValueError: an unknown engine or size, rounds < 1, or `out` can't be written.
@@ -49,7 +49,9 @@ def run_bench(size: str = "gpt2", rounds: int = 5, engines: Sequence[str] = (), 
     if rounds < 1:
         raise ValueError(f"rounds={rounds}, expected at least 1")
     check_size(size)
-    chosen, out, threads = choose_engines(engines), Path(out), environment.threads()
+    check_folder(out)
+    chosen, out, threads = choose_engines(engines), claim_folder(out), environment.threads()
+    take_lock(out)
     _say(f"models: {size}, whole and with {PRUNE_FRACTION:.0%} of the heads pruned, or as near below as whole heads come")
     models = prepare_models(size, out)
     entries = [enter(engine, models, out) for engine in chosen]
@@ -130,8 +132,7 @@ def make_models(size: str, folder: Path) -> Models:
     for part in ("full", "pruned"):
         if part == "pruned":
             prune_attention_heads(model, PRUNE_FRACTION)
-        model.save_pretrained(folder / part)
-        tokenizer.save_pretrained(folder / part)
+        save_model(folder / part, tokenizer, model)
         matmuls = [p.numel() for block in model.transformer.h for p in block.parameters() if p.ndim == 2]
         shapes.append(Shape(sum(matmuls), model.lm_head.weight.numel()))
         heads.append(heads_per_layer(model))
@@ -155,9 +156,8 @@ def _stretched_bundled(layers: int, heads: int, width: int) -> tuple[tuple, str]
 def convert(engine: type[Engine], source: Path, folder: Path) -> str | None:
     """Prepare an engine's folder; return its remark."""
     environment.quiet()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return engine().prepare(source, folder)
+    with new_folder(folder) as partial:
+        return engine().prepare(source, partial)
 
 
 def generate_once(engine: type[Engine], folder: Path, threads: int, prompts: np.ndarray, new_tokens: int) -> None:
@@ -170,14 +170,10 @@ def generate_once(engine: type[Engine], folder: Path, threads: int, prompts: np.
 
 
 def prepare_models(size: str, out: Path) -> Models:
-    """Write both models in a fresh process; see `make_models`."""
-    folder = out / "models"
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(f"can't write {folder}: {error.strerror}; name a writable output directory") from error
-    return in_fresh_process(make_models, size, folder).value
+    """Write both models in a fresh process, see `make_models`; those that an earlier race converted are removed."""
+    for earlier in (out / "models").glob("*"):
+        remove_folder(earlier)
+    return in_fresh_process(make_models, size, out / "models").value
 
 
 def enter(engine: type[Engine], models: Models, out: Path) -> EngineResult:
@@ -215,7 +211,7 @@ def prepare(engine: type[Engine], out: Path) -> tuple[Path, ChildRun]:
     source = out / "models" / ("full" if engine.full_heads else "pruned")
     if engine.made_from:
         source = _folder(engine.made_from, out)
-        if not source.is_dir():
+        if not disk_bytes(engine.made_from, source):
             prepare(engine.made_from, out)
     folder, begun = _folder(engine, out), time.monotonic()
     _say(f"preparing {engine.name}{f' ({engine.note})' if engine.note else ''} …")

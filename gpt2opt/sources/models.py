@@ -57,7 +57,7 @@ def find_model(model_id: str = "auto") -> FoundModel:
 
 
 def load_model(path: Path, dtype: str = "float32"):
-    """Load a GPT-2 and its tokenizer from a directory, onto the CPU, pruned as it was saved.
+    """Load a GPT-2 and its tokenizer from a directory, onto the CPU, pruned as it was saved; see `fold_attention_scale`.
 
     Args:
         path: a directory with config.json, model.safetensors and a tokenizer.
@@ -67,7 +67,7 @@ def load_model(path: Path, dtype: str = "float32"):
         `(tokenizer, model)`, the model in eval mode.
 
     Raises:
-        ValueError: the directory is missing, damaged or not a GPT-2.
+        ValueError: the directory is missing, damaged or not a GPT-2, or a weight is NaN or infinite.
     """
     import torch
     from transformers import GPT2LMHeadModel
@@ -83,9 +83,46 @@ def load_model(path: Path, dtype: str = "float32"):
     if found["missing_keys"]:  # transformers would fill these with random numbers
         lost = ", ".join(sorted(found["missing_keys"])[:3])
         raise ValueError(f"the model in {path} lacks {len(found['missing_keys'])} tensors ({lost}, …); write or download it again")
+    check_finite(model)
     tokenizer = load_tokenizer(path)
     tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.n_positions)  # some are saved without one
+    fold_attention_scale(model)
     return tokenizer, model.eval()
+
+
+def check_finite(model) -> None:
+    """Raise ValueError, with the names of the tensors, if any weight of a torch model is NaN or infinite."""
+    import torch
+
+    spoiled = [name for name, weight in model.named_parameters() if not torch.stack(weight.aminmax()).isfinite().all()]
+    if spoiled:
+        raise ValueError(
+            f"{len(spoiled)} tensors of the model hold NaN or infinity ({', '.join(spoiled[:3])}); take weights from before they diverged"
+        )
+
+
+def fold_attention_scale(model) -> None:
+    """Move a config's own scales of attention scores into the query weights, in place, so that every score is divided by √head_dim alone.
+
+    The fused attention (SDPA) of transformers and of the exporter ignores `scale_attn_weights` and `scale_attn_by_inverse_layer_idx`. The
+    answers stay the same, up to the rounding of the weights' dtype. `reorder_and_upcast_attn`, the order in which eager attention in FP16
+    multiplies, changes no answer either: fused attention sums in FP32.
+
+    Args:
+        model: a GPT-2 with `Conv1D` projections, heads pruned or not.
+    """
+    import torch
+
+    attentions = [block.attn for block in model.transformer.h]
+    for layer, attention in enumerate(attentions):
+        scale = 1.0 if attention.scale_attn_weights else attention.head_dim**0.5
+        scale /= layer + 1 if attention.scale_attn_by_inverse_layer_idx else 1
+        if scale != 1:
+            with torch.no_grad():
+                attention.c_attn.weight[:, : attention.split_size] *= scale
+                attention.c_attn.bias[: attention.split_size] *= scale
+    for holder in (model.config, *attentions):
+        holder.scale_attn_weights, holder.scale_attn_by_inverse_layer_idx, holder.reorder_and_upcast_attn = True, False, False
 
 
 def load_tokenizer(path: Path | str):

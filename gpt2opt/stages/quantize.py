@@ -15,7 +15,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from gpt2opt.deploy.audit import audit_int8
 from gpt2opt.deploy.gate import KV_CACHE, apply_gate
 from gpt2opt.deploy.inc import RECIPES, Recipe, calibrate
-from gpt2opt.deploy.ir import export_ir, fake_quantize, linearize
+from gpt2opt.deploy.ir import export_ir, fake_quantize, linearize, write_ir
 from gpt2opt.deploy.manifest import read_manifest
 from gpt2opt.deploy.prompt_lookup import PromptLookup
 from gpt2opt.deploy.runtime import cpu_properties, generate_from_ir, load_ir
@@ -23,12 +23,12 @@ from gpt2opt.environment import give_back_memory, has_int8_dot_product
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.measure.quality import window_length
 from gpt2opt.report.results import Quantized, StageResult, hash_weights
-from gpt2opt.sources.models import load_model
+from gpt2opt.sources.models import check_finite, load_model
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import finetune
 from gpt2opt.stages.measurements import Parent, compared, ir_memory, measure_ir, prompt_ids, time_ir
 from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run, scored_text, stopwatch
-from gpt2opt.storage import check_folder
+from gpt2opt.storage import check_folder, new_folder
 
 NAME = "4-quantize"
 GATE_TOKENS = 2048
@@ -96,11 +96,13 @@ def quantize_int8(
         The audit of what was written, which has passed, and the harm of each quantized input.
 
     Raises:
-        ValueError: an unknown recipe, ids outside the vocabulary, too few rows, or `out_dir` can't be written.
+        ValueError: an unknown recipe, a weight that is NaN or infinite, ids outside the vocabulary, too few rows, or `out_dir` can't
+            be written.
         RuntimeError: SmoothQuant was asked for and not applied, or a matmul came out in another type than it should.
     """
     check_folder(out_dir)
     recipe = _recipe(recipe)
+    check_finite(model)
     _check_calibration(calibration, model.config.vocab_size)
     if recipe.activations and not has_int8_dot_product():
         logger.warning(UNKNOWN_DOT_PRODUCT if has_int8_dot_product() is None else NO_DOT_PRODUCT)
@@ -110,8 +112,10 @@ def quantize_int8(
     harm = apply_gate(fake, linearize(model), kept_back, recipe.max_kl) if recipe.max_kl is not None and recipe.activations else None
     give_back_memory()
     cache_stays_float = not recipe.activations or (harm and KV_CACHE in harm.float_inputs)
-    export_ir(fake, tokenizer, Path(out_dir), "f16" if cache_stays_float else "u8")
-    return Quantized(audit_int8(out_dir), harm)
+    with new_folder(out_dir) as partial:
+        write_ir(fake, tokenizer, partial, "f16" if cache_stays_float else "u8")
+        audit = audit_int8(partial)  # what fails it never gets the name
+    return Quantized(audit, harm)
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:

@@ -9,9 +9,14 @@ import time
 
 import pytest
 import torch
+from transformers import GPT2LMHeadModel
 
+from gpt2opt.deploy.ir import export_ir, linearize
+from gpt2opt.deploy.runtime import load_ir
 from gpt2opt.sources import models
 from gpt2opt.sources.models import find_model, load_model
+from gpt2opt.stages.prune import prune_attention_heads
+from tests.conftest import make_model, relative_error, torch_logits
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +98,29 @@ def test_dtype_is_as_asked(model_dir):
     tokenizer, model = load_model(model_dir, "float16")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
     assert tokenizer.model_max_length == model.config.n_positions
+
+
+@pytest.mark.parametrize(
+    "flags", [{"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_weights": False}, {"reorder_and_upcast_attn": True}]
+)
+def test_attention_is_scaled_as_the_config_says(flags, tokenizer, ids, tmp_path):
+    """transformers' eager attention reads these settings and its SDPA does not: logits would be off by a quarter and more."""
+    made = make_model(tokenizer)
+    for name, value in flags.items():
+        setattr(made.config, name, value)
+    prune_attention_heads(made, 0.2)
+    made.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    eager = GPT2LMHeadModel.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
+    expected = torch_logits(eager, ids)
+
+    _, model = load_model(tmp_path / "model")
+    assert relative_error(torch_logits(model, ids), expected) < 1e-5
+    model.save_pretrained(tmp_path / "again")
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert relative_error(torch_logits(load_model(tmp_path / "again")[1], ids), expected) < 1e-5
+    export_ir(linearize(eager), tokenizer, tmp_path / "ir")
+    assert relative_error(load_ir(tmp_path / "ir").logits(ids), expected) < 1e-4
 
 
 FIND_AND_LOAD = """

@@ -17,6 +17,7 @@ from gpt2opt.deploy.ir import export_ir, fake_quantize, linearize, quantized_lin
 from gpt2opt.deploy.runtime import load_ir
 from gpt2opt.environment import has_int8_dot_product
 from gpt2opt.report.results import Int8Audit
+from gpt2opt.sources.models import load_model
 from gpt2opt.stages import quantize
 from gpt2opt.stages.prune import prune_attention_heads
 from gpt2opt.stages.quantize import SMALL_MACHINE_BYTES, generate_within, prepare_calibration_dataset, quantize_int8
@@ -87,6 +88,29 @@ def test_the_naive_recipe_neither_smooths_nor_gates(pruned, tokenizer, calibrati
     done = quantize_int8(pruned, tokenizer, calibration, tmp_path / "naive", "w8a8-naive")
     assert done.harm is None
     assert done.audit.float_inputs == ()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_refused_by_name(value, model, tokenizer, calibration, tmp_path):
+    model.transformer.h[1].mlp.c_fc.weight.data[2, 3] = value
+    message = r"transformer\.h\.1\.mlp\.c_fc\.weight"
+    for recipe in ("w8", "w8a8"):
+        with pytest.raises(ValueError, match=message):
+            quantize_int8(model, tokenizer, calibration, tmp_path / "out", recipe)
+    with pytest.raises(ValueError, match=message):
+        export_ir(linearize(model), tokenizer, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    model.half().save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path / "saved")
+
+
+def test_what_fails_the_audit_leaves_nothing(pruned, tokenizer, calibration, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantize, "fake_quantize", lambda model, layers: fake_quantize(model, {"lm_head": layers["lm_head"]}))
+    with pytest.raises(RuntimeError, match="8 of 9 matmuls are not INT8"):
+        quantize_int8(pruned, tokenizer, calibration, tmp_path / "out", "w8")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_recipe_is_refused(pruned, tokenizer, calibration, tmp_path):
