@@ -3,6 +3,8 @@ ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 PYTHON ?= python3
 IN_ROOT := cd "$(ROOT)" &&
 BIN := .venv/bin
+SUPPORTED := import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit("Python %d.%d found, 3.10, 3.11 or 3.12 expected: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13. Install one of these and run: make PYTHON=python3.11 run" % v)
+IDENTITY := import sys; print(sys.base_prefix, *sys.version_info[:3])
 
 .PHONY: run test bench lab tensorboard check install
 
@@ -25,11 +27,22 @@ tensorboard: install
 check: install
 	$(IN_ROOT) $(BIN)/ruff format --check . && $(BIN)/ruff check .
 
-# Nothing to do while .venv is newer than what it was made from. Not a file target: its path may hold spaces.
+# .venv/.ready says that .venv was made here, and by its age whether all is installed; it is not a target: its path may hold spaces.
+# A .venv of another Python than the one that was asked for is made anew; one that was not made here is left alone.
 install:
-	@$(IN_ROOT) if [ .venv/.ready -nt requirements.txt ] && [ .venv/.ready -nt pyproject.toml ]; then exit 0; fi; set -ex; \
-	"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit("Python %d.%d found, 3.10, 3.11 or 3.12 expected: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13. Install one of these and run: make PYTHON=python3.11 run" % v)'; \
-	"$(PYTHON)" -m venv .venv; \
+	@$(IN_ROOT) set -e; \
+	if [ "$(origin PYTHON)" != file ]; then "$(PYTHON)" -c '$(SUPPORTED)'; fi; \
+	if [ -e .venv/.ready ] && [ "$(origin PYTHON)" != file ] && \
+		[ "$$("$(PYTHON)" -c '$(IDENTITY)')" != "$$($(BIN)/python -c '$(IDENTITY)' 2>&1)" ]; then \
+		echo "$(PYTHON) is not the Python of .venv: making it anew"; rm -rf .venv; \
+	fi; \
+	if [ .venv/.ready -nt requirements.txt ] && [ .venv/.ready -nt pyproject.toml ]; then exit 0; fi; \
+	if [ ! -e .venv/.ready ]; then \
+		"$(PYTHON)" -c '$(SUPPORTED)'; \
+		if [ -e .venv ]; then echo ".venv is there and was not made by this Makefile: move it away, then run make again" >&2; exit 1; fi; \
+		mkdir .venv; touch -t 200001010000 .venv/.ready; "$(PYTHON)" -m venv .venv; \
+	fi; \
+	set -x; \
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt; \
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .; \
 	touch .venv/.ready

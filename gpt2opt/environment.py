@@ -5,6 +5,7 @@ from __future__ import annotations  # so that an older Python reads on to the li
 import ctypes
 import gc
 import logging
+import math
 import os
 import platform
 import random
@@ -12,11 +13,13 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from gpt2opt.cgroup import cpu_quota
 
 PYTHON = ((3, 10), (3, 13))
 """First version that works, first that doesn't: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13."""
@@ -43,21 +46,27 @@ CPU_KINDS = {
 }
 """Kind -> the flag that tells it, and how it is written. The first that a CPU has is its kind: which INT8 kernels run there."""
 OTHER_CPU_KIND = "other"
+UNTOLD = "instructions not known: the system does not tell them"
 
 
-def cpu_kind(flags: Iterable[str]) -> str:
+def cpu_kind(flags: Sequence[str] | None) -> str:
     """Return the kind of CPU that a record was taken on, from its `cpu_flags`; it is the name of the folder of committed results.
 
     >>> cpu_kind(["avx2", "avx512f", "avx512_vnni"])
     'avx512_vnni'
     """
-    return next((kind for kind, (flag, _) in CPU_KINDS.items() if flag in flags), OTHER_CPU_KIND)
+    return next((kind for kind, (flag, _) in CPU_KINDS.items() if flag in (flags or ())), OTHER_CPU_KIND)
 
 
 def machine_label(facts: Mapping[str, Any]) -> str:
     """Return the CPU, its kind and the threads of a record's `environment`, for captions and titles."""
-    kind = CPU_KINDS.get(cpu_kind(facts["cpu_flags"]), (None, "no known INT8 instructions"))[1]
+    _, kind = CPU_KINDS.get(cpu_kind(facts["cpu_flags"]), (None, instructions_label(facts["cpu_flags"])))
     return f"{facts['cpu']} ({kind}), {facts['threads']} threads"
+
+
+def instructions_label(flags: Sequence[str] | None) -> str:
+    """Return a record's `cpu_flags` for a reader."""
+    return UNTOLD if flags is None else ", ".join(flags) or "no known INT8 instructions"
 
 
 def check_python(running: tuple[int, ...] = sys.version_info[:2]) -> None:
@@ -94,7 +103,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
-        "cpu_flags": [flag for flag in CPU_FLAGS if flag in _cpu_flags()],
+        "cpu_flags": None if _cpu_flags() is None else [flag for flag in CPU_FLAGS if flag in _cpu_flags()],
         "cpu_governor": _cpu_governor(),
         "threads": threads(),
         "memory_bytes": _memory_bytes(),
@@ -106,7 +115,12 @@ def describe() -> dict[str, Any]:
 
 
 def threads() -> int:
-    """Return how many CPU threads every engine is given: the cores that this process may use."""
+    """Return how many CPU threads every engine is given: the cores that this process may use, fewer where a container has a quota."""
+    return max(1, math.floor(min(cores(), cpu_quota())))
+
+
+def cores() -> int:
+    """Return how many cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -125,14 +139,18 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def has_int8_dot_product() -> bool:
-    """Return whether the CPU sums INT8 products in 32 bits (VNNI, AMX, Arm dot product); without it INT8 gains less."""
-    return bool({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"} & _cpu_flags())
+def has_int8_dot_product() -> bool | None:
+    """Return whether the CPU sums INT8 products in 32 bits (VNNI, AMX, Arm dot product); without it INT8 gains less. None: nobody knows."""
+    return _has_any({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
 
 
-def has_bf16() -> bool:
-    """Return whether the CPU multiplies in bf16 (AVX512-BF16, AMX); elsewhere OpenVINO emulates it or computes in FP32."""
-    return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
+def has_bf16() -> bool | None:
+    """Return whether the CPU multiplies in bf16 (AVX512-BF16, AMX), elsewhere OpenVINO emulates it. None: nobody knows."""
+    return _has_any({"avx512_bf16", "amx_bf16"})
+
+
+def _has_any(instructions: set[str]) -> bool | None:
+    return None if _cpu_flags() is None else bool(instructions & _cpu_flags())
 
 
 def give_back_memory() -> None:
@@ -160,11 +178,12 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cpu_flags() -> set[str]:
+def _cpu_flags() -> set[str] | None:
+    """Return what instructions the CPU has; None where the system does not tell, as on macOS and Windows."""
     for line in _cpuinfo():
         if line.lower().startswith(("flags", "features")):
             return set(line.split(":", 1)[1].split())
-    return set()
+    return None
 
 
 @cache
@@ -190,7 +209,7 @@ class CpuWatch:
         if self._start is None:
             return None
         seconds, busy, own = (now - then for now, then in zip(self._read(), self._start, strict=True))
-        return min(1.0, max(0.0, busy - own) / (seconds * threads()))
+        return min(1.0, max(0.0, busy - own) / (seconds * cores()))
 
     @staticmethod
     def _read() -> tuple[float, float, float] | None:

@@ -1,0 +1,12 @@
+"""What a user keeps must not decide what a test finds: the real gpt2 and WikiText-2 in the hub's cache, or a model and text of their own.
+
+This is imported before every test and before the libraries that read these variables.
+"""
+
+import os
+import tempfile
+
+EMPTY_CACHE = tempfile.TemporaryDirectory()
+os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=EMPTY_CACHE.name)
+for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "GPT2OPT_MODEL", "GPT2OPT_TEXT"):
+    os.environ.pop(name, None)

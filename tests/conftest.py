@@ -1,10 +1,6 @@
 """A GPT-2 small enough that every stage runs on it in seconds, and a text to go with it."""
 
-import os
 import subprocess
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +14,7 @@ from gpt2opt.deploy.ir import export_ir, linearize
 from gpt2opt.stages.prune import prune_attention_heads
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 
+ROOT = Path(__file__).parent.parent
 END_OF_TEXT = "<|endoftext|>"
 SENTENCE = "Node {0} of graph {1} has {2} edges, and a path of length {2} leads from it to node {3}.\n"
 
@@ -121,9 +118,18 @@ def text_file(tmp_path_factory) -> Path:
 
 def committed(path: str) -> bytes:
     """Return a file as it was committed: `make run` writes a newcomer's own results over the ones that the README shows."""
-    root = Path(__file__).parent.parent
-    done = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=root, capture_output=True)
-    return (root / path).read_bytes() if done.returncode else done.stdout
+    found = _git("show", f"HEAD:{path}")
+    if found is None and (ROOT / "artifacts" / "run.json").exists():
+        pytest.skip("without git nothing tells what was committed from what `make run` wrote over it")
+    return (ROOT / path).read_bytes() if found is None else found
+
+
+def _git(*arguments: str) -> bytes | None:
+    """Return what git says of this repository, whoever owns it; None without git, or where this is a copy without its history."""
+    try:
+        return subprocess.run(["git", "-c", "safe.directory=*", *arguments], cwd=ROOT, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 @pytest.fixture(scope="session")
@@ -139,7 +145,6 @@ def committed_tree(tmp_path_factory) -> Path:
 
 def committed_kinds(name: str) -> list[str]:
     """Return the kinds of CPU of which a file of results is committed, `bench.json` say."""
-    root = Path(__file__).parent.parent
-    done = subprocess.run(["git", "ls-tree", "-r", "--name-only", "HEAD", "benchmarks"], cwd=root, capture_output=True, text=True)
-    paths = [Path(line) for line in done.stdout.splitlines()] or sorted((root / "benchmarks").glob("*/*"))
+    listed = _git("ls-tree", "-r", "--name-only", "HEAD", "benchmarks")
+    paths = sorted((ROOT / "benchmarks").glob("*/*")) if listed is None else [Path(line) for line in listed.decode().splitlines()]
     return [path.parent.name for path in paths if path.name == name]

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import random
 import subprocess
@@ -96,6 +97,26 @@ def test_a_seed_repeats_every_generator():
     assert draw() != first
 
 
+def test_where_the_system_does_not_tell_the_instructions_nobody_knows_them(monkeypatch):
+    monkeypatch.setattr(environment, "_cpuinfo", lambda: ("processor: 0", "model name: a CPU"))
+    assert environment.has_int8_dot_product() is environment.has_bf16() is None
+    facts = environment.describe.__wrapped__()
+    assert facts["cpu_flags"] is None
+    assert environment.cpu_kind(facts["cpu_flags"]) == environment.OTHER_CPU_KIND
+    assert "(instructions not known: the system does not tell them)" in environment.machine_label(facts)
+    monkeypatch.setattr(environment, "_cpuinfo", lambda: ("flags: avx2",))
+    assert environment.has_int8_dot_product() is environment.has_bf16() is False
+    monkeypatch.setattr(environment, "_cpuinfo", lambda: ("Features: asimddp",))
+    assert environment.has_int8_dot_product() is True
+
+
+@pytest.mark.parametrize(("cores", "quota", "expected"), [(8, math.inf, 8), (8, 2.9, 2), (8, 0.5, 1), (2, 16, 2)])
+def test_threads_are_as_many_as_cores_and_quota_allow(monkeypatch, cores, quota, expected):
+    monkeypatch.setattr(environment, "cores", lambda: cores)
+    monkeypatch.setattr(environment, "cpu_quota", lambda: quota)
+    assert environment.threads() == expected
+
+
 QUANTIZE_AND_EXPORT = """
 import sys
 from gpt2opt import load_model, prepare_calibration_dataset, quantize_int8
@@ -108,7 +129,11 @@ quantize_int8(model, tokenizer, calibration, sys.argv[3], "w8")
 def test_nothing_is_left_in_the_home_of_a_user(model_dir, text_file, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NNCF", "LOG_LEVEL", "HABANA")) and name != "CI"}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("NNCF", "LOG_LEVEL", "HABANA", "HF_HOME")) and name != "CI"
+    }
     command = [sys.executable, "-c", QUANTIZE_AND_EXPORT, str(model_dir), str(text_file), str(tmp_path / "int8")]
     done = subprocess.run(command, env={**kept, "HOME": str(home)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

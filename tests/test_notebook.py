@@ -14,9 +14,8 @@ import pytest
 
 from gpt2opt.report.notebook import execute_notebook
 from gpt2opt.report.record import read_record
-from tests.conftest import committed
+from tests.conftest import ROOT, committed
 
-ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "project.ipynb"
 STAGES = ["1-profile", "2-prune", "3-finetune", "4-quantize"]
 
@@ -87,10 +86,16 @@ def test_a_cell_that_fails_leaves_the_file_as_it_was(tmp_path, capsys):
 
 
 def test_a_file_that_is_no_notebook_is_refused(tmp_path):
-    (tmp_path / "no.ipynb").write_text("{")
-    for name in ("no.ipynb", "missing.ipynb"):
-        with pytest.raises(ValueError, match="can't read the notebook"):
-            execute_notebook(tmp_path / name)
+    with pytest.raises(ValueError, match="can't read the notebook"):
+        execute_notebook(tmp_path / "missing.ipynb")
+    head = '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}'
+    for content in (b"{", b"{}", b"[]", b"null", b"\xff", b'{"nbformat": 9}', f'{head}, "cells": [1]}}'.encode(), f"{head}}}".encode()):
+        (tmp_path / "no.ipynb").write_bytes(content)
+        with pytest.raises(ValueError, match=r"can't read the notebook .*no\.ipynb \(\w+\); name an \.ipynb file"):
+            execute_notebook(tmp_path / "no.ipynb")
+    (tmp_path / "empty.ipynb").write_text(f'{head}, "cells": []}}')
+    with pytest.raises(ValueError, match=r"empty\.ipynb has no cell to run"):
+        execute_notebook(tmp_path / "empty.ipynb")
 
 
 @pytest.fixture(scope="module")

@@ -227,7 +227,7 @@ def _score(candidate: Candidate, parent, text: ScoredText) -> Step:
     """Take a step's size and perplexity; its torch model is the parent itself. Without bf16 instructions bf16 is left out."""
     step = Step(candidate.name, candidate.change, branch=candidate.branch)
     if candidate.engine is OursBf16 and not environment.has_bf16():
-        return dataclasses.replace(step, left_out=NO_BF16)
+        return dataclasses.replace(step, left_out=NO_BF16 if environment.has_bf16() is False else environment.UNTOLD)
     _say(f"scoring {candidate.name}")
     model = parent if candidate.engine is TorchFp32 else load_ir(candidate.folder, precision=candidate.engine.precision)
     quality = measure_quality(logits_of(model), text)

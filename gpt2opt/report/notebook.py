@@ -15,7 +15,7 @@ def execute_notebook(path: Path) -> int:
         0, or 1 if a cell failed: then the file is left as it was, and the cell and its error are shown.
 
     Raises:
-        ValueError: the file is missing or is no notebook.
+        ValueError: the file is missing, is no notebook, or has no code cell.
     """
     import nbformat
     from nbclient import NotebookClient
@@ -24,8 +24,17 @@ def execute_notebook(path: Path) -> int:
     path = Path(path)
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (OSError, nbformat.reader.NotJSONError) as error:
+        nbformat.validate(notebook)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        nbformat.ValidationError,
+    ) as error:  # all that it raises for JSON of other kinds
         raise ValueError(f"can't read the notebook {path} ({type(error).__name__}); name an .ipynb file") from error
+    if not any(cell.cell_type == "code" for cell in notebook.cells):
+        raise ValueError(f"the notebook {path} has no cell to run; name one with code cells")
     progress = _Progress(notebook)
     client = NotebookClient(
         notebook,

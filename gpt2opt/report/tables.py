@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from gpt2opt.environment import instructions_label
 from gpt2opt.report.record import Record
 from gpt2opt.report.results import Latency, Measurement, Quality, dominated_by
 from gpt2opt.stats import PERCENT, Estimate
@@ -44,7 +45,7 @@ def environment_table(record: Record) -> Table:
         [
             ("model", _source(sources["model"])),
             ("text", _source(sources["text"])),
-            ("CPU", f"{facts['cpu']}, {facts['threads']} threads, {', '.join(facts['cpu_flags']) or 'no known INT8 instructions'}"),
+            ("CPU", f"{facts['cpu']}, {facts['threads']} threads, {instructions_label(facts['cpu_flags'])}"),
             ("GPU", facts["gpu"] or "none: stages 1 to 3 are measured on the CPU"),
             ("memory", gigabytes(facts["memory_bytes"])),
             ("Python", facts["python"]),

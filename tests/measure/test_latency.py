@@ -134,7 +134,7 @@ def test_a_busy_machine_is_noticed():
 def test_what_a_process_does_itself_is_not_counted(monkeypatch):
     read = iter([(0.0, 100.0, 50.0), (10.0, 112.0, 58.0)])  # seconds, busy seconds of the cores, those of this process
     monkeypatch.setattr(CpuWatch, "_read", staticmethod(lambda: next(read)))
-    monkeypatch.setattr("gpt2opt.environment.threads", lambda: 2)
+    monkeypatch.setattr("gpt2opt.environment.cores", lambda: 2)
     assert CpuWatch().others_share() == pytest.approx((12 - 8) / (10 * 2))
 
 

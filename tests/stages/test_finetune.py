@@ -87,9 +87,10 @@ def pruned_dir(pruned, tokenizer, tmp_path):
 
 
 def test_two_processes_joined_by_torchrun_and_accelerate_launch_train_as_one_does(pruned_dir, text_file, tmp_path):
-    one = finetune_model(str(pruned_dir), str(text_file), tmp_path / "one")
-    first, second = tune_on_two_machines(["finetune", str(pruned_dir), "--text", str(text_file), "--out", str(tmp_path / "two")])
-    two = json.loads(first.splitlines()[-1])
+    command = ["finetune", str(pruned_dir), "--text", str(text_file), "--out"]
+    alone = subprocess.run([sys.executable, "-m", "gpt2opt", *command, str(tmp_path / "one")], env=on_the_cpu(), text=True, stdout=PIPE)
+    first, second = tune_on_two_machines([*command, str(tmp_path / "two")])
+    one, two = (json.loads(printed.splitlines()[-1]) for printed in (alone.stdout, first))
 
     assert (one["processes"], two["processes"]) == (1, 2)
     assert two["rows"] % 2, "an odd row should be left in the last batch, which two processes can't halve"
@@ -102,6 +103,11 @@ def test_two_processes_joined_by_torchrun_and_accelerate_launch_train_as_one_doe
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "one", "two"]
 
 
+def on_the_cpu() -> dict[str, str]:
+    """Return an environment in which a GPU, which rounds otherwise, is not seen."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
 def tune_on_two_machines(command: list[str]) -> list[str]:
     """Start one process by each launcher, as on two machines, with gloo on the CPU; return what each printed."""
     with socket.socket() as probe:
@@ -110,9 +116,10 @@ def tune_on_two_machines(command: list[str]) -> list[str]:
     torchrun = ["torch.distributed.run", "--nnodes", "2", "--node_rank", "0", "--rdzv_endpoint", f"127.0.0.1:{port}"]
     accelerate = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--machine_rank", "1", "--num_processes", "2"]
     accelerate += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     started = [
-        subprocess.Popen([sys.executable, "-m", *launcher, "-m", "gpt2opt", *command], env=environment, text=True, stdout=PIPE, stderr=PIPE)
+        subprocess.Popen(
+            [sys.executable, "-m", *launcher, "-m", "gpt2opt", *command], env=on_the_cpu(), text=True, stdout=PIPE, stderr=PIPE
+        )
         for launcher in (torchrun, accelerate)
     ]
     try:
