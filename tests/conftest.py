@@ -40,13 +40,13 @@ def make_tokenizer(context: int = CONTEXT) -> GPT2TokenizerFast:
     return GPT2TokenizerFast(tokenizer_object=tokenizer, model_max_length=context, **special)
 
 
-def make_model(tokenizer: GPT2TokenizerFast, heads: int = 12) -> GPT2LMHeadModel:
+def make_model(tokenizer: GPT2TokenizerFast, heads: int = 12, **config) -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    config = GPT2Config(
+    made = GPT2Config(
         n_layer=2, n_head=heads, n_embd=8 * heads, n_positions=tokenizer.model_max_length, vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, initializer_range=0.2,
+        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, initializer_range=0.2, **config,
     )  # fmt: skip
-    model = GPT2LMHeadModel(config).eval()
+    model = GPT2LMHeadModel(made).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # biases of 0 and gains of 1 are folded away, and no trained model has them

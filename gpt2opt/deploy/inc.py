@@ -137,7 +137,8 @@ def _fit(linear: GPT2LMHeadModel, config, calibration: Dataset | None) -> dict:
 @contextmanager
 def _traceable(linear: GPT2LMHeadModel) -> Iterator[None]:
     """Let `torch.jit.trace` follow the model meanwhile: INC finds the layers to smooth by tracing, and skips smoothing in silence if
-    it can't. transformers builds the causal mask with `vmap`, which a trace can't hold; optimum's exporter has masks without."""
+    it can't. transformers builds the causal mask with `vmap`, which a trace can't hold; optimum's exporter has masks without. The
+    activations are hidden meanwhile, see `_SeenByNoTracer`."""
     from optimum.exporters.onnx.model_patcher import eager_mask_without_vmap, sdpa_mask_without_vmap
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -145,15 +146,37 @@ def _traceable(linear: GPT2LMHeadModel) -> Iterator[None]:
     kept = {name: ALL_MASK_ATTENTION_FUNCTIONS[name] for name in masks}
     config = linear.config
     flags = {"return_dict": config.return_dict, "use_cache": config.use_cache}
+    activations = [block.mlp.act for block in linear.transformer.h]
     try:
+        for block, activation in zip(linear.transformer.h, activations, strict=True):
+            block.mlp.act = _SeenByNoTracer(activation)
         for name, mask in masks.items():
             ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
         config.return_dict, config.use_cache = False, False
         yield
     finally:
+        for block, activation in zip(linear.transformer.h, activations, strict=True):
+            block.mlp.act = activation
         for name, mask in kept.items():
             ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
         config.return_dict, config.use_cache = flags["return_dict"], flags["use_cache"]
+
+
+class _SeenByNoTracer(nn.Module):
+    """An activation that INC takes for an unknown one.
+
+    Through those that it knows, ReLU say, it would smooth the Linear behind into the one before, and between Linears it would keep them in
+    INT8 and tell no range. In the graph that is exported they are float.
+    """
+
+    def __init__(self, activation: nn.Module):
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"expected a tensor, got {type(x).__name__}")  # torch.fx asks
+        return self.activation(x) + 0  # torch.jit.trace sees a sum, which nothing is smoothed through
 
 
 def _take_over_smoothing(linear: GPT2LMHeadModel, state: dict) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from transformers import GPT2LMHeadModel
 
+from gpt2opt.deploy.ir import heads_per_layer
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.report.results import Measurement, StageResult, hash_weights
 from gpt2opt.sources.models import load_model
@@ -34,7 +35,7 @@ def head_importance(model: GPT2LMHeadModel, batches: Iterable[torch.Tensor]) -> 
         float64 array (layers, heads), in nats a token.
 
     Raises:
-        ValueError: there are no batches.
+        ValueError: there are no batches, or the layers have different numbers of heads.
     """
     blocks = model.transformer.h
     outputs: dict[int, torch.Tensor] = {}
@@ -47,7 +48,7 @@ def head_importance(model: GPT2LMHeadModel, batches: Iterable[torch.Tensor]) -> 
         return hook
 
     hooks = [block.attn.c_proj.register_forward_pre_hook(keep(layer)) for layer, block in enumerate(blocks)]
-    total = np.zeros((len(blocks), blocks[0].attn.num_heads))
+    total = np.zeros((len(blocks), heads_per_layer(model)))
     sequences = 0
     try:
         for ids in batches:
@@ -80,12 +81,12 @@ def prune_attention_heads(model: GPT2LMHeadModel, prune_fraction: float = 0.2, i
         The same model.
 
     Raises:
-        ValueError: not a GPT-2, a fraction outside [0, 1), or importance of another shape.
+        ValueError: not a GPT-2, layers with different numbers of heads, a fraction outside [0, 1), or importance of another shape.
     """
     if getattr(model.config, "model_type", None) != "gpt2":
         raise ValueError(f"got a {getattr(model.config, 'model_type', type(model).__name__)!r} model, expected a GPT-2")
     blocks = model.transformer.h
-    heads = blocks[0].attn.num_heads
+    heads = heads_per_layer(model)
     count = heads_to_prune(heads, prune_fraction)
     if importance is None:
         importance = np.tile(np.arange(heads, dtype=float), (len(blocks), 1))
@@ -120,7 +121,7 @@ def run_prune(run: Run) -> StageResult:
     fraction = run.settings.prune_fraction
     with stopwatch() as seconds:
         tokenizer, model = load_model(before)
-        heads, parameters = model.transformer.h[0].attn.num_heads, model.num_parameters()
+        heads, parameters = heads_per_layer(model), model.num_parameters()
         count = heads_to_prune(heads, fraction)
         batches = importance_batches(fine_tune_texts(run), tokenizer, run.settings.sequence_length)  # never scored
         importance = head_importance(model.to(device()), batches)

@@ -191,7 +191,8 @@ def run_quantize(run: Run) -> StageResult:
 def prompt_lookup_facts(run: Run, folder: Path, tokenizer) -> dict:
     """Generate from a prompt that the model repeats, plainly and by prompt lookup: the same tokens in fewer steps."""
     ids = np.array([prompt_ids(run, tokenizer)])
-    count = window_length(tokenizer) // 4
+    context = window_length(tokenizer)
+    count = min(context // 4, context - ids.shape[1])
     model = load_ir(folder)
     plain = model.generate(ids, count)[0].tolist()
     lookup = PromptLookup(model.decoder(ids))

@@ -1,6 +1,8 @@
 """One run: what was found, what it is asked to do, and where it writes."""
 
+import dataclasses
 import datetime
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from pathlib import Path
 import torch
 
 from gpt2opt import environment
+from gpt2opt.deploy.ir import heads_per_layer
 from gpt2opt.measure.quality import JOIN, window_length
 from gpt2opt.report.record import Record, Settings
 from gpt2opt.report.tensorboard import write_tensorboard
@@ -18,6 +21,9 @@ from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
 from gpt2opt.storage import check_folder, claim_folder, remove_folder, take_lock
 
 MIN_CALIBRATION_SEQUENCES = 8
+MIN_CONTEXT = 16
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -57,11 +63,11 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
         text: see `find_texts`.
         out: folder of the run: a new or empty one, or that of an earlier run, whose stages are removed. This process locks it.
         traces: folder of the profiler traces and TensorBoard logs.
-        settings: fields of `Settings` to change.
+        settings: fields of `Settings` to change. Lengths that a model with a small context can't have are cut to it.
 
     Raises:
         ImportError: a package's version is known not to work.
-        ValueError: a source can't be found, `out` can't be written or is in use, or a launcher started several processes.
+        ValueError: a source can't be found or used, `out` can't be written or is in use, or a launcher started several processes.
     """
     if (processes := environment.launched_processes()) > 1:
         raise ValueError(
@@ -74,7 +80,9 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
     check_fraction(chosen.prune_fraction)
     check_epochs(chosen.epochs)
     found, texts = find_model(model), find_texts(text)
-    tokenizer, _ = load_model(found.path)
+    tokenizer, loaded = load_model(found.path)
+    heads_per_layer(loaded)
+    chosen = fit_to_context(chosen, window_length(tokenizer))
     _check_lengths(texts, chosen, tokenizer)
     out, traces = claim_folder(out), Path(traces)
     take_lock(out)
@@ -90,6 +98,25 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
         remove_folder(earlier)
     run.write()
     return run
+
+
+def fit_to_context(settings: Settings, context: int) -> Settings:
+    """Cut rows, prompts and new tokens to what the model can read at once; a prompt and its new tokens share that, the prompt gets half.
+
+    Raises:
+        ValueError: the context is too small for anything to be measured.
+    """
+    if context < MIN_CONTEXT:
+        raise ValueError(f"the model reads {context} tokens at once, at least {MIN_CONTEXT} are needed; name a model with a longer context")
+    new_tokens = min(settings.new_tokens, context // 2)
+    prompt_tokens, sequence_length = min(settings.prompt_tokens, context - new_tokens), min(settings.sequence_length, context)
+    fitted = dataclasses.replace(settings, new_tokens=new_tokens, prompt_tokens=prompt_tokens, sequence_length=sequence_length)
+    if fitted != settings:
+        logger.warning(
+            "the model reads %d tokens at once, so this run takes rows of %d tokens, and a prompt of %d with %d new tokens",
+            context, sequence_length, prompt_tokens, new_tokens,
+        )  # fmt: skip
+    return fitted
 
 
 def _check_lengths(texts: Texts, settings: Settings, tokenizer) -> None:

@@ -40,6 +40,17 @@ def test_a_weight_lies_within_half_a_step_of_the_models(pruned, found):
         assert ((linear.get_submodule(name).weight - layer.weight).abs() <= 0.5001 * layer.weight_scale).all()
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh", "leaky_relu", "silu", "gelu"])
+def test_every_activation_is_left_to_itself(activation, tokenizer, calibration):
+    """INC keeps ReLU and tanh in INT8 and then has no range for the next input, and it smooths weights through ReLU without a word."""
+    linear = linearize(make_model(tokenizer, activation_function=activation))
+    found = calibrate(linear, calibration, Recipe(head_input=True))
+    assert all(layer.input_scale > 0 for layer in found.values())
+    for name, layer in found.items():
+        assert ((linear.get_submodule(name).weight - layer.weight).abs() <= 0.5001 * layer.weight_scale).all(), name
+    assert type(linear.transformer.h[0].mlp.act) is type(make_model(tokenizer, activation_function=activation).transformer.h[0].mlp.act)
+
+
 def test_weights_are_widened_only_as_far_as_sums_of_16_bits_need():
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(400, 40, generator=draw)

@@ -105,10 +105,7 @@ def test_dtype_is_as_asked(model_dir):
 )
 def test_attention_is_scaled_as_the_config_says(flags, tokenizer, ids, tmp_path):
     """transformers' eager attention reads these settings and its SDPA does not: logits would be off by a quarter and more."""
-    made = make_model(tokenizer)
-    for name, value in flags.items():
-        setattr(made.config, name, value)
-    prune_attention_heads(made, 0.2)
+    made = prune_attention_heads(make_model(tokenizer, **flags), 0.2)
     made.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     eager = GPT2LMHeadModel.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()

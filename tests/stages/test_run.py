@@ -2,11 +2,24 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from gpt2opt.stages.run import start_run
+from gpt2opt.measure.quality import window_length
+from gpt2opt.report.record import Settings, read_record
+from gpt2opt.stages.profile import run_profile
+from gpt2opt.stages.prune import head_importance, prune_attention_heads, run_prune
+from gpt2opt.stages.run import fit_to_context, start_run
 from gpt2opt.storage import new_folder
+from tests.conftest import make_model, make_tokenizer
+
+
+def saved(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def test_several_processes_are_refused_before_anything_is_written(tmp_path, monkeypatch):
@@ -45,3 +58,44 @@ def test_two_runs_in_one_folder_are_refused_and_the_one_at_work_is_named(model_d
         holder.kill()
         holder.communicate()
     start_run(str(model_dir), str(text_file), tmp_path, tmp_path / "traces")
+
+
+def test_a_model_with_a_small_context_runs_on_rows_and_prompts_that_fit(text_file, tmp_path, caplog):
+    tokenizer = make_tokenizer(context=64)
+    folder = saved(make_model(tokenizer), tokenizer, tmp_path / "small")
+    run = start_run(folder, str(text_file), tmp_path / "out", tmp_path / "traces", score_bytes=4000)
+    run_profile(run)
+    pruned = run_prune(run)
+    assert "reads 64 tokens at once" in caplog.text
+    settings = read_record(tmp_path / "out" / "run.json").settings
+    assert (settings.prompt_tokens, settings.new_tokens, settings.sequence_length) == (40, 24, 64)
+    assert (pruned.measurement.latency.prompt_tokens, pruned.measurement.latency.new_tokens) == (40, 24)
+
+
+@pytest.mark.parametrize(
+    ("context", "prompt", "new", "row"), [(16, 8, 8, 16), (64, 40, 24, 64), (88, 64, 24, 88), (128, 64, 24, 128), (1024, 64, 24, 256)]
+)
+def test_lengths_are_cut_to_the_context_and_no_further(context, prompt, new, row):
+    fitted = fit_to_context(Settings(), context)
+    assert (fitted.prompt_tokens, fitted.new_tokens, fitted.sequence_length) == (prompt, new, row)
+    assert window_length(make_tokenizer(context)) == context
+
+
+def test_a_context_in_which_nothing_can_be_measured_is_refused(text_file, tmp_path):
+    tokenizer = make_tokenizer(context=8)
+    folder = saved(make_model(tokenizer), tokenizer, tmp_path / "small")
+    with pytest.raises(ValueError, match="the model reads 8 tokens at once, at least 16 are needed"):
+        start_run(folder, str(text_file), tmp_path / "out", tmp_path / "traces")
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_layers_with_different_numbers_of_heads_are_refused_before_the_first_stage(model, tokenizer, text_file, tmp_path):
+    model.prune_heads({0: [1, 5]})
+    folder = saved(model, tokenizer, tmp_path / "unequal")
+    with pytest.raises(ValueError, match=r"layers kept \[10, 12\] heads"):
+        start_run(folder, str(text_file), tmp_path / "out", tmp_path / "traces")
+    assert [path.name for path in tmp_path.iterdir()] == ["unequal"]
+    with pytest.raises(ValueError, match=r"layers kept \[10, 12\] heads"):
+        prune_attention_heads(model, 0.2)
+    with pytest.raises(ValueError, match=r"layers kept \[10, 12\] heads"):
+        head_importance(model, [])
