@@ -126,10 +126,8 @@ def perplexity(options: argparse.Namespace) -> int:
     protocol = PROTOCOLS[options.protocol]
     changed = {name: value for name in ("window", "stride") if (value := getattr(options, name)) is not None}
     name, quality = score_model(options.model, options.text, dataclasses.replace(protocol, **changed))
-    print(
-        f"{name}\nperplexity {show_perplexity(quality)}, {quality.word_perplexity:.2f} a word, {quality.bits_per_byte:.4f} bits a byte\n"
-        f"{quality.protocol}"
-    )
+    words = "none" if quality.word_perplexity is None else f"{quality.word_perplexity:.2f}"
+    print(f"{name}\nperplexity {show_perplexity(quality)}, {words} per word, {quality.bits_per_byte:.4f} bits per byte\n{quality.protocol}")
     _print_json({"model": name, **_quality_json(quality)})
     return 0
 

@@ -47,7 +47,8 @@ PROTOCOLS = {protocol.name: protocol for protocol in (STANDARD, COURSE)}
 class ScoredText:
     """A text as token ids, ready for any model of one tokenizer.
 
-    sequences: ids that are read together, and for each id the document it belongs to. num_words: separated by white space.
+    sequences: ids that are read together, and for each id the document it belongs to. num_words, num_bytes: of what is scored, words
+    separated by white space; what no token is predicted for, each sequence's first token and what is cut off, does not count.
     label: what was scored and how.
     """
 
@@ -87,29 +88,36 @@ def prepare_text(tokenizer, documents: Sequence[str], label: str, protocol: Prot
         raise ValueError(f"stride={stride}, window={window}: expected 0 < stride <= window, or tokens would be left out")
     if protocol.by_line:
         documents = [line for document in documents for line in document.splitlines() if line.strip()]
-        read = [(_ids(tokenizer, line)[0][:window], index) for index, line in enumerate(documents)]
-        sequences = [(ids, torch.full_like(ids, index)) for ids, index in read]
+        read = [_cut(*_tokens(tokenizer, line), window) for line in documents]
+        sequences = [(ids, torch.full_like(ids, index)) for index, (ids, _) in enumerate(read)]
+        spans = [line[slice(*span)] for line, (_, span) in zip(documents, read, strict=True)]
         how = f"each line alone, cut at {window} tokens"
     else:
-        ids, starts = _ids(tokenizer, JOIN.join(documents))
+        text = JOIN.join(documents)
+        ids, offsets = _tokens(tokenizer, text)
         ends = list(itertools.accumulate(len(document) + len(JOIN) for document in documents))
-        sequences = [(ids, torch.tensor([min(bisect.bisect_right(ends, start), len(documents) - 1) for start in starts]))]
+        sequences = [(ids, torch.tensor([min(bisect.bisect_right(ends, start), len(documents) - 1) for start, _ in offsets]))]
+        spans = [text[slice(*_cut(ids, offsets, len(ids))[1])]]
         how = "documents joined by blank lines"
     sequences = [(ids, owners) for ids, owners in sequences if len(ids) > 1]
     if not sequences:
         raise ValueError(f"{label} has no two tokens in a row, which is what it takes to predict one from another; give a longer text")
     total = sum(len(ids) for ids, _ in sequences)
-    return ScoredText(
-        tuple(sequences), len(documents), sum(len(document.split()) for document in documents),
-        len(("" if protocol.by_line else JOIN).join(documents).encode()), window, stride,
-        f"{label}, {how} | {protocol.name}: window {window}, stride {stride} | {total - len(sequences)} of {total} tokens scored",
-    )  # fmt: skip
+    num_words, num_bytes = sum(len(span.split()) for span in spans), sum(len(span.encode()) for span in spans)
+    how = f"{how} | {protocol.name}: window {window}, stride {stride} | {total - len(sequences)} of {total} tokens scored"
+    return ScoredText(tuple(sequences), len(documents), num_words, num_bytes, window, stride, f"{label}, {how}")
 
 
-def _ids(tokenizer, text: str) -> tuple[Tensor, list[int]]:
-    """Return a text's token ids and the character that each begins at."""
+def _tokens(tokenizer, text: str) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Return a text's token ids and the characters that each begins and ends at."""
     encoded = tokenizer(text, verbose=False, return_offsets_mapping=True)
-    return torch.tensor(encoded.input_ids, dtype=torch.int64), [start for start, _ in encoded.offset_mapping]
+    return torch.tensor(encoded.input_ids, dtype=torch.int64), encoded.offset_mapping
+
+
+def _cut(ids: Tensor, offsets: list[tuple[int, int]], window: int) -> tuple[Tensor, tuple[int, int]]:
+    """Return the first `window` ids, and the characters that are scored: from the end of the first token, which nothing predicts."""
+    kept = offsets[:window]
+    return ids[:window], (kept[0][1], kept[-1][1]) if kept else (0, 0)
 
 
 def window_length(tokenizer) -> int:

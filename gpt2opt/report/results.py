@@ -145,9 +145,15 @@ class Quality:
         return math.exp(self.nll_nats / self.num_tokens)
 
     @property
-    def word_perplexity(self) -> float:
-        """Return the perplexity a word: unlike that a token, it compares between tokenizers."""
-        return math.exp(self.nll_nats / self.num_words)
+    def word_perplexity(self) -> float | None:
+        """Return the perplexity per word: unlike that per token, it compares between tokenizers.
+
+        None where there is no such number: no white space separates words, or so little that it is larger than a float can be.
+        """
+        try:
+            return math.exp(self.nll_nats / self.num_words)
+        except (OverflowError, ZeroDivisionError):
+            return None
 
     @property
     def bits_per_byte(self) -> float:

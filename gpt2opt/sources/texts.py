@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,8 +21,13 @@ WIKITEXT_TITLE = re.compile(r" = [^=].* = \n")
 COURSE_LINES = 200
 LONG_PARAGRAPH = 100
 """Characters from which on a paragraph that stands in two parts is no coincidence."""
+PARAGRAPHS_APART = re.compile(r"\n\s*\n")
 FILE_BLOCK = 2000
 SHARES = {"fine_tune": 0.75, "calibration": 0.1, "score": 0.15}
+KEEPS_FIRST = ("score", "calibration", "fine_tune")
+"""The order in which parts keep what several have: what is scored stays whole."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,15 +85,22 @@ def find_texts(text: str = "auto") -> Texts:
         return _from_file(Path(asked), origin)
     for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
         path = fetch(WIKITEXT, [f"{WIKITEXT_FOLDER}/*"], repo_type="dataset")
-        if path and (path / WIKITEXT_FOLDER).is_dir():
+        if path and _is_complete(path / WIKITEXT_FOLDER):
             return _wikitext(path / WIKITEXT_FOLDER, origin)
     if asked:
         raise ValueError("wikitext-2 is not in the local cache and the hub did not give it; connect once, or use text='docs'")
     return _docs("installed packages, as a stand-in for WikiText-2, which neither the local cache nor the hub gave", stand_in=True)
 
 
+def _is_complete(folder: Path) -> bool:
+    """Return whether every split of WikiText-2 is there; a download that was killed leaves some of them out."""
+    return all(any(folder.glob(f"{split}-*.parquet")) for split in WIKITEXT_SPLITS.values())
+
+
 def divide(name: str, origin: str, documents: Iterable[Document], stand_in: bool = False) -> Texts:
     """Divide documents by the hash of their names, so that a document keeps its part whatever else is there.
+
+    A long paragraph that stands in several parts, a licence notice say, is left to the part that is scored, then to calibration.
 
     Raises:
         ValueError: a part would be empty.
@@ -99,6 +112,9 @@ def divide(name: str, origin: str, documents: Iterable[Document], stand_in: bool
         parts[part].append(document)
     for documents_of_part in parts.values():
         documents_of_part.sort(key=lambda document: hashlib.sha256(document.name.encode()[::-1]).digest())
+    dropped = _drop_shared(parts)
+    if dropped:
+        logger.warning("%s repeats itself: %d paragraphs are left out of one part, since another part has them", name, dropped)
     if not all(parts.values()):
         counts = ", ".join(f"{len(documents)} to {part.replace('_', '-')}" for part, documents in parts.items())
         raise ValueError(f"{name} divides into too few documents ({counts}); give a longer text, its documents apart by blank lines")
@@ -106,9 +122,31 @@ def divide(name: str, origin: str, documents: Iterable[Document], stand_in: bool
     return Texts(name, origin, *(tuple(parts[part]) for part in SHARES), tuple(lines[:COURSE_LINES]), stand_in)
 
 
+def _drop_shared(parts: dict[str, list[Document]]) -> int:
+    """Leave each long paragraph to one part, in place; return how many were dropped from the others."""
+    seen: set[str] = set()
+    dropped = 0
+    for part in KEEPS_FIRST:
+        own: set[str] = set()
+        for index, document in enumerate(parts[part]):
+            paragraphs = PARAGRAPHS_APART.split(document.text)
+            kept = [paragraph for paragraph in paragraphs if _plain(paragraph) not in seen]
+            own.update(plain for plain in map(_plain, kept) if len(plain) >= LONG_PARAGRAPH)
+            if len(kept) < len(paragraphs):
+                dropped += len(paragraphs) - len(kept)
+                parts[part][index] = Document(document.name, "\n\n".join(kept))
+        seen |= own
+        parts[part] = [document for document in parts[part] if document.text.strip()]
+    return dropped
+
+
+def _plain(paragraph: str) -> str:
+    return " ".join(paragraph.split())
+
+
 def long_paragraphs(documents: Iterable[Document]) -> list[str]:
     """Return the paragraphs that are long enough to be told from any other, white space apart."""
-    paragraphs = [" ".join(p.split()) for document in documents for p in re.split(r"\n\s*\n", document.text)]
+    paragraphs = [_plain(paragraph) for document in documents for paragraph in PARAGRAPHS_APART.split(document.text)]
     return [paragraph for paragraph in paragraphs if len(paragraph) >= LONG_PARAGRAPH]
 
 
@@ -144,7 +182,7 @@ def _from_file(path: Path, origin: str) -> Texts:
 def blocks(text: str) -> list[str]:
     """Cut a text at blank lines, into blocks of at least FILE_BLOCK characters."""
     found, block = [], ""
-    for paragraph in re.split(r"\n\s*\n", text):
+    for paragraph in PARAGRAPHS_APART.split(text):
         block = f"{block}\n\n{paragraph}" if block else paragraph
         if len(block) >= FILE_BLOCK:
             found.append(block)
@@ -173,9 +211,9 @@ def _wikitext(folder: Path, origin: str) -> Texts:
     rows = {part: _wikitext_rows(folder, split) for part, split in WIKITEXT_SPLITS.items()}
     seen: set[str] = set()
     articles = {}
-    for part in ("score", "calibration", "fine_tune"):  # a paragraph that stands in several splits is left to the one that is scored
-        kept = [row for row in rows[part] if " ".join(row.split()) not in seen]
-        seen.update(row for row in (" ".join(row.split()) for row in kept) if len(row) >= LONG_PARAGRAPH)
+    for part in KEEPS_FIRST:
+        kept = [row for row in rows[part] if _plain(row) not in seen]
+        seen.update(row for row in map(_plain, kept) if len(row) >= LONG_PARAGRAPH)
         articles[part] = tuple(_articles(WIKITEXT_SPLITS[part], kept))
     return Texts("WikiText-2 raw", origin, **articles, course_lines=tuple(rows["calibration"][:COURSE_LINES]))
 
@@ -185,7 +223,7 @@ def _wikitext_rows(folder: Path, split: str) -> list[str]:
 
     rows = [row for path in sorted(folder.glob(f"{split}-*.parquet")) for row in pyarrow.parquet.read_table(path)["text"].to_pylist()]
     if not rows:
-        raise ValueError(f"no rows of the split {split!r} in {folder}; remove the folder, so that it is downloaded anew")
+        raise ValueError(f"no rows of the split {split!r} in {folder}, so the copy there is damaged; use text='docs' or a file of your own")
     return rows
 
 

@@ -37,7 +37,8 @@ def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, lengt
     """Tokenize a dataset for causal language modelling, with padding masked out of the loss.
 
     Long texts become several rows, empty ones none. The labels are the ids, -100 where a row is padded. They are made here and not by
-    a collator that masks the padding *token*: padding is end-of-text, and a model must learn to predict the real one.
+    a collator that masks the padding *token*: padding is end-of-text, and a model must learn to predict the real one. The first label is
+    -100 as well: no token predicts it, and `Trainer` divides the summed loss by the number of labels that it finds.
 
     Args:
         dataset: column `text`.
@@ -61,7 +62,7 @@ def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, lengt
         return {
             "input_ids": [row + [tokenizer.pad_token_id] * gap for row, gap in zip(rows, gaps, strict=True)],
             "attention_mask": [[1] * len(row) + [0] * gap for row, gap in zip(rows, gaps, strict=True)],
-            "labels": [row + [IGNORED_LABEL] * gap for row, gap in zip(rows, gaps, strict=True)],
+            "labels": [[IGNORED_LABEL, *row[1:], *[IGNORED_LABEL] * gap] for row, gap in zip(rows, gaps, strict=True)],
         }
 
     tokenized = dataset.map(pad, batched=True, remove_columns=dataset.column_names)

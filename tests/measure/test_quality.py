@@ -59,8 +59,28 @@ def test_perplexity_equals_a_direct_computation(model, tokenizer):
         nats += F.cross_entropy(of(model)(row[:, :-1])[0], row[0, 1:], reduction="sum").item()
     quality = measure_quality(of(model), text)
     assert quality.perplexity == pytest.approx(math.exp(nats / (len(ids) - 1)), rel=1e-5)
-    assert quality.word_perplexity == pytest.approx(math.exp(nats / len((SENTENCE * 4).split())), rel=1e-5)
-    assert quality.bits_per_byte == pytest.approx(nats / math.log(2) / len((SENTENCE * 4).encode()), rel=1e-5)
+    scored = (SENTENCE * 4).removeprefix(tokenizer.decode(ids[0]))  # nothing predicts the first token
+    assert quality.word_perplexity == pytest.approx(math.exp(nats / len(scored.split())), rel=1e-5)
+    assert quality.bits_per_byte == pytest.approx(nats / math.log(2) / len(scored.encode()), rel=1e-5)
+
+
+@pytest.mark.parametrize("window", [4, 16, 512])
+def test_bytes_and_words_are_those_of_the_tokens_that_are_scored(tokenizer, window):
+    lines = ["Node 1 of graph 2 has 3 edges, and a path leads from it.", "", "Grüße von Node 7 of graph 2."]
+    text = prepare_text(tokenizer, ["\n".join(lines)], "test", Protocol("lines", window=window, by_line=True))
+    kept = [tokenizer(line).input_ids[1:window] for line in lines if line]
+    expected = [tokenizer.decode(ids) for ids in kept]
+    if "\ufffd" not in "".join(expected):  # cut within a letter
+        assert text.num_bytes == sum(len(part.encode()) for part in expected)
+    assert text.num_words == sum(len(part.split()) for part in expected)
+    quality = measure_quality(lambda ids: torch.zeros(*ids.shape, len(tokenizer)), text)
+    assert quality.num_tokens == sum(map(len, kept))
+
+
+def test_a_text_without_spaces_has_no_perplexity_per_word(tokenizer):
+    quality = measure_quality(lambda ids: torch.zeros(*ids.shape, len(tokenizer)), prepare_text(tokenizer, ["Node" * 400], "test"))
+    assert quality.word_perplexity is None
+    assert quality.bits_per_byte > 0
 
 
 def test_perplexity_is_that_of_the_evaluation_harness(model, tokenizer):

@@ -97,17 +97,45 @@ def test_wikitext_comes_before_the_stand_in(tmp_path, monkeypatch):
     assert found.course_lines == tuple(rows)
 
 
-def test_a_text_that_two_parts_share_is_refused(tmp_path):
-    long = "a paragraph of some length that says the same thing wherever it stands, " * 2
+def test_what_a_text_repeats_is_left_to_the_part_that_is_scored(tmp_path, caplog):
+    notice = "a paragraph of some length that says the same thing wherever it stands, " * 2
     blocks = [f"{number} " * 500 for number in range(60)]
     path = tmp_path / "text.txt"
     path.write_text("\n\n".join(blocks))
-    assert find_texts(str(path))
-    path.write_text("\n\n".join(f"{block}\n\n{long}" for block in blocks))
-    with pytest.raises(
-        ValueError, match=r"the fine-tuning part and the calibration part of text\.txt share \d+ paragraphs, the first begins"
-    ):
-        find_texts(str(path))
+    alone = find_texts(str(path))
+    assert caplog.text == ""
+    path.write_text("\n\n".join(f"{block}\n\n{notice}" for block in blocks))
+    found = find_texts(str(path))
+    with_notice = {part: sum(notice.strip() in document.text for document in getattr(found, part)) for part in texts.SHARES}
+    assert with_notice["score"] > 0
+    assert with_notice["calibration"] == with_notice["fine_tune"] == 0
+    dropped = len(blocks) - sum(document.text.count(notice.strip()) for document in found.score)
+    assert f"text.txt repeats itself: {dropped} paragraphs are left out of one part" in caplog.text
+    assert {part: len(getattr(found, part)) for part in texts.SHARES} == {part: len(getattr(alone, part)) for part in texts.SHARES}
+
+
+def test_two_parts_that_share_a_paragraph_are_no_texts():
+    shared = (Document("a", "a paragraph of some length that says the same thing wherever it stands, " * 2),)
+    with pytest.raises(ValueError, match="the fine-tuning part and the scored part of x share 1 paragraphs"):
+        texts.Texts("x", "argument", shared, (), shared)
+
+
+@pytest.mark.parametrize("hub_answers", [True, False])
+def test_a_download_that_was_killed_half_way_is_taken_up_again_or_passed_over(hub_answers, tmp_path, monkeypatch):
+    rows = [" = Title = \n", " A line . \n"]
+    for name, splits in (("cut", ("train",)), ("whole", ("train", "validation", "test"))):
+        folder = tmp_path / name / texts.WIKITEXT_FOLDER
+        folder.mkdir(parents=True)
+        for split in splits:
+            pyarrow.parquet.write_table(pyarrow.table({"text": rows}), folder / f"{split}-00000-of-00001.parquet")
+    monkeypatch.setattr(texts, "cached_snapshot", lambda *_, **__: tmp_path / "cut")
+    monkeypatch.setattr(texts, "download_snapshot", lambda *_, **__: tmp_path / "whole" if hub_answers else None)
+    found = find_texts("auto")
+    assert (found.origin == "hub") == hub_answers
+    assert found.stand_in != hub_answers
+    if not hub_answers:
+        with pytest.raises(ValueError, match="connect once"):
+            find_texts("wikitext-2")
 
 
 def test_what_wikitext_repeats_is_left_to_the_split_that_is_scored(tmp_path, monkeypatch):

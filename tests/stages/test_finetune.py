@@ -42,7 +42,23 @@ def test_padding_is_masked_out_of_the_loss_and_the_real_end_of_text_is_not(padde
     assert ids[used - 1] == padded.eos_token_id == labels[used - 1]
     assert (labels[used:] == -100).all()
     assert (ids[used:] == padded.pad_token_id).all()
-    assert (labels[:used] == ids[:used]).all()
+    assert (labels[1:used] == ids[1:used]).all()
+    assert labels[0] == -100  # nothing predicts it
+
+
+def test_the_logged_loss_is_the_mean_over_the_targets_that_are_predicted(padded, model, tmp_path):
+    texts = ["Node 1 of graph 2 has 3 edges.", "A path of length 2 leads from it to node 3. " * 2, *["Node 4 of graph 5. " * 3] * 6]
+    rows = tokenize_dataset(Dataset.from_dict({"text": texts}), padded, length=32)
+    model.eval()
+    with torch.inference_mode():
+        ids, mask = torch.tensor(rows["input_ids"]), torch.tensor(rows["attention_mask"])[:, 1:].bool()
+        nats = torch.nn.functional.cross_entropy(model(ids).logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+    arguments = create_training_arguments(tmp_path, 1e-9, epochs=1)
+    arguments.logging_steps = 1
+    for dropout in (module for module in model.modules() if isinstance(module, torch.nn.Dropout)):
+        dropout.p = 0.0
+    trainer = run_fine_tuning(model, arguments, rows, padded)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(nats[mask].mean().item(), abs=2e-4)  # it is logged in four decimals
 
 
 def test_long_texts_become_rows_and_lose_nothing(padded):
