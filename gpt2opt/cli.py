@@ -161,14 +161,13 @@ def bench(options: argparse.Namespace) -> int:
 
 
 def recipes(options: argparse.Namespace) -> int:
-    from gpt2opt.lab.recipes import compare_recipes, recipes_table, safe_sums_table
+    from gpt2opt.lab.recipes import compare_recipes, recipes_table
 
     check_file(options.out)
     with contextlib.redirect_stdout(sys.stderr):  # INC reports there
         comparison = compare_recipes(options.model, options.text)
     _write_json(options.out, comparison)
-    for show in (recipes_table, safe_sums_table):
-        print(show(comparison), end="\n\n")
+    print(recipes_table(comparison))
     _print_json({"comparison": str(options.out)})
     return 0
 
