@@ -143,6 +143,7 @@ WRONG = {
     "file of a user's for the report": (["report", "{record}", "--out", "{text}"], "was not written by gpt2opt"),
     "chart for a result": (["pruning", "--out", "pruning.png"], "is the name of a chart, expected that of a JSON file"),
     "folder of a user's": (["run", "--model", "{model}", "--text", "{text}", "--out", "thesis"], "thesis is not empty"),
+    "record of a user's": (["run", "--model", "{model}", "--text", "{text}", "--out", "mine"], "mine/traces/run.json is there and was not"),
     "folder of a user's for a model": (["finetune", "{model}", "--text", "{text}", "--out", "thesis"], "thesis is not empty"),
     "folder of a user's for a race": (["bench", "--out", "."], ". is not empty"),
     "unwritable output": (["run", "--model", "{model}", "--text", "{text}", "--out", "{file}/out"], "name a writable place"),
@@ -164,6 +165,8 @@ def test_wrong_input_gets_one_line_and_exit_code_2(case, model_dir, int8_dir, te
     places |= {"cut": tmp_path / "cut", "few": tmp_path / "few", "record": tmp_path / "recorded" / "run.json"}
     places["few"].write_text("\n\n".join(f"{n}{' graph' * 340}" for n in range(30)))  # about a row of tokens a block
     claim_folder(tmp_path / "artifacts" / "1-profile")  # an earlier run's results
+    claim_folder(tmp_path / "mine" / "traces")
+    (tmp_path / "mine" / "traces" / "run.json").write_text("mine")
     for chapter in ("1-introduction", "2-background"):
         (tmp_path / "thesis" / chapter).mkdir(parents=True)
         (tmp_path / "thesis" / chapter / "chapter.txt").write_text("years of work")

@@ -125,7 +125,7 @@ def resolution(result: BenchResult) -> str:
 
 
 def verdict(result: BenchResult) -> str:
-    """Say in markdown, figure by figure, which peers ours is behind, which it is even with (their interval holds 1), and which ahead of."""
+    """Say in markdown, figure by figure, which peers are faster than ours, even with it (the interval contains 1), or slower."""
     lines = [f"On {machine_label(result.environment)}, {result.size}, ours is", ""]
     for figure in FIGURES:
         if peers(result, figure):

@@ -18,8 +18,9 @@ from gpt2opt.report.record import Record, Settings
 from gpt2opt.report.tensorboard import write_tensorboard
 from gpt2opt.sources.models import FoundModel, find_model, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
-from gpt2opt.storage import check_folder, claim_folder, remove_folder, take_lock
+from gpt2opt.storage import check_file, check_folder, claim_folder, remove_folder, take_lock
 
+RECORD = "run.json"
 MIN_CALIBRATION_SEQUENCES = 8
 MIN_CONTEXT = 16
 
@@ -51,7 +52,7 @@ class Run:
     def write(self) -> None:
         """Write the record; beside the traces and into TensorBoard too: these are handed in with the notebook, the weights are not."""
         for folder in (self.out, self.traces):
-            self.record.write(folder / "run.json")
+            self.record.write(folder / RECORD)
         write_tensorboard(self.record, self.traces / "report")
 
 
@@ -76,6 +77,8 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
         )
     environment.check_stack()
     check_folder(out)
+    for folder in (out, traces):
+        check_file(Path(folder) / RECORD)
     chosen = Settings(**settings)
     check_fraction(chosen.prune_fraction)
     check_epochs(chosen.epochs)
