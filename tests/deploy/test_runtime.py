@@ -92,8 +92,9 @@ def test_several_tokens_at_once_give_the_bits_of_one_by_one(quantized, ids, thre
 @pytest.mark.skipif(
     has_int8_dot_product() is not False, reason="which layouts the plugin chooses was seen on CPUs without VNNI and AMX only"
 )
-def test_no_result_is_copied_into_the_layout_that_it_has(quantized):
-    nodes = runtime.compile_ir(quantized[0]).reader.get_runtime_model().get_ordered_ops()
+def test_no_result_is_copied_into_the_layout_that_it_has(all_quantized_dir):
+    """With every input quantized: a float matmul before a quantized one is rounded in a pass that keeps its layout."""
+    nodes = runtime.compile_ir(all_quantized_dir).reader.get_runtime_model().get_ordered_ops()
     copies = [node for node in nodes if node.get_rt_info()["layerType"].astype(str) == "Reorder"]
     layouts = [
         [of.get_rt_info()["outputLayouts"].astype(str).split(",")[0] for of in (node.input_value(0).get_node(), node)] for node in copies
@@ -123,11 +124,18 @@ def test_matmuls_with_float_inputs_stay_matmuls(quantized):
     assert {name for name, is_quantized in matmuls.items() if is_quantized} == convolutions & matmuls.keys()
 
 
+@pytest.fixture(scope="session")
+def all_quantized_dir(pruned, tokenizer, calibration, tmp_path_factory):
+    """An IR in which every matmul has a quantized input."""
+    folder = tmp_path_factory.mktemp("ir") / "naive"
+    quantize_int8(pruned, tokenizer, calibration, folder, "w8a8-naive")  # no gate
+    return folder
+
+
 @pytest.fixture
-def all_quantized(pruned, tokenizer, calibration, tmp_path):
-    """A body in which every matmul has a quantized input."""
-    quantize_int8(pruned, tokenizer, calibration, tmp_path / "naive", "w8a8-naive")  # no gate
-    return graphs.cut(graphs.paged(openvino.Core().read_model(str(tmp_path / "naive" / "openvino_model.xml"))))[0]
+def all_quantized(all_quantized_dir):
+    """Its body."""
+    return graphs.cut(graphs.paged(openvino.Core().read_model(str(all_quantized_dir / "openvino_model.xml"))))[0]
 
 
 def test_only_attention_leaves_the_layout_of_convolutions(all_quantized):
