@@ -161,13 +161,14 @@ def bench(options: argparse.Namespace) -> int:
 
 
 def recipes(options: argparse.Namespace) -> int:
-    from gpt2opt.lab.recipes import compare_recipes, recipes_table
+    from gpt2opt.lab.recipes import compare_recipes, recipes_table, safe_sums_table
 
     check_file(options.out)
     with contextlib.redirect_stdout(sys.stderr):  # INC reports there
         comparison = compare_recipes(options.model, options.text)
     _write_json(options.out, comparison)
-    print(recipes_table(comparison))
+    for show in (recipes_table, safe_sums_table):
+        print(show(comparison), end="\n\n")
     _print_json({"comparison": str(options.out)})
     return 0
 

@@ -17,7 +17,6 @@ from transformers import GPT2LMHeadModel
 
 from gpt2opt import environment
 from gpt2opt.deploy.ir import QuantizedLinear
-from gpt2opt.environment import has_int8_dot_product
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,8 @@ RECIPES = {
 def calibrate(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> dict[str, QuantizedLinear]:
     """Quantize every Linear of a linearized model, and smooth its LayerNorms in place if the recipe says so.
 
+    What comes out is for every CPU: one with VNNI or AMX may quantize what one without them runs, see `keep_sums_in_16_bits`.
+
     Args:
         linear: from `linearize`. With smoothing its LayerNorms and the weights behind them change; its function does not.
         calibration: column `input_ids`, rows of one length.
@@ -77,6 +78,15 @@ def calibrate(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> 
     """
     if not recipe.activations:
         return _weight_only(linear, recipe)
+    found = calibrate_static(linear, calibration, recipe)
+    inputs = [name for name, layer in found.items() if layer.input_scale is not None]
+    for name, seen in observe_inputs(linear, calibration, inputs).items():
+        found[name] = keep_sums_in_16_bits(found[name], linear.get_submodule(name).weight, seen)
+    return found
+
+
+def calibrate_static(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> dict[str, QuantizedLinear]:
+    """Do what `calibrate` does for weights and activations, but leave the weights as INC rounds them, for sums of 32 bits."""
     if recipe.smooth_alpha is not None:
         _smooth_untied_head(linear, calibration, recipe.smooth_alpha)
     state = _static(linear, calibration, recipe)
@@ -88,11 +98,6 @@ def calibrate(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> 
         found = clip_to_percentiles(linear, calibration, found)
     if not recipe.head_input:
         found["lm_head"] = dataclasses.replace(found["lm_head"], input_scale=None)
-    if not has_int8_dot_product():
-        seen = observe_inputs(linear, calibration, found)
-        for name, layer in found.items():
-            if layer.input_scale is not None:
-                found[name] = keep_sums_in_16_bits(layer, linear.get_submodule(name).weight, seen[name])
     return found
 
 
@@ -103,6 +108,7 @@ def _static(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> di
     algorithm = "kl" if recipe.activation_range == "kl" else "minmax"
     config = PostTrainingQuantConfig(
         approach="static",
+        excluded_precisions=["bf16"],  # else a CPU with bf16 arithmetic may get other weights than one without
         recipes=smooth if recipe.smooth_alpha is not None else {},
         op_type_dict={
             "Linear": {"activation": {"algorithm": [algorithm]}},
@@ -110,7 +116,7 @@ def _static(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> di
             "Embedding": {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}},
         },
     )
-    with _traceable(linear):
+    with _traceable(linear), _full_range():
         return _fit(linear, config, calibration)
 
 
@@ -179,6 +185,19 @@ class _SeenByNoTracer(nn.Module):
         return self.activation(x) + 0  # torch.jit.trace sees a sum, which nothing is smoothed through
 
 
+@contextmanager
+def _full_range() -> Iterator[None]:
+    """Let INC lay the range of an input over 256 steps meanwhile. On a CPU without VNNI it takes 128, against sums that leave 16 bits; here
+    the weights make room instead. INC has no setting for it, only a constant that it works out when it is imported."""
+    from neural_compressor.adaptor import pytorch
+
+    kept, pytorch.REDUCE_RANGE = pytorch.REDUCE_RANGE, False
+    try:
+        yield
+    finally:
+        pytorch.REDUCE_RANGE = kept
+
+
 def _take_over_smoothing(linear: GPT2LMHeadModel, state: dict) -> None:
     """Change the LayerNorms of a model to the smoothed ones in INC's state, and the weights behind them by as much the other way.
 
@@ -219,12 +238,8 @@ def _smooth_untied_head(linear: GPT2LMHeadModel, calibration: Dataset, alpha: fl
 
 
 def _read_static(state: dict) -> dict[str, QuantizedLinear]:
-    """Read INC's state dict: beside each Linear's packed weight lie the scale and the zero point of its input.
-
-    On a CPU without VNNI INC lays the range of an input over 128 steps. Here it always gets 256: the weights make room instead.
-    """
+    """Read INC's state dict: beside each Linear's packed weight lie the scale and the zero point of its input."""
     suffix = "._packed_params._packed_params"
-    finer = 255 / 127 if state["best_configure"]["reduce_range"] else 1
     found = {}
     for key in [key for key in state if key.endswith(suffix)]:
         module = key.removesuffix(suffix)
@@ -233,8 +248,8 @@ def _read_static(state: dict) -> dict[str, QuantizedLinear]:
             packed.dequantize(),
             packed.q_per_channel_scales().float()[:, None],
             8,
-            state[f"{module}_input_scale_0"].item() / finer,
-            round(state[f"{module}_input_zero_point_0"].item() * finer),
+            state[f"{module}_input_scale_0"].item(),
+            int(state[f"{module}_input_zero_point_0"].item()),
         )
     if not found:
         raise RuntimeError("INC quantized no Linear; is this a linearized model?")
@@ -297,6 +312,7 @@ def keep_sums_in_16_bits(found: QuantizedLinear, weight: Tensor, seen: InputRang
     """Widen the steps of a weight as far as a CPU needs that adds two u8 × i8 products in 16 bits before anything else.
 
     Such a CPU, without VNNI or AMX, saturates where a₀w₀ + a₁w₁ leaves [−32768, 32767], for neighbouring inputs 2j and 2j + 1.
+    `gpt2opt recipes` measures what this costs on one that does not saturate.
     Halving all weights rules that out and costs a bit of every weight. Few inputs come near 255, though, so a channel's step
     only has to grow until the largest inputs that calibration saw don't saturate in it; most channels keep their 8 bits.
 

@@ -15,7 +15,7 @@ from gpt2opt.lab.attribution_report import attribution_caption, attribution_tabl
 from gpt2opt.lab.bench_results import BenchResult
 from gpt2opt.lab.pruning import PruningControls
 from gpt2opt.lab.pruning_report import curve_table, ratio_table, recovery_caption, recovery_table
-from gpt2opt.lab.recipes import RecipeComparison, recipes_caption, recipes_table
+from gpt2opt.lab.recipes import RecipeComparison, recipes_caption, recipes_table, safe_sums_table
 from gpt2opt.lab.scoring import ScoringComparison, scoring_caption, scoring_table
 from gpt2opt.report.record import Record, read_record
 from gpt2opt.report.results import from_json
@@ -24,6 +24,10 @@ from gpt2opt.storage import write_whole
 
 ROOT = Path(__file__).parents[2]
 RECORD = "traces/run.json"
+SAFE_SUMS = (
+    "Whatever CPU quantizes, weights get steps with which sums fit into 16 bits, so that a CPU without VNNI or AMX can run what another "
+    "one wrote. What that costs where nothing saturates, by the default recipe without its gate:"
+)
 BLOCK = re.compile(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
 
 
@@ -62,7 +66,8 @@ def _summary(record: Record) -> str:
 
 
 def _recipes(result: RecipeComparison, folder: str) -> str:
-    return f"{recipes_table(result).markdown()}\n\n{recipes_caption(result)} From {_link(folder, 'recipes')}."
+    shown = f"{recipes_table(result).markdown()}\n\n{recipes_caption(result)} From {_link(folder, 'recipes')}."
+    return f"{shown}\n\n{SAFE_SUMS}\n\n{safe_sums_table(result).markdown()}" if result.safe_sums else shown
 
 
 def _attribution(result: Attribution, folder: str) -> str:

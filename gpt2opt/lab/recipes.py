@@ -1,24 +1,27 @@
 """What each way of quantizing costs, on a model as it comes and on one made hard to quantize: `gpt2opt recipes`."""
 
+import copy
 import dataclasses
 import itertools
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import GPT2LMHeadModel
 
 from gpt2opt import environment
-from gpt2opt.deploy.inc import RECIPES
-from gpt2opt.deploy.ir import linearize
+from gpt2opt.deploy.inc import RECIPES, calibrate, calibrate_static
+from gpt2opt.deploy.ir import fake_quantize, linearize
 from gpt2opt.deploy.runtime import load_ir
 from gpt2opt.environment import machine_label
-from gpt2opt.measure.quality import measure_agreement, measure_quality, prepare_text
+from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, measure_quality, prepare_text
 from gpt2opt.report.results import Agreement, Quality
 from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table, with_interval
 from gpt2opt.sources.models import find_model, load_model
@@ -79,13 +82,29 @@ class RecipeResult:
 
 
 @dataclass(frozen=True)
+class SafeSums:
+    """What it costs that weights are safe on CPUs which add INT8 products in 16 bits; see `keep_sums_in_16_bits`.
+
+    Both are computed in floats, which never saturate, on any CPU: unsafe with the steps that INC chose, safe with the wider ones.
+    """
+
+    model: str
+    unsafe: Agreement
+    safe: Agreement
+
+
+@dataclass(frozen=True)
 class RecipeComparison:
-    """All of them, with the FP32 model they are compared with; both models are the same function, so it is one."""
+    """All of them, with the FP32 model they are compared with; both models are the same function, so it is one.
+
+    safe_sums: by the default recipe without its gate, on each of the two models; none in results of before this was measured.
+    """
 
     environment: dict[str, Any]
     model: str
     parent: Quality
     results: tuple[RecipeResult, ...]
+    safe_sums: tuple[SafeSums, ...] = ()
     schema: str = SCHEMA
 
 
@@ -127,7 +146,19 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
                     seconds,
                 )
             )
-    return RecipeComparison(environment.describe(), str(found), expected, tuple(results))
+    safe_sums = []
+    for name, linear in models.items():
+        print(f"{name}: weights with and without room for sums of 16 bits …", file=sys.stderr, flush=True)
+        agreements = (_agreement_in_floats(linear, calibration, steps, parent, scored) for steps in (calibrate_static, calibrate))
+        safe_sums.append(SafeSums(name, *agreements))
+    return RecipeComparison(environment.describe(), str(found), expected, tuple(results), tuple(safe_sums))
+
+
+def _agreement_in_floats(linear: GPT2LMHeadModel, calibration: Dataset, steps: Callable, parent: Logits, scored: ScoredText) -> Agreement:
+    """Score the fake-quantized model that a way of choosing steps gives, with every block input quantized."""
+    model = copy.deepcopy(linear)
+    fake_quantize(model, steps(model, calibration, RECIPES["w8a8"]))
+    return measure_agreement(logits_of(model), parent, scored, parent_name="FP32")[1]
 
 
 def recipes_table(comparison: RecipeComparison) -> Table:
@@ -148,6 +179,19 @@ def recipes_table(comparison: RecipeComparison) -> Table:
             )
         )
     return table(("model", "recipe", "perplexity / FP32", "mean KL, nats", "same top token", "float inputs", "bin MB", "s"), rows)
+
+
+def safe_sums_table(comparison: RecipeComparison) -> Table:
+    """Show what weights that are safe for sums of 16 bits cost where nothing saturates, with intervals over documents."""
+    rows = [
+        (
+            found.model,
+            *(with_interval(agreement.mean_kl, agreement.mean_kl_interval(), ".5f") for agreement in (found.unsafe, found.safe)),
+            *(with_interval(agreement.top1, agreement.top1_interval(), ".2%") for agreement in (found.unsafe, found.safe)),
+        )
+        for found in comparison.safe_sums
+    ]
+    return table(("model", "mean KL, nats: steps of INC", "safe steps", "same top token: steps of INC", "safe steps"), rows)
 
 
 def recipes_caption(comparison: RecipeComparison) -> str:

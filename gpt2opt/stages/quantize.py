@@ -34,12 +34,11 @@ NAME = "4-quantize"
 GATE_TOKENS = 2048
 """Tokens on which the gate compares, twice for each input: enough to tell harm from noise, few enough to wait for."""
 NO_DOT_PRODUCT = (
-    "this CPU has neither VNNI nor AMX: reading prompts in INT8 gains less than elsewhere, and some weights get wider steps so that sums "
-    "fit into 16 bits; the default recipe cost the bundled model 0.0010 nats per token of KL with AVX2 alone"
+    "this CPU has neither VNNI nor AMX: reading prompts in INT8 gains less than elsewhere; the default recipe cost the bundled model "
+    "0.0010 nats per token of KL with AVX2 alone"
 )
 UNKNOWN_DOT_PRODUCT = (
-    "the system does not tell this CPU's instructions, so whether it has VNNI or AMX is not known: as on a CPU without them, some weights "
-    "get wider steps so that sums fit into 16 bits"
+    "the system does not tell this CPU's instructions, so whether it has VNNI or AMX is not known: INT8 runs as on a CPU without them"
 )
 
 SMALL_MACHINE_BYTES = 4_000_000_000
@@ -81,8 +80,8 @@ def quantize_int8(
     """Quantize weights and activations to INT8 and write a stateful OpenVINO IR.
 
     `INCQuantizer` smooths and calibrates: weights symmetric per output channel, activations asymmetric per tensor. Then the gate
-    measures what each quantized input and an INT8 KV cache cost, and leaves those float that cost too much; see `deploy.gate`. On a
-    CPU without VNNI or AMX some weights get wider steps, see `keep_sums_in_16_bits`.
+    measures what each quantized input and an INT8 KV cache cost, and leaves those float that cost too much; see `deploy.gate`. Some
+    weights get wider steps, so that a CPU without VNNI or AMX can run what any CPU quantized; see `keep_sums_in_16_bits`.
 
     Args:
         model: a GPT-2 of any dtype, heads pruned or not. It is not changed.

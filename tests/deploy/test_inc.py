@@ -5,10 +5,13 @@ import gc
 
 import pytest
 import torch
+from neural_compressor.adaptor import pytorch as inc_pytorch
+from neural_compressor.utils.utility import CpuInfo
 
+from gpt2opt import environment
 from gpt2opt.deploy import inc
 from gpt2opt.deploy.inc import RECIPES, InputRange, Recipe, calibrate, keep_sums_in_16_bits
-from gpt2opt.deploy.ir import QuantizedLinear, fake_quantize, linearize
+from gpt2opt.deploy.ir import QuantizedLinear, export_ir, fake_quantize, linearize
 from gpt2opt.lab.recipes import harden
 from tests.conftest import make_model, relative_error, torch_logits
 
@@ -51,6 +54,14 @@ def test_every_activation_is_left_to_itself(activation, tokenizer, calibration):
     assert type(linear.transformer.h[0].mlp.act) is type(make_model(tokenizer, activation_function=activation).transformer.h[0].mlp.act)
 
 
+def largest_pair_sum(layer: QuantizedLinear, seen: InputRange) -> float:
+    """Return the largest |a₀w₀ + a₁w₁| of neighbouring inputs, in steps of both grids, that the inputs that were seen can reach."""
+    largest = (seen.highest / layer.input_scale).round() + layer.input_zero_point
+    products = (layer.weight / layer.weight_scale) * largest.clamp(0, 255)
+    ups, downs = (part.unflatten(1, (-1, 2)).sum(-1).amax() for part in (products.clamp(min=0), -products.clamp(max=0)))
+    return max(ups, downs).item()
+
+
 def test_weights_are_widened_only_as_far_as_sums_of_16_bits_need():
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(400, 40, generator=draw)
@@ -61,14 +72,7 @@ def test_weights_are_widened_only_as_far_as_sums_of_16_bits_need():
     highest[4:6] = 12.0
     seen = InputRange(-highest, highest)
     kept = keep_sums_in_16_bits(eight, weight, seen)
-    largest = (highest / 0.1).round() + 128
-
-    def worst(layer: QuantizedLinear) -> torch.Tensor:
-        products = (layer.weight / layer.weight_scale) * largest
-        ups, downs = (part.unflatten(1, (20, 2)).sum(-1).amax() for part in (products.clamp(min=0), -products.clamp(max=0)))
-        return max(ups, downs)
-
-    assert worst(kept) <= 32767 < worst(eight)
+    assert largest_pair_sum(kept, seen) <= 32767 < largest_pair_sum(eight, seen)
     widened = (kept.weight_scale > scale * 1.0001).flatten()
     assert widened[:3].all()
     assert widened.float().mean() < 0.5
@@ -77,21 +81,31 @@ def test_weights_are_widened_only_as_far_as_sums_of_16_bits_need():
     assert (kept.input_scale, kept.input_zero_point) == (eight.input_scale, eight.input_zero_point)
 
 
-def test_the_same_range_is_read_whether_inc_took_128_steps_or_256():
-    weight = torch.quantize_per_channel(torch.ones(2, 3), torch.tensor([0.1, 0.1]), torch.tensor([0, 0]), 0, torch.qint8)
+@pytest.mark.parametrize("recipe", [RECIPES["w8a8"], dataclasses.replace(PLAIN, activation_range="kl"), RECIPES["w4"]], ids=str)
+def test_the_same_bytes_are_written_whatever_cpu_quantizes(recipe, pruned, tokenizer, calibration, tmp_path, monkeypatch):
+    """What INC and this project know of the CPU is set by hand: without VNNI, and with VNNI and bf16 arithmetic."""
+    written = []
+    for name, flags in (("avx2", {"avx2"}), ("avx512", {"avx2", "avx512f", "avx512_vnni", "avx512_bf16"})):
+        monkeypatch.setattr(environment, "_cpu_flags", lambda flags=flags: flags)
+        cpu, has_vnni = CpuInfo(), "avx512_vnni" in flags
+        monkeypatch.setattr(cpu, "_vnni", has_vnni)
+        monkeypatch.setattr(cpu, "_bf16", has_vnni)
+        monkeypatch.setattr(inc_pytorch, "REDUCE_RANGE", not has_vnni)  # as it would have been read from `CpuInfo` at import
+        linear = linearize(pruned)
+        export_ir(fake_quantize(linear, calibrate(linear, calibration, recipe)), tokenizer, tmp_path / name)
+        written.append((tmp_path / name / "openvino_model.bin").read_bytes())
+    assert written[0] == written[1]
 
-    def read(scale: float, zero_point: int, reduced: bool) -> QuantizedLinear:
-        state = {
-            "x.module._packed_params._packed_params": (weight, None),
-            "x.module_input_scale_0": torch.tensor(scale),
-            "x.module_input_zero_point_0": torch.tensor(zero_point),
-            "best_configure": {"reduce_range": reduced},
-        }
-        return inc._read_static(state)["x"]
 
-    halved, full = read(0.255, 64, True), read(0.127, 128, False)
-    assert halved.input_scale == pytest.approx(full.input_scale)
-    assert abs(halved.input_zero_point - full.input_zero_point) <= 1
+def test_no_channel_of_a_calibrated_model_needs_more_than_16_bits(pruned, calibration):
+    linear = linearize(pruned)
+    layers = calibrate(linear, calibration, PLAIN)
+    seen = inc.observe_inputs(linear, calibration, layers)
+    worst = {name: largest_pair_sum(layer, seen[name]) for name, layer in layers.items()}
+    assert max(worst.values()) <= 32767
+    linear = linearize(pruned)
+    wider = inc.calibrate_static(linear, calibration, PLAIN)
+    assert max(largest_pair_sum(layer, seen[name]) for name, layer in wider.items()) > 32767
 
 
 def test_blocks_add_no_mean_to_the_residual_stream_and_answer_the_same(pruned, ids):
