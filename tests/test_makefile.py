@@ -14,7 +14,7 @@ PYTHON = """#!/bin/sh
 case "$1 $2" in
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip") echo {version} >> installed ;;
-    *) exec {real} -c 'import sys; sys.version_info, sys.base_prefix = ({version}, 0), "/{version}"; exec(sys.argv[1])' "$2" ;;
+    *) exec "{real}" -c 'import sys; sys.version_info, sys.base_prefix = ({version}, 0), "/{version}"; exec(sys.argv[1])' "$2" ;;
 esac
 """
 
