@@ -44,8 +44,9 @@ def _print_error(error: Exception) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from gpt2opt.cli import finetune
     from gpt2opt.report.tables import environment_table, stage_table, stand_in_notice, summary_table
-    from gpt2opt.stages import finetune, profile, prune, quantize
+    from gpt2opt.stages import profile, prune, quantize
     from gpt2opt.stages.run import start_run
 
     steps = (profile.run_profile, prune.run_prune, finetune.run_finetune, quantize.run_quantize)
@@ -92,8 +93,8 @@ def finetune(options: argparse.Namespace) -> int:
 
 
 def audit(options: argparse.Namespace) -> int:
-    from gpt2opt.deploy.audit import audit_int8
     from gpt2opt.report.tables import table
+    from gpt2opt.runtime.audit import audit_int8
 
     found = audit_int8(options.directory, must_pass=False)
     graphs = (found.reading, found.decoding)
@@ -133,7 +134,7 @@ def perplexity(options: argparse.Namespace) -> int:
 
 
 def generate(options: argparse.Namespace) -> int:
-    from gpt2opt.deploy.runtime import continue_text
+    from gpt2opt.runtime.ir_model import continue_text
 
     if options.new_tokens < 1:
         raise ValueError(f"--new-tokens {options.new_tokens}, expected at least 1")
@@ -144,24 +145,24 @@ def generate(options: argparse.Namespace) -> int:
 
 
 def bench(options: argparse.Namespace) -> int:
-    from gpt2opt.lab import bench_charts, bench_tables
-    from gpt2opt.lab.bench import run_bench
+    from experiments.race import charts, tables
+    from experiments.race.run import run_bench
 
     engines = [name for name in options.engines.split(",") if name]
     result = run_bench(options.size, options.rounds, engines, options.out)
     for show in (
-        bench_tables.engines_table, bench_tables.speed_table, bench_tables.ratio_table, bench_tables.limits_table,
-        bench_tables.memory_table, bench_tables.repeating_table, bench_tables.caption,
+        tables.engines_table, tables.speed_table, tables.ratio_table, tables.limits_table,
+        tables.memory_table, tables.repeating_table, tables.caption,
     ):  # fmt: skip
         print(show(result), end="\n\n")
-    for name, plot in (("race", bench_charts.plot_race), ("growth", bench_charts.plot_growth)):
+    for name, plot in (("race", charts.plot_race), ("growth", charts.plot_growth)):
         write_chart(options.out / f"{name}.png", plot(result)[0].figure)
     _print_json({"result": str(options.out / "bench.json")})
     return 0
 
 
 def recipes(options: argparse.Namespace) -> int:
-    from gpt2opt.lab.recipes import compare_recipes, recipes_table, safe_sums_table
+    from experiments.recipes import compare_recipes, recipes_table, safe_sums_table
 
     check_file(options.out)
     with contextlib.redirect_stdout(sys.stderr):  # INC reports there
@@ -174,8 +175,8 @@ def recipes(options: argparse.Namespace) -> int:
 
 
 def attribution(options: argparse.Namespace) -> int:
-    from gpt2opt.lab.attribution import attribute
-    from gpt2opt.lab.attribution_report import attribution_caption, attribution_table, plot_attribution
+    from experiments.attribution import attribute
+    from experiments.attribution_report import attribution_caption, attribution_table, plot_attribution
 
     _check_with_chart(options.out)
     with contextlib.redirect_stdout(sys.stderr):  # INC reports there
@@ -188,8 +189,8 @@ def attribution(options: argparse.Namespace) -> int:
 
 
 def pruning(options: argparse.Namespace) -> int:
-    from gpt2opt.lab.pruning import compare_pruning
-    from gpt2opt.lab.pruning_report import curve_table, plot_pruning, ratio_table, recovery_caption, recovery_table
+    from experiments.pruning import compare_pruning
+    from experiments.pruning_report import curve_table, plot_pruning, ratio_table, recovery_caption, recovery_table
 
     _check_with_chart(options.out)
     with contextlib.redirect_stdout(sys.stderr):  # Trainer's progress bar writes to stdout
@@ -202,7 +203,7 @@ def pruning(options: argparse.Namespace) -> int:
 
 
 def scoring(options: argparse.Namespace) -> int:
-    from gpt2opt.lab.scoring import compare_scoring, scoring_caption, scoring_table
+    from experiments.scoring import compare_scoring, scoring_caption, scoring_table
 
     check_file(options.out)
     comparison = compare_scoring(options.size, options.text, options.rounds)
@@ -232,9 +233,9 @@ def _write_json(path: Path, result: Any) -> None:
 
 
 def report(options: argparse.Namespace) -> int:
+    from gpt2opt.record import read_record
     from gpt2opt.report import compare
     from gpt2opt.report.page import write_report
-    from gpt2opt.report.record import read_record
     from gpt2opt.report.tables import record_tables, stand_in_notice
 
     paths = [path / "run.json" if path.is_dir() else path for path in options.runs]
@@ -258,7 +259,7 @@ def report(options: argparse.Namespace) -> int:
 
 
 def notebook(options: argparse.Namespace) -> int:
-    from gpt2opt.report.notebook import execute_notebook
+    from gpt2opt.notebook import execute_notebook
 
     return execute_notebook(options.path)
 

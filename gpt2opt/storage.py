@@ -5,14 +5,19 @@ a folder with other files and without a marker is refused. A single file is repl
 """
 
 import atexit
+import dataclasses
+import hashlib
 import io
 import json
 import os
 import shutil
 import tempfile
+import types
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 PREFIX = ".gpt2opt"
 MARKER = f"{PREFIX}.files.json"
@@ -237,3 +242,54 @@ def _remove(folder: Path, names) -> None:
         for above in (folder / name).relative_to(folder).parents[:-1]:
             with suppress(OSError):  # something else is in it
                 (folder / above).rmdir()
+
+
+def read_json(path: Path, schema: str, command: str) -> dict[str, Any]:
+    """Read a JSON object of a schema.
+
+    Args:
+        path: the file.
+        schema: what it must name as its own.
+        command: what writes it; told in the error.
+
+    Raises:
+        ValueError: the file is missing, is not JSON or has another schema.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"can't read {path}: {error.strerror}; `{command}` writes it") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); `{command}` writes it anew") from error
+    found = content.get("schema") if isinstance(content, dict) else None
+    if found != schema:
+        raise ValueError(f"{path} has schema {found!r}, expected {schema!r}; `{command}` writes it anew")
+    return content
+
+
+def from_json(kind: Any, value: Any) -> Any:
+    """Rebuild a value of type `kind` (a dataclass of this file, or a container of them) from parsed JSON."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: from_json(hints[name], item) for name, item in value.items()})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else from_json(next(a for a in arguments if a is not type(None)), value)
+    if origin is tuple:
+        return tuple(from_json(arguments[0], item) for item in value)
+    if origin is dict and arguments[1] is not Any:
+        return {key: from_json(arguments[1], item) for key, item in value.items()}
+    return value
+
+
+def hash_weights(directory: Path) -> str:
+    """Return the SHA-256 over the weight files (`*.safetensors`, `*.bin`, IR `*.xml`) of a directory, in name order."""
+    digest = hashlib.sha256()
+    for path in weight_files(directory):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def weight_files(directory: Path) -> list[Path]:
+    return sorted(path for path in Path(directory).iterdir() if path.suffix in (".safetensors", ".bin", ".xml"))

@@ -10,7 +10,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
-from gpt2opt.deploy.ir import export_ir, linearize
+from gpt2opt.quantize.export import export_ir
+from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.stages.prune import prune_attention_heads
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 
@@ -145,6 +146,6 @@ def committed_tree(tmp_path_factory) -> Path:
 
 def committed_kinds(name: str) -> list[str]:
     """Return the kinds of CPU of which a file of results is committed, `bench.json` say."""
-    listed = _git("ls-tree", "-r", "--name-only", "HEAD", "benchmarks")
-    paths = sorted((ROOT / "benchmarks").glob("*/*")) if listed is None else [Path(line) for line in listed.decode().splitlines()]
+    listed = _git("ls-tree", "-r", "--name-only", "HEAD", "experiments/results")
+    paths = sorted((ROOT / "experiments/results").glob("*/*")) if listed is None else [Path(line) for line in listed.decode().splitlines()]
     return [path.parent.name for path in paths if path.name == name]

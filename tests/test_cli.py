@@ -7,9 +7,10 @@ import pytest
 from datasets import Dataset
 
 from gpt2opt.cli import main
-from gpt2opt.deploy.ir import export_ir, linearize
-from gpt2opt.deploy.runtime import continue_text
-from gpt2opt.report.record import read_record
+from gpt2opt.quantize.export import export_ir
+from gpt2opt.quantize.fake_quant import linearize
+from gpt2opt.record import read_record
+from gpt2opt.runtime.ir_model import continue_text
 from gpt2opt.sources.models import load_model
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 from gpt2opt.storage import claim_folder
@@ -129,7 +130,7 @@ WRONG = {
     "no record": (["report", "./missing"], "can't read missing: No such file"),
     "folder without a record": (["report", "{model}"], "run.json: No such file"),
     "no folder": (["report", "{file}/run"], "Not a directory"),
-    "not a record": (["report", "{bert}/config.json"], "has schema None, expected 'gpt2opt.run/2'"),
+    "not a record": (["report", "{bert}/config.json"], "has schema None, expected 'gpt2opt.run/3'"),
     "one round of scoring": (["scoring", "--rounds", "1"], "rounds=1, expected at least 2"),
     **{
         f"unwritable {command}": ([command, "--text", "{text}", "--out", "{file}/out.json"], "name a writable place")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from experiments.docs import ROOT
 
 PYTHON = """#!/bin/sh
 case "$1 $2" in

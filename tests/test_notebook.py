@@ -12,9 +12,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from gpt2opt.report.notebook import execute_notebook
-from gpt2opt.report.record import read_record
-from tests.conftest import ROOT, committed
+from experiments.docs import ROOT
+from gpt2opt.notebook import execute_notebook
+from gpt2opt.record import read_record
+from tests.conftest import committed
 
 NOTEBOOK = ROOT / "project.ipynb"
 STAGES = ["1-profile", "2-prune", "3-finetune", "4-quantize"]

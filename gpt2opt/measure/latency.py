@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from gpt2opt.environment import CpuWatch
-from gpt2opt.report.results import Latency
+from gpt2opt.measure.results import Latency
 
 MAX_WARMUP_RUNS = 10
 """Untimed runs at the most; two at least, since one alone tells nothing."""

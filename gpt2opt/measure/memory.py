@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2opt.report.results import Resident
+from gpt2opt.measure.results import Resident
 
 LIMITED_SECONDS = 300
 """How long a child under a limit may take: a library that gets no memory may wait for ever instead of failing (OpenBLAS does)."""

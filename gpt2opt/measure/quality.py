@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2opt.report.results import Agreement, Quality
+from gpt2opt.measure.results import Agreement, Quality
 from gpt2opt.stats import percentile_99
 
 Logits = Callable[[Tensor], Any]
@@ -144,15 +144,15 @@ def measure_quality(logits: Logits, text: ScoredText, *, batch_size: int = 2) ->
 
 
 def measure_agreement(
-    logits: Logits, parent: Logits, text: ScoredText, *, parent_name: str, batch_size: int = 1
+    logits: Logits, reference: Logits, text: ScoredText, *, reference_name: str, batch_size: int = 1
 ) -> tuple[Quality, Agreement]:
-    """Score a text and compare, in the same pass, what the model and its parent expect next, position by position.
+    """Score a text and compare, in the same pass, what the model and its reference model expect next, position by position.
 
     Args:
         logits: the model under test.
-        parent: what it was made from, of the same vocabulary; KL is KL(parent ‖ model).
+        reference: what it was made from, of the same vocabulary; KL is KL(reference ‖ model).
         text: from `prepare_text`.
-        parent_name: what the parent is called in the result.
+        reference_name: what the reference model is called in the result.
         batch_size: as in `measure_quality`.
 
     Raises:
@@ -162,13 +162,13 @@ def measure_agreement(
     tokens, same = (torch.zeros(text.num_documents, dtype=torch.int64) for _ in range(2))
     every: list[tuple[Tensor, Tensor]] = []
     for batch in _batches(text, batch_size):
-        ours, theirs = (torch.as_tensor(model(batch.ids)) for model in (logits, parent))
+        ours, theirs = (torch.as_tensor(model(batch.ids)) for model in (logits, reference))
         if ours.shape != theirs.shape:
             raise ValueError(f"{ours.shape[-1]} and {theirs.shape[-1]} tokens; only models of one vocabulary can be compared")
         nll = token_nll(ours, batch.targets)
         kl, is_same = (values.view_as(nll) for values in _compare(ours, theirs))
         if not torch.isfinite(kl).all():
-            raise ValueError("the parent gave logits that are not finite; its weights are damaged or overflow in this dtype")
+            raise ValueError("the reference model gave logits that are not finite; its weights are damaged or overflow in this dtype")
         batch.add(nats, nll)
         batch.add(kl_nats, kl)
         batch.add(same, is_same)
@@ -182,7 +182,7 @@ def measure_agreement(
         tuple(tokens[kept].tolist()),
         *percentile_99(kls.numpy(), owners.numpy()),
         text.label,
-        parent_name,
+        reference_name,
     )
     return _quality(text, nats, tokens), agreement
 
@@ -216,10 +216,10 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     return nll
 
 
-def _compare(logits: Tensor, parent: Tensor) -> tuple[Tensor, Tensor]:
-    """Return KL(parent ‖ model) in nats, and whether both expect the same token, (B · T,) each, of logits (B, T, V)."""
+def _compare(logits: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Return KL(reference ‖ model) in nats, and whether both expect the same token, (B · T,) each, of logits (B, T, V)."""
     kls, sames = [], []
-    for ours, theirs in zip(_rows(logits), _rows(parent), strict=True):
+    for ours, theirs in zip(_rows(logits), _rows(reference), strict=True):
         theirs = theirs.to(ours.device)
         log_p, log_q = torch.log_softmax(theirs, -1), torch.log_softmax(ours, -1)
         kls.append((log_p.exp() * (log_p - log_q)).sum(-1))

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from gpt2opt.report.record import Record
-from gpt2opt.report.results import Measurement, dominated_by
+from gpt2opt.record import Measurement, Record, dominated_by
 from gpt2opt.report.tables import megabytes
 from gpt2opt.stats import PERCENT
 
@@ -138,7 +137,7 @@ def plot_importance(record: Record) -> list["Axes"]:
     axes.set(title="Head importance; the crossed heads leave", xlabel="head", ylabel="layer")
     axes.set_xticks(range(len(importance[0])))
     axes.set_yticks(range(len(importance)))
-    figure.colorbar(image, label="expected change of loss, nats a token")
+    figure.colorbar(image, label="expected change of loss, nats per token")
     return [axes]
 
 
@@ -149,7 +148,7 @@ def plot_loss(record: Record) -> list["Axes"]:
     curve = record.stage("3-finetune").facts["loss"]
     _figure, axes = plt.subplots(figsize=(9, 3), layout="constrained")
     axes.plot([point["step"] for point in curve], [point["loss_nats"] for point in curve], color=COLORS["Fine-tuned"], marker=".")
-    axes.set(title="Fine-tuning", xlabel="optimizer step", ylabel="training loss, nats a token")
+    axes.set(title="Fine-tuning", xlabel="optimizer step", ylabel="training loss, nats per token")
     axes.grid(alpha=0.3)
     return [axes]
 
@@ -171,26 +170,27 @@ def plot_operators(record: Record, most: int = 10) -> list["Axes"]:
     return [axes]
 
 
-def plot_harm(record: Record) -> list["Axes"]:
+def plot_sensitivity(record: Record) -> list["Axes"]:
     """Draw what each quantized input costs, alone and among the others; the hollow ones stay float."""
     import matplotlib.pyplot as plt
 
-    harm = record.stage("4-quantize").facts["harm"]
-    names = list(harm["alone"])
+    sensitivity = record.stage("4-quantize").facts["sensitivity"]
+    names = list(sensitivity["alone"])
     figure, axes = plt.subplots(figsize=(11, 4.2), layout="constrained")
     kinds = {"alone": (-0.2, "#4c72b0", "with it alone quantized"), "among": (0.2, "#dd8452", "all quantized, less all but it")}
     for key, (offset, color, _) in kinds.items():
         for position, name in enumerate(names):
-            left_out = name in harm["float_inputs"]
-            axes.bar(position + offset, harm[key][name], width=0.38, color="white" if left_out else color, edgecolor=color)
+            left_out = name in sensitivity["float_inputs"]
+            axes.bar(position + offset, sensitivity[key][name], width=0.38, color="white" if left_out else color, edgecolor=color)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8 if len(names) < 30 else 6)
-    axes.set(title="What quantizing an input, or the KV cache, costs (hollow: left float)", ylabel="mean KL from FP32, nats a token")
+    axes.set(title="What quantizing an input, or the KV cache, costs (hollow: left float)", ylabel="mean KL from FP32, nats per token")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.margins(x=0.01)
     axes.grid(axis="y", alpha=0.3)
     axes.legend([plt.Rectangle((0, 0), 1, 1, color=color) for _, color, _ in kinds.values()], [label for *_, label in kinds.values()])
     figure.supxlabel(
-        f"all together {harm['together']:.5f}, after the gate {harm['left']:.5f}, budget {harm['max_kl']} nats a token", fontsize=9
+        f"all {sensitivity['together']:.5f}, after the gate {sensitivity['left']:.5f}, budget {sensitivity['max_kl']} nats per token",
+        fontsize=9,
     )
     return [axes]
 
@@ -208,7 +208,7 @@ def draw_charts(record: Record) -> Iterator[tuple[str, "Figure"]]:
         (plot_operators, facts.get("1-profile", {}).get("operator_seconds")),
         (plot_importance, facts.get("2-prune", {}).get("importance_nats")),
         (plot_loss, facts.get("3-finetune", {}).get("loss")),
-        (plot_harm, facts.get("4-quantize", {}).get("harm")),
+        (plot_sensitivity, facts.get("4-quantize", {}).get("sensitivity")),
         (plot_tradeoff, any(m.latency and m.quality and m.memory for m in measured)),
     )
     for plot, possible in charts:

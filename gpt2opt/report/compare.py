@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gpt2opt.report.record import Record
-from gpt2opt.report.results import Latency, Measurement
+from gpt2opt.measure.results import Latency
+from gpt2opt.record import Measurement, Record
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
 from gpt2opt.stats import PERCENT, ratio_of_medians
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from gpt2opt.record import Record
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.compare import CAPTION, compare_runs, comparison_tables, differences_table
-from gpt2opt.report.record import Record
 from gpt2opt.report.tables import Table, record_tables, stand_in_notice
 from gpt2opt.stats import PERCENT
 from gpt2opt.storage import write_result
@@ -95,7 +95,7 @@ def _notes(record: Record) -> dict[str, str]:
         "Summary": f"Prompt of {settings.prompt_tokens} tokens, {settings.new_tokens} new ones; TTFT and TPOT are medians. Intervals are "
         f"{PERCENT}: over documents, and of models timed in turns over the pairs of runs. Scored: {'; '.join(protocols) or 'nothing yet'}. "
         "Controls tell causes apart.",
-        "Beside the parent": "Each model against its parent, on the scored text.",
+        "Distance from the reference model": "Each model against its reference model, on the scored text.",
         "INT8 audit": "What the weights are stored as in the file, and what the two compiled graphs multiply.",
         "Trade-off": "A model is dominated if another on the same device, text and prompt is no worse in TPOT, perplexity and size, and "
         "better in one; the others are the Pareto front. It goes by the figures alone: their intervals may overlap.",

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gpt2opt.environment import instructions_label
-from gpt2opt.report.record import Record
-from gpt2opt.report.results import Latency, Measurement, Quality, dominated_by
+from gpt2opt.measure.results import Latency, Quality
+from gpt2opt.record import Measurement, Record, dominated_by
 from gpt2opt.stats import PERCENT, Estimate
 
 MISSING = "–"
@@ -159,7 +159,7 @@ def _products(executed: dict[str, Sequence[str]], names: list[str]) -> str:
 
 
 def quality_table(record: Record) -> Table:
-    """Show how far each model is from its parent on the scored text, at every stage that was run."""
+    """Show how far each model is from its reference model on the scored text, at every stage that was run."""
     measured = {measurement.name: measurement for measurement, _ in record.measurements()}
     rows = []
     for name, measurement in measured.items():
@@ -167,15 +167,15 @@ def quality_table(record: Record) -> Table:
             rows.append(
                 (
                     name,
-                    agreement.parent,
-                    perplexity_ratio(measurement.quality, measured[agreement.parent].quality),
+                    agreement.reference,
+                    perplexity_ratio(measurement.quality, measured[agreement.reference].quality),
                     with_interval(agreement.mean_kl, agreement.mean_kl_interval(), ".5f"),
                     with_interval(agreement.kl_p99, agreement.kl_p99_interval, ".4f"),
                     with_interval(agreement.top1, agreement.top1_interval(), ".2%"),
                 )
             )
-    figures = ("perplexity / parent's", "mean KL, nats", "KL p99", "same top token")
-    header = ("model", "its parent", *(f"{figure} [{PERCENT}]" for figure in figures))
+    figures = ("perplexity / reference's", "mean KL, nats", "KL p99", "same top token")
+    header = ("model", "its reference model", *(f"{figure} [{PERCENT}]" for figure in figures))
     return table(header, rows)
 
 
@@ -199,9 +199,9 @@ def _others(latency: Latency) -> str:
 
 
 def samples_table(record: Record) -> Table:
-    """Show what every model generated from the sample prompts; `‖` stands before the first token that is not its parent's.
+    """Show what every model generated from the sample prompts; `‖` stands before the first token that is not its reference model's.
 
-    A model without a parent, the baseline, is shown as it is.
+    A model without a reference model, the baseline, is shown as it is.
     """
     measured = [measurement for measurement, _ in record.measurements() if measurement.continuations]
     by_name = {measurement.name: measurement for measurement in measured}
@@ -210,20 +210,20 @@ def samples_table(record: Record) -> Table:
         row = [str(number + 1)]
         for measurement in measured:
             tokens = measurement.continuations[number]
-            parent = by_name.get(measurement.agreement.parent) if measurement.agreement else None
-            row.append(_marked(tokens, parent.continuations[number] if parent else tokens))
+            reference = by_name.get(measurement.agreement.reference) if measurement.agreement else None
+            row.append(_marked(tokens, reference.continuations[number] if reference else tokens))
         rows.append(row)
-    parents = [f" (‖ {m.agreement.parent})" if m.agreement else "" for m in measured]
-    return table(("prompt", *(f"{m.name}{parent}" for m, parent in zip(measured, parents, strict=True))), rows)
+    references = [f" (‖ {m.agreement.reference})" if m.agreement else "" for m in measured]
+    return table(("prompt", *(f"{m.name}{reference}" for m, reference in zip(measured, references, strict=True))), rows)
 
 
-def divergence(tokens: Sequence[str], parent: Sequence[str]) -> int:
+def divergence(tokens: Sequence[str], reference: Sequence[str]) -> int:
     """Return how many tokens are the same before the first that differs."""
-    return next((position for position, (ours, theirs) in enumerate(zip(tokens, parent, strict=True)) if ours != theirs), len(tokens))
+    return next((position for position, (ours, theirs) in enumerate(zip(tokens, reference, strict=True)) if ours != theirs), len(tokens))
 
 
-def _marked(tokens: Sequence[str], parent: Sequence[str]) -> str:
-    same = divergence(tokens, parent)
+def _marked(tokens: Sequence[str], reference: Sequence[str]) -> str:
+    same = divergence(tokens, reference)
     text = "".join(tokens[:same]) + ("‖" + "".join(tokens[same:]) if same < len(tokens) else "")
     return " ".join(text.split())
 
@@ -292,7 +292,7 @@ def record_tables(record: Record) -> dict[str, Table]:
     if any(stage.comparisons for stage in record.stages):
         tables["Timed in turns"] = speed_table(record)
     if any(measurement.agreement for measurement, _ in record.measurements()):
-        tables["Beside the parent"] = quality_table(record)
+        tables["Distance from the reference model"] = quality_table(record)
     if any(measurement.continuations for measurement, _ in record.measurements()):
         tables["What each model writes"] = samples_table(record)
     if any(measurement.memory for measurement, _ in record.measurements()):

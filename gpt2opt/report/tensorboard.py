@@ -3,9 +3,8 @@
 import os
 from pathlib import Path
 
+from gpt2opt.record import Measurement, Record
 from gpt2opt.report.charts import draw_charts
-from gpt2opt.report.record import Record
-from gpt2opt.report.results import Measurement
 from gpt2opt.report.tables import record_tables, stand_in_notice
 
 OURS = "events.out.tfevents.*.gpt2opt"

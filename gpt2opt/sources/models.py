@@ -153,3 +153,15 @@ def _checked(found: FoundModel) -> FoundModel:
     if not (found.path / "model.safetensors").exists():
         raise ValueError(f"no model.safetensors in {found.path}; save the model there with save_pretrained()")
     return found
+
+
+def heads_per_layer(model) -> int:
+    """Return the number of heads that every layer kept.
+
+    Raises:
+        ValueError: layers kept different numbers; the exporter gives all KV caches one shape.
+    """
+    kept = {block.attn.num_heads for block in model.transformer.h}
+    if len(kept) != 1:
+        raise ValueError(f"layers kept {sorted(kept)} heads; the exporter needs the same number in each: prune one fraction everywhere")
+    return kept.pop()

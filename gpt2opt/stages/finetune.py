@@ -12,15 +12,14 @@ from torch.utils.data import DataLoader
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, default_data_collator
 
 from gpt2opt.environment import is_main_process, launched, set_seed
-from gpt2opt.report.record import Settings
-from gpt2opt.report.results import Measurement, StageResult, hash_weights
+from gpt2opt.record import Measurement, Settings, StageResult
 from gpt2opt.report.tensorboard import drop_host_names, empty_log
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, token_rows
 from gpt2opt.stages import profile, prune
-from gpt2opt.stages.measurements import Parent, compared, device, measure_torch, time_torch, torch_memory
+from gpt2opt.stages.measurements import Reference, compared, device, measure_torch, time_torch, torch_memory
 from gpt2opt.stages.run import Run, check_epochs, fine_tune_texts, stopwatch
-from gpt2opt.storage import check_folder, save_model
+from gpt2opt.storage import check_folder, hash_weights, save_model
 
 NAME = "3-finetune"
 BATCH_ROWS = 8  # of all processes together
@@ -163,7 +162,7 @@ def run_finetune(run: Run) -> StageResult:
         tuned = _tune(before, folder, fine_tune_texts(run), run.settings, run.traces / NAME)
         control = _tuned_unpruned_control(run)
         facts = {**tuned, "tensorboard": f"{run.traces.name}/{NAME}"}
-        first = Parent(profile.NAMED, run.folder(profile.NAME))
+        first = Reference(profile.NAMED, run.folder(profile.NAME))
         latencies = time_torch(run, {"Fine-tuned": folder, first.name: first.folder})
         measurement = dataclasses.replace(
             measure_torch(run, "Fine-tuned", folder, first), latency=latencies["Fine-tuned"], memory=torch_memory(run, folder)

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 
 from gpt2opt import environment
-from gpt2opt.deploy.runtime import IrModel, generate_from_ir, load_ir
 from gpt2opt.measure.latency import Decoder, compare_latency, cuda_time, wall_time
 from gpt2opt.measure.memory import ChildRun, Vram, device_vram, in_fresh_process, read_peak_vram, reset_peak_vram
 from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, measure_quality, prepare_text
-from gpt2opt.report.results import Comparison, Latency, Measurement, Memory, weight_files
+from gpt2opt.measure.results import Comparison, Latency, Memory
+from gpt2opt.record import Measurement
+from gpt2opt.runtime.ir_model import IrModel, generate_from_ir, load_ir
 from gpt2opt.sources.models import load_model
 from gpt2opt.stages.run import Run, scored_documents, scored_text
+from gpt2opt.storage import weight_files
 
 SAMPLE_PROMPTS, SAMPLE_PROMPT_TOKENS = 20, 32
 BUSY = 0.1
@@ -62,25 +64,25 @@ class TorchDecoder:
 
 
 @dataclass(frozen=True)
-class Parent:
+class Reference:
     """The model that another is compared with: its name, and its folder."""
 
     name: str
     folder: Path
 
 
-def measure_torch(run: Run, name: str, folder: Path, parent: Parent | None = None) -> Measurement:
+def measure_torch(run: Run, name: str, folder: Path, reference: Reference | None = None) -> Measurement:
     """Measure the FP16 model in `folder` by itself: its quality and what it generates; see `time_torch` and `torch_memory`.
 
     Quality: on a CPU, the FP16 weights are scored with FP32 arithmetic, since FP16 arithmetic is emulated there and many times slower.
     """
     tokenizer, model = _scored_torch(folder)
     text = scored_tokens(run, tokenizer)
-    if parent is None:
+    if reference is None:
         quality, agreement = measure_quality(logits_of(model), text), None
     else:
-        _, base = _scored_torch(parent.folder)
-        quality, agreement = measure_agreement(logits_of(model), logits_of(base), text, parent_name=parent.name)
+        _, base = _scored_torch(reference.folder)
+        quality, agreement = measure_agreement(logits_of(model), logits_of(base), text, reference_name=reference.name)
     continuations = TorchDecoder(model, torch.tensor(sample_prompts(run, tokenizer), device=device())).generate(run.settings.new_tokens)
     return Measurement(
         name, device_name(), "float16", "torch", sum(parameter.numel() for parameter in model.parameters()), None, None, quality,
@@ -88,10 +90,10 @@ def measure_torch(run: Run, name: str, folder: Path, parent: Parent | None = Non
     )  # fmt: skip
 
 
-def measure_ir(run: Run, name: str, folder: Path, dtype: str, tokenizer, parent: Parent) -> Measurement:
-    """Measure the IR in `folder` on the CPU as the torch models are measured, beside `parent`, an IR or a torch model."""
+def measure_ir(run: Run, name: str, folder: Path, dtype: str, tokenizer, reference: Reference) -> Measurement:
+    """Measure the IR in `folder` on the CPU as the torch models are measured, beside `reference`, an IR or a torch model."""
     model, text = load_ir(folder), scored_tokens(run, tokenizer)
-    quality, agreement = measure_agreement(logits_of(model), logits_of(_load_scored(parent.folder)), text, parent_name=parent.name)
+    quality, agreement = measure_agreement(logits_of(model), logits_of(_load_scored(reference.folder)), text, reference_name=reference.name)
     continuations = [model.generate(np.array([prompt]), run.settings.new_tokens)[0].tolist() for prompt in sample_prompts(run, tokenizer)]
     cpu = environment.describe()["cpu"]
     return Measurement(name, cpu, dtype, "openvino", None, None, None, quality, dtype, agreement, _tokens_as_text(tokenizer, continuations))

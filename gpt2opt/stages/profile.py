@@ -5,12 +5,12 @@ import dataclasses
 import torch
 
 from gpt2opt.measure.trace import record_trace
-from gpt2opt.report.results import StageResult, hash_weights
+from gpt2opt.record import StageResult
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.stages.measurements import TorchDecoder, device, logits_of, measure_torch, prompt_ids, time_torch, torch_memory
 from gpt2opt.stages.run import Run, stopwatch
 from gpt2opt.stages.self_check import check_against_known
-from gpt2opt.storage import save_model
+from gpt2opt.storage import hash_weights, save_model
 
 NAME, NAMED = "1-profile", "Baseline"
 

@@ -7,15 +7,14 @@ import numpy as np
 import torch
 from transformers import GPT2LMHeadModel
 
-from gpt2opt.deploy.ir import heads_per_layer
 from gpt2opt.measure.memory import in_fresh_process
-from gpt2opt.report.results import Measurement, StageResult, hash_weights
-from gpt2opt.sources.models import load_model
+from gpt2opt.record import Measurement, StageResult
+from gpt2opt.sources.models import heads_per_layer, load_model
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages import profile
-from gpt2opt.stages.measurements import Parent, compared, device, logits_from_torch, measure_torch, prompt_ids, time_torch, torch_memory
+from gpt2opt.stages.measurements import Reference, compared, device, logits_from_torch, measure_torch, prompt_ids, time_torch, torch_memory
 from gpt2opt.stages.run import Run, check_fraction, fine_tune_texts, stopwatch
-from gpt2opt.storage import save_model
+from gpt2opt.storage import hash_weights, save_model
 
 NAME = "2-prune"
 IMPORTANCE_BATCHES, IMPORTANCE_BATCH_SIZE = 8, 4
@@ -139,7 +138,7 @@ def run_prune(run: Run) -> StageResult:
         }
         latencies = time_torch(run, {"Pruned": folder, profile.NAMED: before})
         measurement = dataclasses.replace(
-            measure_torch(run, "Pruned", folder, Parent(profile.NAMED, before)),
+            measure_torch(run, "Pruned", folder, Reference(profile.NAMED, before)),
             latency=latencies["Pruned"],
             memory=torch_memory(run, folder),
         )

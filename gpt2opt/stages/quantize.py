@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,27 +13,28 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from gpt2opt.deploy.audit import audit_int8
-from gpt2opt.deploy.gate import KV_CACHE, apply_gate
-from gpt2opt.deploy.inc import RECIPES, Recipe, calibrate
-from gpt2opt.deploy.ir import export_ir, fake_quantize, linearize, write_ir
-from gpt2opt.deploy.manifest import read_manifest
-from gpt2opt.deploy.prompt_lookup import PromptLookup
-from gpt2opt.deploy.runtime import cpu_properties, generate_from_ir, load_ir
+from gpt2opt.cli import finetune
 from gpt2opt.environment import give_back_memory, has_int8_dot_product
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.measure.quality import window_length
-from gpt2opt.report.results import Quantized, StageResult, hash_weights
+from gpt2opt.quantize.export import export_ir, write_ir
+from gpt2opt.quantize.fake_quant import fake_quantize, linearize
+from gpt2opt.quantize.inc import RECIPES, Recipe, calibrate
+from gpt2opt.quantize.sensitivity import KV_CACHE, Sensitivity, apply_gate
+from gpt2opt.record import StageResult
+from gpt2opt.runtime.audit import Int8Audit, audit_int8
+from gpt2opt.runtime.ir_model import cpu_properties, generate_from_ir, load_ir
+from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.runtime.prompt_lookup import PromptLookup
 from gpt2opt.sources.models import check_finite, load_model
 from gpt2opt.sources.texts import token_rows
-from gpt2opt.stages import finetune
-from gpt2opt.stages.measurements import Parent, compared, ir_memory, measure_ir, prompt_ids, time_ir
+from gpt2opt.stages.measurements import Reference, compared, ir_memory, measure_ir, prompt_ids, time_ir
 from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run, scored_text, stopwatch
-from gpt2opt.storage import check_folder, new_folder
+from gpt2opt.storage import check_folder, hash_weights, new_folder
 
 NAME = "4-quantize"
 GATE_TOKENS = 2048
-"""Tokens on which the gate compares, twice for each input: enough to tell harm from noise, few enough to wait for."""
+"""Tokens on which the gate compares, twice for each input: enough to tell sensitivity from noise, few enough to wait for."""
 NO_DOT_PRODUCT = (
     "this CPU has neither VNNI nor AMX: reading prompts in INT8 gains less than elsewhere; the default recipe cost the bundled model "
     "0.0010 nats per token of KL with AVX2 alone"
@@ -45,6 +47,14 @@ SMALL_MACHINE_BYTES = 4_000_000_000
 """Memory of the machine that stage 4 is for."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `quantize_int8` did. sensitivity is None where no input was to be quantized or no gate was asked for."""
+
+    audit: Int8Audit
+    sensitivity: Sensitivity | None
 
 
 def prepare_calibration_dataset(
@@ -80,7 +90,7 @@ def quantize_int8(
     """Quantize weights and activations to INT8 and write a stateful OpenVINO IR.
 
     `INCQuantizer` smooths and calibrates: weights symmetric per output channel, activations asymmetric per tensor. Then the gate
-    measures what each quantized input and an INT8 KV cache cost, and leaves those float that cost too much; see `deploy.gate`. Some
+    measures what each quantized input and an INT8 KV cache cost, and leaves those float that cost too much; see `apply_gate`. Some
     weights get wider steps, so that a CPU without VNNI or AMX can run what any CPU quantized; see `keep_sums_in_16_bits`.
 
     Args:
@@ -92,7 +102,7 @@ def quantize_int8(
             channel), `w4` (weights alone, INT4 in groups), or a `Recipe` of your own.
 
     Returns:
-        The audit of what was written, which has passed, and the harm of each quantized input.
+        The audit of what was written, which has passed, and the sensitivity of each quantized input.
 
     Raises:
         ValueError: an unknown recipe, a weight that is NaN or infinite, ids outside the vocabulary, too few rows, or `out_dir` can't
@@ -108,13 +118,13 @@ def quantize_int8(
     linear = linearize(model)
     seen, kept_back = _split(calibration)
     fake = fake_quantize(linear, calibrate(linear, seen, recipe))
-    harm = apply_gate(fake, linearize(model), kept_back, recipe.max_kl) if recipe.max_kl is not None and recipe.activations else None
+    sensitivity = apply_gate(fake, linearize(model), kept_back, recipe.max_kl) if recipe.max_kl is not None and recipe.activations else None
     give_back_memory()
-    cache_stays_float = not recipe.activations or (harm and KV_CACHE in harm.float_inputs)
+    cache_stays_float = not recipe.activations or (sensitivity and KV_CACHE in sensitivity.float_inputs)
     with new_folder(out_dir) as partial:
         write_ir(fake, tokenizer, partial, "f16" if cache_stays_float else "u8")
         audit = audit_int8(partial)  # what fails it never gets the name
-    return Quantized(audit, harm)
+    return Quantized(audit, sensitivity)
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:
@@ -155,11 +165,11 @@ def run_quantize(run: Run) -> StageResult:
         quantize_int8(model, tokenizer, calibration, naive_folder, "w8a8-naive")
         export_ir(linearize(model), tokenizer, fp32_folder)
         latencies = time_ir(run, {"INT8": folder, "FP32": fp32_folder}, tokenizer)
-        parent = Parent("FP32", fp32_folder)
+        reference = Reference("FP32", fp32_folder)
         measurement, naive = (
-            measure_ir(run, name, of, "int8", tokenizer, parent) for name, of in (("INT8", folder), ("INT8, naive", naive_folder))
+            measure_ir(run, name, of, "int8", tokenizer, reference) for name, of in (("INT8", folder), ("INT8, naive", naive_folder))
         )
-        fp32 = measure_ir(run, "FP32", fp32_folder, "float32", tokenizer, Parent("Fine-tuned", before))
+        fp32 = measure_ir(run, "FP32", fp32_folder, "float32", tokenizer, Reference("Fine-tuned", before))
         measurement, fp32 = (
             dataclasses.replace(measured, latency=latencies[measured.name], memory=ir_memory(run, of, tokenizer))
             for measured, of in ((measurement, folder), (fp32, fp32_folder))
@@ -169,7 +179,7 @@ def run_quantize(run: Run) -> StageResult:
             "recipe": dataclasses.asdict(RECIPES["w8a8"]),
             "calibration_rows": len(calibration),
             "audit": dataclasses.asdict(audit),
-            "harm": dataclasses.asdict(quantized.harm),
+            "sensitivity": dataclasses.asdict(quantized.sensitivity),
             "int8_matmuls": len(audit.expected) - len(audit.failures),
             "expected_matmuls": len(audit.expected),
             "int8_share_of_bytes": audit.int8_share,

@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 
 from gpt2opt import environment
-from gpt2opt.deploy.ir import heads_per_layer
 from gpt2opt.measure.quality import JOIN, window_length
-from gpt2opt.report.record import Record, Settings
+from gpt2opt.record import Record, Settings
 from gpt2opt.report.tensorboard import write_tensorboard
-from gpt2opt.sources.models import FoundModel, find_model, load_model
+from gpt2opt.sources.models import FoundModel, find_model, heads_per_layer, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
 from gpt2opt.storage import check_file, check_folder, claim_folder, remove_folder, take_lock
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from gpt2opt.deploy.runtime import load_ir
 from gpt2opt.measure.quality import STANDARD, Protocol, measure_quality, prepare_text
-from gpt2opt.report.results import Quality
+from gpt2opt.measure.results import Quality
+from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources.models import find_model, load_model, load_tokenizer
 from gpt2opt.sources.texts import blocks, find_texts, read_text
 from gpt2opt.stages.measurements import device, logits_of

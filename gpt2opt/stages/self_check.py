@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from gpt2opt.measure.quality import COURSE, STANDARD, Logits, Protocol, measure_quality, prepare_text
-from gpt2opt.report.results import Quality
+from gpt2opt.measure.results import Quality
 from gpt2opt.sources.texts import Texts
 
 STOCK_PARAMETERS = 124_439_808

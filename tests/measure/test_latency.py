@@ -7,7 +7,7 @@ import pytest
 
 from gpt2opt.environment import CpuWatch
 from gpt2opt.measure.latency import compare_latency, measure_latency
-from gpt2opt.report.results import Comparison
+from gpt2opt.measure.results import Comparison
 
 
 class SleepingDecoder:

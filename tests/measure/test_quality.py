@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from gpt2opt.measure.quality import COURSE, Protocol, ScoredText, measure_agreement, measure_quality, prepare_text, windows
-from gpt2opt.report.results import Quality
+from gpt2opt.measure.results import Quality
 
 VOCAB = 50
 SENTENCE = "Node 1 of graph 2 has 3 edges, and a path leads from it. "
@@ -204,8 +204,8 @@ def test_one_document_has_no_interval():
     assert quality.ratio_interval(quality) is None
 
 
-def agree(logits, parent, ids=tuple(range(40)), window=16, stride=None, documents=1):
-    return measure_agreement(logits, parent, as_text(list(ids), window, stride, documents), parent_name="parent")
+def agree(logits, reference, ids=tuple(range(40)), window=16, stride=None, documents=1):
+    return measure_agreement(logits, reference, as_text(list(ids), window, stride, documents), reference_name="reference")
 
 
 def test_a_model_agrees_with_itself():
@@ -238,14 +238,14 @@ def test_agreement_is_the_kl_divergence_from_the_parent(stride):
 def test_the_99th_percentile_and_its_interval_are_over_documents():
     """One document in ten is ten times as far off; the interval reaches down to what the others have."""
 
-    def parent(ids):
+    def reference(ids):
         return torch.zeros(*ids.shape, VOCAB)
 
     def off(ids):
         shift = torch.where(ids // 10 == 3, 3.0, 0.1)
         return torch.cat([shift[..., None], torch.zeros(*ids.shape, VOCAB - 1)], -1)
 
-    _, found = agree(off, parent, range(49), window=48, documents=7)
+    _, found = agree(off, reference, range(49), window=48, documents=7)
     assert found.kl_p99 > 10 * found.mean_kl / 7
     assert found.kl_p99_interval[0] < found.kl_p99 / 10
     assert found.kl_p99_interval[1] == pytest.approx(found.kl_p99)
@@ -256,5 +256,5 @@ def test_models_that_cannot_be_compared_are_refused():
         agree(uniform, lambda ids: torch.zeros(*ids.shape, VOCAB + 1))
     with pytest.raises(ValueError, match="not finite"):
         agree(lambda ids: torch.full((*ids.shape, VOCAB), math.nan), uniform)
-    with pytest.raises(ValueError, match="the parent gave logits that are not finite"):
+    with pytest.raises(ValueError, match="the reference model gave logits that are not finite"):
         agree(uniform, lambda ids: torch.full((*ids.shape, VOCAB), math.nan))

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from gpt2opt.report.record import Record, Settings
-from gpt2opt.report.results import Agreement, Comparison, Latency, Measurement, Memory, Quality, Resident, StageResult
+from gpt2opt.measure.results import Agreement, Comparison, Latency, Memory, Quality, Resident
+from gpt2opt.record import Measurement, Record, Settings, StageResult
 
 ENVIRONMENT = {
     "python": "3.11.0", "platform": "Linux x86_64", "cpu": "Some CPU", "cpu_flags": ["avx2"], "threads": 2, "memory_bytes": 4_000_000_000,
@@ -23,8 +23,8 @@ def measurement(name: str, dtype: str, runtime: str, device: str = "Some CPU", n
     return Measurement(name, device, dtype, runtime, 1000, latency, memory, quality, "float32", continuations=continuations)
 
 
-def agreed(found: Measurement, parent: str) -> Measurement:
-    agreement = Agreement((0.01, 0.02, 0.03), (10, 9, 10), (10, 10, 10), 0.01, (0.005, 0.02), "text | window 10", parent)
+def agreed(found: Measurement, reference: str) -> Measurement:
+    agreement = Agreement((0.01, 0.02, 0.03), (10, 9, 10), (10, 10, 10), 0.01, (0.005, 0.02), "text | window 10", reference)
     return dataclasses.replace(found, agreement=agreement)
 
 
@@ -57,12 +57,12 @@ def make_record(gpu: str | None = None) -> Record:
         "decoding": {name: ["f32", "i8"] for name in names},
     }
     alone, among = {"h.0.attn.c_attn": 0.001, "h.1.attn.c_attn": 0.004}, {"h.0.attn.c_attn": 0.002, "h.1.attn.c_attn": 0.003}
-    harm = {"alone": alone, "among": among, "together": 0.005, "left": 0.002, "max_kl": 0.0025, "float_inputs": ["h.1.attn.c_attn"]}
+    sensitivity = {"alone": alone, "among": among, "together": 0.005, "left": 0.002, "max_kl": 0.0025, "float_inputs": ["h.1.attn.c_attn"]}
     stages = [
         StageResult("1-profile", "a", "b", timed[0], 1.0, (), operators),
         StageResult("2-prune", "b", "c", timed[1], 1.0, (first_heads,), heads, (pairs[0],)),
         StageResult("3-finetune", "c", "d", timed[2], 1.0, (), loss),
-        StageResult("4-quantize", "d", "e", int8, 1.0, (fp32,), {"audit": audit, "harm": harm}, (pairs[1],)),
+        StageResult("4-quantize", "d", "e", int8, 1.0, (fp32,), {"audit": audit, "sensitivity": sensitivity}, (pairs[1],)),
     ]
     return Record("2026-01-01T00:00:00+00:00", {**ENVIRONMENT, "gpu": gpu}, SOURCES, Settings(), stages)
 

@@ -76,7 +76,7 @@ def test_the_front_is_drawn_and_dominated_points_are_pale_and_named(record):
 
 def test_only_the_charts_that_a_record_allows_are_drawn_and_each_is_closed(record):
     names = [name for name, _ in charts.draw_charts(record)]
-    assert names == ["latency", "perplexity", "memory", "operators", "importance", "loss", "harm", "tradeoff"]
+    assert names == ["latency", "perplexity", "memory", "operators", "importance", "loss", "sensitivity", "tradeoff"]
     assert plt.get_fignums() == []
     record.stages = [dataclasses.replace(record.stages[0], facts={})]
     assert [name for name, _ in charts.draw_charts(record)] == ["latency", "perplexity", "memory", "tradeoff"]
@@ -95,7 +95,7 @@ def test_loss_and_operators_show_the_record(record):
 
 
 def test_harm_shows_every_input_and_hollows_what_stays_float(record):
-    (axes,) = charts.plot_harm(record)
+    (axes,) = charts.plot_sensitivity(record)
     assert [bar.get_height() for bar in axes.patches] == [0.001, 0.004, 0.002, 0.003]
     hollow = [bar.get_facecolor()[:3] == (1, 1, 1) for bar in axes.patches]
     assert hollow == [False, True, False, True]

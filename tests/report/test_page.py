@@ -59,7 +59,8 @@ def write(tmp_path_factory):
 def test_the_page_holds_every_table_and_chart_in_order_and_asks_nothing_of_a_network(record, write):
     html, page = write(record)
     assert page.headings == [
-        "The run", "Environment", "Settings", "Sources", "Summary", "Timed in turns", "Beside the parent", "What each model writes",
+        "The run", "Environment", "Settings", "Sources", "Summary", "Timed in turns",
+        "Distance from the reference model", "What each model writes",
         "Memory", "INT8 audit", "Charts", "Trade-off", "Provenance", "Raw samples",
     ]  # fmt: skip
     for table in record_tables(record).values():

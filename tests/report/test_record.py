@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from gpt2opt.report.record import read_record
+from gpt2opt.record import read_record
 
 
 def test_a_record_survives_the_disk(record, tmp_path):
@@ -28,9 +28,9 @@ def test_a_stage_that_was_not_run_is_named(record):
     [
         ("{", "is not JSON"),
         ("[]", "has schema None"),
-        (json.dumps({"schema": "other/9"}), "has schema 'other/9', expected 'gpt2opt.run/2'"),
-        (json.dumps({"schema": "gpt2opt.run/2"}), r"is not a whole record \(KeyError: 'stages'\)"),
-        (json.dumps({"schema": "gpt2opt.run/2", "stages": [{}], "settings": {}}), r"is not a whole record \(TypeError: "),
+        (json.dumps({"schema": "other/9"}), "has schema 'other/9', expected 'gpt2opt.run/3'"),
+        (json.dumps({"schema": "gpt2opt.run/3"}), r"is not a whole record \(KeyError: 'stages'\)"),
+        (json.dumps({"schema": "gpt2opt.run/3", "stages": [{}], "settings": {}}), r"is not a whole record \(TypeError: "),
     ],
 )
 def test_a_record_that_cannot_be_read_gives_no_numbers(tmp_path, content, message):

@@ -1,6 +1,6 @@
 import dataclasses
 
-from gpt2opt.report.results import Latency, Memory
+from gpt2opt.measure.results import Latency, Memory
 from gpt2opt.report.tables import (
     audit_table,
     environment_table,
@@ -87,8 +87,8 @@ def test_the_audit_is_grouped_by_kind(record):
 def test_quality_is_shown_beside_the_parent_with_intervals(record):
     rows = {row[0]: row for row in quality_table(record).rows}
     assert list(rows) == ["Pruned", "Fine-tuned", "INT8", "FP32"]
-    name, parent, ratio, kl, p99, same = rows["INT8"]
-    assert (name, parent) == ("INT8", "FP32")
+    name, reference, ratio, kl, p99, same = rows["INT8"]
+    assert (name, reference) == ("INT8", "FP32")
     assert ratio.startswith("1.0101 [")
     assert kl.startswith("0.00200 [0.00")
     assert p99 == "0.0100 [0.0050, 0.0200]"
@@ -143,12 +143,12 @@ def test_every_measurement_says_where_its_samples_are(record):
 
 
 def test_a_record_has_the_tables_that_its_stages_allow(record):
-    every = ["Summary", "Timed in turns", "Beside the parent", "What each model writes", "Memory", "INT8 audit"]
+    every = ["Summary", "Timed in turns", "Distance from the reference model", "What each model writes", "Memory", "INT8 audit"]
     assert list(record_tables(record))[3:] == [*every, "Trade-off", "Provenance", "Raw samples"]
     record.stages[3] = dataclasses.replace(record.stages[3], facts={})
     assert "INT8 audit" not in record_tables(record)
     record.stages = record.stages[:1]
-    assert not {"Timed in turns", "Beside the parent"} & set(record_tables(record))
+    assert not {"Timed in turns", "Distance from the reference model"} & set(record_tables(record))
     record.stages = []
     assert list(record_tables(record)) == ["Environment", "Settings", "Sources"]
 

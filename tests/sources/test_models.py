@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from gpt2opt.deploy.ir import export_ir, linearize
-from gpt2opt.deploy.runtime import load_ir
+from gpt2opt.quantize.export import export_ir
+from gpt2opt.quantize.fake_quant import linearize
+from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources import models
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.stages.prune import prune_attention_heads

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gpt2opt.measure.memory import ChildRun, Vram
-from gpt2opt.report.results import Resident
+from gpt2opt.measure.results import Resident
 from gpt2opt.stages import measurements
 
 

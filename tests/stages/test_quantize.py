@@ -10,13 +10,13 @@ import torch
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt2opt.deploy import graphs, runtime
-from gpt2opt.deploy.audit import audit_int8
-from gpt2opt.deploy.inc import Recipe, calibrate
-from gpt2opt.deploy.ir import export_ir, fake_quantize, linearize, quantized_linears
-from gpt2opt.deploy.runtime import load_ir
 from gpt2opt.environment import has_int8_dot_product
-from gpt2opt.report.results import Int8Audit
+from gpt2opt.quantize.export import export_ir
+from gpt2opt.quantize.fake_quant import fake_quantize, linearize, quantized_linears
+from gpt2opt.quantize.inc import Recipe, calibrate
+from gpt2opt.runtime import ir_model, passes
+from gpt2opt.runtime.audit import Int8Audit, audit_int8
+from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources.models import load_model
 from gpt2opt.stages import quantize
 from gpt2opt.stages.prune import prune_attention_heads
@@ -42,7 +42,7 @@ def test_every_matmul_is_int8_in_the_file_reading_and_decoding(quantized):
     assert len(audit.expected) == 9
     assert set(audit.in_file) == set(audit.reading) == set(audit.decoding) == set(audit.expected)
     assert set(audit.in_file.values()) == {"i8"}
-    assert set(audit.float_inputs) == {*done.harm.float_inputs, "lm_head"}
+    assert set(audit.float_inputs) == {*done.sensitivity.float_inputs, "lm_head"}
     quantized_inputs = set(audit.expected) - set(audit.float_inputs)
     moved_zero_points = {("i8", "i8")} if has_int8_dot_product() else set()  # as AMX's kernels have them in some matmuls
     assert {audit.reading[name] for name in quantized_inputs} - moved_zero_points == {("u8", "i8")}
@@ -75,7 +75,7 @@ def test_the_embedding_shares_the_heads_tensor_and_positions_are_halved(quantize
 @pytest.mark.parametrize(("recipe", "stored"), [("w8", "i8"), ("w4", "i4")])
 def test_weight_only_recipes_store_integers_and_decode_with_them(recipe, stored, pruned, tokenizer, calibration, ids, tmp_path):
     done = quantize_int8(pruned, tokenizer, calibration, tmp_path / recipe, recipe)
-    assert done.harm is None
+    assert done.sensitivity is None
     assert len(done.audit.float_inputs) == 9
     assert {kind for name, kind in done.audit.in_file.items() if name != "lm_head"} == {stored}
     assert {types[1] for name, types in done.audit.decoding.items() if name != "lm_head"} <= {"i4", "u4", "i8"}
@@ -86,7 +86,7 @@ def test_weight_only_recipes_store_integers_and_decode_with_them(recipe, stored,
 
 def test_the_naive_recipe_neither_smooths_nor_gates(pruned, tokenizer, calibration, tmp_path):
     done = quantize_int8(pruned, tokenizer, calibration, tmp_path / "naive", "w8a8-naive")
-    assert done.harm is None
+    assert done.sensitivity is None
     assert done.audit.float_inputs == ()
 
 
@@ -157,23 +157,23 @@ def test_the_audit_misses_a_layer_that_is_not_in_the_graph(quantized, tmp_path):
 
 
 def test_the_audit_sees_one_float_part_of_a_matmul(quantized, monkeypatch):
-    multiply_parts = graphs.multiply_parts
+    multiply_parts = passes.multiply_parts
 
     def one_float(graph):
-        node = next(node for node in graphs.matmuls(multiply_parts(graph)) if node.get_friendly_name().endswith("MatMul.1"))
-        node.input(0).replace_source_output(graphs.activation_quantizer(node).input_value(0))
+        node = next(node for node in passes.matmuls(multiply_parts(graph)) if node.get_friendly_name().endswith("MatMul.1"))
+        node.input(0).replace_source_output(passes.activation_quantizer(node).input_value(0))
         return graph
 
-    monkeypatch.setattr(runtime, "has_int8_dot_product", lambda: False)
-    monkeypatch.setattr(graphs, "multiply_parts", one_float)
+    monkeypatch.setattr(ir_model, "has_int8_dot_product", lambda: False)
+    monkeypatch.setattr(passes, "multiply_parts", one_float)
     with pytest.raises(RuntimeError, match=r"1 of 9 matmuls are not INT8: h\.1\.attn\.c_attn: input f32 and .8 in the reading graph"):
         audit_int8(quantized[0])
 
 
 def test_the_head_of_the_other_graph_does_not_stand_in_for_one_that_decoding_lacks(quantized, monkeypatch):
-    one_step = graphs.one_step
-    monkeypatch.setattr(runtime, "has_int8_dot_product", lambda: False)
-    monkeypatch.setattr(graphs, "one_step", lambda graph: one_step(graphs.cut(graph)[0]))
+    one_step = passes.one_step
+    monkeypatch.setattr(ir_model, "has_int8_dot_product", lambda: False)
+    monkeypatch.setattr(passes, "one_step", lambda graph: one_step(passes.cut(graph)[0]))
     with pytest.raises(RuntimeError, match="lm_head: not found in the decoding graph"):
         audit_int8(quantized[0])
 

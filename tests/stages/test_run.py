@@ -8,7 +8,7 @@ import pytest
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.measure.quality import window_length
-from gpt2opt.report.record import Settings, read_record
+from gpt2opt.record import Settings, read_record
 from gpt2opt.stages.profile import run_profile
 from gpt2opt.stages.prune import head_importance, prune_attention_heads, run_prune
 from gpt2opt.stages.run import fit_to_context, start_run

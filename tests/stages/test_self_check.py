@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gpt2opt.measure.quality import STANDARD
-from gpt2opt.report.results import Quality
+from gpt2opt.measure.results import Quality
 from gpt2opt.sources.docstrings import Document
 from gpt2opt.sources.texts import Texts
 from gpt2opt.stages import self_check

@@ -1,0 +1,258 @@
+"""What each step from torch FP32 to INT8 is worth, one thing changed at a time: `gpt2opt attribution`."""
+
+import dataclasses
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.race.engines import Engine, Ours, OursBf16, Timing, TorchFp32
+from experiments.race.results import tpot, ttft
+from experiments.race.run import disk_bytes
+from experiments.race.turns import Case, RemoteEngine, race
+from gpt2opt import environment
+from gpt2opt.measure.quality import ScoredText, measure_quality, prepare_text
+from gpt2opt.measure.results import Quality
+from gpt2opt.quantize.export import export_ir
+from gpt2opt.quantize.fake_quant import linearize
+from gpt2opt.record import Settings
+from gpt2opt.report.tables import megabytes, milliseconds
+from gpt2opt.runtime.ir_model import load_ir
+from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.sources.models import find_model, load_model
+from gpt2opt.sources.texts import Texts, find_texts, take_bytes
+from gpt2opt.stages.measurements import logits_of
+from gpt2opt.stages.prune import head_importance, importance_batches, prune_attention_heads
+from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
+from gpt2opt.stages.run import check_fraction
+from gpt2opt.stats import Estimate, paired_ratio
+
+SCHEMA = "gpt2opt.attribution/1"
+CASE = Case(256, 64)
+NO_BF16 = "this CPU has no bf16 instructions (AVX512-BF16 or AMX)"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model; it differs from the one that it is compared with in one thing, see `Attribution.pairs`.
+
+    change: that thing. weight_bytes: on disk, the graph of an IR included. timings: of the case, one a round. left_out: why it is not
+    measured, None if it is. branch: it is shown beside the chain, and no later step builds on it.
+    """
+
+    name: str
+    change: str
+    weight_bytes: int | None = None
+    quality: Quality | None = None
+    timings: tuple[Timing, ...] = ()
+    left_out: str | None = None
+    branch: bool = False
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The steps in their order, all timed in the same rounds with the same threads."""
+
+    environment: dict[str, Any]
+    model: str
+    case: Case
+    rounds: int
+    steps: tuple[Step, ...]
+    schema: str = SCHEMA
+
+    @property
+    def measured(self) -> list[Step]:
+        return [step for step in self.steps if not step.left_out]
+
+    @property
+    def chain(self) -> list[Step]:
+        """Return the measured steps without the branches: each builds on the one before it."""
+        return [step for step in self.measured if not step.branch]
+
+    @property
+    def pairs(self) -> list[tuple[Step, Step]]:
+        """Return each measured step but the first, with the one that it is compared with: the last of the chain before it."""
+        pairs, before = [], None
+        for step in self.measured:
+            if before:
+                pairs.append((step, before))
+            if not step.branch:
+                before = step
+        return pairs
+
+
+@dataclass(frozen=True)
+class Column:
+    """What every step is measured in: its value, how that is shown, and the ratio of a step to the one before it.
+
+    digits: of a ratio. exact: it is counted, not measured, so that it has no interval.
+    """
+
+    name: str
+    unit: str
+    value: Callable[[Step, Case], float]
+    show: Callable[[float], str]
+    ratio: Callable[[Step, Step, Case], Estimate]
+    digits: int = 2
+    exact: bool = False
+
+    def factor(self, step: Step, before: Step, case: Case) -> str:
+        """Return the ratio with its interval, and say so where it can't be told from 1."""
+        ratio = self.ratio(step, before, case)
+        middle, low, high = (f"{value:.{self.digits}f}" for value in (ratio.value, ratio.low, ratio.high))
+        if self.exact:
+            return middle
+        return f"{middle} [{low}, {high}]" + ("" if self.measurable(step, before, case) else ", no measurable difference")
+
+    def measurable(self, step: Step, before: Step, case: Case) -> bool:
+        """Return whether the interval, at the digits that are shown, leaves 1 out."""
+        ratio = self.ratio(step, before, case)
+        return not round(ratio.low, self.digits) <= 1 <= round(ratio.high, self.digits)
+
+
+def _timed(name: str, of: Callable[[Timing, Case], float]) -> Column:
+    def per_round(step: Step, case: Case) -> list[float]:
+        return [of(timing, case) for timing in step.timings]
+
+    def middle(step: Step, case: Case) -> float:
+        return statistics.median(per_round(step, case))
+
+    def ratio(step: Step, before: Step, case: Case) -> Estimate:
+        return paired_ratio(per_round(step, case), per_round(before, case))
+
+    return Column(name, "ms", middle, milliseconds, ratio)
+
+
+def _size_ratio(step: Step, before: Step, case: Case) -> Estimate:
+    value = step.weight_bytes / before.weight_bytes
+    return Estimate(value, value, value)
+
+
+def _perplexity_ratio(step: Step, before: Step, case: Case) -> Estimate:
+    interval = step.quality.ratio_interval(before.quality) or (0.0, math.inf)  # one document tells nothing of another
+    return Estimate(step.quality.ratio_to(before.quality), *interval)
+
+
+TTFT, TPOT = _timed("TTFT", ttft), _timed("TPOT", tpot)
+SIZE = Column("on disk", "MB", lambda step, case: step.weight_bytes, megabytes, _size_ratio, exact=True)
+PERPLEXITY = Column("perplexity", "", lambda step, case: step.quality.perplexity, "{:.2f}".format, _perplexity_ratio, digits=4)
+COLUMNS = (TTFT, TPOT, SIZE, PERPLEXITY)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A step before it is measured: which engine runs it, and from which folder."""
+
+    name: str
+    change: str
+    engine: type[Engine]
+    folder: Path
+    branch: bool = False
+
+
+def attribute(
+    model: str = "auto",
+    text: str = "auto",
+    rounds: int = 30,
+    *,
+    case: Case = CASE,
+    score_bytes: int = 100_000,
+    calibration_rows: int = 32,
+    prune_fraction: float = Settings.prune_fraction,
+) -> Attribution:
+    """Make the models of the chain, score each on held-out text, and time all of them in interleaved rounds.
+
+    bf16 is a branch of OpenVINO FP32: the pruned model computes in FP32 everywhere, as what is left float in the INT8 one does. It is
+    not fine-tuned, since that would be a second change.
+
+    Args:
+        model, text: see `find_model` and `find_texts`.
+        rounds: timed ones; the intervals of the times are over these.
+        case: prompt and new tokens of a timed call.
+        score_bytes: how much of the text's scored part.
+        calibration_rows: rows of the model's context that INC and the gate get.
+        prune_fraction: share of each layer's heads that the pruned model lacks.
+
+    Raises:
+        ValueError: a source can't be found or is too short, rounds < 1, or the case doesn't fit into the model's context.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds}, expected at least 1")
+    check_fraction(prune_fraction)
+    found, texts = find_model(model), find_texts(text)
+    tokenizer, reference = load_model(found.path)
+    if case.prompt_tokens + case.new_tokens > reference.config.n_positions:
+        raise ValueError(f"{case} tokens don't fit into the context of {reference.config.n_positions}; name a smaller case")
+    label = f"{texts.name} {texts.revision}, first {score_bytes:,} bytes of the scored part"
+    scored = prepare_text(tokenizer, [document.text for document in take_bytes(texts.score, score_bytes)], label)
+    with tempfile.TemporaryDirectory() as scratch:
+        candidates = _make_models(found.path, texts, Path(scratch), prune_fraction, calibration_rows)
+        steps = [_score(candidate, reference, scored) for candidate in candidates]
+        steps = _race(candidates, steps, case, rounds, reference.config.vocab_size)
+    return Attribution(environment.describe(), str(found), case, rounds, tuple(steps))
+
+
+def _make_models(source: Path, texts: Texts, folder: Path, prune_fraction: float, calibration_rows: int) -> list[Candidate]:
+    """Write the models of the chain into `folder`; the bf16 step reads the same files as the FP32 one."""
+    settings = Settings()
+    fp32, pruned_fp32, int8 = (folder / name for name in ("fp32", "pruned", "int8"))
+    (folder / "torch").mkdir()
+    TorchFp32().prepare(source, folder / "torch")
+    tokenizer, model = load_model(source)
+    _say("exporting FP32")
+    export_ir(linearize(model), tokenizer, fp32)
+    _say(f"pruning {prune_fraction:.0%} of the heads")
+    chosen_on = [document.text for document in take_bytes(texts.fine_tune, settings.fine_tune_bytes)]
+    importance = head_importance(model, importance_batches(chosen_on, tokenizer, settings.sequence_length))
+    heads = model.transformer.h[0].attn.num_heads
+    export_ir(linearize(prune_attention_heads(model, prune_fraction, importance)), tokenizer, pruned_fp32)
+    _say("quantizing")
+    calibration = prepare_calibration_dataset([d.text for d in texts.calibration], tokenizer, limit=calibration_rows)
+    quantize_int8(model, tokenizer, calibration, int8)
+    cache = {"u8": "INT8", "f16": "FP16"}[read_manifest(int8).kv_cache]
+    left = model.transformer.h[0].attn.num_heads
+    return [
+        Candidate("torch FP32", "where it starts: eager mode", TorchFp32, folder / "torch"),
+        Candidate("OpenVINO FP32", "runtime", Ours, fp32),
+        Candidate("OpenVINO bf16", "arithmetic", OursBf16, fp32, branch=True),
+        Candidate("pruned", f"{heads - left} of {heads} heads less a layer, still FP32, not tuned", Ours, pruned_fp32),
+        Candidate("INT8", f"INT8 weights and inputs of matmuls by the default recipe; {cache} KV cache", Ours, int8),
+    ]
+
+
+def _score(candidate: Candidate, reference, text: ScoredText) -> Step:
+    """Take a step's size and perplexity; its torch model is the reference model itself. Without bf16 instructions bf16 is left out."""
+    step = Step(candidate.name, candidate.change, branch=candidate.branch)
+    if candidate.engine is OursBf16 and not environment.has_bf16():
+        return dataclasses.replace(step, left_out=NO_BF16 if environment.has_bf16() is False else environment.UNTOLD)
+    _say(f"scoring {candidate.name}")
+    model = reference if candidate.engine is TorchFp32 else load_ir(candidate.folder, precision=candidate.engine.precision)
+    quality = measure_quality(logits_of(model), text)
+    return dataclasses.replace(step, weight_bytes=disk_bytes(candidate.engine, candidate.folder), quality=quality)
+
+
+def _race(candidates: list[Candidate], steps: list[Step], case: Case, rounds: int, vocab_size: int) -> list[Step]:
+    """Time the steps of the chain, each in a process of its own; one that fails is left out, with the reason."""
+    threads, contestants = environment.threads(), {}
+    try:
+        for candidate, step in zip(candidates, steps, strict=True):
+            if not step.left_out:
+                contestants[step.name] = RemoteEngine(candidate.engine, candidate.folder, threads)
+        _say(f"{rounds} rounds of {case} tokens")
+        *_, outcome = race(contestants, dict.fromkeys(contestants, (case,)), rounds=rounds, vocab_size=vocab_size)
+    finally:
+        for contestant in contestants.values():
+            contestant.close()
+    timings = {name: tuple(taken.get(case, ())) for name, taken in outcome.timings.items()}
+    return [
+        dataclasses.replace(step, timings=timings.get(step.name, ()), left_out=step.left_out or outcome.left.get(step.name))
+        for step in steps
+    ]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,144 @@
+"""The tables and the chart of the controls for head pruning."""
+
+import math
+from typing import TYPE_CHECKING
+
+from experiments.pruning import IMPORTANCE, RANDOM, PruningControls
+from gpt2opt.report.tables import Table, perplexity_ratio, show_perplexity, table
+from gpt2opt.stats import PERCENT, Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLORS = {IMPORTANCE: "#c44e52", "magnitude": "#4c72b0", "first heads": "#dd8452", RANDOM: "#8c8c8c"}
+
+
+def curve_table(controls: PruningControls) -> Table:
+    """Show the perplexity of every rule over the heads pruned, untuned; of random choices the mean and the range over the seeds."""
+    rows = [("0", *[f"{controls.unpruned.perplexity:.2f}"] * len(controls.rules))]
+    for count in controls.counts:
+        cells = [_curve_cell(controls, rule, count) for rule in controls.rules]
+        rows.append((f"{count} of {controls.heads} ({count / controls.heads:.0%})", *cells))
+    return table(("heads pruned a layer", *controls.rules), rows)
+
+
+def _curve_cell(controls: PruningControls, rule: str, count: int) -> str:
+    each = [quality.perplexity for quality in controls.of(rule, count)]
+    value = f"{controls.mean(rule, count).perplexity:.2f}"
+    return f"{value} ({min(each):.2f} to {max(each):.2f})" if len(each) > 1 else value
+
+
+def ratio_table(controls: PruningControls) -> Table:
+    """Show the perplexity by importance ÷ that of every other rule, with its paired interval; below 1, importance chose better.
+
+    Against random choices it is their mean: the interval is that of the text, the range of the seeds is in `curve_table`.
+    """
+    others = [rule for rule in controls.rules if rule != IMPORTANCE]
+    rows = []
+    for count in controls.counts:
+        ours = controls.mean(IMPORTANCE, count)
+        rows.append((f"{count} of {controls.heads}", *(perplexity_ratio(ours, controls.mean(rule, count)) for rule in others)))
+    return table(("heads pruned a layer", *(f"importance ÷ {rule} [{PERCENT}]" for rule in others)), rows)
+
+
+def recovery_table(controls: PruningControls) -> Table:
+    """Show the four models between which the recovered share is taken."""
+    recovery = controls.recovery
+    models = {
+        "unpruned": controls.unpruned,
+        f"{recovery.pruned_heads} of {controls.heads} heads pruned": controls.pruned,
+        "pruned, fine-tuned": recovery.tuned_pruned,
+        "unpruned, fine-tuned (control)": recovery.tuned_unpruned,
+    }
+    rows = [(name, show_perplexity(quality), perplexity_ratio(quality, controls.unpruned)) for name, quality in models.items()]
+    return table(("model", f"perplexity [{PERCENT}]", f"÷ unpruned [{PERCENT}]"), rows)
+
+
+def recovery_caption(controls: PruningControls) -> str:
+    """Say what share of the loss fine-tuning wins back, beside the control, and what all tables were taken on."""
+    found = controls.estimates
+
+    def nats(name: str) -> str:
+        return f"{found[name].value:.4f} [{found[name].low:.4f}, {found[name].high:.4f}] nats a token"
+
+    cost = f"Pruning costs {nats('cost')}"
+    if found["cost"].low <= 0:
+        verdict = f"{cost}, which can't be told from nothing, so no share of it can be recovered."
+    else:
+        verdict = (
+            f"{cost}. Fine-tuning then gains the pruned model {nats('gain of pruned')}, but the unpruned one on the same budget "
+            f"{nats('gain of unpruned')}: that is the text being learnt, not recovery. Beside the tuned control {nats('cost left')} of the "
+            f"cost are left, so {_share(found['recovered'])} is recovered; without the control it would read "
+            f"{_share(found['without control'])}."
+        )
+    recovery = controls.recovery
+    return (
+        f"{verdict} Model: {controls.model}; {controls.unpruned.protocol}; tuned on {recovery.rows} rows, epochs: {recovery.epochs:g}. "
+        f"Intervals are {PERCENT}, over documents and paired; the luck of the one training run is not in them."
+    )
+
+
+def _share(estimate: Estimate) -> str:
+    return f"{estimate.value:.0%} [{estimate.low:.0%}, {estimate.high:.0%}]"
+
+
+def plot_pruning(controls: PruningControls) -> list["Axes"]:
+    """Draw the curves, the band of the random choices from the lowest to the highest seed, and the four models of the recovery."""
+    import matplotlib.pyplot as plt
+
+    figure, (curves, recovery) = plt.subplots(1, 2, figsize=(13, 5), width_ratios=(3, 2), layout="constrained")
+    _curves(curves, controls)
+    _recovery(recovery, controls)
+    figure.suptitle(f"Controls for head pruning on the {controls.model.split()[0]} model")
+    return [curves, recovery]
+
+
+def _curves(axes: "Axes", controls: PruningControls) -> None:
+    from matplotlib.ticker import LogLocator
+
+    base, counts = controls.unpruned.perplexity, controls.counts
+    x = [0, *(count / controls.heads for count in counts)]
+    for rule in controls.rules:
+        each = [[quality.perplexity for quality in controls.of(rule, count)] for count in counts]
+        if len(each[0]) > 1:
+            low, high = [base, *map(min, each)], [base, *map(max, each)]
+            axes.fill_between(x, low, high, color=COLORS[rule], alpha=0.25, linewidth=0, label=f"{rule}, {len(each[0])} seeds: range")
+        means = [base, *(controls.mean(rule, count).perplexity for count in counts)]
+        label = f"{rule}: mean" if len(each[0]) > 1 else rule
+        axes.plot(x, means, marker="o", markersize=4, color=COLORS[rule], label=label)
+    axes.set(title="Heads pruned, not tuned", xlabel="share of each layer's heads pruned", ylabel="perplexity, logarithmic; less is better")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
+    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _recovery(axes: "Axes", controls: PruningControls) -> None:
+    recovery = controls.recovery
+    bars = {
+        "pruned": (controls.pruned, COLORS[IMPORTANCE]),
+        "pruned,\ntuned": (recovery.tuned_pruned, "#55a868"),
+        "unpruned,\ntuned (control)": (recovery.tuned_unpruned, "#bdbdbd"),
+    }
+    for row, (quality, color) in enumerate(bars.values()):
+        value = math.log(quality.ratio_to(controls.unpruned))
+        low, high = (math.log(bound) for bound in quality.ratio_interval(controls.unpruned) or [quality.ratio_to(controls.unpruned)] * 2)
+        axes.barh(row, value, height=0.55, color=color)
+        axes.errorbar(
+            value,
+            row,
+            xerr=[[max(0.0, value - low)], [max(0.0, high - value)]],  # an interval of no width may miss by rounding
+            fmt="none",
+            color="black",
+            capsize=3,
+        )
+        axes.annotate(f"{value:+.4f}", (max(high, 0), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.margins(x=0.22)
+    found = controls.estimates
+    recovered = "no measurable cost" if found["cost"].low <= 0 else f"{_share(found['recovered'])} recovered"
+    axes.set(title=f"{recovery.pruned_heads} of {controls.heads} heads: {recovered}", xlabel="nats a token against the unpruned model")

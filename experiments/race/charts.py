@@ -1,0 +1,109 @@
+"""Charts of a race. Each function draws new axes and returns them."""
+
+import statistics
+from typing import TYPE_CHECKING
+
+from experiments.race.engines import OURS, Ours
+from experiments.race.results import COMPUTING, READING, TPOT, TTFT_512, WHOLE, BenchResult, EngineResult, Figure, GrowthPoint, tpot, ttft
+from gpt2opt.environment import machine_label
+from gpt2opt.measure.results import percentile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OURS_COLOR, FULL_HEADS_OURS_COLOR, PEER_COLOR, FULL_HEADS_COLOR = "#c44e52", "#e0a3a5", "#4c72b0", "#9fb3d1"
+
+
+def plot_race(result: BenchResult) -> list["Axes"]:
+    """Draw TTFT, TPOT, a whole call, and memory of every engine; whiskers span the rounds, dotted lines are the probe's best rates."""
+    import matplotlib.pyplot as plt
+
+    engines = sorted((e for e in result.raced if WHOLE.per_round(e)), key=WHOLE.median)
+    figure, grid = plt.subplots(2, 2, figsize=(12, 2 + 0.62 * len(engines)), layout="constrained")
+    first, later, whole, memory = grid.flat
+    compute, reading = (bound.least(result, result.ours) * 1e3 for bound in (COMPUTING, READING))
+    for axes, column, scale in ((first, TTFT_512, 1e3), (later, TPOT, 1e3), (whole, WHOLE, 1)):
+        _bars(axes, engines, column, scale)
+    _memory(memory, engines)
+    for axes, limit in ((first, compute), (later, reading)):
+        axes.axvline(limit, color="black", linestyle=":")
+    first.set(title="Time to first token, 512-token prompt", xlabel=f"ms; dotted: our operations at the INT8 rate, {compute:.3g} ms")
+    later.set(title="Time per output token after it", xlabel=f"ms; dotted: reading our weights once, {reading:.3g} ms", yticklabels=[])
+    whole.set(title="A whole call: 512-token prompt, 128 new tokens", xlabel="s")
+    memory.set(title="Peak RSS of a fresh process that makes that call", xlabel="MB; hatched: on disk", yticklabels=[])
+    figure.suptitle(f"{result.size} on {machine_label(result.environment)} (median, whiskers: p5 to p95)")
+    figure.supxlabel("less is better; pale: computes all heads", fontsize=9)
+    return list(grid.flat)
+
+
+def plot_growth(result: BenchResult) -> list["Axes"]:
+    """Draw TTFT, TPOT and peak memory of ours and the best peer, over the context (above) and over the batch (below)."""
+    import matplotlib.pyplot as plt
+
+    figure, grid = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
+    names = list(dict.fromkeys(point.engine for point in result.growth))
+    for name in names:
+        points = [point for point in result.growth if point.engine == name]
+        style = {"color": OURS_COLOR if name == Ours.name else PEER_COLOR, "marker": "o", "label": name}
+        shortest = min(point.case.prompt_tokens for point in points)
+        over_context = [point for point in points if point.case.batch_size == 1]
+        over_batch = [point for point in points if point.case.prompt_tokens == shortest]
+        for row, group, sizes in (
+            (grid[0], over_context, [point.case.prompt_tokens for point in over_context]),
+            (grid[1], over_batch, [point.case.batch_size for point in over_batch]),
+        ):
+            row[0].plot(sizes, [_median(point, ttft) * 1e3 for point in group], **style)
+            row[1].plot(sizes, [_median(point, tpot) * 1e3 for point in group], **style)
+            row[2].plot(sizes, [point.peak_rss_bytes / 1e6 if point.peak_rss_bytes else float("nan") for point in group], **style)
+    for row, label in zip(grid, ("prompt tokens, one sequence", f"sequences of {shortest} tokens"), strict=True):
+        for axes, title in zip(row, ("TTFT, ms", "time per step, ms", "peak RSS, MB"), strict=True):
+            axes.set(title=title, xlabel=label)
+            axes.set_xscale("log", base=2)
+            ticks = sorted({round(x) for line in axes.lines for x in line.get_xdata()})
+            axes.set_xticks(ticks, [str(tick) for tick in ticks])
+            axes.minorticks_off()
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.3)
+    grid[0][0].legend()
+    figure.suptitle(f"Growth with context and batch: {' and '.join(names)} on {machine_label(result.environment)}")
+    return list(grid.flat)
+
+
+def _median(point: GrowthPoint, of) -> float:
+    return statistics.median(of(timing, point.case) for timing in point.timings)
+
+
+def _bars(axes: "Axes", engines: list[EngineResult], figure: Figure, scale: float) -> None:
+    for row, engine in enumerate(engines):
+        samples = [sample * scale for sample in figure.per_round(engine)]
+        value, low, high = statistics.median(samples), percentile(samples, 0.05), percentile(samples, 0.95)
+        axes.barh(row, value, height=0.65, color=_color(engine))
+        axes.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="none", color="black", capsize=2, linewidth=1)
+        axes.annotate(_short(value), (high, row), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+    _rows(axes, engines)
+
+
+def _memory(axes: "Axes", engines: list[EngineResult]) -> None:
+    for row, engine in enumerate(engines):
+        peak, disk = (engine.peak_rss_bytes or 0) / 1e6, (engine.disk_bytes or 0) / 1e6
+        axes.barh(row, peak, height=0.65, color=_color(engine))
+        axes.barh(row, disk, height=0.3, color="white", alpha=0.6, hatch="//", edgecolor="grey")
+        axes.annotate(f"{peak:.0f}, {disk:.0f} on disk", (peak, row), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+    _rows(axes, engines)
+
+
+def _rows(axes: "Axes", engines: list[EngineResult]) -> None:
+    axes.set_yticks(range(len(engines)), [engine.name for engine in engines], fontsize=9)
+    axes.set_ylim(len(engines) - 0.4, -0.6)
+    axes.margins(x=0.34)
+
+
+def _short(value: float) -> str:
+    """Return three digits: 8.91, 89.1, 891, 8910."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _color(engine: EngineResult) -> str:
+    if engine.name in OURS:
+        return FULL_HEADS_OURS_COLOR if engine.full_heads else OURS_COLOR
+    return FULL_HEADS_COLOR if engine.full_heads else PEER_COLOR

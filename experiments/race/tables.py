@@ -1,0 +1,173 @@
+"""Tables of a race."""
+
+import statistics
+
+from experiments.race.engines import OursAgain
+from experiments.race.results import COMPUTING, EFFECTIVE_TPOT, FIGURES, READING, TPOT, BenchResult, Bound, EngineResult, Figure, peers
+from gpt2opt.environment import machine_label
+from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
+from gpt2opt.stats import PERCENT
+
+SHOW = {"ms": milliseconds, "s": "{:.2f}".format, "tokens/s": "{:.0f}".format}
+
+
+def speed_table(result: BenchResult) -> Table:
+    """Show the median of every figure over the rounds."""
+    rows = [[_label(engine), *(_shown(figure, figure.median(engine)) for figure in FIGURES)] for engine in _timed(result)]
+    return table(("engine", *(f"{figure.name}, {figure.unit}" for figure in FIGURES)), rows)
+
+
+def ratio_table(result: BenchResult) -> Table:
+    """Show every figure ÷ ours, with its interval over the rounds; for tokens/s more is better, for all else less."""
+    rows = [[_label(engine), *(str(figure.ratio(engine, result.ours) or MISSING) for figure in FIGURES)] for engine in _timed(result)]
+    return table((f"engine ÷ ours [{PERCENT}]", *(figure.name for figure in FIGURES)), rows)
+
+
+def limits_table(result: BenchResult) -> Table:
+    """Show how far each engine is from the machine: TPOT from its weights ÷ read bandwidth, TTFT from operations ÷ INT8 rate.
+
+    The rates are the best of the whole race. Where an engine was faster than that, the column is named after the probe: it is no limit.
+
+    The last column is the time that the second token takes beyond a usual one, as a share of reading the prompt: what it costs to go
+    over from reading to decoding.
+    """
+    rows = []
+    for engine in _timed(result):
+        if TPOT.per_round(engine):
+            bounds = [(milliseconds(b.least(result, engine)), str(b.ratio(result, engine))) for b in (READING, COMPUTING)]
+            rows.append([_label(engine), megabytes(engine.read_bytes), *bounds[0], *bounds[1], f"{handover_share(engine):.1%}"])
+    words = [(bound.figure.name, "probe" if bound.faster(result) else "limit") for bound in (READING, COMPUTING)]
+    columns = [column for name, word in words for column in (f"{name}: {word}, ms", f"÷ {word} [{PERCENT}]")]
+    return table(("engine", "MB read a token", *columns, "hand-over"), rows)
+
+
+def handover_share(engine: EngineResult) -> float:
+    """Return the median over the rounds of (second token − median TPOT) ÷ TTFT, after 512 tokens."""
+    calls = engine.timings(TPOT.case)
+    return statistics.median((call.later_s[0] - statistics.median(call.later_s)) / call.first_s for call in calls)
+
+
+def memory_table(result: BenchResult) -> Table:
+    """Show bytes on disk and the peak RSS of a fresh process that loads and generates 512 + 128 tokens, each also ÷ ours."""
+    rows = []
+    for engine in result.raced:
+        row = [_label(engine)]
+        for value, ours in ((engine.disk_bytes, result.ours.disk_bytes), (engine.peak_rss_bytes, result.ours.peak_rss_bytes)):
+            row += [megabytes(value) if value else MISSING, f"{value / ours:.2f}" if value and ours else MISSING]
+        rows.append([*row, megabytes(engine.prepare_peak_rss_bytes) if engine.prepare_peak_rss_bytes else MISSING])
+    return table(("engine", "on disk, MB", "÷ ours", "peak RSS, MB", "÷ ours", "peak RSS of converting, MB"), rows)
+
+
+def repeating_table(result: BenchResult) -> Table:
+    """Show what prompt lookup gives on a text that repeats itself: time per token over the whole of the new text."""
+    engines = [engine for engine in result.raced if EFFECTIVE_TPOT.per_round(engine)]
+    rows = [
+        (engine.name, _shown(EFFECTIVE_TPOT, EFFECTIVE_TPOT.median(engine)), str(EFFECTIVE_TPOT.ratio(engine, result.ours) or MISSING))
+        for engine in engines
+    ]
+    return table(("engine", f"{EFFECTIVE_TPOT.name}, {EFFECTIVE_TPOT.unit}", f"÷ ours [{PERCENT}]"), rows)
+
+
+def engines_table(result: BenchResult) -> Table:
+    """Show what took part, in which version and how; and what did not, and why."""
+    rows = [
+        (
+            engine.name,
+            f"{engine.package} {engine.version or ''}".strip(),
+            f"left out: {engine.left_out}" if engine.left_out else engine.note,
+        )
+        for engine in result.engines
+    ]
+    return table(("engine", "package", "remark"), rows)
+
+
+def caption(result: BenchResult) -> str:
+    """Say what the tables were taken on."""
+    models = result.models
+    return (
+        f"{result.size}, weights: {models.weights}. {models.pruned_share} of each layer pruned, but none where marked *. "
+        f"Ours: {result.ours.note}. "
+        f"{machine_label(result.environment)}, {result.rounds} rounds. {_rate(result, READING, 'reads', 'GB/s')} "
+        f"{_rate(result, COMPUTING, 'computes', 'GOPS in INT8')} In FP32 it is {result.limit('fp32_ops_per_s') / 1e9:.0f} GOPS."
+    )
+
+
+def _rate(result: BenchResult, bound: Bound, does: str, unit: str) -> str:
+    rate = f"At best of the whole race the probe {does} {result.limit(bound.rate) / 1e9:{'.1f' if unit == 'GB/s' else '.0f'}} {unit}"
+    faster = ", ".join(engine.name for engine in bound.faster(result))
+    return f"{rate}, which is no limit of the machine: {faster} went faster." if faster else f"{rate}; no engine went faster."
+
+
+def resolution(result: BenchResult) -> str:
+    """Say what the race tells apart: how far ours is from itself, in another process over the same files."""
+    again = next((engine for engine in _timed(result) if engine.name == OursAgain.name), None)
+    if not again:
+        return "Ours did not race against itself, so what this race tells apart is not known."
+    ratios = {figure.name: ratio for figure in FIGURES if (ratio := figure.ratio(again, result.ours))}
+    apart = [name for name, ratio in ratios.items() if ratio.measurable]
+    return (
+        f"Against itself, the same files in another process, ours comes out between {min(ratio.low for ratio in ratios.values()):.2f} and "
+        f"{max(ratio.high for ratio in ratios.values()):.2f} (the outermost ends of the {len(ratios)} intervals of the row "
+        f"`{OursAgain.name}`): ratios within that are no difference. Intervals that leave out 1 though nothing differs: "
+        f"{', '.join(apart) or 'none'}."
+    )
+
+
+def verdict(result: BenchResult) -> str:
+    """Say in markdown, figure by figure, which peers are faster than ours, even with it (the interval contains 1), or slower."""
+    lines = [f"On {machine_label(result.environment)}, {result.size}, ours is", ""]
+    for figure in FIGURES:
+        if peers(result, figure):
+            unit = "tokens/s" if figure.more_is_better else "time"
+            lines.append(f"- {figure.name}, {unit} ÷ ours: {_standing(result, figure)}")
+    return "\n".join(lines)
+
+
+def _standing(result: BenchResult, figure: Figure) -> str:
+    """Return the peers, from the best on, with their ratios; of those that ours is ahead of, the best."""
+    ratios = {_label(engine): ratio for engine in peers(result, figure) if (ratio := figure.ratio(engine, result.ours))}
+    best_first = sorted(ratios, key=lambda name: ratios[name].value, reverse=figure.more_is_better)
+    even = [name for name in best_first if not ratios[name].measurable]
+    behind = [name for name in best_first if name not in even and (ratios[name].value > 1) == figure.more_is_better]
+    ahead = [name for name in best_first if name not in (*even, *behind)]
+    told = {word: ", ".join(f"{name} {ratios[name]}" for name in names) for word, names in (("behind", behind), ("even with", even))}
+    parts = [f"**{word}** {names}" for word, names in told.items() if names]
+    if ahead:
+        parts.append(f"**ahead** of {len(ahead)} of {len(ratios)}, the best of them {ahead[0]} {ratios[ahead[0]]}")
+    return "; ".join(parts)
+
+
+def section(result: BenchResult, folder: str) -> str:
+    """Return all that is shown of a race in markdown; its charts and its JSON lie in `folder`."""
+    left_out = "; ".join(f"{engine.name} ({engine.left_out})" for engine in result.engines if engine.left_out)
+    return "\n\n".join(
+        [
+            verdict(result),
+            f"![The race]({folder}/race.png)",
+            "Medians of the rounds:",
+            speed_table(result).markdown(),
+            "Each engine ÷ ours, round by round; for tokens/s more is better, for all else less:",
+            ratio_table(result).markdown(),
+            resolution(result),
+            "How far from the machine:",
+            limits_table(result).markdown(),
+            "Memory:",
+            memory_table(result).markdown(),
+            *(("Prompt lookup:", repeating_table(result).markdown()) if len(repeating_table(result).rows) > 1 else ()),
+            f"{caption(result)} Engines marked * compute all heads. All samples: [`{folder}/bench.json`]({folder}/bench.json).",
+            *([f"![Growth]({folder}/growth.png)"] if result.growth else []),
+            *([f"Left out: {left_out}."] if left_out else []),
+        ]
+    )
+
+
+def _timed(result: BenchResult) -> list[EngineResult]:
+    return [engine for engine in result.raced if any(figure.per_round(engine) for figure in FIGURES)]
+
+
+def _label(engine: EngineResult) -> str:
+    return engine.name + (" *" if engine.full_heads else "")
+
+
+def _shown(figure: Figure, value: float | None) -> str:
+    return MISSING if value is None else SHOW[figure.unit](value)

@@ -1,0 +1,205 @@
+"""What each way of quantizing costs, on a model as it comes and on one made hard to quantize: `gpt2opt recipes`."""
+
+import copy
+import dataclasses
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import GPT2LMHeadModel
+
+from gpt2opt import environment
+from gpt2opt.environment import machine_label
+from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, measure_quality, prepare_text
+from gpt2opt.measure.results import Agreement, Quality
+from gpt2opt.quantize.fake_quant import fake_quantize, linearize
+from gpt2opt.quantize.inc import RECIPES, calibrate, calibrate_static
+from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table, with_interval
+from gpt2opt.runtime.ir_model import load_ir
+from gpt2opt.sources.models import find_model, load_model
+from gpt2opt.sources.texts import find_texts, take_bytes
+from gpt2opt.stages.measurements import logits_of
+from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
+from gpt2opt.stats import PERCENT
+
+
+@torch.no_grad()
+def inject_outliers(linear: GPT2LMHeadModel, k: float = 64, share: float = 0.01, seed: int = 0) -> GPT2LMHeadModel:
+    """Multiply some channels of every LayerNorm by k and divide the weights that read them: the same function, hard to quantize.
+
+    Large GPT-2s have such channels by themselves; SmoothQuant (Xiao et al. 2022) was made for them.
+
+    Args:
+        linear: a linearized GPT-2; changed in place. Its head is no longer tied to its embedding.
+        k: the factor.
+        share: of the channels of a LayerNorm, at least one.
+        seed: which.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    pairs = [(getattr(b, norm), layer) for b in linear.transformer.h for norm, layer in (("ln_1", b.attn.c_attn), ("ln_2", b.mlp.c_fc))]
+    for norm, projection in [*pairs, (linear.transformer.ln_f, linear.lm_head)]:
+        width = len(norm.weight)
+        channels = torch.randperm(width, generator=generator)[: max(1, round(share * width))]
+        factor = torch.ones(width)
+        factor[channels] = k
+        norm.weight, norm.bias = nn.Parameter(norm.weight * factor), nn.Parameter(norm.bias * factor)
+        projection.weight = nn.Parameter(projection.weight / factor)
+    return linear
+
+
+SCHEMA = "gpt2opt.recipes/3"
+NAIVE = RECIPES["w8a8-naive"]
+COMPARED = {
+    "min-max": NAIVE,
+    "KL": dataclasses.replace(NAIVE, activation_range="kl"),
+    "percentile 99.99": dataclasses.replace(NAIVE, activation_range="percentile"),
+    "SmoothQuant 0.8": dataclasses.replace(NAIVE, smooth_alpha=0.8),
+    "w8a8 (default)": RECIPES["w8a8"],
+    "w8": RECIPES["w8"],
+    "w4": RECIPES["w4"],
+}
+
+
+@dataclass(frozen=True)
+class RecipeResult:
+    """One recipe on one model, measured through the IR it gave. seconds: of quantization, export and audit included."""
+
+    model: str
+    recipe: str
+    quality: Quality
+    agreement: Agreement
+    float_inputs: tuple[str, ...]
+    bin_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SafeSums:
+    """What it costs that weights are safe on CPUs which add INT8 products in 16 bits; see `keep_sums_in_16_bits`.
+
+    Both are computed in floats, which never saturate, on any CPU: unsafe with the steps that INC chose, safe with the wider ones.
+    """
+
+    model: str
+    unsafe: Agreement
+    safe: Agreement
+
+
+@dataclass(frozen=True)
+class RecipeComparison:
+    """All of them, with the FP32 model they are compared with; both models are the same function, so it is one.
+
+    safe_sums: by the default recipe without its gate, on each of the two models; none in results of before this was measured.
+    """
+
+    environment: dict[str, Any]
+    model: str
+    reference: Quality
+    results: tuple[RecipeResult, ...]
+    safe_sums: tuple[SafeSums, ...] = ()
+    schema: str = SCHEMA
+
+
+def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 100_000, calibration_rows: int = 32) -> RecipeComparison:
+    """Quantize a model by every recipe, as it comes and made hard, and score what comes out on held-out text.
+
+    Args:
+        model, text: see `find_model` and `find_texts`.
+        score_bytes: how much of the text's scored part.
+        calibration_rows: rows of the model's context that INC and the gate get.
+
+    Raises:
+        ValueError: a source can't be found or is too short.
+    """
+    found, texts = find_model(model), find_texts(text)
+    tokenizer, easy = load_model(found.path)
+    calibration = prepare_calibration_dataset([d.text for d in texts.calibration], tokenizer, limit=calibration_rows)
+    label = f"{texts.name} {texts.revision}, first {score_bytes:,} bytes of the scored part"
+    scored = prepare_text(tokenizer, [d.text for d in take_bytes(texts.score, score_bytes)], label)
+
+    reference = logits_of(easy)
+    expected = measure_quality(reference, scored)
+    results = []
+    models = {"as it comes": linearize(easy), "injected outliers": inject_outliers(linearize(easy))}
+    for (name, linear), (recipe_name, recipe) in itertools.product(models.items(), COMPARED.items()):
+        print(f"{name}: {recipe_name} …", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch, "ir")
+            start = time.perf_counter()
+            done = quantize_int8(linear, tokenizer, calibration, folder, recipe)
+            seconds = time.perf_counter() - start
+            results.append(
+                RecipeResult(
+                    name,
+                    recipe_name,
+                    *measure_agreement(logits_of(load_ir(folder)), reference, scored, reference_name="FP32"),
+                    done.audit.float_inputs,
+                    (folder / "openvino_model.bin").stat().st_size,
+                    seconds,
+                )
+            )
+    safe_sums = []
+    for name, linear in models.items():
+        print(f"{name}: weights with and without room for sums of 16 bits …", file=sys.stderr, flush=True)
+        agreements = (_agreement_in_floats(linear, calibration, steps, reference, scored) for steps in (calibrate_static, calibrate))
+        safe_sums.append(SafeSums(name, *agreements))
+    return RecipeComparison(environment.describe(), str(found), expected, tuple(results), tuple(safe_sums))
+
+
+def _agreement_in_floats(
+    linear: GPT2LMHeadModel, calibration: Dataset, steps: Callable, reference: Logits, scored: ScoredText
+) -> Agreement:
+    """Score the fake-quantized model that a way of choosing steps gives, with every block input quantized."""
+    model = copy.deepcopy(linear)
+    fake_quantize(model, steps(model, calibration, RECIPES["w8a8"]))
+    return measure_agreement(logits_of(model), reference, scored, reference_name="FP32")[1]
+
+
+def recipes_table(comparison: RecipeComparison) -> Table:
+    """Show every recipe on both models, with intervals over documents."""
+    rows = []
+    for result in comparison.results:
+        agreement = result.agreement
+        rows.append(
+            (
+                result.model,
+                result.recipe,
+                perplexity_ratio(result.quality, comparison.reference),
+                with_interval(agreement.mean_kl, agreement.mean_kl_interval(), ".4f"),
+                with_interval(agreement.top1, agreement.top1_interval(), ".1%"),
+                str(len(result.float_inputs)),
+                megabytes(result.bin_bytes),
+                f"{result.seconds:.0f}",
+            )
+        )
+    return table(("model", "recipe", "perplexity / FP32", "mean KL, nats", "same top token", "float inputs", "bin MB", "s"), rows)
+
+
+def safe_sums_table(comparison: RecipeComparison) -> Table:
+    """Show what weights that are safe for sums of 16 bits cost where nothing saturates, with intervals over documents."""
+    rows = [
+        (
+            found.model,
+            *(with_interval(agreement.mean_kl, agreement.mean_kl_interval(), ".5f") for agreement in (found.unsafe, found.safe)),
+            *(with_interval(agreement.top1, agreement.top1_interval(), ".2%") for agreement in (found.unsafe, found.safe)),
+        )
+        for found in comparison.safe_sums
+    ]
+    return table(("model", "mean KL, nats: steps of INC", "safe steps", "same top token: steps of INC", "safe steps"), rows)
+
+
+def recipes_caption(comparison: RecipeComparison) -> str:
+    """Say what the table was taken on."""
+    return (
+        f"{comparison.model}; {machine_label(comparison.environment)}; {comparison.reference.protocol}, perplexity of the FP32 model "
+        f"{comparison.reference.perplexity:.2f}. Intervals are {PERCENT}, over documents. All figures are those of the IR, read with "
+        "quantized inputs."
+    )

@@ -1,0 +1,213 @@
+"""What a measurement is: frozen, with its raw samples, in SI base units. `None` means not measured; 0.0 never does."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpt2opt.stats import Estimate, mean_interval, paired_ratio, positive_mean_interval
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """Return the value below which `share` of the samples lie, interpolated linearly between neighbours."""
+    ordered = sorted(samples)
+    position = share * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time to first token (the prompt is read, one sample a run) and time per output token (one sample a later token).
+
+    warmup_runs: untimed runs before these; steady says whether they ended because runs had stopped getting faster.
+    others_cpu_share: share of all cores that other processes and other machines on the same host took meanwhile; None where
+    the system does not tell.
+    """
+
+    ttft_samples_s: tuple[float, ...]
+    tpot_samples_s: tuple[float, ...]
+    warmup_runs: int
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+    steady: bool = True
+    others_cpu_share: float | None = None
+
+    @property
+    def ttft_s(self) -> float:
+        return statistics.median(self.ttft_samples_s)
+
+    @property
+    def tpot_s(self) -> float:
+        return statistics.median(self.tpot_samples_s)
+
+    @property
+    def ttft_p95_s(self) -> float:
+        return percentile(self.ttft_samples_s, 0.95)
+
+    @property
+    def tpot_p95_s(self) -> float:
+        return percentile(self.tpot_samples_s, 0.95)
+
+    @property
+    def tpot_by_run_s(self) -> tuple[float, ...]:
+        """Return the median time per output token of each run."""
+        steps = len(self.tpot_samples_s) // len(self.ttft_samples_s)
+        runs = range(len(self.ttft_samples_s))
+        return tuple(statistics.median(self.tpot_samples_s[run * steps : (run + 1) * steps]) for run in runs)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models timed in turns, run by run, so that both meet the same state of the machine."""
+
+    name: str
+    base: str
+    latency: Latency
+    base_latency: Latency
+
+    @property
+    def ttft(self) -> Estimate:
+        return paired_ratio(self.latency.ttft_samples_s, self.base_latency.ttft_samples_s)
+
+    @property
+    def tpot(self) -> Estimate:
+        return paired_ratio(self.latency.tpot_by_run_s, self.base_latency.tpot_by_run_s)
+
+
+@dataclass(frozen=True)
+class Resident:
+    """What a process holds in RAM at one moment (Linux, /proc/self/smaps_rollup).
+
+    pss_bytes: a page that n processes share counts as 1/n. uss_bytes: pages that no other process maps, those of files included.
+    file_bytes: the part of RSS that belongs to files, mapped weights and libraries; the system may drop and read such pages again, the
+    rest is anonymous. PSS and USS depend on who else runs: the process that measures maps the same libraries.
+    """
+
+    rss_bytes: int
+    pss_bytes: int
+    uss_bytes: int
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one model. RAM is that of a fresh process that loads the model and generates, never of the notebook's own.
+
+    start_rss_bytes, start: that process with its libraries imported and no model yet. loaded: with the model. steady: at rest after it
+    has generated, still able to go on. peak_vram_bytes: what tensors took; peak_vram_reserved_bytes: what torch's allocator held for
+    them; driver_vram_bytes: how much more the driver had in use on the device at the end than before, the CUDA context included.
+    """
+
+    weight_bytes: int
+    peak_rss_bytes: int | None = None
+    start_rss_bytes: int | None = None
+    peak_vram_bytes: int | None = None
+    peak_vram_reserved_bytes: int | None = None
+    driver_vram_bytes: int | None = None
+    start: Resident | None = None
+    loaded: Resident | None = None
+    steady: Resident | None = None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Summed NLL over every scored token of a text, document by document.
+
+    num_words: separated by white space. protocol says what was scored and how: two perplexities compare only under the same label.
+    Intervals are None where there is but one document: nothing tells how much another text would differ.
+    """
+
+    document_nats: tuple[float, ...]
+    document_tokens: tuple[int, ...]
+    num_words: int
+    num_bytes: int
+    protocol: str
+
+    @property
+    def nll_nats(self) -> float:
+        return math.fsum(self.document_nats)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.document_tokens)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.nll_nats / self.num_tokens)
+
+    @property
+    def word_perplexity(self) -> float | None:
+        """Return the perplexity per word: unlike that per token, it compares between tokenizers.
+
+        None where there is no such number: no white space separates words, or so little that it is larger than a float can be.
+        """
+        try:
+            return math.exp(self.nll_nats / self.num_words)
+        except (OverflowError, ZeroDivisionError):
+            return None
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nll_nats / math.log(2) / self.num_bytes
+
+    def interval(self) -> tuple[float, float] | None:
+        """Return the interval of the perplexity over other texts of such documents, see `stats`."""
+        return _exponential(mean_interval(self.document_nats, self.document_tokens))
+
+    def ratio_to(self, base: "Quality") -> float:
+        """Return this perplexity over `base`'s.
+
+        Raises:
+            ValueError: the two were not taken on the same tokens by the same protocol.
+        """
+        if self.protocol != base.protocol or self.document_tokens != base.document_tokens:
+            raise ValueError(f"can't compare {self.protocol!r} with {base.protocol!r}; score both with one protocol")
+        return self.perplexity / base.perplexity
+
+    def ratio_interval(self, base: "Quality") -> tuple[float, float] | None:
+        """Return the interval of `ratio_to`, the two paired document by document."""
+        self.ratio_to(base)
+        nats = [ours - theirs for ours, theirs in zip(self.document_nats, base.document_nats, strict=True)]
+        return _exponential(mean_interval(nats, self.document_tokens))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a model's next-token distribution is from its reference model's, document by document over the scored tokens of a text.
+
+    document_kl_nats: summed KL(reference ‖ model). document_same_top: tokens where both expect the same one most. kl_p99: 99th percentile
+    over the tokens, with its interval. Intervals are over documents, see `stats`; None where there are too few.
+    """
+
+    document_kl_nats: tuple[float, ...]
+    document_same_top: tuple[int, ...]
+    document_tokens: tuple[int, ...]
+    kl_p99: float
+    kl_p99_interval: tuple[float, ...] | None
+    protocol: str
+    reference: str
+
+    @property
+    def mean_kl(self) -> float:
+        return math.fsum(self.document_kl_nats) / sum(self.document_tokens)
+
+    @property
+    def top1(self) -> float:
+        """Return the share of tokens on which both models expect the same one most."""
+        return sum(self.document_same_top) / sum(self.document_tokens)
+
+    def mean_kl_interval(self) -> tuple[float, float] | None:
+        return positive_mean_interval(self.document_kl_nats, self.document_tokens)
+
+    def top1_interval(self) -> tuple[float, float] | None:
+        """Return the interval of `top1`, taken from the share of the other tokens; None if there are none."""
+        others = [tokens - same for tokens, same in zip(self.document_tokens, self.document_same_top, strict=True)]
+        interval = positive_mean_interval(others, self.document_tokens)
+        return interval and (1 - interval[1], 1 - interval[0])
+
+
+def _exponential(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    return interval and (math.exp(interval[0]), math.exp(interval[1]))

@@ -1,0 +1,126 @@
+"""From a torch GPT-2 to a stateful OpenVINO IR directory, with pruned heads and, where quantized, with integer weights.
+
+INC's own INT8 modules can't be traced, and it writes a torch state dict, not IR. So what INC found is carried over into a float
+graph that fake-quantizes: the same integers and scales, in a form that OpenVINO reads as INT8.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
+
+from gpt2opt.sources.models import fold_attention_scale
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """What becomes of one Linear layer with O outputs and I inputs.
+
+    weight: (O, I) float32, already rounded to its integer grid. weight_scale: (O, G) float32, symmetric, one for each of G groups of
+    inputs; G = 1 is per channel. bits: of the weight. input_scale, input_zero_point: the u8 grid of the input, one for the whole
+    tensor; None: the input stays float.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bits: int = 8
+    input_scale: float | None = None
+    input_zero_point: int = 0
+
+
+class FakeQuantLinear(nn.Module):
+    """A Linear with an integer weight and, while `quantize_input` is set, an input rounded to u8; it computes in float."""
+
+    def __init__(self, quantized: QuantizedLinear, bias: Tensor | None):
+        super().__init__()
+        self.weight = nn.Parameter(quantized.weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False)
+        self.register_buffer("weight_scale", quantized.weight_scale.flatten())
+        self.register_buffer("weight_zero_point", torch.zeros(self.weight_scale.numel(), dtype=torch.int32))
+        # Plain numbers: read off the weight while tracing they would become a part of the graph.
+        self.shape = tuple(quantized.weight.shape)
+        self.grouped_shape = (self.shape[0] * quantized.weight_scale.shape[1], self.shape[1] // quantized.weight_scale.shape[1])
+        self.highest = 2 ** (quantized.bits - 1) - 1
+        self.input_scale = quantized.input_scale
+        self.input_zero_point = quantized.input_zero_point
+        self.quantize_input = quantized.input_scale is not None
+
+    def quantized_weight(self) -> Tensor:
+        grouped = torch.fake_quantize_per_channel_affine(
+            self.weight.view(self.grouped_shape), self.weight_scale, self.weight_zero_point,
+            axis=0, quant_min=-self.highest - 1, quant_max=self.highest,
+        )  # fmt: skip
+        return grouped.view(self.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.quantize_input:
+            x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero_point, quant_min=0, quant_max=255)
+        # The weight lies on its grid, so that rounding changes nothing; only the exported graph has to hold the grid.
+        weight = self.quantized_weight() if torch.jit.is_tracing() else self.weight
+        return F.linear(x, weight, self.bias)
+
+
+def quantized_linears(model: GPT2LMHeadModel) -> dict[str, FakeQuantLinear]:
+    """Return the quantized layers of a fake-quantized model by name; the head once, though the embedding holds it too."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in modules if isinstance(module, FakeQuantLinear) and ".wte." not in name}
+
+
+class TiedEmbedding(nn.Module):
+    """Token embedding that looks up in the head's INT8 weight, so that one tensor serves both."""
+
+    def __init__(self, head: FakeQuantLinear):
+        super().__init__()
+        self.head = head
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        weight = self.head.quantized_weight() if torch.jit.is_tracing() else self.head.weight
+        return F.embedding(input_ids, weight)
+
+
+def linearize(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
+    """Return an FP32 copy whose `Conv1D` projections are `nn.Linear` layers, the only kind that INC quantizes.
+
+    What its blocks add to the residual stream has no mean over the channels. Every LayerNorm would subtract that, so the answers stay the
+    same, and a graph may leave the subtraction out (SliceGPT, Ashkboos et al. 2024, section 3.2).
+    The embeddings of an FP32 model are shared with the copy, not doubled; replace them, don't write into them.
+    """
+    import copy
+
+    embeddings = [module.weight for module in (model.transformer.wte, model.transformer.wpe)]
+    shared = {id(weight): nn.Parameter(weight.detach().float().cpu()) for weight in embeddings}
+    model = copy.deepcopy(model, shared).float().cpu().eval()
+    fold_attention_scale(model)
+    model.set_attn_implementation("sdpa")  # what OpenVINO finds in the graph as one operation; a model may come with eager attention
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Conv1D):
+                setattr(module, name, _as_linear(child))
+    for block in model.transformer.h:
+        for projection in (block.attn.c_proj, block.mlp.c_proj):
+            projection.weight = nn.Parameter(projection.weight - projection.weight.mean(0))
+            projection.bias = nn.Parameter(projection.bias - projection.bias.mean())
+    return model
+
+
+def _as_linear(projection: Conv1D) -> nn.Linear:
+    inputs, outputs = projection.weight.shape
+    linear = nn.Linear(inputs, outputs, device="meta")
+    linear.weight = nn.Parameter(projection.weight.detach().T.contiguous())
+    linear.bias = nn.Parameter(projection.bias.detach())
+    return linear
+
+
+def fake_quantize(model: GPT2LMHeadModel, quantized: Mapping[str, QuantizedLinear]) -> GPT2LMHeadModel:
+    """Replace, in place, each of these Linears of a linearized model; tie the embedding to the head where it was tied before."""
+    tied = model.lm_head.weight is model.transformer.wte.weight
+    for name, found in quantized.items():
+        linear = model.get_submodule(name)
+        model.set_submodule(name, FakeQuantLinear(found, linear.bias))
+    if tied and isinstance(model.lm_head, FakeQuantLinear):
+        model.transformer.wte = TiedEmbedding(model.lm_head)
+    return model

@@ -1,0 +1,169 @@
+"""The quality gate: what each quantized input, and an INT8 KV cache, does to the model's answers, measured; what does too much stays float.
+
+INC's own tuning passes models whatever it measured, so the gate works on the fake-quantized graph, where one input can be switched at
+a time. Every weight stays as it is.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import GPT2LMHeadModel
+
+from gpt2opt.quantize.fake_quant import FakeQuantLinear, quantized_linears
+
+EVERY = 4
+"""Each fourth position is compared: neighbours say nearly the same, and the head is a third of the arithmetic."""
+
+KV_CACHE = "kv_cache"
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What quantized inputs, and a quantized KV cache, cost: mean KL divergence from the FP32 model, nats per token.
+
+    alone, among: matmul, or `kv_cache` -> with its input alone quantized; and how much less it is with all but it. weights: with integer
+    weights and no quantized input; the others are counted from there. together: all quantized. left: those that the gate kept.
+    float_inputs: those that it left float.
+    """
+
+    alone: dict[str, float]
+    among: dict[str, float]
+    weights: float
+    together: float
+    left: float
+    max_kl: float | None
+    float_inputs: tuple[str, ...]
+
+
+def apply_gate(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, rows: Sequence[Sequence[int]], max_kl: float | None) -> Sensitivity:
+    """Measure the sensitivity of each quantized input and switch off, in place, the worst until the rest costs no more than the budget.
+
+    The sensitivity of an input is the mean KL divergence of the next-token distribution from that of the FP32 model, in nats per token,
+    less that of the model with integer weights and float inputs. It is measured twice, with only this input quantized and with every
+    other input quantized, and the greater counts: the first measurement finds effects that the others' noise would mask, the second
+    finds effects that only accumulate.
+
+    Args:
+        model: fake-quantized; `quantize_input` of its layers is set. Whether its KV cache can be INT8 is measured like an input.
+        reference: the same model in FP32.
+        rows: token rows that INC did not see.
+        max_kl: nats a token that all quantized inputs and the cache may cost together; None measures and switches nothing off.
+
+    Raises:
+        ValueError: the divergence is not finite.
+    """
+    cache = CacheRounding(model.transformer.h[0].attn.head_dim)
+    layers = {name: layer for name, layer in quantized_linears(model).items() if layer.quantize_input} | {KV_CACHE: cache}
+    hooks = [block.attn.c_attn.register_forward_hook(cache) for block in model.transformer.h]
+    try:
+        with torch.inference_mode():
+            return _gate(layers, _Divergence(model, layers, reference, rows), max_kl)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class CacheRounding:
+    """Rounds keys and values, while `quantize_input` is set, as a u8 cache does: each head's of each token by themselves."""
+
+    def __init__(self, head_dim: int):
+        self.head_dim = head_dim
+        self.quantize_input = True
+
+    def __call__(self, _module, _inputs, projected: Tensor) -> Tensor | None:
+        if not self.quantize_input:
+            return None
+        queries, keys, values = projected.chunk(3, -1)
+        return torch.cat([queries, self._rounded(keys), self._rounded(values)], -1)
+
+    def _rounded(self, cached: Tensor) -> Tensor:
+        heads = cached.unflatten(-1, (-1, self.head_dim))
+        low, high = heads.aminmax(dim=-1, keepdim=True)
+        step = ((high - low) / 255).clamp(min=torch.finfo(heads.dtype).tiny)
+        return (((heads - low) / step).round() * step + low).flatten(-2)
+
+
+Switched = FakeQuantLinear | CacheRounding
+"""What a gate switches: `quantize_input` says whether it rounds."""
+
+
+def _gate(layers: Mapping[str, Switched], kl: Callable[[set[str]], float], max_kl: float | None) -> Sensitivity:
+    progress = tqdm(total=2 + 2 * len(layers), desc="sensitivity of each quantized input", leave=False)
+
+    def measured(quantized: set[str]) -> float:
+        progress.update()
+        return kl(quantized)
+
+    every = set(layers)
+    weights = measured(set())
+    together = measured(every) - weights
+    alone = {name: measured({name}) - weights for name in layers}
+    among = {name: together - (measured(every - {name}) - weights) for name in layers}
+    worst_first = sorted(layers, key=lambda name: -max(alone[name], among[name]))
+    kept, left = set(every), together
+    while max_kl is not None and left > max_kl and kept:
+        kept.remove(worst_first[len(layers) - len(kept)])
+        left = measured(kept) - weights
+    _switch(layers, kept)
+    progress.close()
+    short = {name: name.removeprefix("transformer.") for name in layers}
+    return Sensitivity(
+        {short[name]: alone[name] for name in layers},
+        {short[name]: among[name] for name in layers},
+        weights, together, left, max_kl, tuple(short[name] for name in layers if name not in kept),
+    )  # fmt: skip
+
+
+def _switch(layers: Mapping[str, Switched], quantized: Collection[str]) -> None:
+    for name, layer in layers.items():
+        layer.quantize_input = name in quantized
+
+
+class _Divergence:
+    """The mean KL(reference model ‖ model) over some rows, in nats per token, with any choice of the model's inputs quantized.
+
+    What goes into a block depends only on the inputs before it. So the hidden states before each block are kept for two configurations,
+    with none and with all inputs quantized; any other one is computed from the first block on in which it differs from one of these.
+    """
+
+    def __init__(self, model: GPT2LMHeadModel, layers: Mapping[str, Switched], reference: GPT2LMHeadModel, rows: Sequence[Sequence[int]]):
+        self.model, self.layers = model, layers
+        # The cache is read in every block; the head comes after the last one.
+        self.block_of = {name: int(name.split(".")[2]) for name in layers if ".h." in name} | {KV_CACHE: 0}
+        self.expected = [_log_probabilities(reference, _states_before_blocks(reference, row), -1) for row in rows]
+        self.kept = {}
+        for quantized in (frozenset(), frozenset(layers)):
+            _switch(layers, quantized)
+            self.kept[quantized] = [_states_before_blocks(model, row) for row in rows]
+
+    def __call__(self, quantized: set[str]) -> float:
+        nearest = max(self.kept, key=lambda kept: self._first_block(kept ^ quantized))
+        first = self._first_block(nearest ^ quantized)
+        _switch(self.layers, quantized)
+        found = (_log_probabilities(self.model, states, first) for states in self.kept[nearest])
+        nats = [(base.exp() * (base - other)).sum(-1) for base, other in zip(self.expected, found, strict=True)]
+        mean = torch.cat(nats).double().mean().item()
+        if not math.isfinite(mean):  # no comparison with a budget means anything
+            raise ValueError(f"the gate measured a KL divergence of {mean}: the model's numbers overflow on the calibration text")
+        return mean
+
+    def _first_block(self, switched: set[str] | frozenset[str]) -> int:
+        last = len(self.model.transformer.h) - 1
+        return min((self.block_of.get(name, last) for name in switched), default=last)
+
+
+def _states_before_blocks(model: GPT2LMHeadModel, row: Sequence[int]) -> tuple[Tensor, ...]:
+    """Return the hidden states (1, T, width) that each block reads."""
+    return model.transformer(torch.tensor([row]), use_cache=False, output_hidden_states=True).hidden_states[:-1]
+
+
+def _log_probabilities(model: GPT2LMHeadModel, states: Sequence[Tensor], first: int) -> Tensor:
+    """Run the model from a block on; return the log probabilities (T / EVERY, V) of the next tokens."""
+    hidden = states[first]
+    for block in model.transformer.h[first:]:
+        hidden = block(hidden)[0]
+    return torch.log_softmax(model.lm_head(model.transformer.ln_f(hidden)[0, EVERY - 1 :: EVERY]), -1)

@@ -1,0 +1,148 @@
+"""`run.json`: the record that every table and chart is drawn from."""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt2opt.measure.results import Agreement, Comparison, Latency, Memory, Quality
+from gpt2opt.storage import from_json, read_json, write_result
+
+SCHEMA = "gpt2opt.run/3"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model, measured with every ruler, on one device.
+
+    dtype is that of the weights and of the timed arithmetic; quality_dtype that of the arithmetic that scored the text.
+    continuations: what it generated from each of the run's sample prompts, token by token.
+    """
+
+    name: str
+    device: str
+    dtype: str
+    runtime: str
+    parameters: int | None = None
+    latency: Latency | None = None
+    memory: Memory | None = None
+    quality: Quality | None = None
+    quality_dtype: str | None = None
+    agreement: Agreement | None = None
+    continuations: tuple[tuple[str, ...], ...] | None = None
+
+
+def dominated_by(measurement: Measurement, others: typing.Iterable[Measurement]) -> list[Measurement]:
+    """Return those of `others` that are no worse in perplexity, TPOT and bytes on disk, and better in one of them.
+
+    Measurements that no other dominates are the Pareto front. Only those of the same device, scored text and timed prompt are held
+    against each other, and only if all three were measured. It goes by the figures alone: their intervals may overlap.
+    """
+    setting = _setting(measurement)
+    return [other for other in others if setting and _setting(other) == setting and _beats(other, measurement)]
+
+
+def _setting(measurement: Measurement) -> tuple | None:
+    latency, memory, quality = measurement.latency, measurement.memory, measurement.quality
+    if not (latency and memory and quality):
+        return None
+    return measurement.device, quality.protocol, latency.prompt_tokens, latency.new_tokens, latency.batch_size
+
+
+def _beats(one: Measurement, other: Measurement) -> bool:
+    a, b = ((m.quality.perplexity, m.latency.tpot_s, m.memory.weight_bytes) for m in (one, other))
+    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage read, wrote and measured.
+
+    weights_in, weights_out: SHA-256 of the weight files. controls: other models measured the same way, to tell causes apart.
+    comparisons: models timed in turns.
+    """
+
+    name: str
+    weights_in: str
+    weights_out: str
+    measurement: Measurement
+    seconds: float
+    controls: tuple[Measurement, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
+
+    def control(self, name: str) -> Measurement:
+        return next(control for control in self.controls if control.name == name)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is asked to do. The defaults fit a 2-core machine; the same values hold at every stage."""
+
+    prune_fraction: float = 0.2
+    epochs: float = 1
+    learning_rate: float = 5e-4
+    fine_tune_bytes: int = 300_000
+    score_bytes: int = 100_000
+    calibration_sequences: int = 32
+    sequence_length: int = 256
+    prompt_tokens: int = 64
+    new_tokens: int = 24
+    seed: int = 0
+
+
+@dataclass
+class Record:
+    """One run: where it ran, what it ran on, and the stages so far."""
+
+    created: str
+    environment: dict[str, Any]
+    sources: dict[str, Any]
+    settings: Settings
+    stages: list[StageResult] = field(default_factory=list)
+    schema: str = SCHEMA
+
+    def stage(self, name: str) -> StageResult:
+        """Return the stage of that name.
+
+        Raises:
+            ValueError: it has not been run.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise ValueError(f"stage {name!r} is not in this record, which has {[s.name for s in self.stages]}; run it first")
+
+    def measurements(self) -> list[tuple[Measurement, bool]]:
+        """Return every measurement in order, each with whether it is a control."""
+        rows: list[tuple[Measurement, bool]] = []
+        for stage in self.stages:
+            rows += [(stage.measurement, False), *((control, True) for control in stage.controls)]
+        return rows
+
+    def add(self, stage: StageResult) -> None:
+        """Put a stage in; one of the same name, and all that came after it, no longer hold."""
+        names = [other.name for other in self.stages]
+        if stage.name in names:
+            del self.stages[names.index(stage.name) :]
+        self.stages.append(stage)
+
+    def write(self, path: Path) -> None:
+        write_result(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+
+def read_record(path: Path) -> Record:
+    """Read a record back.
+
+    Raises:
+        ValueError: the file is missing, is not JSON, has another schema or does not hold what the schema says.
+    """
+    content = read_json(path, SCHEMA, "gpt2opt run")
+    try:
+        stages = [from_json(StageResult, stage) for stage in content.pop("stages")]
+        settings = from_json(Settings, content.pop("settings"))
+        return Record(**content, settings=settings, stages=stages)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a whole record ({type(error).__name__}: {error}); `gpt2opt run` writes it anew") from error

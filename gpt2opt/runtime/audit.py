@@ -1,0 +1,126 @@
+"""Proof of INT8: from the IR file, what each matmul's weight is stored in; from the compiled graphs, what it runs in."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import openvino
+
+from gpt2opt.runtime.ir_model import compile_ir
+from gpt2opt.runtime.manifest import read_config, read_manifest
+from gpt2opt.runtime.passes import activation_quantizer, matmuls, stored_weight
+
+INT8_TYPES = ("i8", "u8")
+BLOCK_MATMULS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+MATMUL_NAME = re.compile(r"\.(h\.\d+\.(?:attn|mlp)\.c_(?:attn|proj|fc)|lm_head)/aten::(?:linear|addmm)/")
+
+
+@dataclass(frozen=True)
+class Int8Audit:
+    """What is INT8 in an IR file and in the graphs compiled from it, matmul by matmul, by their names in the model."""
+
+    weights: str
+    """What the weights of the blocks were asked to be stored in: `i8` or `i4`, or `f32` where nothing was quantized."""
+    in_file: dict[str, str]
+    """Matmul -> type of its stored weight."""
+    reading: dict[str, tuple[str, str]]
+    """Matmul -> types of its input and of its weight in the graph that reads prompts."""
+    decoding: dict[str, tuple[str, str]]
+    """The same in the graph that decodes."""
+    float_inputs: tuple[str, ...]
+    """Matmuls whose input the file does not quantize."""
+    bytes_by_type: dict[str, int]
+    """Type -> bytes of constants in the file."""
+    num_layers: int
+
+    @property
+    def failures(self) -> list[str]:
+        """Return one line for each matmul that is missing or not INT8 where it has to be."""
+        return [f"{name}: {problem}" for name in self.expected if (problem := self._problem(name))]
+
+    def _problem(self, name: str) -> str | None:
+        integers = ("i4", "u4") if self.weights == "i4" and name != "lm_head" else INT8_TYPES
+        if self.in_file.get(name) not in integers:
+            return f"weight {self.in_file.get(name, 'not found')} in the file"
+        for graph, executed in (("reading", self.reading.get(name)), ("decoding", self.decoding.get(name))):
+            if executed is None:
+                return f"not found in the {graph} graph"
+            if executed[1] not in integers:
+                return f"weight {executed[1]} in the {graph} graph"
+        if name not in self.float_inputs and self.reading[name][0] not in INT8_TYPES:
+            return f"input {self.reading[name][0]} in the reading graph"
+        return None
+
+    @property
+    def expected(self) -> list[str]:
+        """Return the names of all block matmuls and of the head: 4 a layer and 1."""
+        blocks = [f"h.{layer}.{part}" for layer in range(self.num_layers) for part in BLOCK_MATMULS]
+        return [*blocks, "lm_head"]
+
+    @property
+    def int8_share(self) -> float:
+        """Return the share of the file's constant bytes that are integers of 8 bits or less."""
+        return sum(self.bytes_by_type.get(name, 0) for name in (*INT8_TYPES, "i4", "u4")) / sum(self.bytes_by_type.values())
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+
+def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
+    """Count what is INT8 in an IR directory: every block matmul and the head, in the file, reading a prompt and decoding.
+
+    A weight must be stored as an integer and stay one in both compiled graphs. An input must be an integer in the graph that reads
+    prompts, unless the file has no quantizer for it; which those are is told.
+
+    Args:
+        directory: what `quantize_int8` wrote.
+        must_pass: raise if any of them is not INT8.
+
+    Raises:
+        ValueError: there is no IR in the directory, it is damaged, or it is no GPT-2.
+        RuntimeError: a matmul is not INT8, unless `must_pass` is off. The message names each.
+    """
+    directory = Path(directory)
+    weights = read_manifest(directory).weights
+    graph = openvino.Core().read_model(str(directory / "openvino_model.xml"))
+    stored, float_inputs = {}, []
+    for node in matmuls(graph):
+        if name := _matmul(node.get_friendly_name()):
+            stored[name] = stored_weight(node).get_element_type().get_type_name()
+            float_inputs += [] if activation_quantizer(node) else [name]
+    constants = Counter()
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() == "Constant":
+            constants[node.get_element_type().get_type_name()] += node.get_byte_size()
+    compiled = compile_ir(directory)
+    head = _executed(compiled.head)
+    reading = head | _executed(compiled.reader)
+    # The stepper has to show a head of its own.
+    decoding = _executed(compiled.stepper) if compiled.stepper else head | _executed(compiled.writer)
+    # How many layers there must be is told by the config, not by the graph: a layer that is missing there has to be missed.
+    audit = Int8Audit(weights, stored, reading, decoding, tuple(float_inputs), dict(constants), read_config(directory, "n_layer"))
+    if must_pass and not audit.passed:
+        raise RuntimeError(f"{len(audit.failures)} of {len(audit.expected)} matmuls are not INT8: {'; '.join(audit.failures)}")
+    return audit
+
+
+def _executed(compiled) -> dict[str, tuple[str, str]]:
+    """Return matmul -> (type of its input, type of its weight) in a compiled graph; all types where its parts differ."""
+    parts = {}
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        if _fact(node, "layerType") in ("FullyConnected", "MatMul", "Convolution") and (name := _matmul(node.get_friendly_name())):
+            # A node that feeds several others lists the type of each output.
+            types = [_fact(node.input_value(port).get_node(), "outputPrecisions").split(",")[0] for port in (0, 1)]
+            parts.setdefault(name, []).append(types)
+    return {name: tuple(" and ".join(sorted(set(types))) for types in zip(*found, strict=True)) for name, found in parts.items()}
+
+
+def _fact(node, name: str) -> str:
+    return node.get_rt_info()[name].astype(str)
+
+
+def _matmul(friendly_name: str) -> str | None:
+    match = MATMUL_NAME.search(friendly_name)
+    return match and match[1]

@@ -1,0 +1,64 @@
+"""Engines that compute nothing; in a module of their own, so that the processes which race them start fast."""
+
+import os
+
+from experiments.race.engines import Engine, Timing
+
+
+class Stub(Engine):
+    """Takes the time it is told, and remembers what it was given."""
+
+    def __init__(self, seconds_a_token: float = 0.001):
+        self.seconds_a_token, self.seen = seconds_a_token, []
+
+    def generate(self, prompts, new_tokens):
+        self.seen.append(prompts.tolist())
+        return Timing(2 * self.seconds_a_token, (self.seconds_a_token,) * (new_tokens - 1))
+
+
+class Broken(Stub):
+    def generate(self, prompts, new_tokens):
+        if len(self.seen) > 2:
+            raise RuntimeError("first line\nno such kernel")
+        return super().generate(prompts, new_tokens)
+
+
+class Printing(Stub):
+    """Writes on stdout, as libraries do, and dies when told to."""
+
+    def load(self, folder, threads):
+        assert os.environ["OMP_NUM_THREADS"] == str(threads)
+
+    def generate(self, prompts, new_tokens):
+        os.write(1, b"a library says hello\n")
+        if new_tokens == 9:
+            os._exit(3)
+        return super().generate(prompts, new_tokens)
+
+
+class OursStub(Stub):
+    name, package, files, texts = "ours", "numpy", ("weights",), ("random",)
+    note, starts_from = "a stub", "model.safetensors"
+
+    def prepare(self, source, folder):
+        assert (source / self.starts_from).is_file()
+        (folder / "weights").write_bytes(b"x" * 10)
+        return "ten bytes"
+
+    def load(self, folder, threads):
+        assert (folder / "weights").is_file()
+
+
+class PeerStub(OursStub):
+    name, made_from, starts_from, full_heads = "peer", OursStub, "weights", True
+
+
+class MissingStub(OursStub):
+    name, package = "missing", "no-such-package"
+
+
+class UnconvertibleStub(OursStub):
+    name = "unconvertible"
+
+    def prepare(self, source, folder):
+        raise ValueError("pruned heads are not supported")

@@ -1,0 +1,335 @@
+"""The race on stub engines, and the real engines on a tiny model: they must compute what torch computes."""
+
+import dataclasses
+import random
+import time
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+
+from experiments.race import engines, limits, run, tables
+from experiments.race.charts import plot_growth, plot_race
+from experiments.race.engines import Timing
+from experiments.race.limits import Limits
+from experiments.race.results import (
+    BATCHED,
+    MAIN,
+    READING,
+    SHORT,
+    TPOT,
+    TTFT_512,
+    BenchResult,
+    CaseTimings,
+    EngineResult,
+    GrowthPoint,
+    Models,
+    Shape,
+    best_peer,
+    read_bench,
+    throughput,
+)
+from experiments.race.turns import TOO_SLOW, Case, RemoteEngine, make_prompts, race
+from gpt2opt.cli import bench
+from gpt2opt.stats import Estimate, paired_ratio
+from tests.experiments.stubs import Broken, MissingStub, OursStub, PeerStub, Printing, Stub, UnconvertibleStub
+
+SHAPE = Shape(block_weights=1000, head_weights=100)
+CASE = Case(4, 3)
+
+
+def race_of(contestants, rounds=3, cases=(CASE,)):
+    *_, outcome = race(contestants, dict.fromkeys(contestants, cases), rounds=rounds, vocab_size=50)
+    return outcome
+
+
+# --- the race
+
+
+def test_all_engines_get_the_same_prompts_and_every_call_another():
+    contestants = {name: Stub() for name in "abc"}
+    outcome = race_of(contestants, cases=(CASE, Case(4, 3, 2)))
+    seen = [contestant.seen for contestant in contestants.values()]
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[0]) == len({str(prompts) for prompts in seen[0]})
+    assert [len(outcome.timings["a"][case]) for case in outcome.timings["a"]] == [3, 3]  # the warm-up is not among them
+
+
+def test_the_order_of_turns_changes():
+    turns = []
+
+    class Noting(Stub):
+        def generate(self, prompts, new_tokens):
+            turns.append(self)
+            return super().generate(prompts, new_tokens)
+
+    contestants = {name: Noting() for name in "abc"}
+    race_of(contestants, rounds=8)
+    rounds = [tuple(turns[i : i + 3]) for i in range(6, len(turns), 3)]
+    assert all(len(set(order)) == 3 for order in rounds)
+    assert len(set(rounds)) > 1
+
+
+def test_failing_engine_is_reported_and_the_race_goes_on():
+    outcome = race_of({"ours": Stub(), "broken": Broken()})
+    assert outcome.left == {"broken": "failed on 1×(4+3) tokens: no such kernel"}
+    assert outcome.timings["broken"] == {}
+    assert len(outcome.timings["ours"][CASE]) == 3
+
+
+def test_engine_that_would_take_most_of_the_race_leaves_it():
+    outcome = race_of({"ours": Stub(), "slow": Stub(0.001 * (TOO_SLOW + 1)), "slower than ours": Stub(0.005)})
+    assert outcome.left["slow"].startswith(f"too slow: {TOO_SLOW + 1} ×")
+    assert list(outcome.left) == ["slow"]
+
+
+def test_too_few_tokens_are_not_a_fast_engine():
+    class Stops(Stub):
+        def generate(self, prompts, new_tokens):
+            return super().generate(prompts, new_tokens - 1)
+
+    assert race_of({"ours": Stub(), "stops": Stops()}).left == {"stops": "made 2 tokens where 3 were asked for"}
+
+
+def test_repeating_prompt_repeats():
+    prompts = make_prompts(Case(40, 3, 2, text="repeating"), 1000, 1)
+    assert prompts.shape == (2, 40)
+    assert (prompts[:, :16] == prompts[:, 16:32]).all()
+    assert len(np.unique(prompts[0])) > 8
+
+
+# --- processes
+
+
+def test_engine_in_its_own_process_answers_and_its_death_is_told():
+    engine = RemoteEngine(Printing, Path("."), 2)
+    try:
+        assert engine.generate(np.zeros((1, 4), np.int64), 3) == Timing(0.002, (0.001, 0.001))
+        with pytest.raises(RuntimeError):
+            engine.generate(np.zeros((1, 4), np.int64), 9)
+    finally:
+        engine.close()
+
+
+def test_run_names_what_is_missing_and_what_fails(model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "ENGINES", (OursStub, PeerStub, MissingStub, UnconvertibleStub))
+    monkeypatch.setattr(bench, "GROWTH_CASES", (Case(16, 2),))
+    result = run.run_bench(str(model_dir), 2, (), tmp_path)
+    assert {engine.name: engine.left_out for engine in result.engines} == {
+        "ours": None,
+        "peer": None,
+        "missing": "no-such-package is not installed",
+        "unconvertible": "failed: ValueError: pruned heads are not supported",
+    }
+    assert result.models.full.block_weights > result.models.pruned.block_weights
+    assert result.models.pruned_share == "2 of 12 heads (16.7%)"
+    assert result.ours.note == "a stub; ten bytes"  # what the engine is, and what its conversion had to remark
+    assert [len(result.ours.timings(case)) for case in (SHORT, *BATCHED)] == [2, 2, 2]
+    assert result.ours.disk_bytes == 10
+    assert result.ours.peak_rss_bytes > 10e6
+    assert len(result.limits) == result.rounds
+    assert result.limit("int8_ops_per_s") > 1e9
+    assert [(point.engine, len(point.timings)) for point in result.growth] == [("ours", run.GROWTH_ROUNDS)]
+    assert read_bench(tmp_path / run.NAME) == result
+
+
+def test_a_race_that_is_interrupted_leaves_the_rounds_that_were_done(model_dir, tmp_path, monkeypatch):
+    from experiments.race import turns as race_module
+
+    def prompts_of(case, vocab_size, *seed):
+        if seed == (2,):
+            raise KeyboardInterrupt
+        return make_prompts(case, vocab_size, *seed)
+
+    monkeypatch.setattr(bench, "ENGINES", (OursStub, PeerStub))
+    monkeypatch.setattr(race_module, "make_prompts", prompts_of)
+    with pytest.raises(KeyboardInterrupt):
+        run.run_bench(str(model_dir), 3, (), tmp_path)
+    found = read_bench(tmp_path / run.NAME)
+    assert (found.rounds, len(found.limits), found.growth) == (1, 1, ())
+    assert [len(engine.timings(SHORT)) for engine in found.raced] == [1, 1]
+    assert tables.speed_table(found).rows
+
+
+def test_wrong_input_is_said_at_once(tmp_path):
+    with pytest.raises(ValueError, match="'gpt5' is neither"):
+        run.run_bench("gpt5", out=tmp_path)
+    with pytest.raises(ValueError, match="'vllm' is not known; expected some of ours"):
+        run.run_bench("gpt2", engines=("vllm",), out=tmp_path)
+    (tmp_path / "run.json").write_text('{"schema": "gpt2opt.run/3"}')
+    with pytest.raises(ValueError, match="schema"):
+        read_bench(tmp_path / "run.json")
+
+
+# --- figures, tables, charts
+
+
+def test_interval_covers_a_known_ratio_through_a_shared_slow_down():
+    draw = random.Random(1)
+    load = [draw.choice((1, 3)) for _ in range(15)]
+    ours = [x * draw.gauss(1, 0.02) for x in load]
+    theirs = [1.5 * x * draw.gauss(1, 0.02) for x in load]
+    ratio = paired_ratio(theirs, ours)
+    assert ratio.low < 1.5 < ratio.high
+    assert ratio.high - ratio.low < 0.1
+    assert paired_ratio(ours, ours) == Estimate(1, 1, 1)
+
+
+def engine_result(name: str, seconds_a_token: float, **fields) -> EngineResult:
+    def timings(case):
+        step = seconds_a_token * case.batch_size
+        return CaseTimings(case, tuple(Timing(50 * step * slow, (2 * step * slow, *(step * slow,) * 126)) for slow in (1, 1.1, 2)))
+
+    fields = {"full_heads": False, "disk_bytes": 1000, "peak_rss_bytes": 2000} | fields
+    return EngineResult(name, "numpy", "1.26", "a remark", shape=SHAPE, block_bytes=1, head_bytes=0.5, cases=(timings(MAIN),), **fields)
+
+
+@pytest.fixture
+def result() -> BenchResult:
+    raced = (engine_result("ours", 0.01), engine_result("peer", 0.02), engine_result("slow peer", 0.04))
+    absent = dataclasses.replace(engine_result("absent", 1), cases=(), left_out="absent is not installed")
+    growth = tuple(
+        GrowthPoint(name, case, (Timing(0.1, (0.01, 0.01)),), 3000) for name in ("ours", "peer") for case in (Case(128, 8), Case(128, 8, 2))
+    )
+    machine = {"cpu": "a CPU", "cpu_flags": ["avx2"], "threads": 2}
+    models = Models("stretched", 12, 10, 100, 1024, SHAPE, SHAPE)
+    rounds = (Limits(1e5, 1e6, 1e6), Limits(1e5, 1e6, 1e6), Limits(2e5, 2e7, 1e6))
+    return BenchResult("2026-01-01", machine, "gpt2", models, 3, rounds, (*raced, absent), growth)
+
+
+def test_figures_of_a_known_timing(result):
+    assert throughput(Timing(0.1, (0.05, 0.05)), Case(4, 3, 2)) == pytest.approx(30)
+    assert TPOT.median(result.ours) == pytest.approx(0.011)
+    assert str(TTFT_512.ratio(result.engine("peer"), result.ours)) == "2.00 [2.00, 2.00]"
+    assert best_peer(result).name == "peer"
+    assert result.ours.read_bytes == 1050
+    assert result.ours.operations(512) == 2 * (512 * 1000 + 100)
+
+
+def test_result_survives_json(result, tmp_path):
+    result.write(tmp_path / "run.json")
+    assert read_bench(tmp_path / "run.json") == result
+
+
+def test_tables_show_limits_and_who_is_left_out(result):
+    table = tables.limits_table(result)
+    assert table.header[2:6] == ("TPOT after 512: limit, ms", "÷ limit [95%]", "TTFT 512: limit, ms", "÷ limit [95%]")
+    ours = next(row for row in table.rows if row[0] == "ours")
+    assert ours[2] == "5.25"  # 1050 bytes at 200 kB/s, the best of all rounds
+    assert ours[3].startswith("2.10 [")  # 10, 11 and 20 ms measured
+    assert ours[6] == "2.0%"  # one step beyond a usual one, TTFT is 50
+    assert "absent is not installed" in str(tables.engines_table(result))
+    assert "absent" not in str(tables.speed_table(result))
+    assert tables.memory_table(result).rows[1] == ("peer", "0.001", "1.00", "0.002", "1.00", "–")
+
+
+def test_what_an_engine_beats_is_not_called_a_limit(result):
+    assert "no engine went faster" in tables.caption(result)
+    fast = engine_result("fast peer", 0.005)
+    beaten = dataclasses.replace(result, engines=(*result.engines, fast))
+    assert [engine.name for engine in READING.faster(beaten)] == ["fast peer"]  # 5 ms in its best round, 5.5 in its median one
+    assert READING.ratio(beaten, fast).value > 1
+    assert "which is no limit of the machine: fast peer went faster" in tables.caption(beaten)
+    assert tables.limits_table(beaten).header[2:6] == (
+        "TPOT after 512: probe, ms", "÷ probe [95%]", "TTFT 512: limit, ms", "÷ limit [95%]",
+    )  # fmt: skip
+
+
+def test_the_probe_takes_the_best_of_all_its_ways():
+    ways = [lambda: time.sleep(0.02), lambda: time.sleep(0.005), lambda: time.sleep(0.02)]
+    assert 0.005 <= limits._best(ways) < 0.02
+
+
+def test_the_caption_says_what_was_pruned_and_on_which_kind_of_cpu(result):
+    caption = tables.caption(result)
+    assert "2 of 12 heads (16.7%) of each layer pruned" in caption
+    assert "a CPU (AVX2 alone), 2 threads" in caption
+
+
+def test_rows_of_ours_are_no_peers(result):
+    faster = (engine_result("ours, unpruned", 0.001, full_heads=True), engine_result("ours again", 0.001))
+    extended = dataclasses.replace(result, engines=(*result.engines, *faster))
+    assert best_peer(extended).name == "peer"
+    assert "unpruned" not in tables.verdict(extended)
+
+
+def test_what_the_race_tells_apart_is_read_off_ours_against_itself(result):
+    assert "not known" in tables.resolution(result)
+    again = dataclasses.replace(result, engines=(*result.engines, engine_result("ours again", 0.0103)))
+    said = tables.resolution(again)
+    assert "between 1.03 and 1.03" in said
+    assert "TTFT 512" in said.split("leave out 1")[1]
+    same = dataclasses.replace(result, engines=(*result.engines, engine_result("ours again", 0.01)))
+    assert tables.resolution(same).endswith("though nothing differs: none.")
+
+
+def test_the_verdict_says_whom_ours_is_behind_even_with_and_ahead_of(result):
+    def said_of(*more: EngineResult) -> str:
+        lines = tables.verdict(dataclasses.replace(result, engines=(*result.engines, *more))).splitlines()
+        assert lines[0] == "On a CPU (AVX2 alone), 2 threads, gpt2, ours is"
+        assert len(lines) == 5  # of the figures that were measured alone
+        return next(line for line in lines if line.startswith("- TTFT 512"))
+
+    assert said_of() == "- TTFT 512, time ÷ ours: **ahead** of 2 of 2, the best of them peer 2.00 [2.00, 2.00]"
+    behind, even = engine_result("quick peer", 0.009), engine_result("twin", 0.01)
+    assert said_of(behind, even) == (
+        "- TTFT 512, time ÷ ours: **behind** quick peer 0.90 [0.90, 0.90]; **even with** twin 1.00 [1.00, 1.00]; "
+        "**ahead** of 2 of 4, the best of them peer 2.00 [2.00, 2.00]"
+    )
+
+
+def test_of_tokens_a_second_more_is_better(result):
+    def with_batch(engine: EngineResult, seconds: float) -> EngineResult:
+        taken = CaseTimings(BATCHED[0], (Timing(seconds, (seconds,) * 31),) * 3)
+        return dataclasses.replace(engine, cases=(*engine.cases, taken))
+
+    ours, peer, slow_peer, absent = result.engines
+    raced = dataclasses.replace(result, engines=(with_batch(ours, 0.02), with_batch(peer, 0.01), with_batch(slow_peer, 0.03), absent))
+    last = tables.verdict(raced).splitlines()[-1]
+    assert last.startswith("- batch 4, tokens/s ÷ ours: **behind** peer 2.00 [2.00, 2.00]; **ahead** of 1 of 2, the best of them slow peer")
+
+
+def test_charts_show_every_engine_that_raced(result):
+    mpl.use("Agg")
+    first, *_ = plot_race(result)
+    assert [label.get_text() for label in first.get_yticklabels()] == ["ours", "peer", "slow peer"]
+    assert [bar.get_width() for bar in first.patches] == pytest.approx([550, 1100, 2200])
+    assert [line.get_label() for line in plot_growth(result)[0].lines] == ["ours", "peer"]
+
+
+# --- the engines themselves
+
+
+@pytest.mark.parametrize("engine", [engines.TorchFp32, engines.OpenVinoFp32, engines.OnnxFp32, engines.LlamaCpp])
+def test_engine_generates_what_torch_generates(engine, model, tokenizer, tmp_path):
+    """Greedy tokens of two sequences; the engines that can, with pruned heads."""
+    if run.environment.installed(engine.package) is None:
+        pytest.skip(f"{engine.package} is not installed")
+    if not engine.full_heads:
+        model.prune_heads({0: [0, 1], 1: [0, 1]})
+    source, folder = tmp_path / "source", tmp_path / "engine"
+    model.save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    run.convert(engine, source, folder)
+    prompts = np.random.default_rng(1).integers(len(tokenizer), size=(2, 12))
+    expected = model.generate(
+        torch.from_numpy(prompts), attention_mask=torch.ones(2, 12), max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0
+    )
+    loaded = engine()
+    loaded.load(folder, 1)
+    for asked in (prompts[:, ::-1].copy(), prompts):  # the second call finds nothing of the first
+        loaded.open(2, 18)
+        ids, tokens = asked, []
+        for past in (0, 12, 13, 14, 15, 16):
+            ids = loaded.read(ids, past)
+            tokens.append(ids)
+    assert np.concatenate(tokens, axis=1).tolist() == expected[:, 12:].tolist()
+
+
+def test_marks_become_times_of_tokens():
+    start = time.perf_counter()
+    timing = engines.timing([start, start + 3, start + 4, start + 6])
+    assert (timing.first_s, *timing.later_s) == pytest.approx((3, 1, 2))
+    assert timing.total_s == pytest.approx(6)

@@ -1,0 +1,54 @@
+import numpy as np
+
+from gpt2opt.runtime.prompt_lookup import LONGEST_GUESS, PromptLookup, guess
+
+
+class Reciter:
+    """Stands for a decoder: it always continues as a known text does, whatever is guessed."""
+
+    def __init__(self, text: list[int], prompt: int):
+        self.text, self.prompt_ids = text, np.array([text[:prompt]])
+
+    def start(self) -> None:
+        self.past = self.prompt_ids.shape[1]
+        self.next_ids = np.array([[self.text[self.past]]])
+
+    def check(self, guessed: list[int]) -> list[int]:
+        right = 0
+        while right < len(guessed) and guessed[right] == self.text[self.past + 1 + right]:
+            right += 1
+        chosen = self.text[self.past + 1 : self.past + 2 + right]
+        self.past += right + 1
+        self.next_ids = np.array([[self.text[self.past]]])
+        return chosen
+
+
+def test_the_latest_longest_match_is_continued():
+    assert guess([1, 2, 3, 4, 9, 1, 2, 3], 2) == [4, 9]
+    assert guess([1, 2, 7, 1, 2, 8, 1, 2], 1) == [8]  # the later of two
+    assert guess([1, 2, 3, 5, 9, 2, 3, 6, 1, 2, 3], 1) == [5]  # the longer of two
+    assert guess([5, 1, 1, 1], 3) == [1, 1, 1]  # goes round
+    assert guess([1, 2, 3], 2) == []
+    assert guess([3, 1, 3], 2) == []  # one token alone is no match
+
+
+def test_repeated_text_takes_few_steps():
+    text = list(range(10)) * 30
+    lookup = PromptLookup(Reciter(text, 20))
+    assert lookup.generate(200) == text[20:220]
+    assert sum(lookup.accepted) == 199
+    assert max(lookup.accepted) == LONGEST_GUESS + 1  # longer than the ten tokens since the latest repetition: the guess goes round
+    assert len(lookup.accepted) < 20
+
+
+def test_wrong_guesses_change_nothing_and_are_made_shorter():
+    text = [int(x) for x in np.random.default_rng(0).integers(0, 3, 300)]
+    lookup = PromptLookup(Reciter(text, 40))
+    assert lookup.generate(200) == text[40:240]
+    assert sum(lookup.accepted) == 199
+
+
+def test_one_token_and_no_more():
+    lookup = PromptLookup(Reciter(list(range(5)) * 10, 10))
+    assert lookup.generate(1) == [0]
+    assert lookup.accepted == []
