@@ -3,8 +3,8 @@
 import random
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
+from gpt2opt.decoding import Decoder, Greedy
 from gpt2opt.environment import CpuWatch
 from gpt2opt.measure.results import Latency
 
@@ -12,16 +12,6 @@ MAX_WARMUP_RUNS = 10
 """Untimed runs at the most; two at least, since one alone tells nothing."""
 STEADY = 0.95
 """Warming up ends with the first run that takes more than this share of the fastest before it."""
-
-
-class Decoder(Protocol):
-    """Greedy generation, one call a token."""
-
-    def start(self) -> None:
-        """Read the prompt into an empty KV cache and choose the first new token."""
-
-    def step(self) -> None:
-        """Read the last token and choose the next."""
 
 
 Timer = Callable[[Callable[[], None]], float]
@@ -91,7 +81,8 @@ def compare_latency(
         raise ValueError(f"new_tokens={new_tokens}, runs={runs}: expected at least 2 tokens (TTFT and one TPOT) and 1 run")
 
     def run(decoder: Decoder) -> list[float]:
-        return [timer(decoder.start), *(timer(decoder.step) for _ in range(new_tokens - 1))]
+        greedy = Greedy(decoder)
+        return [timer(greedy.start), *(timer(greedy.step) for _ in range(new_tokens - 1))]
 
     warmups = {name: _warm_up(lambda decoder=decoder: sum(run(decoder))) for name, decoder in decoders.items()}
     samples: dict[str, list[list[float]]] = {name: [] for name in decoders}

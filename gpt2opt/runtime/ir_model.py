@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import openvino
 
+from gpt2opt.decoding import Greedy
 from gpt2opt.environment import has_int8_dot_product, threads
 from gpt2opt.runtime import passes
 from gpt2opt.runtime.manifest import read_config, read_manifest
@@ -204,12 +205,7 @@ class IrModel:
         self._check_fits(decoder.prompt_ids.shape[1], max_new_tokens)
         if prompt_lookup:
             return np.array([PromptLookup(decoder).generate(max_new_tokens)])
-        decoder.start()
-        tokens = [decoder.next_ids]
-        for _ in range(max_new_tokens - 1):
-            decoder.step()
-            tokens.append(decoder.next_ids)
-        return np.concatenate(tokens, axis=1)
+        return np.array(Greedy(decoder).generate(max_new_tokens))
 
     def decoder(self, input_ids: np.ndarray) -> "IrDecoder":
         """Return what decodes (B, T) prompts step by step; several may be in use at once.
@@ -374,26 +370,27 @@ def _blocks(tokens: int) -> int:
 
 
 class IrDecoder:
-    """Greedy decoding of B prompts of one length, one token a call, with a KV cache of its own. `IrModel.decoder` makes them."""
+    """A `Decoder` of B prompts of one length, with a KV cache of its own. `IrModel.decoder` makes them."""
 
     def __init__(self, model: IrModel, prompt_ids: np.ndarray):
         self.model, self.prompt_ids = model, prompt_ids
         self.cache = model._take_cache(len(prompt_ids))
         weakref.finalize(self, model._return_cache, self.cache)
 
-    def start(self) -> None:
-        """Read the prompts.
+    def prefill(self) -> np.ndarray:
+        """Read the prompts; return the logits (B, V) of their last tokens, which the next call writes over.
 
         Raises:
             ValueError: they don't fit into the context.
         """
         length = self.prompt_ids.shape[1]
         self.model._check_fits(length, 0)
-        self.next_ids = self.model._read(self.model.reader, self.cache, self.prompt_ids, 0).argmax(-1)[:, None]
+        logits = self.model._read(self.model.reader, self.cache, self.prompt_ids, 0)
         self.past = length
+        return logits
 
-    def step(self) -> None:
-        """Read the last tokens and choose the next.
+    def decode(self, ids: np.ndarray) -> np.ndarray:
+        """Read one further token of each sequence, ids (B, 1); return the logits (B, V) behind them, which the next call writes over.
 
         Raises:
             ValueError: the context is full.
@@ -401,28 +398,27 @@ class IrDecoder:
         self.model._check_fits(self.past + 1, 0)
         batch = len(self.prompt_ids)
         if batch == 1:
-            logits = self.model._follow(self.cache, self.next_ids[0], self.past)
+            logits = self.model._follow(self.cache, ids[0], self.past)
         else:
             request = self.model.writer if batch < MANY_SEQUENCES else self.model.reader
-            logits = self.model._read(request, self.cache, self.next_ids, self.past)
-        self.next_ids = logits.argmax(-1)[:, None]
+            logits = self.model._read(request, self.cache, ids, self.past)
         self.past += 1
+        return logits
 
-    def check(self, guessed: list[int]) -> list[int]:
-        """Read the last token and guesses of what follows, of one sequence; return the guesses that are right and one token more.
+    def verify(self, last: int, guessed: list[int]) -> list[int]:
+        """Read the last token of one sequence and guesses of what follows; return the guesses that are right and one token more.
 
         The cache keeps the rejected ones too; what is read next is written over them.
         """
         if len(self.prompt_ids) != 1:
             raise ValueError(f"{len(self.prompt_ids)} prompts, prompt lookup takes one at a time")
-        ids = np.array([self.next_ids[0, 0], *guessed])
+        ids = np.array([last, *guessed])
         self.model._check_fits(self.past + len(ids), 0)
         chosen = self.model._follow(self.cache, ids, self.past).argmax(-1)
         right = 0
         while right < len(guessed) and chosen[right] == guessed[right]:
             right += 1
         self.past += right + 1
-        self.next_ids = chosen[right].reshape(1, 1)
         return chosen[: right + 1].tolist()
 
 

@@ -51,13 +51,12 @@ class PromptLookup:
 
     def generate(self, max_new_tokens: int) -> list[int]:
         """Return the same `max_new_tokens` tokens that plain greedy decoding gives."""
-        self.decoder.start()
         prompt = self.decoder.prompt_ids[0].tolist()
-        new = [int(self.decoder.next_ids[0, 0])]
+        new = [int(self.decoder.prefill()[0].argmax())]
         self.accepted, count = [], FIRST_GUESS
         while len(new) < max_new_tokens:
             guessed = guess(prompt + new, min(count, max_new_tokens - len(new) - 1))
-            chosen = self.decoder.check(guessed)
+            chosen = self.decoder.verify(new[-1], guessed)
             new += chosen
             self.accepted.append(len(chosen))
             if guessed:

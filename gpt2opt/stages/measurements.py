@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from gpt2opt import environment
-from gpt2opt.measure.latency import Decoder, compare_latency, cuda_time, wall_time
+from gpt2opt.decoding import Decoder, Greedy
+from gpt2opt.measure.latency import compare_latency, cuda_time, wall_time
 from gpt2opt.measure.memory import ChildRun, Vram, device_vram, in_fresh_process, read_peak_vram, reset_peak_vram
 from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, measure_quality, prepare_text
 from gpt2opt.measure.results import Comparison, Latency, Memory
@@ -36,31 +37,22 @@ def device_name() -> str:
 
 
 class TorchDecoder:
-    """Greedy decoding with a KV cache, one token a call."""
+    """A `Decoder` of a torch model."""
 
     def __init__(self, model, prompt_ids: torch.Tensor):
         self.model, self.prompt_ids = model, prompt_ids
 
-    @torch.inference_mode()
-    def start(self) -> None:
-        self._read(self.prompt_ids, None)
+    def prefill(self) -> torch.Tensor:
+        return self._read(self.prompt_ids, None)
+
+    def decode(self, ids: torch.Tensor) -> torch.Tensor:
+        return self._read(ids, self.past)
 
     @torch.inference_mode()
-    def step(self) -> None:
-        self._read(self.next_ids, self.past)
-
-    def _read(self, ids, past) -> None:
+    def _read(self, ids: torch.Tensor, past) -> torch.Tensor:
         out = self.model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
-        self.past, self.next_ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
-
-    def generate(self, new_tokens: int) -> list[list[int]]:
-        """Read the prompts and generate; return the new tokens of each."""
-        self.start()
-        columns = [self.next_ids]
-        for _ in range(new_tokens - 1):
-            self.step()
-            columns.append(self.next_ids)
-        return torch.cat(columns, dim=1).tolist()
+        self.past = out.past_key_values
+        return out.logits[:, -1]
 
 
 @dataclass(frozen=True)
@@ -83,7 +75,9 @@ def measure_torch(run: Run, name: str, folder: Path, reference: Reference | None
     else:
         _, base = _scored_torch(reference.folder)
         quality, agreement = measure_agreement(logits_of(model), logits_of(base), text, reference_name=reference.name)
-    continuations = TorchDecoder(model, torch.tensor(sample_prompts(run, tokenizer), device=device())).generate(run.settings.new_tokens)
+    continuations = Greedy(TorchDecoder(model, torch.tensor(sample_prompts(run, tokenizer), device=device()))).generate(
+        run.settings.new_tokens
+    )
     return Measurement(
         name, device_name(), "float16", "torch", sum(parameter.numel() for parameter in model.parameters()), None, None, quality,
         str(model.dtype).removeprefix("torch."), agreement, _tokens_as_text(tokenizer, continuations),
@@ -192,7 +186,7 @@ def generate_from_torch(folder: str, prompt: list[int], new_tokens: int) -> Gene
     _, model = load_model(Path(folder), "float16")
     decoder = TorchDecoder(model.to(device()), torch.tensor([prompt], device=device()))
     yield "loaded"
-    decoder.generate(new_tokens)
+    Greedy(decoder).generate(new_tokens)
     yield "steady"
     return read_peak_vram()
 

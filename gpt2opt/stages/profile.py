@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 
+from gpt2opt.decoding import Greedy
 from gpt2opt.measure.trace import record_trace
 from gpt2opt.record import StageResult
 from gpt2opt.sources.models import find_model, load_model
@@ -58,7 +59,7 @@ def run_profile(run: Run) -> StageResult:
 def trace_generation(run: Run, tokenizer, model):
     """Profile a prompt and three further tokens into `traces/`."""
     decoder = TorchDecoder(model, torch.tensor([prompt_ids(run, tokenizer)], device=device()))
-    return record_trace(lambda: decoder.generate(4), run.traces / NAME)
+    return record_trace(lambda: Greedy(decoder).generate(4), run.traces / NAME)
 
 
 @torch.inference_mode()

@@ -32,7 +32,6 @@ from experiments.race.results import (
     throughput,
 )
 from experiments.race.turns import TOO_SLOW, Case, RemoteEngine, make_prompts, race
-from gpt2opt.cli import bench
 from gpt2opt.stats import Estimate, paired_ratio
 from tests.experiments.stubs import Broken, MissingStub, OursStub, PeerStub, Printing, Stub, UnconvertibleStub
 
@@ -114,8 +113,8 @@ def test_engine_in_its_own_process_answers_and_its_death_is_told():
 
 
 def test_run_names_what_is_missing_and_what_fails(model_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "ENGINES", (OursStub, PeerStub, MissingStub, UnconvertibleStub))
-    monkeypatch.setattr(bench, "GROWTH_CASES", (Case(16, 2),))
+    monkeypatch.setattr(run, "ENGINES", (OursStub, PeerStub, MissingStub, UnconvertibleStub))
+    monkeypatch.setattr(run, "GROWTH_CASES", (Case(16, 2),))
     result = run.run_bench(str(model_dir), 2, (), tmp_path)
     assert {engine.name: engine.left_out for engine in result.engines} == {
         "ours": None,
@@ -143,7 +142,7 @@ def test_a_race_that_is_interrupted_leaves_the_rounds_that_were_done(model_dir, 
             raise KeyboardInterrupt
         return make_prompts(case, vocab_size, *seed)
 
-    monkeypatch.setattr(bench, "ENGINES", (OursStub, PeerStub))
+    monkeypatch.setattr(run, "ENGINES", (OursStub, PeerStub))
     monkeypatch.setattr(race_module, "make_prompts", prompts_of)
     with pytest.raises(KeyboardInterrupt):
         run.run_bench(str(model_dir), 3, (), tmp_path)

@@ -3,11 +3,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from gpt2opt.environment import CpuWatch
 from gpt2opt.measure.latency import compare_latency, measure_latency
 from gpt2opt.measure.results import Comparison
+
+LOGITS = np.zeros((1, 2))
 
 
 class SleepingDecoder:
@@ -16,13 +19,15 @@ class SleepingDecoder:
     def __init__(self):
         self.starts = self.steps = 0
 
-    def start(self):
+    def prefill(self):
         self.starts += 1
         time.sleep(0.050)
+        return LOGITS
 
-    def step(self):
+    def decode(self, ids):
         self.steps += 1
         time.sleep(0.020)
+        return LOGITS
 
 
 class NoisyDecoder:
@@ -31,11 +36,13 @@ class NoisyDecoder:
     def __init__(self, seconds, seed, weather):
         self.seconds, self.draw, self.weather = seconds, random.Random(seed), weather
 
-    def start(self):
+    def prefill(self):
         self.took = 10 * self.seconds * self.noise()
+        return LOGITS
 
-    def step(self):
+    def decode(self, ids):
         self.took = self.seconds * self.noise()
+        return LOGITS
 
     def noise(self):
         self.weather[0] = 0.998 * self.weather[0] + 0.002 * self.draw.lognormvariate(0, 1)
@@ -44,7 +51,7 @@ class NoisyDecoder:
 
 def simulated(work, decoders):
     work()
-    return work.__self__.took
+    return work.__self__.decoder.took
 
 
 def compare_simulated(seconds, base_seconds, seed):
@@ -77,12 +84,14 @@ def test_warming_up_lasts_until_runs_get_no_faster(speed_up, runs, steady):
     class GetsFaster:
         calls = 0
 
-        def start(self):
+        def prefill(self):
             self.took = speed_up[min(self.calls, len(speed_up) - 1)]
             self.calls += 1
+            return LOGITS
 
-        def step(self):
+        def decode(self, ids):
             self.took = 0
+            return LOGITS
 
     latency = measure_latency(GetsFaster(), prompt_tokens=1, new_tokens=2, runs=1, timer=lambda work: simulated(work, None))
     assert (latency.warmup_runs, latency.steady) == (runs, steady)
@@ -95,11 +104,12 @@ def test_models_take_turns_in_changing_order():
         def __init__(self, name):
             self.name = name
 
-        def start(self):
+        def prefill(self):
             calls.append(self.name)
+            return LOGITS
 
-        def step(self):
-            pass
+        def decode(self, ids):
+            return LOGITS
 
     compare_latency({name: Named(name) for name in "ab"}, prompt_tokens=1, new_tokens=2, runs=20)
     rounds = ["".join(calls[-40:][i : i + 2]) for i in range(0, 40, 2)]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from optimum.intel import OVModelForCausalLM
 
+from gpt2opt.decoding import Greedy
 from gpt2opt.environment import has_int8_dot_product
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.runtime import ir_model, passes
@@ -52,7 +53,7 @@ def test_tokens_are_decoded_on_the_cache_that_the_prompt_left(either_cpu, quanti
         (ids[:1, :20], lambda cache, past: model._follow(cache, ids[0, 20:21], past)),
     ):
         decoder = model.decoder(prompt)
-        decoder.start()
+        decoder.prefill()
         error = relative_error(decode(decoder.cache, 20), expected[: len(prompt)])
         assert error < 0.1
         assert (
@@ -82,9 +83,9 @@ def test_several_tokens_at_once_give_the_bits_of_one_by_one(quantized, ids, thre
 
     for count in (2, 3, 16):
         tokens = ids[1, :count]  # over the end of a block of the cache
-        decoder.start()
+        decoder.prefill()
         at_once = hidden(model.writer, tokens, 25)
-        decoder.start()
+        decoder.prefill()
         one_by_one = [hidden(model.stepper or model.writer, tokens[i : i + 1], 25 + i)[0] for i in range(count)]
         np.testing.assert_array_equal(at_once, one_by_one)
 
@@ -297,19 +298,19 @@ def test_generating_from_the_ir_loads_no_torch(quantized):
     assert "torch" not in modules
 
 
-def decode(decoder, count: int) -> np.ndarray:
-    """Take so many steps of a decoder that has started; return the tokens (B, count) that it chooses on the way."""
+def decode(greedy: Greedy, count: int) -> np.ndarray:
+    """Take so many steps that have started; return the tokens (B, count) that are chosen on the way."""
     tokens = []
     for _ in range(count):
-        tokens.append(decoder.next_ids)
-        decoder.step()
+        tokens.append(greedy.next_ids)
+        greedy.step()
     return np.concatenate(tokens, axis=1)
 
 
 def test_decoders_of_one_model_do_not_disturb_each_other(either_cpu, quantized, ids):
     model, prompts = load_ir(quantized[0]), (ids[:1, :20], ids[1:, :9], ids[:, 3:15], np.tile(ids[:, 5:30], (8, 1)))
     alone = [load_ir(quantized[0]).generate(prompt, 30) for prompt in prompts]
-    decoders = [model.decoder(prompt) for prompt in prompts]
+    decoders = [Greedy(model.decoder(prompt)) for prompt in prompts]
     for decoder in decoders:
         decoder.start()
         model.logits(ids)
@@ -322,11 +323,10 @@ def test_prompt_lookups_of_one_model_do_not_disturb_each_other(quantized, ids):
     model = load_ir(quantized[0])
     first, second = (model.decoder(ids[row : row + 1, :24]) for row in range(2))
     expected = [model.generate(decoder.prompt_ids, 40).tolist()[0] for decoder in (first, second)]
-    first.start()
+    chosen = [int(first.prefill().argmax())]
     assert PromptLookup(second).generate(40) == expected[1]
-    chosen = [int(first.next_ids[0, 0])]
     while len(chosen) < 40:
-        chosen += first.check([expected[0][len(chosen)], 0])[: 40 - len(chosen)]
+        chosen += first.verify(chosen[-1], [expected[0][len(chosen)], 0])[: 40 - len(chosen)]
         model.logits(ids)
     assert chosen == expected[0]
 
@@ -335,8 +335,7 @@ def test_the_memory_of_decoders_that_are_gone_is_used_again_or_given_back(quanti
     model = load_ir(quantized[0])
     decoders = [model.decoder(ids) for _ in range(5)]
     for decoder in decoders:
-        decoder.start()
-        decoder.step()
+        decoder.decode(decoder.prefill().argmax(-1)[:, None])
     caches = [weakref.ref(decoder.cache) for decoder in decoders]
     assert len({id(cache()) for cache in caches}) == 5
     del decoder, decoders
@@ -395,7 +394,7 @@ def test_a_prompt_beyond_the_context_is_refused_or_cut_and_said_so(quantized, ca
 )
 def test_ids_that_are_no_prompts_are_refused(ids, message, quantized):
     model = load_ir(quantized[0])
-    for act in (model.logits, lambda ids: model.generate(ids, 2), lambda ids: model.decoder(ids).start()):
+    for act in (model.logits, lambda ids: model.generate(ids, 2), lambda ids: model.decoder(ids).prefill()):
         with pytest.raises(ValueError, match=message):
             act(ids)
 
@@ -413,9 +412,9 @@ def test_a_numpy_integer_of_new_tokens_is_taken(quantized, ids):
 
 def test_a_full_context_stops_decoding(quantized):
     decoder = load_ir(quantized[0]).decoder(np.ones((1, 256), dtype=np.int64))
-    decoder.start()
+    decoder.prefill()
     with pytest.raises(ValueError, match="257 tokens"):
-        decoder.step()
+        decoder.decode(np.ones((1, 1), dtype=np.int64))
 
 
 def test_text_is_continued(quantized):

@@ -9,17 +9,17 @@ class Reciter:
     def __init__(self, text: list[int], prompt: int):
         self.text, self.prompt_ids = text, np.array([text[:prompt]])
 
-    def start(self) -> None:
+    def prefill(self) -> np.ndarray:
         self.past = self.prompt_ids.shape[1]
-        self.next_ids = np.array([[self.text[self.past]]])
+        return np.eye(max(self.text) + 1)[[self.text[self.past]]]
 
-    def check(self, guessed: list[int]) -> list[int]:
+    def verify(self, last: int, guessed: list[int]) -> list[int]:
+        assert last == self.text[self.past]
         right = 0
         while right < len(guessed) and guessed[right] == self.text[self.past + 1 + right]:
             right += 1
         chosen = self.text[self.past + 1 : self.past + 2 + right]
         self.past += right + 1
-        self.next_ids = np.array([[self.text[self.past]]])
         return chosen
 
 
