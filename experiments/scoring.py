@@ -22,7 +22,7 @@ from gpt2opt.measure.quality import measure_quality, prepare_text
 from gpt2opt.report.tables import MISSING, Table, megabytes, table
 from gpt2opt.sources.models import load_model, load_tokenizer
 from gpt2opt.sources.texts import find_texts
-from gpt2opt.stages.measurements import logits_of
+from gpt2opt.stages.torch_model import logits_of
 from gpt2opt.stats import PERCENT, paired_ratio
 
 SCHEMA = "gpt2opt.scoring/1"

@@ -18,7 +18,6 @@ from typing import Any
 from gpt2opt import environment
 from gpt2opt.storage import check_file, write_chart, write_result
 
-STAGES = ("profile", "prune", "finetune", "quantize")
 JSON_AND_CHART = "JSON file, its chart goes beside it (default"
 LAUNCHER_S = 10  # more than a launcher takes to end its processes after one has ended
 
@@ -44,29 +43,36 @@ def _print_error(error: Exception) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from gpt2opt.cli import finetune
+    from gpt2opt.record import STAGES
     from gpt2opt.report.tables import environment_table, stage_table, stand_in_notice, summary_table
-    from gpt2opt.stages import profile, prune, quantize
+    from gpt2opt.stages.finetune import run_finetune
+    from gpt2opt.stages.profile import run_profile
+    from gpt2opt.stages.prune import run_prune
+    from gpt2opt.stages.quantize import run_quantize
     from gpt2opt.stages.run import start_run
 
-    steps = (profile.run_profile, prune.run_prune, finetune.run_finetune, quantize.run_quantize)
     current = start_run(
         options.model, options.text, options.out, options.out / "traces", prune_fraction=options.prune_fraction, epochs=options.epochs
     )
-    print(f"{stand_in_notice(current.record)}\n\n{environment_table(current.record)}\n", file=sys.stderr)
-    for name, step in zip(STAGES, steps, strict=True):
+    record = current.record
+    print(f"{stand_in_notice(record)}\n\n{environment_table(record)}\n", file=sys.stderr)
+    for name, step in zip(STAGES, (run_profile, run_prune, run_finetune, run_quantize), strict=True):
         print(f"stage {name} …", file=sys.stderr, flush=True)
         with contextlib.redirect_stdout(sys.stderr):  # Trainer's progress bar writes to stdout
-            result = step(current)
-        print(f"stage {name} took {result.seconds:.0f} s\n{stage_table(current.record, result.name)}\n", file=sys.stderr, flush=True)
-        if name == options.until:
+            step(current)
+        print(f"stage {name} took {record.stage(name).seconds:.0f} s\n{stage_table(record, name)}\n", file=sys.stderr, flush=True)
+        if _short(name) == options.until:
             break
-    record = current.record
     print(summary_table(record))
     _print_json(
         {"record": str(options.out / "run.json"), "sources": record.sources, "stages": [_stage_json(stage) for stage in record.stages]}
     )
     return 0
+
+
+def _short(stage: str) -> str:
+    """Return what a stage is called on the command line: `prune` for `2-prune`."""
+    return stage.partition("-")[2]
 
 
 def finetune(options: argparse.Namespace) -> int:
@@ -295,6 +301,8 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from gpt2opt.record import STAGES, Settings
+
     parser = argparse.ArgumentParser(prog="gpt2opt", description="GPT-2 through four stages, each measured.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -306,15 +314,19 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("run", run, "take a model through the four stages")
     sub.add_argument("--model", default="auto", help="directory, hub id, bundled or auto (default)")
     sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default)")
-    sub.add_argument("--prune-fraction", type=float, default=0.2, help="share of each layer's heads, in [0, 1) (default 0.2)")
-    sub.add_argument("--epochs", type=float, default=1, help="of fine-tuning (default 1)")
+    sub.add_argument(
+        "--prune-fraction", type=float, default=Settings.prune_fraction, help="share of each layer's heads (default %(default)s)"
+    )
+    sub.add_argument("--epochs", type=float, default=Settings.epochs, help="of fine-tuning (default %(default)s)")
     sub.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of the run (default artifacts)")
-    sub.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to run (default all)")
+    sub.add_argument(
+        "--until", choices=[_short(stage) for stage in STAGES], default=_short(STAGES[-1]), help="last stage to run (default all)"
+    )
 
     sub = command("finetune", finetune, "fine-tune a model, in one process or under torchrun or accelerate launch in 2, 4 or 8")
     sub.add_argument("model", help="directory, hub id, bundled or auto; pruned or not")
     sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default): their part for fine-tuning")
-    sub.add_argument("--epochs", type=float, default=1, help="default 1")
+    sub.add_argument("--epochs", type=float, default=Settings.epochs, help="default %(default)s")
     sub.add_argument("--out", type=Path, default=Path("artifacts/finetuned"), help="directory of the model (default artifacts/finetuned)")
 
     sub = command("audit", audit, "show what is INT8 in an IR directory; exit 1 if a matmul is not")

@@ -11,14 +11,46 @@ from gpt2opt.measure.results import Agreement, Comparison, Latency, Memory, Qual
 from gpt2opt.storage import from_json, read_json, write_result
 
 SCHEMA = "gpt2opt.run/3"
+PROFILE, PRUNE, FINETUNE, QUANTIZE = STAGES = ("1-profile", "2-prune", "3-finetune", "4-quantize")
+"""The stages by the names of their folders and of their entries in the record."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a model is in a run.
+
+    stage: where it belongs. made_from: the model whose weights it was made from; None for the source. reference: the model that its
+    answers are compared with, position by position, and that it is timed in turns with, if both run in the same runtime; None for none.
+    control: it is there to tell causes apart, and no later stage builds on it. speed: whether its latency and memory are measured.
+    """
+
+    stage: str
+    made_from: str | None = None
+    reference: str | None = None
+    control: bool = False
+    speed: bool = True
+
+
+ROLES = {
+    "Baseline": Role(PROFILE),
+    "Pruned": Role(PRUNE, "Baseline", "Baseline"),
+    "Pruned, first heads": Role(PRUNE, "Baseline", control=True, speed=False),
+    "Fine-tuned": Role(FINETUNE, "Pruned", "Baseline"),
+    "Fine-tuned, unpruned": Role(FINETUNE, "Baseline", control=True, speed=False),
+    "FP32": Role(QUANTIZE, "Fine-tuned", "Fine-tuned", control=True),
+    "INT8": Role(QUANTIZE, "Fine-tuned", "FP32"),
+    "INT8, naive": Role(QUANTIZE, "Fine-tuned", "FP32", control=True, speed=False),
+}
+"""The models of the four stages by the names that tables and charts give them."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model, measured with every ruler, on one device.
+    """One model and what was measured of it, on one device.
 
     dtype is that of the weights and of the timed arithmetic; quality_dtype that of the arithmetic that scored the text.
-    continuations: what it generated from each of the run's sample prompts, token by token.
+    continuations: what it generated from each of the run's sample prompts, token by token. facts: what else is to be told of it, such as
+    the importance of its heads or the loss while it was trained.
     """
 
     name: str
@@ -32,6 +64,7 @@ class Measurement:
     quality_dtype: str | None = None
     agreement: Agreement | None = None
     continuations: tuple[tuple[str, ...], ...] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def dominated_by(measurement: Measurement, others: typing.Iterable[Measurement]) -> list[Measurement]:
@@ -60,8 +93,8 @@ def _beats(one: Measurement, other: Measurement) -> bool:
 class StageResult:
     """What one stage read, wrote and measured.
 
-    weights_in, weights_out: SHA-256 of the weight files. controls: other models measured the same way, to tell causes apart.
-    comparisons: models timed in turns.
+    weights_in, weights_out: SHA-256 of the weight files of the model that it was made from, and of its own. seconds: of wall time that the
+    stage took. controls: other models measured the same way, to tell causes apart. comparisons: models timed in turns.
     """
 
     name: str
@@ -70,8 +103,11 @@ class StageResult:
     measurement: Measurement
     seconds: float
     controls: tuple[Measurement, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return self.measurement.facts
 
     def control(self, name: str) -> Measurement:
         return next(control for control in self.controls if control.name == name)
@@ -122,12 +158,28 @@ class Record:
             rows += [(stage.measurement, False), *((control, True) for control in stage.controls)]
         return rows
 
+    def measured(self, name: str) -> Measurement:
+        """Return the measurement of the model of that name.
+
+        Raises:
+            ValueError: it has not been measured.
+        """
+        names = [measurement.name for measurement, _ in self.measurements()]
+        for measurement, _ in self.measurements():
+            if measurement.name == name:
+                return measurement
+        raise ValueError(f"{name!r} is not in this record, which has {names}; measure it first")
+
     def add(self, stage: StageResult) -> None:
         """Put a stage in; one of the same name, and all that came after it, no longer hold."""
         names = [other.name for other in self.stages]
         if stage.name in names:
             del self.stages[names.index(stage.name) :]
         self.stages.append(stage)
+
+    def replace(self, stage: StageResult) -> None:
+        """Put a stage in the place of the one of the same name; what came after it stays."""
+        self.stages = [stage if other.name == stage.name else other for other in self.stages]
 
     def write(self, path: Path) -> None:
         write_result(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")

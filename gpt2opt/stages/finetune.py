@@ -1,7 +1,7 @@
 """Stage 3: fine-tune the pruned model, so that the heads that are left take over; by itself also in several processes."""
 
-import dataclasses
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,32 @@ from torch.utils.data import DataLoader
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, default_data_collator
 
 from gpt2opt.environment import is_main_process, launched, set_seed
-from gpt2opt.record import Measurement, Settings, StageResult
+from gpt2opt.record import FINETUNE, Measurement, Settings
 from gpt2opt.report.tensorboard import drop_host_names, empty_log
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, token_rows
-from gpt2opt.stages import profile, prune
-from gpt2opt.stages.measurements import Reference, compared, device, measure_torch, time_torch, torch_memory
-from gpt2opt.stages.run import Run, check_epochs, fine_tune_texts, stopwatch
-from gpt2opt.storage import check_folder, hash_weights, save_model
+from gpt2opt.stages.run import Run, check_epochs
+from gpt2opt.stages.torch_model import device
+from gpt2opt.storage import check_folder, save_model
 
-NAME = "3-finetune"
 BATCH_ROWS = 8  # of all processes together
 IGNORED_LABEL = -100  # what torch's cross-entropy skips
+TRAINING: dict[str, Any] = {
+    "warmup_ratio": 0.1,
+    "lr_scheduler_type": "linear",
+    "weight_decay": 0.01,
+    "adam_beta2": 0.95,
+    "logging_steps": 5,
+    "save_strategy": "no",
+}
+"""What every training here has in common: AdamW, 10% warm-up, linear decay to zero, and no checkpoints."""
+VALIDATION: dict[str, Any] = {
+    "eval_strategy": "steps",
+    "eval_steps": 0.125,
+    "eval_on_start": True,
+    "per_device_eval_batch_size": BATCH_ROWS,
+}
+"""How the loss on text that is not trained on is followed: before the first step, and eight times on the way."""
 
 
 def prepare_tokenizer_for_padding(tokenizer: PreTrainedTokenizerBase, model: GPT2LMHeadModel) -> None:
@@ -32,7 +46,7 @@ def prepare_tokenizer_for_padding(tokenizer: PreTrainedTokenizerBase, model: GPT
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int = 256) -> Dataset:
+def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int = Settings.sequence_length) -> Dataset:
     """Tokenize a dataset for causal language modelling, with padding masked out of the loss.
 
     Long texts become several rows, empty ones none. The labels are the ids, -100 where a row is padded. They are made here and not by
@@ -72,13 +86,14 @@ def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, lengt
 
 def create_training_arguments(
     output_dir: str | Path = "gpt2_finetuned",
-    learning_rate: float = 5e-4,
+    learning_rate: float = Settings.learning_rate,
     *,
-    epochs: float = 1,
+    epochs: float = Settings.epochs,
     log_dir: str | Path | None = None,
     seed: int = 0,
+    validate: bool = False,
 ) -> TrainingArguments:
-    """Build the arguments of a short fine-tuning: AdamW, 10% warm-up, linear decay to zero.
+    """Build the arguments of a short fine-tuning; see `TRAINING`.
 
     Under `torchrun` or `accelerate launch` this joins the processes, which share a batch of 8 rows: by NCCL on GPUs, by gloo on CPUs.
 
@@ -88,6 +103,7 @@ def create_training_arguments(
         epochs: 1 to 5 is usual; a fraction is allowed.
         log_dir: TensorBoard logs of the loss go there; none without it.
         seed: of the order of the rows.
+        validate: follow the loss on an evaluation dataset as well; see `VALIDATION`.
 
     Raises:
         ValueError: the processes can't share a batch evenly.
@@ -96,14 +112,10 @@ def create_training_arguments(
         output_dir=str(output_dir),
         learning_rate=learning_rate,
         num_train_epochs=epochs,
-        warmup_ratio=0.1,
-        lr_scheduler_type="linear",
-        weight_decay=0.01,
-        adam_beta2=0.95,
-        logging_steps=5,
+        **TRAINING,
+        **(VALIDATION if validate else {}),
         logging_dir=None if log_dir is None else str(log_dir),
         report_to=[] if log_dir is None else ["tensorboard"],
-        save_strategy="no",
         disable_tqdm=False,  # a progress bar even where the log level is quiet
         seed=seed,
         log_level_replica="error",
@@ -141,46 +153,61 @@ class _SharedBatchTrainer(Trainer):
 
 
 def run_fine_tuning(
-    model: GPT2LMHeadModel, training_args: TrainingArguments, tokenized_train: Dataset, tokenizer: PreTrainedTokenizerBase
+    model: GPT2LMHeadModel,
+    training_args: TrainingArguments,
+    tokenized_train: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    validation: Dataset | None = None,
 ) -> Trainer:
-    """Train `model` in place and return the `Trainer`, its log in `trainer.state.log_history`.
+    """Train `model` in place and return the `Trainer`, its log in `trainer.state.log_history`; see `loss_curves`.
 
     The model is trained in FP32 whatever it came in: small updates vanish in FP16 weights. Cast it back afterwards. Each of several
     processes ends with the same model and the same log; only dropout tells their loss from that of one process.
     """
-    trainer = _SharedBatchTrainer(model.float(), training_args, train_dataset=tokenized_train, processing_class=tokenizer)
+    trainer_type = Trainer if training_args.world_size == 1 else _SharedBatchTrainer
+    trainer = trainer_type(model.float(), training_args, train_dataset=tokenized_train, eval_dataset=validation, processing_class=tokenizer)
     if training_args.process_index:  # Trainer seeds all processes alike, and each would drop the same units
         torch.manual_seed(training_args.seed + training_args.process_index)
     trainer.train()
     return trainer
 
 
-def run_finetune(run: Run) -> StageResult:
-    """Fine-tune the pruned model and measure it; control: the unpruned model, tuned on the same budget."""
-    before, folder = run.folder(prune.NAME), run.folder(NAME)
-    with stopwatch() as seconds:
-        tuned = _tune(before, folder, fine_tune_texts(run), run.settings, run.traces / NAME)
-        control = _tuned_unpruned_control(run)
-        facts = {**tuned, "tensorboard": f"{run.traces.name}/{NAME}"}
-        first = Reference(profile.NAMED, run.folder(profile.NAME))
-        latencies = time_torch(run, {"Fine-tuned": folder, first.name: first.folder})
-        measurement = dataclasses.replace(
-            measure_torch(run, "Fine-tuned", folder, first), latency=latencies["Fine-tuned"], memory=torch_memory(run, folder)
-        )
-        stage = StageResult(
-            NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (control,), facts, (compared(latencies),)
-        )
-    run.finish(stage)
-    return stage
+def loss_curves(trainer: Trainer) -> dict[str, list[dict[str, float]]]:
+    """Return the loss in nats per token over the optimizer steps, of training and, where it was followed, of validation."""
+    log = trainer.state.log_history
+    return {
+        curve: [{"step": entry["step"], "loss_nats": entry[key]} for entry in log if key in entry]
+        for curve, key in (("loss", "loss"), ("validation_loss", "eval_loss"))
+    }
 
 
-def _tuned_unpruned_control(run: Run) -> Measurement:
-    folder = run.out / "3-control-unpruned"
-    _tune(run.folder(profile.NAME), folder, fine_tune_texts(run), run.settings)
-    return measure_torch(run, "Fine-tuned, unpruned", folder)
+def tokenize_training(run: Run, model: GPT2LMHeadModel) -> tuple[Dataset, Dataset | None]:
+    """Return the rows that a model is trained on, and those that its loss is followed by; None where the text has none left.
+
+    Nothing in them is scored or calibrated with; see `Texts`.
+    """
+    prepare_tokenizer_for_padding(run.tokenizer, model)
+    length = min(run.settings.sequence_length, model.config.n_positions)
+    train, validation = (
+        tokenize_dataset(Dataset.from_dict({"text": texts}), run.tokenizer, length) if texts else None for texts in run.training_texts()
+    )
+    return train, validation
 
 
-def finetune_model(model: str = "auto", text: str = "auto", out: str | Path = "artifacts/finetuned", epochs: float = 1) -> dict[str, Any]:
+def run_finetune(run: Run) -> Measurement:
+    """Fine-tune the pruned model and measure it, and as a control the unpruned model, tuned on the same budget."""
+    for name, source, log_dir in (("Fine-tuned", "Pruned", run.traces / FINETUNE), ("Fine-tuned, unpruned", "Baseline", None)):
+        set_seed(run.settings.seed)
+        model = run.load(source)
+        train, validation = tokenize_training(run, model)
+        curves = train_model(model, run.tokenizer, train, run.settings, validation, log_dir)
+        run.measure(name, model.cpu().half(), **curves)
+    return run.record.measured("Fine-tuned")
+
+
+def finetune_model(
+    model: str = "auto", text: str = "auto", out: str | Path = "artifacts/finetuned", epochs: float = Settings.epochs
+) -> dict[str, Any]:
     """Fine-tune a model by itself, outside a run: what `gpt2opt finetune` does, in one process or in each that a launcher started.
 
     Args:
@@ -200,35 +227,49 @@ def finetune_model(model: str = "auto", text: str = "auto", out: str | Path = "a
     found, texts = find_model(model), find_texts(text)
     if is_main_process():
         check_folder(out)
-    with stopwatch() as seconds:
-        tuned = _tune(found.path, out, [document.text for document in texts.fine_tune], Settings(epochs=epochs))
+    settings, begun = Settings(epochs=epochs), time.perf_counter()
+    set_seed(settings.seed)
+    tokenizer, loaded = load_model(found.path)
+    prepare_tokenizer_for_padding(tokenizer, loaded)
+    length = min(settings.sequence_length, loaded.config.n_positions)
+    rows = tokenize_dataset(Dataset.from_dict({"text": [document.text for document in texts.fine_tune]}), tokenizer, length)
+    tuned = train_model(loaded, tokenizer, rows, settings)
+    if is_main_process():
+        save_model(out, tokenizer, loaded.cpu().half())
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    return {"model": str(found), "text": f"{texts} {texts.revision}", "out": str(out), "seconds": seconds(), **tuned}
+    seconds = time.perf_counter() - begun
+    return {"model": str(found), "text": f"{texts} {texts.revision}", "out": str(out), "seconds": seconds, "row_tokens": length, **tuned}
 
 
-def _tune(before: Path, folder: Path, texts: list[str], settings: Settings, log_dir: Path | None = None) -> dict[str, Any]:
-    """Fine-tune the model in `before` into `folder`; return what was trained on, and the loss."""
-    set_seed(settings.seed)
-    tokenizer, model = load_model(before)
-    prepare_tokenizer_for_padding(tokenizer, model)
-    length = min(settings.sequence_length, model.config.n_positions)
-    rows = tokenize_dataset(Dataset.from_dict({"text": texts}), tokenizer, length)
+def train_model(
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    settings: Settings,
+    validation: Dataset | None = None,
+    log_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Train a model in place with the settings of a run; return what it was trained on, and its `loss_curves`.
+
+    Args:
+        rows, validation: from `tokenize_dataset`.
+        log_dir: TensorBoard logs of the loss go there, in place of those of an earlier training; none without it.
+    """
     if log_dir is not None:
         empty_log(log_dir)
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = create_training_arguments(scratch, settings.learning_rate, epochs=settings.epochs, log_dir=log_dir, seed=settings.seed)
-        trainer = run_fine_tuning(model, arguments, rows, tokenizer)
+        arguments = create_training_arguments(
+            scratch, settings.learning_rate, epochs=settings.epochs, log_dir=log_dir, seed=settings.seed, validate=validation is not None
+        )
+        trainer = run_fine_tuning(model, arguments, rows, tokenizer, validation)
     if log_dir is not None:
         drop_host_names(log_dir)
-    if is_main_process():
-        save_model(folder, tokenizer, model.cpu().half())
     return {
         "epochs": settings.epochs,
         "rows": len(rows),
-        "row_tokens": length,
         "batch_rows": BATCH_ROWS,
         "processes": arguments.world_size,
         "steps": trainer.state.global_step,
-        "loss": [{"step": entry["step"], "loss_nats": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry],
+        **loss_curves(trainer),
     }

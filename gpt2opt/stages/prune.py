@@ -1,22 +1,19 @@
 """Stage 2: take the attention heads that matter least out of every layer."""
 
-import dataclasses
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import GPT2LMHeadModel
 
 from gpt2opt.measure.memory import in_fresh_process
-from gpt2opt.record import Measurement, StageResult
-from gpt2opt.sources.models import heads_per_layer, load_model
+from gpt2opt.record import Measurement, Settings
+from gpt2opt.sources.models import heads_per_layer
 from gpt2opt.sources.texts import token_rows
-from gpt2opt.stages import profile
-from gpt2opt.stages.measurements import Reference, compared, device, logits_from_torch, measure_torch, prompt_ids, time_torch, torch_memory
-from gpt2opt.stages.run import Run, check_fraction, fine_tune_texts, stopwatch
-from gpt2opt.storage import hash_weights, save_model
+from gpt2opt.stages.run import Run, check_fraction
+from gpt2opt.stages.torch_model import device, logits_from_torch
 
-NAME = "2-prune"
 IMPORTANCE_BATCHES, IMPORTANCE_BATCH_SIZE = 8, 4
 
 
@@ -31,7 +28,7 @@ def head_importance(model: GPT2LMHeadModel, batches: Iterable[torch.Tensor]) -> 
         batches: token ids, each (B, T) int64. Padding is not masked: pass whole rows.
 
     Returns:
-        float64 array (layers, heads), in nats a token.
+        float64 array (layers, heads), in nats per token.
 
     Raises:
         ValueError: there are no batches, or the layers have different numbers of heads.
@@ -66,7 +63,9 @@ def head_importance(model: GPT2LMHeadModel, batches: Iterable[torch.Tensor]) -> 
     return total / sequences
 
 
-def prune_attention_heads(model: GPT2LMHeadModel, prune_fraction: float = 0.2, importance: np.ndarray | None = None) -> GPT2LMHeadModel:
+def prune_attention_heads(
+    model: GPT2LMHeadModel, prune_fraction: float = Settings.prune_fraction, importance: np.ndarray | None = None
+) -> GPT2LMHeadModel:
     """Remove `floor(heads × prune_fraction)` heads from every layer, in place; the parameters keep their dtype and device.
 
     The achieved fraction is a multiple of 1 / heads: 20% of 12 heads is 2 heads, 16.7%.
@@ -114,39 +113,22 @@ def heads_to_prune(heads: int, prune_fraction: float) -> int:
     return min(heads - 1, int(heads * prune_fraction + 1e-9))
 
 
-def run_prune(run: Run) -> StageResult:
-    """Prune the model of stage 1, save it, prove that it reloads, and measure it; control: the first heads by index."""
-    before, folder = run.folder(profile.NAME), run.folder(NAME)
+def run_prune(run: Run) -> Measurement:
+    """Prune the model of stage 1 and measure it, and as a control the same number of heads taken by their index."""
     fraction = run.settings.prune_fraction
-    with stopwatch() as seconds:
-        tokenizer, model = load_model(before)
-        heads, parameters = heads_per_layer(model), model.num_parameters()
-        count = heads_to_prune(heads, fraction)
-        batches = importance_batches(fine_tune_texts(run), tokenizer, run.settings.sequence_length)  # never scored
-        importance = head_importance(model.to(device()), batches)
-        prune_attention_heads(model, fraction, importance)
-        save_model(folder, tokenizer, model.half())
-        control = _first_heads_control(run, tokenizer)
-        facts = {
-            "requested_fraction": fraction,
-            "achieved_fraction": count / heads,
-            "heads_pruned_per_layer": count,
-            "pruned_heads": {str(layer): sorted(pruned) for layer, pruned in model.config.pruned_heads.items()},
-            "importance_nats": importance.tolist(),
-            "parameters_removed": parameters - model.num_parameters(),
-            "reload_max_abs_difference": _reload_difference(run, tokenizer, model),
-        }
-        latencies = time_torch(run, {"Pruned": folder, profile.NAMED: before})
-        measurement = dataclasses.replace(
-            measure_torch(run, "Pruned", folder, Reference(profile.NAMED, before)),
-            latency=latencies["Pruned"],
-            memory=torch_memory(run, folder),
-        )
-        stage = StageResult(
-            NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (control,), facts, (compared(latencies),)
-        )
-    run.finish(stage)
-    return stage
+    model = run.load("Baseline").to(device())
+    texts, _ = run.training_texts()  # never scored
+    importance = head_importance(model, importance_batches(texts, run.tokenizer, run.settings.sequence_length))
+    prune_attention_heads(model, fraction, importance).half()
+    measured = run.measure("Pruned", model, importance_nats=importance, pruned_heads=pruned_heads(model))
+    run.note("Pruned", reload_max_abs_difference=reload_difference(run.folder("Pruned"), model, run.workload.prompt))
+    run.measure("Pruned, first heads", prune_attention_heads(run.load("Baseline", "float16"), fraction))
+    return measured
+
+
+def pruned_heads(model: GPT2LMHeadModel) -> dict[int, list[int]]:
+    """Return layer -> the heads that were removed from it, by the numbers that they had at first."""
+    return {layer: sorted(heads) for layer, heads in model.config.pruned_heads.items()}
 
 
 def importance_batches(texts: Sequence[str], tokenizer, length: int) -> tuple[torch.Tensor, ...]:
@@ -161,17 +143,17 @@ def importance_batches(texts: Sequence[str], tokenizer, length: int) -> tuple[to
     return torch.tensor(whole[: IMPORTANCE_BATCHES * IMPORTANCE_BATCH_SIZE]).split(IMPORTANCE_BATCH_SIZE)
 
 
-def _first_heads_control(run: Run, tokenizer) -> Measurement:
-    folder = run.out / "2-control-first-heads"
-    _, model = load_model(run.folder(profile.NAME))
-    save_model(folder, tokenizer, prune_attention_heads(model, run.settings.prune_fraction).half())
-    return measure_torch(run, "Pruned, first heads", folder)
+def reload_difference(folder: Path, model: GPT2LMHeadModel, ids: list[int]) -> float:
+    """Load the model in a folder in a fresh process; return by how much its logits differ at most from those of the model in hand.
 
-
-def _reload_difference(run: Run, tokenizer, model) -> float:
-    """Load the saved model in a fresh process and return the largest difference of its logits from those of the model in hand."""
-    ids = [prompt_ids(run, tokenizer)]
+    Args:
+        folder: where the model was saved.
+        model: the one in hand; its own dtype and device are kept.
+        ids: tokens (T,) that both read, in FP32 arithmetic.
+    """
+    dtype, place = model.dtype, model.device
     with torch.inference_mode():
-        here = model.float().cpu()(torch.tensor(ids), use_cache=False).logits.numpy()
-    there = in_fresh_process(logits_from_torch, str(run.folder(NAME)), ids).value
+        here = model.float().cpu()(torch.tensor([ids]), use_cache=False).logits.numpy()
+    model.to(place, dtype)
+    there = in_fresh_process(logits_from_torch, str(folder), [ids]).value
     return float(np.abs(here - there).max())

@@ -1,19 +1,17 @@
 """Stage 4: INC calibrates, OpenVINO runs: the fine-tuned model in INT8 on the CPU, beside itself in FP32."""
 
-import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from gpt2opt.cli import finetune
 from gpt2opt.environment import give_back_memory, has_int8_dot_product
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.measure.quality import window_length
@@ -21,18 +19,16 @@ from gpt2opt.quantize.export import export_ir, write_ir
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize
 from gpt2opt.quantize.inc import RECIPES, Recipe, calibrate
 from gpt2opt.quantize.sensitivity import KV_CACHE, Sensitivity, apply_gate
-from gpt2opt.record import StageResult
+from gpt2opt.record import Measurement
 from gpt2opt.runtime.audit import Int8Audit, audit_int8
 from gpt2opt.runtime.ir_model import cpu_properties, generate_from_ir, load_ir
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.runtime.prompt_lookup import PromptLookup
-from gpt2opt.sources.models import check_finite, load_model
+from gpt2opt.sources.models import check_finite
 from gpt2opt.sources.texts import token_rows
-from gpt2opt.stages.measurements import Reference, compared, ir_memory, measure_ir, prompt_ids, time_ir
-from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run, scored_text, stopwatch
-from gpt2opt.storage import check_folder, hash_weights, new_folder
+from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run
+from gpt2opt.storage import check_folder, new_folder
 
-NAME = "4-quantize"
 GATE_TOKENS = 2048
 """Tokens on which the gate compares, twice for each input: enough to tell sensitivity from noise, few enough to wait for."""
 NO_DOT_PRODUCT = (
@@ -149,68 +145,51 @@ def _check_calibration(calibration: Dataset, vocab_size: int) -> None:
         raise ValueError(f"{beyond} calibration ids lie outside the model's {vocab_size} tokens; use the model's own tokenizer")
 
 
-def run_quantize(run: Run) -> StageResult:
+def run_quantize(run: Run) -> Measurement:
     """Quantize the fine-tuned model, prove that it is INT8, and measure it.
 
     Controls: the same model in FP32 IR, same CPU and runtime; and INT8 without smoothing and gate, for what these are worth.
     """
-    before, folder = run.folder(finetune.NAME), run.folder(NAME)
-    fp32_folder, naive_folder = run.out / "4-control-fp32", run.out / "4-control-naive"
-    settings = run.settings
-    with stopwatch() as seconds:
-        tokenizer, model = load_model(before)
-        texts = [document.text for document in run.texts.calibration]
-        calibration = prepare_calibration_dataset(texts, tokenizer, limit=settings.calibration_sequences)
-        quantized = quantize_int8(model, tokenizer, calibration, folder)
-        quantize_int8(model, tokenizer, calibration, naive_folder, "w8a8-naive")
-        export_ir(linearize(model), tokenizer, fp32_folder)
-        latencies = time_ir(run, {"INT8": folder, "FP32": fp32_folder}, tokenizer)
-        reference = Reference("FP32", fp32_folder)
-        measurement, naive = (
-            measure_ir(run, name, of, "int8", tokenizer, reference) for name, of in (("INT8", folder), ("INT8, naive", naive_folder))
-        )
-        fp32 = measure_ir(run, "FP32", fp32_folder, "float32", tokenizer, Reference("Fine-tuned", before))
-        measurement, fp32 = (
-            dataclasses.replace(measured, latency=latencies[measured.name], memory=ir_memory(run, of, tokenizer))
-            for measured, of in ((measurement, folder), (fp32, fp32_folder))
-        )
-        audit = quantized.audit
-        facts = {
-            "recipe": dataclasses.asdict(RECIPES["w8a8"]),
-            "calibration_rows": len(calibration),
-            "audit": dataclasses.asdict(audit),
-            "sensitivity": dataclasses.asdict(quantized.sensitivity),
-            "int8_matmuls": len(audit.expected) - len(audit.failures),
-            "expected_matmuls": len(audit.expected),
-            "int8_share_of_bytes": audit.int8_share,
-            "int8_dot_product": has_int8_dot_product(),
-            "runtime_properties": cpu_properties(kv_cache=read_manifest(folder).kv_cache),
-            "prompt_lookup": prompt_lookup_facts(run, folder, tokenizer),
-            "runs_in_4_gb": generate_within(SMALL_MACHINE_BYTES, folder, longest_prompt(run, tokenizer), settings.new_tokens),
-            "optimum_generates_the_same": optimum_generates_the_same(run, fp32_folder, tokenizer),
-        }
-        facts = json.loads(json.dumps(facts))  # as they are read back: lists, no tuples
-        stage = StageResult(
-            NAME, hash_weights(before), hash_weights(folder), measurement, seconds(), (fp32, naive), facts, (compared(latencies),)
-        )
-    run.finish(stage)
-    return stage
+    model = run.load("Fine-tuned")
+    int8, naive, fp32 = (run.folder(name) for name in ("INT8", "INT8, naive", "FP32"))
+    calibration = prepare_calibration_dataset(
+        [document.text for document in run.texts.calibration], run.tokenizer, limit=run.settings.calibration_sequences
+    )
+    quantized = quantize_int8(model, run.tokenizer, calibration, int8)
+    quantize_int8(model, run.tokenizer, calibration, naive, "w8a8-naive")
+    export_ir(linearize(model), run.tokenizer, fp32)
+    run.measure("FP32", fp32, optimum_generates_the_same=optimum_generates_the_same(run, fp32))
+    measured = run.measure("INT8", int8, calibration_rows=len(calibration), **int8_facts(run, int8, quantized))
+    run.measure("INT8, naive", naive)
+    return measured
 
 
-def prompt_lookup_facts(run: Run, folder: Path, tokenizer) -> dict:
-    """Generate from a prompt that the model repeats, plainly and by prompt lookup: the same tokens in fewer steps."""
-    ids = np.array([prompt_ids(run, tokenizer)])
-    context = window_length(tokenizer)
+def int8_facts(run: Run, folder: Path, quantized: Quantized) -> dict[str, Any]:
+    """Return what the record keeps of an INT8 model: the recipe, the audit, the sensitivities, and what its runtime can do."""
+    audit = quantized.audit
+    return {
+        "recipe": RECIPES["w8a8"],
+        "audit": audit,
+        "sensitivity": quantized.sensitivity,
+        "int8_matmuls": len(audit.expected) - len(audit.failures),
+        "expected_matmuls": len(audit.expected),
+        "int8_share_of_bytes": audit.int8_share,
+        "int8_dot_product": has_int8_dot_product(),
+        "runtime_properties": cpu_properties(kv_cache=read_manifest(folder).kv_cache),
+        "prompt_lookup": prompt_lookup_facts(run, folder),
+        "runs_in_4_gb": generate_within(SMALL_MACHINE_BYTES, folder, run.workload.longest_prompt, run.settings.new_tokens),
+    }
+
+
+def prompt_lookup_facts(run: Run, folder: Path) -> dict[str, Any]:
+    """Generate from the prompt of the run, plainly and by prompt lookup: the same tokens in fewer steps."""
+    ids = np.array([run.workload.prompt])
+    context = window_length(run.tokenizer)
     count = min(context // 4, context - ids.shape[1])
     model = load_ir(folder)
     plain = model.generate(ids, count)[0].tolist()
     lookup = PromptLookup(model.decoder(ids))
     return {"new_tokens": count, "same_tokens": lookup.generate(count) == plain, "accepted": lookup.accepted}
-
-
-def longest_prompt(run: Run, tokenizer) -> list[int]:
-    """Return the longest prompt that leaves room for the new tokens; memory grows with the context."""
-    return tokenizer(scored_text(run.texts, run.settings), verbose=False).input_ids[: window_length(tokenizer) - run.settings.new_tokens]
 
 
 def generate_within(limit_bytes: int, folder: Path, ids: list[int], new_tokens: int) -> dict | None:
@@ -230,18 +209,18 @@ def generate_within(limit_bytes: int, folder: Path, ids: list[int], new_tokens: 
     return {**facts, "done": True, "error": None, **peaks}
 
 
-def optimum_generates_the_same(run: Run, folder: Path, tokenizer) -> bool:
+def optimum_generates_the_same(run: Run, folder: Path) -> bool:
     """Load a directory with optimum-intel's own class, as others will, and compare its greedy tokens with our runtime's.
 
     Only a float directory has to give the same: an INT8 one is computed by other kernels, and a quantizer makes a step of any difference.
     """
     from optimum.intel import OVModelForCausalLM
 
-    ids = torch.tensor([prompt_ids(run, tokenizer)])
+    ids = torch.tensor([run.workload.prompt])
     count = run.settings.new_tokens
     theirs = OVModelForCausalLM.from_pretrained(folder, ov_config=cpu_properties())
     theirs.generation_config.eos_token_id = None  # go on after end-of-text, as our runtime does
     generated = theirs.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=tokenizer.eos_token_id
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=run.tokenizer.eos_token_id
     )
     return generated[0, ids.shape[1] :].tolist() == load_ir(folder).generate(ids.numpy(), count)[0].tolist()

@@ -1,51 +1,166 @@
-"""One run: what was found, what it is asked to do, and where it writes."""
+"""One run: what was found, what it is asked to do, where it writes, and `measure`, the one way that a model gets into its record."""
 
 import dataclasses
 import datetime
+import json
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt import environment
-from gpt2opt.measure.quality import JOIN, window_length
-from gpt2opt.record import Record, Settings
+from gpt2opt.measure.quality import window_length
+from gpt2opt.measure.results import Comparison, Latency
+from gpt2opt.record import QUANTIZE, ROLES, STAGES, Measurement, Record, Role, Settings, StageResult
 from gpt2opt.report.tensorboard import write_tensorboard
 from gpt2opt.sources.models import FoundModel, find_model, heads_per_layer, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
-from gpt2opt.storage import check_file, check_folder, claim_folder, remove_folder, take_lock
+from gpt2opt.stages.measurements import is_ir, measure_answers, measure_memory, time_in_turns
+from gpt2opt.stages.workload import Workload, make_workload
+from gpt2opt.storage import check_file, check_folder, claim_folder, hash_weights, remove_folder, save_model, take_lock
 
 RECORD = "run.json"
 MIN_CALIBRATION_SEQUENCES = 8
 MIN_CONTEXT = 16
+VALIDATION_BYTES = 20_000
+"""Text of the fine-tuning part, behind what is trained on, by which the loss is followed while a model is trained."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Run:
-    """What the stages share. Each reads the folder that the stage before it wrote, and writes its own."""
+    """What the stages share. model: the source. tokenizer: the model's own. workload: what every model is given."""
 
     out: Path
     traces: Path
     model: FoundModel
     texts: Texts
+    tokenizer: PreTrainedTokenizerBase
+    workload: Workload
     record: Record
+    _controls: dict[str, dict[str, Measurement]] = field(default_factory=dict)
+    _seconds: dict[str, float] = field(default_factory=dict)
+    _mark: float = field(default_factory=time.perf_counter)
 
     @property
     def settings(self) -> Settings:
         return self.record.settings
 
-    def folder(self, stage: str) -> Path:
-        return self.out / stage
+    def folder(self, name: str) -> Path:
+        """Return the folder of a model's weights: `2-prune` for "Pruned", `2-control-first-heads` for "Pruned, first heads"."""
+        role = self.role(name)
+        if not role.control:
+            return self.out / role.stage
+        return self.out / f"{role.stage[0]}-control-{name.split(', ')[-1].lower().replace(' ', '-')}"
 
-    def finish(self, stage) -> None:
-        """Put a stage's result into the record, and the record on disk."""
-        self.record.add(stage)
+    def role(self, name: str) -> Role:
+        """Return what a model is in the run. One of a name that the four stages don't know is a control of the last stage so far."""
+        return ROLES.get(name) or Role(self.record.stages[-1].name if self.record.stages else QUANTIZE, control=True, speed=False)
+
+    def load(self, name: str, dtype: str = "float32") -> GPT2LMHeadModel:
+        """Load the torch model that was measured under a name, onto the CPU.
+
+        Raises:
+            ValueError: it has not been measured.
+        """
+        self.record.measured(name)
+        return load_model(self.folder(name), dtype)[1]
+
+    def measure(self, name: str, model: GPT2LMHeadModel | Path, **facts: Any) -> Measurement:
+        """Save a model, measure it as every other one, and put the result into the record.
+
+        Measured are its answers (perplexity, distance from its reference model, sample texts) and, unless it is only there as a control,
+        its latency in turns with the reference model and the memory of a fresh process. What came later in the record is dropped when an
+        earlier stage is measured again.
+
+        Args:
+            name: of the model, as in `record.ROLES`; under any other name it is a control of the last stage so far.
+            model: in torch, with FP16 parameters; or `run.folder(name)`, if an IR was written there.
+            facts: what else is to be kept of it: numbers, strings, lists, dicts, arrays and dataclasses of these.
+
+        Raises:
+            ValueError: the model is of another dtype or there is no IR, or the model that it is compared with has not been measured.
+        """
+        role, folder = self.role(name), self.folder(name)
+        for other in dict.fromkeys(filter(None, (role.made_from, role.reference))):
+            self._check_measured(name, other)
+        self._keep(name, model, folder)
+        reference = role.reference and (role.reference, self.folder(role.reference))
+        measured = measure_answers(name, folder, self.tokenizer, self.workload, self.settings.new_tokens, reference)
+        measured = dataclasses.replace(measured, facts=_plain(facts))
+        comparisons: tuple[Comparison, ...] = ()
+        if role.speed:
+            latency, comparisons = self._time(name, folder, reference)
+            memory = measure_memory(folder, self.workload, self.settings.new_tokens)
+            measured = dataclasses.replace(measured, latency=latency, memory=memory)
+        self._record(role, measured, comparisons)
+        return measured
+
+    def note(self, name: str, **facts: Any) -> None:
+        """Add facts to a model of a stage that has been measured; see `measure`.
+
+        Raises:
+            ValueError: it has not been measured.
+        """
+        measured = self.record.measured(name)
+        stage = self.record.stage(self.role(name).stage)
+        self.record.replace(
+            dataclasses.replace(stage, measurement=dataclasses.replace(measured, facts={**measured.facts, **_plain(facts)}))
+        )
+        self.write()
+
+    def _check_measured(self, name: str, other: str) -> None:
+        if other not in self._controls.get(self.role(other).stage, {}):
+            try:
+                self.record.measured(other)
+            except ValueError:
+                raise ValueError(f"{name!r} is compared with {other!r}, which has not been measured yet; measure that first") from None
+
+    def _keep(self, name: str, model: GPT2LMHeadModel | Path, folder: Path) -> None:
+        if isinstance(model, GPT2LMHeadModel):
+            if model.dtype != torch.float16:
+                raise ValueError(f"{name!r} has parameters in {model.dtype}, expected torch.float16; cast it with model.half()")
+            save_model(folder, self.tokenizer, model)
+        elif Path(model) != folder or not is_ir(folder):
+            raise ValueError(f"{name!r} is {model}, expected a torch model or run.folder({name!r}) with an IR in it; write the IR there")
+
+    def _time(self, name: str, folder: Path, reference: tuple[str, Path] | None) -> tuple[Latency, tuple[Comparison, ...]]:
+        """Time a model, in turns with its reference model if that runs in the same runtime."""
+        folders = {name: folder}
+        if reference and is_ir(reference[1]) == is_ir(folder):
+            folders |= dict([reference])
+        found = time_in_turns(folders, self.workload, self.settings)
+        pairs = [Comparison(name, other, found[name], latency) for other, latency in found.items() if other != name]
+        return found[name], tuple(pairs)
+
+    def _record(self, role: Role, measured: Measurement, comparisons: tuple[Comparison, ...]) -> None:
+        now = time.perf_counter()
+        self._seconds[role.stage] = self._seconds.get(role.stage, 0.0) + now - self._mark
+        self._mark = now
+        controls = self._controls.setdefault(role.stage, {})
+        stages = {stage.name: stage for stage in self.record.stages}
+        if role.control:
+            controls[measured.name] = measured
+            if stage := stages.get(role.stage):
+                self.record.replace(dataclasses.replace(stage, controls=tuple(controls.values()), seconds=self._seconds[role.stage]))
+        else:
+            for pair in comparisons:  # a control that it took turns with is shown with the times of the same rounds
+                if pair.base in controls:
+                    controls[pair.base] = dataclasses.replace(controls[pair.base], latency=pair.base_latency)
+            for later in STAGES[STAGES.index(role.stage) + 1 :]:
+                self._controls.pop(later, None)
+                self._seconds.pop(later, None)
+            before = hash_weights(self.folder(role.made_from) if role.made_from else self.model.path)
+            own = hash_weights(self.folder(measured.name))
+            self.record.add(
+                StageResult(role.stage, before, own, measured, self._seconds[role.stage], tuple(controls.values()), comparisons)
+            )
         self.write()
 
     def write(self) -> None:
@@ -53,6 +168,16 @@ class Run:
         for folder in (self.out, self.traces):
             self.record.write(folder / RECORD)
         write_tensorboard(self.record, self.traces / "report")
+
+    def training_texts(self) -> tuple[list[str], list[str]]:
+        """Return the texts that are trained on, which also tell the importance of heads, and some behind them to follow the loss by.
+
+        The second list is empty where the fine-tuning part of the text ends before.
+        """
+        settings, documents = self.settings, self.texts.fine_tune
+        taken = take_bytes(documents, settings.fine_tune_bytes)
+        rest = take_bytes(documents[len(taken) :], VALIDATION_BYTES)
+        return [document.text for document in taken], [document.text for document in rest]
 
 
 def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifacts", traces: str | Path = "traces", **settings) -> Run:
@@ -85,7 +210,8 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
     tokenizer, loaded = load_model(found.path)
     heads_per_layer(loaded)
     chosen = fit_to_context(chosen, window_length(tokenizer))
-    _check_lengths(texts, chosen, tokenizer)
+    workload = make_workload(tokenizer, texts, chosen)
+    _check_lengths(texts, chosen, tokenizer, workload)
     out, traces = claim_folder(out), Path(traces)
     take_lock(out)
     environment.set_seed(chosen.seed)
@@ -95,7 +221,7 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
         "text": {"name": texts.name, "origin": texts.origin, "stand_in": texts.stand_in, "revision": texts.revision},
     }
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    run = Run(out, traces, found, texts, Record(created, environment.describe(), sources, chosen))
+    run = Run(out, traces, found, texts, tokenizer, workload, Record(created, environment.describe(), sources, chosen))
     for earlier in out.glob("[1-4]-*"):
         remove_folder(earlier)
     run.write()
@@ -121,11 +247,11 @@ def fit_to_context(settings: Settings, context: int) -> Settings:
     return fitted
 
 
-def _check_lengths(texts: Texts, settings: Settings, tokenizer) -> None:
+def _check_lengths(texts: Texts, settings: Settings, tokenizer, workload: Workload) -> None:
     """Raise ValueError if a part of the text is too short for what a later stage needs of it, before any stage has begun."""
     length, context = settings.sequence_length, window_length(tokenizer)
     counts = {
-        "scored": len(tokenizer(scored_text(texts, settings), verbose=False).input_ids) // (settings.prompt_tokens + 1),
+        "scored": len(workload.scored.sequences[0][0]) // (settings.prompt_tokens + 1),
         "fine-tuning": whole_rows([d.text for d in take_bytes(texts.fine_tune, settings.fine_tune_bytes)], tokenizer, length),
         "calibration": whole_rows([d.text for d in texts.calibration], tokenizer, context) // MIN_CALIBRATION_SEQUENCES,
     }
@@ -146,7 +272,7 @@ def whole_rows(texts: list[str], tokenizer, length: int) -> int:
 def check_fraction(prune_fraction: float) -> None:
     """Raise ValueError unless every layer would keep a head."""
     if not 0 <= prune_fraction < 1:
-        raise ValueError(f"prune_fraction={prune_fraction} is outside [0, 1); at least one head a layer must stay")
+        raise ValueError(f"prune_fraction={prune_fraction} is outside [0, 1); at least one head per layer must stay")
 
 
 def check_epochs(epochs: float) -> None:
@@ -154,21 +280,14 @@ def check_epochs(epochs: float) -> None:
         raise ValueError(f"epochs={epochs}, expected more than 0; 1 to 5 is usual")
 
 
-def scored_documents(texts: Texts, settings: Settings) -> list[str]:
-    return [document.text for document in take_bytes(texts.score, settings.score_bytes)]
+def _plain(value: Any) -> Any:
+    """Return facts as they are read back from JSON: dataclasses as dicts, tuples and arrays as lists, keys as strings."""
 
+    def other(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return dataclasses.asdict(value)
+        if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+            return value.tolist()
+        return str(value)
 
-def scored_text(texts: Texts, settings: Settings) -> str:
-    return JOIN.join(scored_documents(texts, settings))
-
-
-def fine_tune_texts(run: Run) -> list[str]:
-    """Return the texts that are trained on; the importance of heads is estimated on them as well."""
-    return [document.text for document in take_bytes(run.texts.fine_tune, run.settings.fine_tune_bytes)]
-
-
-@contextmanager
-def stopwatch() -> Iterator[Callable[[], float]]:
-    """Yield a function that returns the seconds since the block began."""
-    start = time.perf_counter()
-    yield lambda: time.perf_counter() - start
+    return json.loads(json.dumps(value, default=other))

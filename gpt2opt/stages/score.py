@@ -7,7 +7,7 @@ from gpt2opt.measure.results import Quality
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources.models import find_model, load_model, load_tokenizer
 from gpt2opt.sources.texts import blocks, find_texts, read_text
-from gpt2opt.stages.measurements import device, logits_of
+from gpt2opt.stages.torch_model import device, logits_of
 
 
 def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -> tuple[str, Quality]:
