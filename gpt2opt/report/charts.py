@@ -1,62 +1,103 @@
-"""Charts of a record. Each function draws new axes and returns them; GPU and CPU measurements never share one."""
+"""Charts of a record. Each function draws new axes and returns them; GPU and CPU measurements never share one, nor do runtimes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from gpt2opt.record import Measurement, Record, dominated_by
+from gpt2opt.measure.results import Quality
+from gpt2opt.record import FINETUNE, PROFILE, PRUNE, QUANTIZE, ROLES, Measurement, Record, dominated_by
+from gpt2opt.report.style import FIRST, SECOND, color
 from gpt2opt.report.tables import megabytes
-from gpt2opt.stats import PERCENT
+from gpt2opt.stats import PERCENT, Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = {"Baseline": "#4c72b0", "Pruned": "#dd8452", "Fine-tuned": "#55a868", "INT8": "#c44e52", "FP32": "#8c8c8c"}
-CONTROL_COLOR = "#bdbdbd"
-
 
 def plot_latency(record: Record) -> list["Axes"]:
-    """Draw TTFT and TPOT of every timed model, one row of axes a device: median as the bar, p95 as the whisker, in ms."""
+    """Draw TTFT and TPOT of every timed model in ms, one row of axes for each device and runtime: the bar is the median, the whisker p95.
+
+    Beside the bar of a model that took turns with another stands the ratio of their times.
+    """
     import matplotlib.pyplot as plt
 
-    groups = _by_device([m for m, _ in record.measurements() if m.latency])
-    height = 0.9 + 0.5 * max(len(group) for group in groups.values())
-    figure, grid = plt.subplots(len(groups), 2, figsize=(11, height * len(groups)), squeeze=False, layout="constrained")
-    for (device, group), (first, later) in zip(groups.items(), grid, strict=True):
+    groups = _by_runtime([m for m, _ in record.measurements() if m.latency])
+    heights = [1.1 + 0.45 * len(group) for group in groups.values()]
+    size = (12, 0.4 + sum(heights))
+    figure, grid = plt.subplots(len(groups), 2, figsize=size, height_ratios=heights, squeeze=False, layout="constrained")
+    for ((device, runtime), group), (first, later) in zip(groups.items(), grid, strict=True):
         latencies = [m.latency for m in group]
         prompt, new = latencies[0].prompt_tokens, latencies[0].new_tokens
-        _bars(first, group, [x.ttft_s * 1e3 for x in latencies], [x.ttft_p95_s * 1e3 for x in latencies], "ms")
-        _bars(later, group, [x.tpot_s * 1e3 for x in latencies], [x.tpot_p95_s * 1e3 for x in latencies], "ms")
-        first.set(title=f"Time to first token, {prompt}-token prompt", xlabel=f"ms on {device}, less is better")
-        later.set(title=f"Time per output token, {new} tokens", xlabel=f"ms on {device}, less is better", yticklabels=[])
-    figure.suptitle("Latency per stage (bar: median, whisker: p95)")
+        ratios = _turns(record)
+        for axes, of, p95, ratio in (
+            (first, [x.ttft_s for x in latencies], [x.ttft_p95_s for x in latencies], 0),
+            (later, [x.tpot_s for x in latencies], [x.tpot_p95_s for x in latencies], 1),
+        ):
+            remarks = [ratios[m.name][ratio] if m.name in ratios else "" for m in group]
+            _bars(axes, group, [s * 1e3 for s in of], [s * 1e3 for s in p95], "ms", remarks)
+        first.set(title=f"Time to first token, prompt of {prompt} tokens", xlabel=f"ms in {runtime} on {device}; less is better")
+        later.set(title=f"Time per output token, {new} tokens", xlabel=f"ms in {runtime} on {device}; less is better", yticklabels=[])
+    figure.suptitle("Latency (bar: median, whisker: p95). A ratio is of models that took turns; runtimes are not compared")
     return list(grid.flat)
 
 
+def _turns(record: Record) -> dict[str, tuple[str, str]]:
+    """Return name -> the ratios of TTFT and of TPOT to the model that it took turns with, for a reader."""
+    pairs = [pair for stage in record.stages for pair in stage.comparisons]
+    return {pair.name: tuple(f"= {ratio} × {pair.base}" for ratio in (pair.ttft, pair.tpot)) for pair in pairs}
+
+
 def plot_perplexity(record: Record) -> list["Axes"]:
-    """Draw the perplexity of every scored model with its interval, one axes a device; controls are hollow."""
+    """Draw the perplexity of each model over that of the model it is compared with, with paired intervals; controls are hollow.
+
+    One axes for each reference, with a scale of its own. Two models that were scored on the same documents differ by far less than each
+    of them would on other documents, so that their own intervals overlap where the paired one shows a difference.
+    """
     import matplotlib.pyplot as plt
 
-    controls = [m for m, control in record.measurements() if control]
-    groups = _by_device([m for m, _ in record.measurements() if m.quality])
-    heights = [0.8 + 0.5 * len(group) for group in groups.values()]
+    groups = _ratios(record)
+    heights = [0.9 + 0.5 * len(rows) for rows in groups.values()]
     figure, grid = plt.subplots(
-        len(groups), 1, figsize=(9, 0.5 + sum(heights)), height_ratios=heights, squeeze=False, sharex=True, layout="constrained"
+        len(groups), 1, figsize=(9.5, 0.6 + sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
     )
-    for (device, group), axes in zip(groups.items(), grid[:, 0], strict=True):
-        for row, measurement in enumerate(group):
-            value = measurement.quality.perplexity
-            low, high = measurement.quality.interval() or (value, value)
-            color = _color(measurement)
-            fill = "white" if measurement in controls else color
-            axes.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=4, markersize=8, mfc=fill)
-            axes.annotate(f"{value:.2f}", (value, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
-        axes.set_yticks(range(len(group)), [_label(m) + (" (control)" if m in controls else "") for m in group])
-        axes.set_ylim(len(group) - 0.5, -0.7)
-        axes.set(xlabel=f"perplexity, computed on {device}; less is better")
+    for (base, rows), axes in zip(groups.items(), grid[:, 0], strict=True):
+        for row, (measurement, control, ratio) in enumerate(rows):
+            own = color(measurement.name)
+            reach = [[ratio.value - ratio.low], [ratio.high - ratio.value]]
+            fill = "white" if control else own
+            axes.errorbar(ratio.value, row, xerr=reach, fmt="o", color=own, capsize=4, markersize=8, mfc=fill)
+            axes.annotate(f"{ratio.value:.4f}", (ratio.value, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
+        labels = [f"{m.name}{' (control)' if control else ''}: {m.quality.perplexity:.2f}" for m, control, _ in rows]
+        axes.set_yticks(range(len(rows)), labels)
+        axes.set_ylim(len(rows) - 0.5, -0.8)
+        axes.axvline(1, color="black", linewidth=0.8)
+        reference = record.measured(base)
+        axes.set(xlabel=f"perplexity ÷ that of {base}, {reference.quality.perplexity:.2f}; less is better; left of the line it fell")
         axes.grid(axis="x", alpha=0.3)
-    figure.suptitle(f"Perplexity on held-out text ({PERCENT} interval over documents)")
+    figure.suptitle(f"Perplexity on held-out text, over that of the reference model ({PERCENT} paired intervals over documents)")
     return list(grid[:, 0])
+
+
+def _ratios(record: Record) -> dict[str, list[tuple[Measurement, bool, Estimate]]]:
+    """Return reference -> the models that are compared with it and scored by the same runtime, controls marked, and their ratios."""
+    scored = {m.name: (m, control) for m, control in record.measurements() if m.quality}
+    groups: dict[str, list[tuple[Measurement, bool, Estimate]]] = {}
+    for name, (measurement, control) in scored.items():
+        base = _compared_with(name, measurement)
+        if base in scored and scored[base][0].runtime == measurement.runtime:
+            groups.setdefault(base, []).append((measurement, control, _ratio(measurement.quality, scored[base][0].quality)))
+    return groups
+
+
+def _compared_with(name: str, measurement: Measurement) -> str | None:
+    if measurement.agreement:
+        return measurement.agreement.reference
+    return ROLES[name].made_from if name in ROLES else None
+
+
+def _ratio(quality: Quality, base: Quality) -> Estimate:
+    value = quality.ratio_to(base)
+    return Estimate(value, *(quality.ratio_interval(base) or (value, value)))
 
 
 def plot_memory(record: Record) -> list["Axes"]:
@@ -98,7 +139,7 @@ def plot_tradeoff(record: Record) -> list["Axes"]:
             front += [] if dominated else [(x, y)]
             style = {"alpha": 0.25, "linestyle": "--"} if dominated else {"alpha": 0.75}
             label = f"{_label(measurement)}, {megabytes(size)} MB{', dominated' if dominated else ''}"
-            axes.scatter(x, y, s=1000 * size / largest, color=_color(measurement), edgecolor="black", label=label, zorder=3, **style)
+            axes.scatter(x, y, s=1000 * size / largest, color=color(measurement.name), edgecolor="black", label=label, zorder=3, **style)
         _stairs(axes, front)
         legend = axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9, frameon=False)
         for handle in legend.legend_handles:
@@ -128,7 +169,7 @@ def plot_importance(record: Record) -> list["Axes"]:
     """Draw the importance of every head as a heat map, the pruned ones crossed out."""
     import matplotlib.pyplot as plt
 
-    facts = record.stage("2-prune").facts
+    facts = record.stage(PRUNE).facts
     importance = facts["importance_nats"]
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.4 * len(importance)), layout="constrained")
     image = axes.imshow(importance, cmap="viridis", aspect="auto")
@@ -142,13 +183,21 @@ def plot_importance(record: Record) -> list["Axes"]:
 
 
 def plot_loss(record: Record) -> list["Axes"]:
-    """Draw the training loss of stage 3 over its steps."""
+    """Draw the loss of stage 3 over its steps: of the pruned model and of the unpruned control, in training and on validation rows."""
     import matplotlib.pyplot as plt
 
-    curve = record.stage("3-finetune").facts["loss"]
-    _figure, axes = plt.subplots(figsize=(9, 3), layout="constrained")
-    axes.plot([point["step"] for point in curve], [point["loss_nats"] for point in curve], color=COLORS["Fine-tuned"], marker=".")
-    axes.set(title="Fine-tuning", xlabel="optimizer step", ylabel="training loss, nats per token")
+    stage = record.stage(FINETUNE)
+    _figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    for measurement in (stage.measurement, *stage.controls):
+        for curve, style in (("loss", {"linewidth": 1, "alpha": 0.6}), ("validation_loss", {"linewidth": 2, "marker": "o"})):
+            if points := measurement.facts.get(curve):
+                kind = "training" if curve == "loss" else "validation"
+                steps, nats = [point["step"] for point in points], [point["loss_nats"] for point in points]
+                axes.plot(steps, nats, color=color(measurement.name), label=f"{measurement.name}: {kind}", **style)
+    axes.set(
+        title="Fine-tuning, on text that is neither scored nor calibrated with", xlabel="optimizer step", ylabel="loss, nats per token"
+    )
+    axes.legend(fontsize=9)
     axes.grid(alpha=0.3)
     return [axes]
 
@@ -157,15 +206,15 @@ def plot_operators(record: Record, most: int = 10) -> list["Axes"]:
     """Draw the operators that the profile of stage 1 spends its time in, their own time without the operators they call."""
     import matplotlib.pyplot as plt
 
-    spent = list(record.stage("1-profile").facts["operator_seconds"].items())[:most]
+    spent = list(record.stage(PROFILE).facts["operator_seconds"].items())[:most]
     _figure, axes = plt.subplots(figsize=(9, 0.8 + 0.32 * len(spent)), layout="constrained")
-    bars = axes.barh([name for name, _ in spent], [seconds * 1e3 for _, seconds in spent], color=COLORS["Baseline"])
+    bars = axes.barh([name for name, _ in spent], [seconds * 1e3 for _, seconds in spent], color=color("Baseline"))
     axes.bar_label(bars, fmt="%.3g ms", padding=3, fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set(
         title="Where the time goes: a prompt and three more tokens",
-        xlabel=f"own time on {record.stage('1-profile').measurement.device}, ms",
+        xlabel=f"own time on {record.stage(PROFILE).measurement.device}, ms",
     )
     return [axes]
 
@@ -174,7 +223,7 @@ def plot_sensitivity(record: Record) -> list["Axes"]:
     """Draw what each quantized input costs, alone and among the others; the hollow ones stay float."""
     import matplotlib.pyplot as plt
 
-    sensitivity = record.stage("4-quantize").facts["sensitivity"]
+    sensitivity = record.stage(QUANTIZE).facts["sensitivity"]
     names = list(sensitivity["alone"])
     figure, axes = plt.subplots(figsize=(11, 4.2), layout="constrained")
     kinds = {"alone": (-0.2, "#4c72b0", "with it alone quantized"), "among": (0.2, "#dd8452", "all quantized, less all but it")}
@@ -205,10 +254,10 @@ def draw_charts(record: Record) -> Iterator[tuple[str, "Figure"]]:
         (plot_latency, any(m.latency for m in measured)),
         (plot_perplexity, any(m.quality for m in measured)),
         (plot_memory, any(m.memory for m in measured)),
-        (plot_operators, facts.get("1-profile", {}).get("operator_seconds")),
-        (plot_importance, facts.get("2-prune", {}).get("importance_nats")),
-        (plot_loss, facts.get("3-finetune", {}).get("loss")),
-        (plot_sensitivity, facts.get("4-quantize", {}).get("sensitivity")),
+        (plot_operators, facts.get(PROFILE, {}).get("operator_seconds")),
+        (plot_importance, facts.get(PRUNE, {}).get("importance_nats")),
+        (plot_loss, facts.get(FINETUNE, {}).get("loss")),
+        (plot_sensitivity, facts.get(QUANTIZE, {}).get("sensitivity")),
         (plot_tradeoff, any(m.latency and m.quality and m.memory for m in measured)),
     )
     for plot, possible in charts:
@@ -225,28 +274,42 @@ def _by_device(measurements: list[Measurement]) -> dict[str, list[Measurement]]:
     return groups
 
 
-def _bars(axes: "Axes", group: list[Measurement], values: list[float | None], p95: list[float] | None, unit: str) -> None:
-    """Draw one bar a measurement, with its value behind it; where nothing was measured there is a word instead of a bar."""
+def _by_runtime(measurements: list[Measurement]) -> dict[tuple[str, str], list[Measurement]]:
+    """Group measurements by their device and, for a reader, their runtime."""
+    groups: dict[tuple[str, str], list[Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault((measurement.device, RUNTIMES[measurement.runtime]), []).append(measurement)
+    return groups
+
+
+def _bars(
+    axes: "Axes",
+    group: list[Measurement],
+    values: Sequence[float | None],
+    p95: Sequence[float] | None,
+    unit: str,
+    remarks: Sequence[str] = (),
+) -> None:
+    """Draw a bar for each measurement, with its value and a remark behind it; where nothing was measured there is a word instead."""
     for row, (measurement, value) in enumerate(zip(group, values, strict=True)):
         end = 0.0
         if value is not None:
-            axes.barh(row, value, height=0.6, color=_color(measurement))
+            axes.barh(row, value, height=0.6, color=color(measurement.name))
             end = max(value, p95[row]) if p95 else value
             if p95:
                 axes.errorbar(value, row, xerr=[[0], [end - value]], fmt="none", color="black", capsize=3)
-        text = "not measured" if value is None else f"{value:.3g} {unit}"
+        text = "not measured" if value is None else f"{value:.3g} {unit} {remarks[row] if remarks else ''}".rstrip()
         axes.annotate(text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(group)), [_label(m) for m in group])
     axes.set_ylim(len(group) - 0.5, -0.5)
-    axes.margins(x=0.2)
+    room = 1.2 if not any(remarks) else 1.9  # for what stands behind the bars
+    axes.set_xlim(0, room * max([1e-9, *(p95 or [value for value in values if value is not None])]))
+
+
+RUNTIMES = {"torch": "torch", "openvino": "OpenVINO"}
 
 
 def _label(measurement: Measurement) -> str:
     dtype = {"float16": "FP16", "float32": "FP32", "int8": "INT8"}[measurement.dtype]
     name = measurement.name if measurement.name != dtype else "Fine-tuned"
-    runtime = {"torch": "torch", "openvino": "OpenVINO"}[measurement.runtime]
-    return f"{name}, {dtype} {runtime}"
-
-
-def _color(measurement: Measurement) -> str:
-    return COLORS.get(measurement.name, CONTROL_COLOR)
+    return f"{name}, {dtype} {RUNTIMES[measurement.runtime]}"
