@@ -13,7 +13,7 @@ from gpt2opt import environment
 from gpt2opt.decoding import Decoder, Greedy
 from gpt2opt.measure.latency import compare_latency, cuda_time, wall_time
 from gpt2opt.measure.memory import ChildRun, Vram, device_vram, in_fresh_process, read_peak_vram, reset_peak_vram
-from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, measure_quality, prepare_text
+from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, perplexity, prepare_text
 from gpt2opt.measure.results import Comparison, Latency, Memory
 from gpt2opt.record import Measurement
 from gpt2opt.runtime.ir_model import IrModel, generate_from_ir, load_ir
@@ -71,7 +71,7 @@ def measure_torch(run: Run, name: str, folder: Path, reference: Reference | None
     tokenizer, model = _scored_torch(folder)
     text = scored_tokens(run, tokenizer)
     if reference is None:
-        quality, agreement = measure_quality(logits_of(model), text), None
+        quality, agreement = perplexity(logits_of(model), text), None
     else:
         _, base = _scored_torch(reference.folder)
         quality, agreement = measure_agreement(logits_of(model), logits_of(base), text, reference_name=reference.name)
