@@ -15,7 +15,7 @@ from experiments.race.results import tpot, ttft
 from experiments.race.run import disk_bytes
 from experiments.race.turns import Case, RemoteEngine, race
 from gpt2opt import environment
-from gpt2opt.measure.quality import ScoredText, measure_quality, prepare_text
+from gpt2opt.measure.quality import ScoredText, perplexity, prepare_text
 from gpt2opt.measure.results import Quality
 from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import linearize
@@ -231,7 +231,7 @@ def _score(candidate: Candidate, reference, text: ScoredText) -> Step:
         return dataclasses.replace(step, left_out=NO_BF16 if environment.has_bf16() is False else environment.UNTOLD)
     _say(f"scoring {candidate.name}")
     model = reference if candidate.engine is TorchFp32 else load_ir(candidate.folder, precision=candidate.engine.precision)
-    quality = measure_quality(logits_of(model), text)
+    quality = perplexity(logits_of(model), text)
     return dataclasses.replace(step, weight_bytes=disk_bytes(candidate.engine, candidate.folder), quality=quality)
 
 

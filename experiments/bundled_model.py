@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
-from gpt2opt.measure.quality import JOIN, Protocol, measure_quality, prepare_text
+from gpt2opt.measure.quality import JOIN, Protocol, perplexity, prepare_text
 from gpt2opt.measure.results import Quality
 from gpt2opt.sources.docs_corpus import HELD_OUT, TRAINING, training_documents
 from gpt2opt.sources.docstrings import Document
@@ -182,7 +182,7 @@ def score_held_out(folder: Path) -> tuple[Quality, float]:
     data = JOIN.join(documents).encode()
     tokenizer, model = load_model(folder)
     protocol = Protocol("half filled", stride=model.config.n_positions // 2)
-    quality = measure_quality(logits_of(model), prepare_text(tokenizer, documents, "held-out packages", protocol))
+    quality = perplexity(logits_of(model), prepare_text(tokenizer, documents, "held-out packages", protocol))
     return quality, 8 * len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)) / len(data)
 
 

@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel
 
 from gpt2opt import environment
-from gpt2opt.measure.quality import measure_quality, prepare_text
+from gpt2opt.measure.quality import perplexity, prepare_text
 from gpt2opt.measure.results import Quality
 from gpt2opt.record import Settings
 from gpt2opt.sources.models import find_model, load_model
@@ -160,7 +160,7 @@ def compare_pruning(
     scored = prepare_text(tokenizer, [document.text for document in take_bytes(texts.score, score_bytes)], label)
 
     def score(candidate: GPT2LMHeadModel) -> Quality:
-        return measure_quality(logits_of(candidate), scored)
+        return perplexity(logits_of(candidate), scored)
 
     unpruned = score(reference)
     choices = head_choices(reference, importance_batches(tuning, tokenizer, settings.sequence_length), seeds)

@@ -18,7 +18,7 @@ from transformers import GPT2LMHeadModel
 
 from gpt2opt import environment
 from gpt2opt.environment import machine_label
-from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, measure_quality, prepare_text
+from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, perplexity, prepare_text
 from gpt2opt.measure.results import Agreement, Quality
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize
 from gpt2opt.quantize.inc import RECIPES, calibrate, calibrate_static
@@ -126,7 +126,7 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
     scored = prepare_text(tokenizer, [d.text for d in take_bytes(texts.score, score_bytes)], label)
 
     reference = logits_of(easy)
-    expected = measure_quality(reference, scored)
+    expected = perplexity(reference, scored)
     results = []
     models = {"as it comes": linearize(easy), "injected outliers": inject_outliers(linearize(easy))}
     for (name, linear), (recipe_name, recipe) in itertools.product(models.items(), COMPARED.items()):

@@ -18,7 +18,7 @@ from experiments.race.run import check_size, prepare_models
 from experiments.race.turns import Worker
 from gpt2opt import environment
 from gpt2opt.measure.memory import read_peak_rss
-from gpt2opt.measure.quality import measure_quality, prepare_text
+from gpt2opt.measure.quality import perplexity, prepare_text
 from gpt2opt.report.tables import MISSING, Table, megabytes, table
 from gpt2opt.sources.models import load_model, load_tokenizer
 from gpt2opt.sources.texts import find_texts
@@ -72,7 +72,7 @@ class Ours:
     def score(self, documents: list[str]) -> Scored:
         start = time.perf_counter()
         texts = [prepare_text(self.tokenizer, [self.tokenizer.eos_token + document], "a document") for document in documents]
-        nats = sum(measure_quality(self.logits, text, batch_size=self.batch_size).nll_nats for text in texts)
+        nats = sum(perplexity(self.logits, text, batch_size=self.batch_size).nll_nats for text in texts)
         return Scored(time.perf_counter() - start, nats, read_peak_rss())
 
 

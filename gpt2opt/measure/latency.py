@@ -8,14 +8,15 @@ from gpt2opt.decoding import Decoder, Greedy
 from gpt2opt.environment import CpuWatch
 from gpt2opt.measure.results import Latency
 
+TIMED_RUNS = 12
+"""Timed runs of each model, unless a caller asks for another number."""
 MAX_WARMUP_RUNS = 10
-"""Untimed runs at the most; two at least, since one alone tells nothing."""
+"""Most untimed runs before them. There are at least two, since one run alone does not show whether runs still get faster."""
 STEADY = 0.95
-"""Warming up ends with the first run that takes more than this share of the fastest before it."""
-
+"""The warm-up ends with the first run that takes more than this share of the fastest run before it."""
 
 Timer = Callable[[Callable[[], None]], float]
-"""Does some work and returns the seconds that took."""
+"""Does some work and returns the seconds it took."""
 
 
 def wall_time(work: Callable[[], None]) -> float:
@@ -38,7 +39,7 @@ def cuda_time(work: Callable[[], None]) -> float:
 
 
 def measure_latency(
-    decoder: Decoder, *, prompt_tokens: int, new_tokens: int, runs: int = 5, batch_size: int = 1, timer: Timer = wall_time
+    decoder: Decoder, *, prompt_tokens: int, new_tokens: int, runs: int = TIMED_RUNS, batch_size: int = 1, timer: Timer = wall_time
 ) -> Latency:
     """Time every token of several generations by itself, after a warm-up that lasts until runs stop getting faster.
 
@@ -62,7 +63,7 @@ def compare_latency(
     *,
     prompt_tokens: int,
     new_tokens: int,
-    runs: int = 12,
+    runs: int = TIMED_RUNS,
     batch_size: int = 1,
     timer: Timer = wall_time,
 ) -> dict[str, Latency]:

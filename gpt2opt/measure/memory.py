@@ -91,6 +91,17 @@ def in_fresh_process(
         return pickle.loads(answer.read_bytes())
 
 
+def peak_ram(function: Callable, *arguments: Any) -> int | None:
+    """Return the peak RSS in bytes of a fresh process that calls a module-level function; None where the system has no /proc.
+
+    The interpreter and the libraries that the function imports are part of it. See `in_fresh_process`, which returns more.
+
+    Raises:
+        RuntimeError: as `in_fresh_process`.
+    """
+    return in_fresh_process(function, *arguments).peak_rss_bytes
+
+
 def _child() -> None:
     answer, limit = sys.argv[1:]
     if limit:

@@ -19,6 +19,7 @@ JOIN = "\n\n"
 ROWS = 64
 """Positions whose logits are worked on at once: a cache holds them from one operation to the next, and their memory is used again."""
 MAX_WINDOW = 1024
+"""The scoring window, in tokens; it is cut to the context of a model that reads fewer."""
 
 
 @dataclass(frozen=True)
@@ -121,20 +122,28 @@ def _cut(ids: Tensor, offsets: list[tuple[int, int]], window: int) -> tuple[Tens
 
 
 def window_length(tokenizer) -> int:
-    """Return how many tokens are read at once: the model's context, at most 1024."""
+    """Return the scoring window for a model: its context, at most `MAX_WINDOW` tokens."""
     return min(MAX_WINDOW, tokenizer.model_max_length)
 
 
-def measure_quality(logits: Logits, text: ScoredText, *, batch_size: int = 2) -> Quality:
-    """Score a text.
+def perplexity(logits: Logits, text: ScoredText, *, batch_size: int = 2) -> Quality:
+    """Score a text: the perplexity per token, with all that an interval and other units (per word, bits per byte) need.
 
     Args:
-        logits: the model under test.
+        logits: the model under test, as a function of token ids; see `Logits`.
         text: from `prepare_text`, tokenized with the model's own tokenizer.
-        batch_size: windows at once. It changes memory and speed, not the result.
+        batch_size: windows that are scored at once. It changes memory and speed, not the result.
 
     Raises:
-        ValueError: ids outside the vocabulary, or logits that are not finite.
+        ValueError: ids are outside the vocabulary, or logits are not finite.
+
+    Example:
+        A model that expects each of 4 tokens equally has a perplexity of 4:
+
+        >>> ids = torch.tensor([0, 1, 2])
+        >>> text = ScoredText(((ids, torch.zeros_like(ids)),), num_documents=1, num_words=1, num_bytes=2, window=8, stride=8, label="ids")
+        >>> round(perplexity(lambda ids: torch.zeros(*ids.shape, 4), text).perplexity, 4)
+        4.0
     """
     nats, tokens = torch.zeros(text.num_documents, dtype=torch.float64), torch.zeros(text.num_documents, dtype=torch.int64)
     for batch in _batches(text, batch_size):
@@ -153,10 +162,10 @@ def measure_agreement(
         reference: what it was made from, of the same vocabulary; KL is KL(reference ‖ model).
         text: from `prepare_text`.
         reference_name: what the reference model is called in the result.
-        batch_size: as in `measure_quality`.
+        batch_size: as in `perplexity`.
 
     Raises:
-        ValueError: as `measure_quality`, and where the two models' vocabularies differ.
+        ValueError: as `perplexity`, and where the two models' vocabularies differ.
     """
     nats, kl_nats = (torch.zeros(text.num_documents, dtype=torch.float64) for _ in range(2))
     tokens, same = (torch.zeros(text.num_documents, dtype=torch.int64) for _ in range(2))

@@ -16,7 +16,7 @@ from gpt2opt import environment
 from gpt2opt.decoding import Decoder
 from gpt2opt.measure.latency import compare_latency, cuda_time, wall_time
 from gpt2opt.measure.memory import ChildRun, device_vram, in_fresh_process
-from gpt2opt.measure.quality import measure_agreement, measure_quality
+from gpt2opt.measure.quality import measure_agreement, perplexity
 from gpt2opt.measure.results import Latency, Memory
 from gpt2opt.record import Measurement, Settings
 from gpt2opt.runtime.ir_model import generate_from_ir, load_ir
@@ -55,7 +55,7 @@ def measure_answers(
     model = load_scored(folder)
     logits = logits_of(model)
     if reference is None:
-        quality, agreement = measure_quality(logits, workload.scored), None
+        quality, agreement = perplexity(logits, workload.scored), None
     else:
         other, other_folder = reference
         quality, agreement = measure_agreement(logits, logits_of(load_scored(other_folder)), workload.scored, reference_name=other)

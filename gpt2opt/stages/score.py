@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gpt2opt.measure.quality import STANDARD, Protocol, measure_quality, prepare_text
+from gpt2opt.measure.quality import STANDARD, Protocol, perplexity, prepare_text
 from gpt2opt.measure.results import Quality
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources.models import find_model, load_model, load_tokenizer
@@ -30,7 +30,7 @@ def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -
         label, documents = f"{texts} {texts.revision}", texts.course_lines if protocol.by_line else [d.text for d in texts.score]
     else:
         label, documents = Path(text).name, blocks(read_text(Path(text)))
-    return name, measure_quality(logits, prepare_text(tokenizer, documents, label, protocol))
+    return name, perplexity(logits, prepare_text(tokenizer, documents, label, protocol))
 
 
 def _scorer(model: str):

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from gpt2opt.measure.quality import COURSE, STANDARD, Logits, Protocol, measure_quality, prepare_text
+from gpt2opt.measure.quality import COURSE, STANDARD, Logits, Protocol, perplexity, prepare_text
 from gpt2opt.measure.results import Quality
 from gpt2opt.sources.texts import Texts
 
@@ -42,7 +42,7 @@ def check_against_known(model_name: str, parameters: int, texts: Texts, tokenize
     found = []
     for known in KNOWN if gpu else [known for known in KNOWN if known.protocol.by_line]:
         documents = texts.course_lines if known.protocol.by_line else [document.text for document in texts.score]
-        quality = measure_quality(logits, prepare_text(tokenizer, documents, texts.name, known.protocol))
+        quality = perplexity(logits, prepare_text(tokenizer, documents, texts.name, known.protocol))
         off = what_is_off(known, quality)
         if off:
             logger.warning(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments.race.stretch import stretch_model, stretch_tokenizer
-from gpt2opt.measure.quality import measure_quality, prepare_text
+from gpt2opt.measure.quality import perplexity, prepare_text
 from gpt2opt.sources.models import BUNDLED, load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
 from gpt2opt.stages.torch_model import logits_of
@@ -64,10 +64,10 @@ def test_it_has_the_shape_of_gpt2_and_predicts_text(bundled, texts):
     assert larger(texts[0], verbose=False).input_ids == tokenizer(texts[0], verbose=False).input_ids
     assert larger.eos_token_id == tokenizer.eos_token_id
     scored = prepare_text(larger, texts, "held-out text")
-    quality = measure_quality(logits_of(stretched), scored)
+    quality = perplexity(logits_of(stretched), scored)
     assert quality.perplexity < vocab_size / 20
     # Beside the bundled model, each of whose tokens is now six or seven.
-    base = measure_quality(logits_of(model), prepare_text(tokenizer, texts, "held-out text"))
+    base = perplexity(logits_of(model), prepare_text(tokenizer, texts, "held-out text"))
     assert math.log(quality.perplexity / base.perplexity) < math.log(vocab_size / model.config.vocab_size) + 1
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt2opt.measure import memory
-from gpt2opt.measure.memory import Vram, in_fresh_process, peak_vram, read_resident
+from gpt2opt.measure.memory import Vram, in_fresh_process, peak_ram, peak_vram, read_resident
 
 SIZE = 200_000_000
 
@@ -57,6 +57,10 @@ def test_200_megabytes_read_as_200_megabytes():
     run = in_fresh_process(hold, SIZE)
     assert run.value == SIZE
     assert run.peak_rss_bytes - run.start_rss_bytes == pytest.approx(SIZE, rel=0.1)
+
+
+def test_the_peak_alone():
+    assert peak_ram(hold, SIZE) - peak_ram(hold, 0) == pytest.approx(SIZE, rel=0.1)
 
 
 def test_what_is_written_is_the_processs_own_and_no_files():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt2opt.measure.quality import COURSE, Protocol, ScoredText, measure_agreement, measure_quality, prepare_text, windows
+from gpt2opt.measure.quality import COURSE, Protocol, ScoredText, measure_agreement, perplexity, prepare_text, windows
 from gpt2opt.measure.results import Quality
 
 VOCAB = 50
@@ -31,7 +31,7 @@ def as_text(ids, window=16, stride=None, documents=1):
 
 
 def score(logits, ids, window=16, stride=None, **options):
-    return measure_quality(logits, as_text(ids, window, stride), **options)
+    return perplexity(logits, as_text(ids, window, stride), **options)
 
 
 @pytest.mark.parametrize(("window", "stride"), [(16, 16), (16, 5), (100, 100), (7, 1)])
@@ -57,7 +57,7 @@ def test_perplexity_equals_a_direct_computation(model, tokenizer):
     for start in range(0, len(ids) - 1, 20):
         row = torch.tensor([ids[start : start + 21]])
         nats += F.cross_entropy(of(model)(row[:, :-1])[0], row[0, 1:], reduction="sum").item()
-    quality = measure_quality(of(model), text)
+    quality = perplexity(of(model), text)
     assert quality.perplexity == pytest.approx(math.exp(nats / (len(ids) - 1)), rel=1e-5)
     scored = (SENTENCE * 4).removeprefix(tokenizer.decode(ids[0]))  # nothing predicts the first token
     assert quality.word_perplexity == pytest.approx(math.exp(nats / len(scored.split())), rel=1e-5)
@@ -73,12 +73,12 @@ def test_bytes_and_words_are_those_of_the_tokens_that_are_scored(tokenizer, wind
     if "\ufffd" not in "".join(expected):  # cut within a letter
         assert text.num_bytes == sum(len(part.encode()) for part in expected)
     assert text.num_words == sum(len(part.split()) for part in expected)
-    quality = measure_quality(lambda ids: torch.zeros(*ids.shape, len(tokenizer)), text)
+    quality = perplexity(lambda ids: torch.zeros(*ids.shape, len(tokenizer)), text)
     assert quality.num_tokens == sum(map(len, kept))
 
 
 def test_a_text_without_spaces_has_no_perplexity_per_word(tokenizer):
-    quality = measure_quality(lambda ids: torch.zeros(*ids.shape, len(tokenizer)), prepare_text(tokenizer, ["Node" * 400], "test"))
+    quality = perplexity(lambda ids: torch.zeros(*ids.shape, len(tokenizer)), prepare_text(tokenizer, ["Node" * 400], "test"))
     assert quality.word_perplexity is None
     assert quality.bits_per_byte > 0
 
@@ -92,7 +92,7 @@ def test_perplexity_is_that_of_the_evaluation_harness(model, tokenizer):
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=1, max_length=64)
     text = "".join(f"Node {n} of graph {n % 7} has {n % 11} edges. " for n in range(60))
     (nats,) = theirs.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)
-    ours = measure_quality(of(model), prepare_text(tokenizer, [tokenizer.eos_token + text], "test", Protocol("theirs", window=64)))
+    ours = perplexity(of(model), prepare_text(tokenizer, [tokenizer.eos_token + text], "test", Protocol("theirs", window=64)))
     assert ours.num_tokens == len(tokenizer(text).input_ids) > 64
     # Their last window reaches back over text that is scored already, ours begins where the one before it ended.
     assert ours.nll_nats == pytest.approx(-nats, rel=1e-3)
@@ -117,7 +117,7 @@ def test_no_more_than_one_batch_of_logits_is_held(tokenizer):
         most = max(most, len(held))
         return out
 
-    measure_quality(logits, prepare_text(tokenizer, [SENTENCE * 40], "test", Protocol("short", window=16)))
+    perplexity(logits, prepare_text(tokenizer, [SENTENCE * 40], "test", Protocol("short", window=16)))
     assert most <= 2  # the last one may live until its name is bound again
 
 
@@ -133,7 +133,7 @@ def test_a_prediction_that_is_right_costs_nothing_and_a_shift_would_show():
 def test_tokens_are_counted_to_the_document_they_stand_in(tokenizer):
     documents = [SENTENCE, SENTENCE * 3, "Node 4."]
     text = prepare_text(tokenizer, documents, "test")
-    quality = measure_quality(lambda ids: torch.zeros(*ids.shape, len(tokenizer)), text)
+    quality = perplexity(lambda ids: torch.zeros(*ids.shape, len(tokenizer)), text)
     ids = tokenizer("\n\n".join(documents)).input_ids
     assert sum(quality.document_tokens) == len(ids) - 1
     first, second = (len(tokenizer("\n\n".join(documents[:count]) + "\n\n").input_ids) for count in (1, 2))
@@ -151,7 +151,7 @@ def test_the_course_reads_each_line_for_itself_and_cuts_it(model, tokenizer):
         if line.strip() and row.shape[1] > 1:
             nats += F.cross_entropy(of(model)(row)[0, :-1], row[0, 1:], reduction="sum").item()
             tokens += row.shape[1] - 1
-    quality = measure_quality(of(model), text)
+    quality = perplexity(of(model), text)
     assert quality.num_tokens == tokens
     assert quality.nll_nats == pytest.approx(nats, rel=1e-5)
     assert COURSE.by_line
