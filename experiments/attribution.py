@@ -25,10 +25,10 @@ from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes
-from gpt2opt.stages.torch_model import logits_of
 from gpt2opt.stages.prune import head_importance, importance_batches, prune_attention_heads
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 from gpt2opt.stages.run import check_fraction
+from gpt2opt.stages.torch_model import logits_of
 from gpt2opt.stats import Estimate, paired_ratio
 
 SCHEMA = "gpt2opt.attribution/1"

@@ -26,8 +26,8 @@ from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table, wit
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
-from gpt2opt.stages.torch_model import logits_of
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
+from gpt2opt.stages.torch_model import logits_of
 from gpt2opt.stats import PERCENT
 
 

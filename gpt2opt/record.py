@@ -131,12 +131,13 @@ class Settings:
 
 @dataclass
 class Record:
-    """One run: where it ran, what it ran on, and the stages so far."""
+    """One run: where it ran, what it ran on, and the stages so far. prompts: those that every model continues, as text."""
 
     created: str
     environment: dict[str, Any]
     sources: dict[str, Any]
     settings: Settings
+    prompts: list[str] = field(default_factory=list)
     stages: list[StageResult] = field(default_factory=list)
     schema: str = SCHEMA
 

@@ -220,25 +220,33 @@ def plot_operators(record: Record, most: int = 10) -> list["Axes"]:
 
 
 def plot_sensitivity(record: Record) -> list["Axes"]:
-    """Draw what each quantized input costs, alone and among the others; the hollow ones stay float."""
+    """Draw the sensitivity of each quantized input, measured twice; the hollow ones stay float."""
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
 
     sensitivity = record.stage(QUANTIZE).facts["sensitivity"]
-    names = list(sensitivity["alone"])
+    names = list(sensitivity["only_this"])
     figure, axes = plt.subplots(figsize=(11, 4.2), layout="constrained")
-    kinds = {"alone": (-0.2, "#4c72b0", "with it alone quantized"), "among": (0.2, "#dd8452", "all quantized, less all but it")}
-    for key, (offset, color, _) in kinds.items():
-        for position, name in enumerate(names):
-            left_out = name in sensitivity["float_inputs"]
-            axes.bar(position + offset, sensitivity[key][name], width=0.38, color="white" if left_out else color, edgecolor=color)
+    kinds = {
+        "only_this": (-0.2, FIRST, "only this input is quantized"),
+        "all_others": (0.2, SECOND, "all inputs are quantized: what this one adds to the others"),
+    }
+    for key, (offset, own, _) in kinds.items():
+        heights = [sensitivity[key][name] for name in names]
+        fills = ["white" if name in sensitivity["float_inputs"] else own for name in names]
+        positions = [position + offset for position in range(len(names))]
+        axes.bar(positions, heights, width=0.38, color=fills, edgecolor=own)
+    legend = [Patch(color=own, label=label) for _, own, label in kinds.values()]
+    hollow = Patch(facecolor="white", edgecolor="black", label="hollow: the gate leaves this input float")
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8 if len(names) < 30 else 6)
-    axes.set(title="What quantizing an input, or the KV cache, costs (hollow: left float)", ylabel="mean KL from FP32, nats per token")
+    axes.set(title="Sensitivity: what quantizing one input of a matmul, or the KV cache, costs", ylabel="mean KL from FP32, nats per token")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.margins(x=0.01)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend([plt.Rectangle((0, 0), 1, 1, color=color) for _, color, _ in kinds.values()], [label for *_, label in kinds.values()])
+    axes.legend(handles=[*legend, hollow], fontsize=9)
     figure.supxlabel(
-        f"all {sensitivity['together']:.5f}, after the gate {sensitivity['left']:.5f}, budget {sensitivity['max_kl']} nats per token",
+        f"all inputs together: {sensitivity['together']:.5f}; after the gate: {sensitivity['left']:.5f}; "
+        f"budget: {sensitivity['max_kl']} nats per token",
         fontsize=9,
     )
     return [axes]

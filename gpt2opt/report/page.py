@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from gpt2opt.record import Record
+from gpt2opt.record import QUANTIZE, Record
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.compare import CAPTION, compare_runs, comparison_tables, differences_table
 from gpt2opt.report.tables import Table, record_tables, stand_in_notice
@@ -31,7 +31,6 @@ figure { margin: 1.5rem 0; overflow-x: auto; } img { min-width: 44rem; max-width
 }
 """
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-LAST = "4-quantize"
 WIDE = 5  # columns from which on a phone scrolls a table instead of breaking every cell
 
 
@@ -83,7 +82,7 @@ def _run(record: Record, heading: str) -> list[str]:
 
 def _stages(record: Record) -> str:
     names = ", ".join(stage.name for stage in record.stages) or "none"
-    stopped = "" if any(stage.name == LAST for stage in record.stages) else "; the run stopped there, and what comes later is not shown"
+    stopped = "" if any(stage.name == QUANTIZE for stage in record.stages) else "; the run stopped there, and what comes later is not shown"
     return f"Taken {record.created}. Stages: {names}{stopped}."
 
 
@@ -96,6 +95,9 @@ def _notes(record: Record) -> dict[str, str]:
         f"{PERCENT}: over documents, and of models timed in turns over the pairs of runs. Scored: {'; '.join(protocols) or 'nothing yet'}. "
         "Controls tell causes apart.",
         "Distance from the reference model": "Each model against its reference model, on the scored text.",
+        "Memory at rest": "Of a process that has loaded the model and generated. RSS counts every resident page; PSS counts a page that n "
+        "processes share as 1/n; USS counts pages that no other process maps. File-backed pages are mapped weights and libraries: the "
+        "system may drop them and read them again. PSS and USS depend on what else runs on the machine.",
         "INT8 audit": "What the weights are stored as in the file, and what the two compiled graphs multiply.",
         "Trade-off": "A model is dominated if another on the same device, text and prompt is no worse in TPOT, perplexity and size, and "
         "better in one; the others are the Pareto front. It goes by the figures alone: their intervals may overlap.",

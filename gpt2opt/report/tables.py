@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gpt2opt.environment import instructions_label
 from gpt2opt.measure.results import Latency, Quality
-from gpt2opt.record import Measurement, Record, dominated_by
+from gpt2opt.record import QUANTIZE, Measurement, Record, dominated_by
 from gpt2opt.stats import PERCENT, Estimate
 
 MISSING = "–"
@@ -90,7 +90,7 @@ def summary_table(record: Record) -> Table:
 def _summary_row(measurement: Measurement, control: bool) -> tuple[str, ...]:
     latency, memory, quality = measurement.latency, measurement.memory, measurement.quality
     return (
-        f"{measurement.name}{' (control)' if control else ''}",
+        _named(measurement, control),
         measurement.dtype,
         measurement.runtime,
         measurement.device,
@@ -114,13 +114,16 @@ def stage_table(record: Record, name: str) -> Table:
 
 def memory_table(record: Record) -> Table:
     """Show what each measured model takes on disk, in the RAM of a fresh process that generates, step by step, and in VRAM."""
-    return table(
-        (
-            "stage", "weights on disk MB", "RSS at start MB", "loaded MB", "steady MB", "peak RSS MB",
-            "steady PSS MB", "steady USS MB", "steady file-backed MB", "VRAM MB: allocated / reserved / driver",
-        ),
-        [_memory_row(measurement, control) for measurement, control in record.measurements() if measurement.memory],
-    )  # fmt: skip
+    header = (
+        "stage",
+        "weights on disk MB",
+        "RSS at start MB",
+        "loaded MB",
+        "steady MB",
+        "peak RSS MB",
+        "VRAM MB: allocated / reserved / driver",
+    )
+    return table(header, [_memory_row(measurement, control) for measurement, control in record.measurements() if measurement.memory])
 
 
 def _memory_row(measurement: Measurement, control: bool) -> tuple[str, ...]:
@@ -128,13 +131,26 @@ def _memory_row(measurement: Measurement, control: bool) -> tuple[str, ...]:
     steady = memory.steady
     vram = (memory.peak_vram_bytes, memory.peak_vram_reserved_bytes, memory.driver_vram_bytes)
     return (
-        f"{measurement.name}{' (control)' if control else ''}",
+        _named(measurement, control),
         megabytes(memory.weight_bytes),
         *(_size(memory.start_rss_bytes), _size(memory.loaded and memory.loaded.rss_bytes), _size(steady and steady.rss_bytes)),
         _size(memory.peak_rss_bytes),
-        *((megabytes(steady.pss_bytes), megabytes(steady.uss_bytes), megabytes(steady.file_bytes)) if steady else [MISSING] * 3),
         MISSING if memory.peak_vram_bytes is None else " / ".join(map(_size, vram)),
     )
+
+
+def shared_memory_table(record: Record) -> Table:
+    """Show how the RAM of each process at rest divides: all (RSS), shared pages by their share (PSS), unshared (USS), and of files."""
+    rows = [
+        (_named(measurement, control), *map(megabytes, (steady.rss_bytes, steady.pss_bytes, steady.uss_bytes, steady.file_bytes)))
+        for measurement, control in record.measurements()
+        if measurement.memory and (steady := measurement.memory.steady)
+    ]
+    return table(("stage", "RSS MB", "PSS MB", "USS MB", "file-backed MB"), rows)
+
+
+def _named(measurement: Measurement, control: bool) -> str:
+    return f"{measurement.name}{' (control)' if control else ''}"
 
 
 def _size(size: int | None) -> str:
@@ -143,7 +159,7 @@ def _size(size: int | None) -> str:
 
 def audit_table(record: Record) -> Table:
     """Show, for each kind of matmul, how many there are, what their weights are stored as, and what both graphs multiply."""
-    audit = record.stage("4-quantize").facts["audit"]
+    audit = record.stage(QUANTIZE).facts["audit"]
     kinds = dict.fromkeys(name.split(".", 2)[-1] for name in audit["in_file"])
     rows = []
     for kind in kinds:
@@ -198,23 +214,25 @@ def _others(latency: Latency) -> str:
     return MISSING if latency.others_cpu_share is None else f"{latency.others_cpu_share:.0%}"
 
 
-def samples_table(record: Record) -> Table:
-    """Show what every model generated from the sample prompts; `‖` stands before the first token that is not its reference model's.
+def samples_table(record: Record, most: int | None = None) -> Table:
+    """Show sample prompts and what every model wrote behind them; `‖` stands before the first token that its reference would not write.
 
-    A model without a reference model, the baseline, is shown as it is.
+    Args:
+        record: of a run.
+        most: how many prompts, evenly spaced among all; all unless told.
     """
     measured = [measurement for measurement, _ in record.measurements() if measurement.continuations]
     by_name = {measurement.name: measurement for measurement in measured}
+    count = len(measured[0].continuations) if measured else 0
     rows = []
-    for number in range(len(measured[0].continuations) if measured else 0):
-        row = [str(number + 1)]
+    for number in range(0, count, 1 if most is None else max(1, count // most)):
+        rows.append((f"prompt {number + 1}", " ".join(record.prompts[number].split())))
         for measurement in measured:
             tokens = measurement.continuations[number]
             reference = by_name.get(measurement.agreement.reference) if measurement.agreement else None
-            row.append(_marked(tokens, reference.continuations[number] if reference else tokens))
-        rows.append(row)
-    references = [f" (‖ {m.agreement.reference})" if m.agreement else "" for m in measured]
-    return table(("prompt", *(f"{m.name}{reference}" for m, reference in zip(measured, references, strict=True))), rows)
+            compared = f" (‖ {reference.name})" if reference else ""
+            rows.append((f"{measurement.name}{compared}", _marked(tokens, reference.continuations[number] if reference else tokens)))
+    return table(("model (‖ its reference)", "text"), rows)
 
 
 def divergence(tokens: Sequence[str], reference: Sequence[str]) -> int:
@@ -297,7 +315,9 @@ def record_tables(record: Record) -> dict[str, Table]:
         tables["What each model writes"] = samples_table(record)
     if any(measurement.memory for measurement, _ in record.measurements()):
         tables["Memory"] = memory_table(record)
-    last = next((stage for stage in record.stages if stage.name == "4-quantize"), None)
+    if any(measurement.memory and measurement.memory.steady for measurement, _ in record.measurements()):
+        tables["Memory at rest"] = shared_memory_table(record)
+    last = next((stage for stage in record.stages if stage.name == QUANTIZE), None)
     if last and "reading" in last.facts.get("audit", {}):
         tables["INT8 audit"] = audit_table(record)
     if record.stages:

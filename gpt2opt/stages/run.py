@@ -221,7 +221,8 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
         "text": {"name": texts.name, "origin": texts.origin, "stand_in": texts.stand_in, "revision": texts.revision},
     }
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    run = Run(out, traces, found, texts, tokenizer, workload, Record(created, environment.describe(), sources, chosen))
+    prompts = [tokenizer.decode(ids) for ids in workload.samples]
+    run = Run(out, traces, found, texts, tokenizer, workload, Record(created, environment.describe(), sources, chosen, prompts))
     for earlier in out.glob("[1-4]-*"):
         remove_folder(earlier)
     run.write()

@@ -15,12 +15,14 @@ SOURCES = {
 }
 
 
-def measurement(name: str, dtype: str, runtime: str, device: str = "Some CPU", nats: float = 3.0, timed: bool = True) -> Measurement:
+def measurement(
+    name: str, dtype: str, runtime: str, device: str = "Some CPU", nats: float = 3.0, timed: bool = True, **facts
+) -> Measurement:
     latency = Latency((0.1, 0.12), (0.01, 0.02, 0.015), 1, 1, 8, 3) if timed else None
     memory = make_memory(on_gpu=device != "Some CPU") if timed else None
     quality = Quality((nats * 10, nats * 11, nats * 9), (10, 10, 10), 25, 100, "text | window 10")
     continuations = ((" the", " same"), (" then", f" {name}"))
-    return Measurement(name, device, dtype, runtime, 1000, latency, memory, quality, "float32", continuations=continuations)
+    return Measurement(name, device, dtype, runtime, 1000, latency, memory, quality, "float32", continuations=continuations, facts=facts)
 
 
 def agreed(found: Measurement, reference: str) -> Measurement:
@@ -49,22 +51,31 @@ def make_record(gpu: str | None = None) -> Record:
     pairs = [Comparison(found.name, other.name, found.latency, other.latency) for found, other in ((timed[1], timed[0]), (int8, fp32))]
     operators = {"operator_seconds": {"aten::mm": 0.2, "aten::add": 0.1}}
     heads = {"importance_nats": [[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]], "pruned_heads": {"0": [0], "1": [2]}}
-    loss = {"loss": [{"step": 1, "loss_nats": 3.0}, {"step": 2, "loss_nats": 2.5}]}
+    loss = {
+        "loss": [{"step": 1, "loss_nats": 3.0}, {"step": 2, "loss_nats": 2.5}],
+        "validation_loss": [{"step": 0, "loss_nats": 3.5}, {"step": 2, "loss_nats": 2.75}],
+    }
     names = ("h.0.attn.c_attn", "h.1.attn.c_attn", "lm_head")
     audit = {
         "in_file": dict.fromkeys(names, "i8"),
         "reading": dict(zip(names, [["u8", "i8"], ["f32", "i8"], ["f32", "i8"]], strict=True)),
         "decoding": {name: ["f32", "i8"] for name in names},
     }
-    alone, among = {"h.0.attn.c_attn": 0.001, "h.1.attn.c_attn": 0.004}, {"h.0.attn.c_attn": 0.002, "h.1.attn.c_attn": 0.003}
-    sensitivity = {"alone": alone, "among": among, "together": 0.005, "left": 0.002, "max_kl": 0.0025, "float_inputs": ["h.1.attn.c_attn"]}
+    only_this, all_others = {"h.0.attn.c_attn": 0.001, "h.1.attn.c_attn": 0.004}, {"h.0.attn.c_attn": 0.002, "h.1.attn.c_attn": 0.003}
+    sensitivity = {
+        "only_this": only_this, "all_others": all_others, "together": 0.005, "left": 0.002, "max_kl": 0.0025,
+        "float_inputs": ["h.1.attn.c_attn"],
+    }  # fmt: skip
+    timed = [dataclasses.replace(found, facts=facts) for found, facts in zip(timed, (operators, heads, loss), strict=True)]
+    int8 = dataclasses.replace(int8, facts={"audit": audit, "sensitivity": sensitivity})
     stages = [
-        StageResult("1-profile", "a", "b", timed[0], 1.0, (), operators),
-        StageResult("2-prune", "b", "c", timed[1], 1.0, (first_heads,), heads, (pairs[0],)),
-        StageResult("3-finetune", "c", "d", timed[2], 1.0, (), loss),
-        StageResult("4-quantize", "d", "e", int8, 1.0, (fp32,), {"audit": audit, "sensitivity": sensitivity}, (pairs[1],)),
+        StageResult("1-profile", "a", "b", timed[0], 1.0),
+        StageResult("2-prune", "b", "c", timed[1], 1.0, (first_heads,), (pairs[0],)),
+        StageResult("3-finetune", "c", "d", timed[2], 1.0),
+        StageResult("4-quantize", "d", "e", int8, 1.0, (fp32,), (pairs[1],)),
     ]
-    return Record("2026-01-01T00:00:00+00:00", {**ENVIRONMENT, "gpu": gpu}, SOURCES, Settings(), stages)
+    prompts = ["Once upon", "In the"]
+    return Record("2026-01-01T00:00:00+00:00", {**ENVIRONMENT, "gpu": gpu}, SOURCES, Settings(), prompts, stages)
 
 
 @pytest.fixture

@@ -24,12 +24,20 @@ def texts(axes) -> str:
     return " ".join(text.get_text() for text in axes.texts)
 
 
-def test_latency_bars_are_the_medians_in_ms_with_the_value_on_each(record):
-    first, later = charts.plot_latency(record)
-    assert widths(first) == pytest.approx([110] * 5)
-    assert widths(later) == pytest.approx([15] * 5)
-    assert texts(later).count("15 ms") == 5
-    assert "ms" in later.get_xlabel()
+def test_latency_bars_are_the_medians_in_ms_with_the_value_on_each_and_runtimes_apart(record):
+    in_torch, in_torch_later, in_openvino, later = charts.plot_latency(record)
+    assert widths(in_torch) == pytest.approx([110] * 3)
+    assert widths(in_openvino) == pytest.approx([110] * 2)
+    assert widths(later) == pytest.approx([15] * 2)
+    assert texts(later).count("15 ms") == 2
+    assert "torch" in in_torch_later.get_xlabel()
+    assert "OpenVINO" in in_openvino.get_xlabel()
+
+
+def test_a_model_that_took_turns_shows_the_ratio_and_to_which(record):
+    first, _, openvino, _ = charts.plot_latency(record)
+    assert [text.get_text() for text in first.texts] == ["110 ms", "110 ms = 1.00 [1.00, 1.00] × Baseline", "110 ms"]
+    assert openvino.texts[0].get_text() == "110 ms = 1.00 [1.00, 1.00] × FP32"
 
 
 def test_gpu_and_cpu_never_share_an_axis(gpu_record):
@@ -50,12 +58,19 @@ def test_memory_shows_vram_on_a_gpu_and_rss_on_a_cpu(gpu_record):
     assert widths(rss) == pytest.approx([600, 600, 200, 200])
 
 
-def test_perplexity_shows_every_model_with_its_interval(record):
-    (axes,) = charts.plot_perplexity(record)
-    labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert len(labels) == len(axes.containers) == 6
-    assert sum("(control)" in label for label in labels) == 2
-    assert f"{record.stages[0].measurement.quality.perplexity:.2f}" in texts(axes)
+def test_perplexity_is_drawn_over_that_of_the_reference_with_the_paired_interval(record):
+    stages, int8 = charts.plot_perplexity(record)
+    assert [label.get_text() for label in stages.get_yticklabels()] == [
+        "Pruned: 24.53", "Pruned, first heads (control): 29.96", "Fine-tuned: 18.17",
+    ]  # fmt: skip
+    (label,) = int8.get_yticklabels()
+    assert label.get_text() == "INT8: 18.36"
+    assert "FP32" in int8.get_xlabel()
+    drawn, _, (bar,) = int8.containers[0].lines
+    (low, _), (high, _) = bar.get_segments()[0]
+    pair = record.measured("INT8").quality, record.measured("FP32").quality
+    assert drawn.get_xdata() == pytest.approx([pair[0].ratio_to(pair[1])])
+    assert (low, high) == pytest.approx(pair[0].ratio_interval(pair[1]))
 
 
 def test_the_front_is_drawn_and_dominated_points_are_pale_and_named(record):
@@ -78,8 +93,9 @@ def test_only_the_charts_that_a_record_allows_are_drawn_and_each_is_closed(recor
     names = [name for name, _ in charts.draw_charts(record)]
     assert names == ["latency", "perplexity", "memory", "operators", "importance", "loss", "sensitivity", "tradeoff"]
     assert plt.get_fignums() == []
-    record.stages = [dataclasses.replace(record.stages[0], facts={})]
-    assert [name for name, _ in charts.draw_charts(record)] == ["latency", "perplexity", "memory", "tradeoff"]
+    bare = dataclasses.replace(record.stages[0].measurement, facts={})
+    record.stages = [dataclasses.replace(record.stages[0], measurement=bare)]
+    assert [name for name, _ in charts.draw_charts(record)] == ["latency", "memory", "tradeoff"]
 
 
 def test_pruned_heads_are_crossed_out(record):
@@ -89,12 +105,13 @@ def test_pruned_heads_are_crossed_out(record):
 
 def test_loss_and_operators_show_the_record(record):
     (loss,) = charts.plot_loss(record)
-    assert loss.lines[0].get_ydata().tolist() == [3.0, 2.5]
+    assert [line.get_label() for line in loss.lines] == ["Fine-tuned: training", "Fine-tuned: validation"]
+    assert [line.get_ydata().tolist() for line in loss.lines] == [[3.0, 2.5], [3.5, 2.75]]
     (operators,) = charts.plot_operators(record)
     assert widths(operators) == pytest.approx([200, 100])
 
 
-def test_harm_shows_every_input_and_hollows_what_stays_float(record):
+def test_sensitivity_shows_every_input_and_hollows_what_stays_float(record):
     (axes,) = charts.plot_sensitivity(record)
     assert [bar.get_height() for bar in axes.patches] == [0.001, 0.004, 0.002, 0.003]
     hollow = [bar.get_facecolor()[:3] == (1, 1, 1) for bar in axes.patches]

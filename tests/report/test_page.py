@@ -61,7 +61,7 @@ def test_the_page_holds_every_table_and_chart_in_order_and_asks_nothing_of_a_net
     assert page.headings == [
         "The run", "Environment", "Settings", "Sources", "Summary", "Timed in turns",
         "Distance from the reference model", "What each model writes",
-        "Memory", "INT8 audit", "Charts", "Trade-off", "Provenance", "Raw samples",
+        "Memory", "Memory at rest", "INT8 audit", "Charts", "Trade-off", "Provenance", "Raw samples",
     ]  # fmt: skip
     for table in record_tables(record).values():
         for row in (table.header, *table.rows):

@@ -10,6 +10,7 @@ from gpt2opt.report.tables import (
     raw_samples_table,
     record_tables,
     samples_table,
+    shared_memory_table,
     speed_table,
     stage_table,
     stand_in_notice,
@@ -53,14 +54,15 @@ def test_vram_is_named(gpu_record):
 def test_memory_is_shown_step_by_step(record, gpu_record):
     names = [row[0] for row in memory_table(record).rows]
     assert names == ["Baseline", "Pruned", "Fine-tuned", "INT8", "FP32 (control)"]
-    assert memory_table(record).rows[0][1:] == ("250", "200", "450", "500", "600", "490", "470", "150", "–")
-    assert memory_table(gpu_record).rows[0][1:] == ("250", *["–"] * 7, "500 / 600 / 900")
+    assert memory_table(record).rows[0][1:] == ("250", "200", "450", "500", "600", "–")
+    assert shared_memory_table(record).rows[0] == ("Baseline", "500", "490", "470", "150")
+    assert memory_table(gpu_record).rows[0][1:] == ("250", *["–"] * 4, "500 / 600 / 900")
 
 
 def test_a_record_from_before_the_steps_is_still_shown(record):
     old = dataclasses.replace(record.stages[0].measurement, memory=Memory(250_000_000, 600_000_000, 200_000_000))
     record.stages[0] = dataclasses.replace(record.stages[0], measurement=old)
-    assert memory_table(record).rows[0][1:] == ("250", "200", "–", "–", "600", "–", "–", "–", "–")
+    assert memory_table(record).rows[0][1:] == ("250", "200", "–", "–", "600", "–")
 
 
 def test_the_machine_and_the_sources_are_named(record):
@@ -106,12 +108,20 @@ def test_models_that_took_turns_are_shown_with_their_ratio_or_with_none(record):
     assert second[0] == "INT8 / FP32"
 
 
-def test_continuations_stand_side_by_side_with_the_first_other_token_marked(record):
-    table = samples_table(record)
-    assert table.header[:3] == ("prompt", "Baseline", "Pruned (‖ Baseline)")
-    assert table.rows[0][1:4] == ("the same", "the same", "the same")
-    assert table.rows[1][1:5] == ("then Baseline", "then‖ Pruned", "then Pruned, first heads", "then‖ Fine-tuned")
-    assert table.rows[1][table.header.index("INT8 (‖ FP32)")] == "then‖ INT8"
+def test_what_each_model_wrote_stands_below_the_prompt_with_the_first_other_token_marked(record):
+    rows = samples_table(record).rows
+    assert rows[0] == ("prompt 1", "Once upon")
+    assert [text for _, text in rows[1:7]] == ["the same"] * 6
+    assert rows[7] == ("prompt 2", "In the")
+    assert dict(rows[8:]) == {
+        "Baseline": "then Baseline",
+        "Pruned (‖ Baseline)": "then‖ Pruned",
+        "Pruned, first heads": "then Pruned, first heads",
+        "Fine-tuned (‖ Baseline)": "then‖ Fine-tuned",
+        "INT8 (‖ FP32)": "then‖ INT8",
+        "FP32 (‖ Fine-tuned)": "then‖ FP32",
+    }
+    assert samples_table(record, most=1).rows == rows[:7]
 
 
 def test_a_dominated_model_is_said_to_be_and_by_which(record):
@@ -143,9 +153,17 @@ def test_every_measurement_says_where_its_samples_are(record):
 
 
 def test_a_record_has_the_tables_that_its_stages_allow(record):
-    every = ["Summary", "Timed in turns", "Distance from the reference model", "What each model writes", "Memory", "INT8 audit"]
+    every = [
+        "Summary",
+        "Timed in turns",
+        "Distance from the reference model",
+        "What each model writes",
+        "Memory",
+        "Memory at rest",
+        "INT8 audit",
+    ]
     assert list(record_tables(record))[3:] == [*every, "Trade-off", "Provenance", "Raw samples"]
-    record.stages[3] = dataclasses.replace(record.stages[3], facts={})
+    record.stages[3] = dataclasses.replace(record.stages[3], measurement=dataclasses.replace(record.stages[3].measurement, facts={}))
     assert "INT8 audit" not in record_tables(record)
     record.stages = record.stages[:1]
     assert not {"Timed in turns", "Distance from the reference model"} & set(record_tables(record))

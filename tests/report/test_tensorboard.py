@@ -14,7 +14,7 @@ matplotlib.use("agg")
 def shorten(record, stages: int) -> None:
     """Leave the first stages, with two charts, for the time that charts take."""
     record.stages = [
-        dataclasses.replace(stage, measurement=dataclasses.replace(stage.measurement, quality=None, agreement=None), controls=(), facts={})
+        dataclasses.replace(stage, measurement=dataclasses.replace(stage.measurement, quality=None, agreement=None, facts={}), controls=())
         for stage in record.stages[:stages]
     ]
 

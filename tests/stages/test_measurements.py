@@ -8,15 +8,15 @@ import torch
 from gpt2opt.measure.memory import ChildRun, Vram
 from gpt2opt.measure.results import Resident
 from gpt2opt.stages import measurements
+from gpt2opt.stages.torch_model import logits_of
 
 
 def test_vram_is_the_childs_own_and_its_ram_stands_beside_it(model_dir, monkeypatch):
     steps = {step: Resident(size, size, size, 10) for step, size in (("start", 100), ("loaded", 200), ("steady", 300))}
     child = ChildRun(Vram(allocated_bytes=50, reserved_bytes=60, device_bytes=1090), steps, 400, 5000)
     monkeypatch.setattr(measurements, "in_fresh_process", lambda *_, **__: child)
-    monkeypatch.setattr(measurements, "prompt_ids", lambda *_: [1, 2])
     monkeypatch.setattr(measurements, "device_vram", lambda: 1000)  # this process has a model on the GPU as well
-    memory = measurements.torch_memory(SimpleNamespace(settings=SimpleNamespace(new_tokens=2)), model_dir)
+    memory = measurements.measure_memory(model_dir, SimpleNamespace(prompt=[1, 2]), new_tokens=2)
     assert (memory.peak_vram_bytes, memory.peak_vram_reserved_bytes, memory.driver_vram_bytes) == (50, 60, 90)
     assert (memory.start, memory.loaded, memory.steady) == tuple(steps.values())
     assert (memory.start_rss_bytes, memory.peak_rss_bytes) == (100, 400)
@@ -25,7 +25,7 @@ def test_vram_is_the_childs_own_and_its_ram_stands_beside_it(model_dir, monkeypa
 
 @pytest.mark.filterwarnings("error")
 def test_logits_of_a_torch_model_are_its_own_for_windows_of_any_length(model, ids):
-    logits = measurements.logits_of(model)
+    logits = logits_of(model)
     for window in (ids, ids[:1, :7], ids):
         with torch.inference_mode():
             expected = model(torch.as_tensor(window)).logits

@@ -69,7 +69,7 @@ def test_a_model_with_a_small_context_runs_on_rows_and_prompts_that_fit(text_fil
     assert "reads 64 tokens at once" in caplog.text
     settings = read_record(tmp_path / "out" / "run.json").settings
     assert (settings.prompt_tokens, settings.new_tokens, settings.sequence_length) == (40, 24, 64)
-    assert (pruned.measurement.latency.prompt_tokens, pruned.measurement.latency.new_tokens) == (40, 24)
+    assert (pruned.latency.prompt_tokens, pruned.latency.new_tokens) == (40, 24)
 
 
 @pytest.mark.parametrize(
