@@ -15,7 +15,7 @@ _HOMES = {
     "audit_int8": "runtime.audit",
     "Recipe": "quantize.inc",
     "export_ir": "quantize.export",
-    "continue_text": "runtime.ir_model",
+    "continue_text": "runtime.generate",
     "load_ir": "runtime.ir_model",
     "compare_latency": "measure.latency",
     "measure_latency": "measure.latency",

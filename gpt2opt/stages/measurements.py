@@ -16,7 +16,8 @@ from gpt2opt.measure.memory import ChildRun, Vram, device_vram, in_fresh_process
 from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, measure_quality, prepare_text
 from gpt2opt.measure.results import Comparison, Latency, Memory
 from gpt2opt.record import Measurement
-from gpt2opt.runtime.ir_model import IrModel, generate_from_ir, load_ir
+from gpt2opt.runtime.generate import generate_from_ir
+from gpt2opt.runtime.ir_model import IrModel, load_ir
 from gpt2opt.sources.models import load_model
 from gpt2opt.stages.run import Run, scored_documents, scored_text
 from gpt2opt.storage import weight_files

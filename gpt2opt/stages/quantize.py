@@ -23,7 +23,9 @@ from gpt2opt.quantize.inc import RECIPES, Recipe, calibrate
 from gpt2opt.quantize.sensitivity import KV_CACHE, Sensitivity, apply_gate
 from gpt2opt.record import StageResult
 from gpt2opt.runtime.audit import Int8Audit, audit_int8
-from gpt2opt.runtime.ir_model import cpu_properties, generate_from_ir, load_ir
+from gpt2opt.runtime.compile import cpu_properties
+from gpt2opt.runtime.generate import generate_from_ir
+from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.runtime.prompt_lookup import PromptLookup
 from gpt2opt.sources.models import check_finite, load_model
