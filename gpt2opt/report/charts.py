@@ -171,13 +171,16 @@ def plot_operators(record: Record, most: int = 10) -> list["Axes"]:
 
 
 def plot_sensitivity(record: Record) -> list["Axes"]:
-    """Draw what each quantized input costs, alone and among the others; the hollow ones stay float."""
+    """Draw the sensitivity of each quantized input, alone and added to all others; hollow bars are inputs that stay float."""
     import matplotlib.pyplot as plt
 
     sensitivity = record.stage("4-quantize").facts["sensitivity"]
-    names = list(sensitivity["alone"])
+    names = list(sensitivity["only_this"])
     figure, axes = plt.subplots(figsize=(11, 4.2), layout="constrained")
-    kinds = {"alone": (-0.2, "#4c72b0", "with it alone quantized"), "among": (0.2, "#dd8452", "all quantized, less all but it")}
+    kinds = {
+        "only_this": (-0.2, "#4c72b0", "only this input quantized"),
+        "added_to_others": (0.2, "#dd8452", "what this input adds to all others"),
+    }
     for key, (offset, color, _) in kinds.items():
         for position, name in enumerate(names):
             left_out = name in sensitivity["float_inputs"]

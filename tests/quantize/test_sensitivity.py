@@ -30,23 +30,24 @@ def rows(calibration):
     return calibration["input_ids"][-4:]
 
 
-def test_the_input_that_hurts_is_found_and_left_float(spoiled, pruned, rows):
-    sensitivity = apply_gate(spoiled, linearize(pruned), rows, max_kl=None)
-    assert sensitivity.float_inputs == ()
-    assert sensitivity.left == sensitivity.together
-    assert max(sensitivity.alone, key=sensitivity.alone.get) == max(sensitivity.among, key=sensitivity.among.get) == "h.1.mlp.c_fc"
-    budget = sensitivity.together / 2
-    sensitivity = apply_gate(spoiled, linearize(pruned), rows, max_kl=budget)
-    assert sensitivity.float_inputs == ("h.1.mlp.c_fc",)
-    assert sensitivity.left <= budget < sensitivity.together
+def test_the_input_that_costs_most_is_found_and_left_float(spoiled, pruned, rows):
+    measured = apply_gate(spoiled, linearize(pruned), rows, max_kl=None)
+    assert measured.float_inputs == ()
+    assert measured.left == measured.together
+    for costs in (measured.only_this, measured.added_to_others):
+        assert max(costs, key=costs.get) == "h.1.mlp.c_fc"
+    budget = measured.together / 2
+    gated = apply_gate(spoiled, linearize(pruned), rows, max_kl=budget)
+    assert gated.float_inputs == ("h.1.mlp.c_fc",)
+    assert gated.left <= budget < gated.together
     assert {name for name, layer in quantized_linears(spoiled).items() if not layer.quantize_input} == {BAD, "lm_head"}
 
 
 def test_a_budget_of_nothing_leaves_every_input_float_and_no_weight(spoiled, pruned, rows):
     weights = {name: layer.quantized_weight().clone() for name, layer in quantized_linears(spoiled).items()}
-    sensitivity = apply_gate(spoiled, linearize(pruned), rows, max_kl=-1.0)
-    assert len(sensitivity.float_inputs) == 8 + 1  # the KV cache
-    assert sensitivity.left == 0
+    gated = apply_gate(spoiled, linearize(pruned), rows, max_kl=-1.0)
+    assert len(gated.float_inputs) == 8 + 1  # the KV cache
+    assert gated.left == 0
     assert all(torch.equal(layer.quantized_weight(), weights[name]) for name, layer in quantized_linears(spoiled).items())
 
 
@@ -96,14 +97,14 @@ def test_answers_that_overflow_are_refused_and_not_passed(spoiled, pruned, rows)
         apply_gate(spoiled, linearize(pruned), rows, max_kl=1e-4)
 
 
-def test_harm_is_the_kl_divergence_from_the_parent(spoiled, pruned, rows):
+def test_sensitivity_is_the_kl_divergence_from_the_reference_model(spoiled, pruned, rows):
     reference = linearize(pruned)
-    sensitivity = apply_gate(spoiled, reference, rows, max_kl=None)
+    measured = apply_gate(spoiled, reference, rows, max_kl=None)
     with torch.inference_mode():
         ids = torch.tensor(rows)
         p, q = (torch.log_softmax(model(ids).logits[:, 3::4], -1) for model in (reference, spoiled))
-    without_cache = sensitivity.together - sensitivity.among["kv_cache"]
-    assert sensitivity.weights + without_cache == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
+    without_cache = measured.together - measured.added_to_others["kv_cache"]
+    assert measured.weights + without_cache == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
 
 
 def test_the_gate_rounds_keys_and_values_as_the_runtime_does(spoiled, tokenizer, ids, tmp_path):

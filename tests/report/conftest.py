@@ -56,8 +56,11 @@ def make_record(gpu: str | None = None) -> Record:
         "prefill": dict(zip(names, [["u8", "i8"], ["f32", "i8"], ["f32", "i8"]], strict=True)),
         "decode": {name: ["f32", "i8"] for name in names},
     }
-    alone, among = {"h.0.attn.c_attn": 0.001, "h.1.attn.c_attn": 0.004}, {"h.0.attn.c_attn": 0.002, "h.1.attn.c_attn": 0.003}
-    sensitivity = {"alone": alone, "among": among, "together": 0.005, "left": 0.002, "max_kl": 0.0025, "float_inputs": ["h.1.attn.c_attn"]}
+    only_this, added = {"h.0.attn.c_attn": 0.001, "h.1.attn.c_attn": 0.004}, {"h.0.attn.c_attn": 0.002, "h.1.attn.c_attn": 0.003}
+    sensitivity = {
+        "only_this": only_this, "added_to_others": added, "together": 0.005, "left": 0.002, "max_kl": 0.0025,
+        "float_inputs": ["h.1.attn.c_attn"],
+    }  # fmt: skip
     stages = [
         StageResult("1-profile", "a", "b", timed[0], 1.0, (), operators),
         StageResult("2-prune", "b", "c", timed[1], 1.0, (first_heads,), heads, (pairs[0],)),

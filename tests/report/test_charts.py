@@ -94,7 +94,7 @@ def test_loss_and_operators_show_the_record(record):
     assert widths(operators) == pytest.approx([200, 100])
 
 
-def test_harm_shows_every_input_and_hollows_what_stays_float(record):
+def test_sensitivity_shows_every_input_and_hollows_what_stays_float(record):
     (axes,) = charts.plot_sensitivity(record)
     assert [bar.get_height() for bar in axes.patches] == [0.001, 0.004, 0.002, 0.003]
     hollow = [bar.get_facecolor()[:3] == (1, 1, 1) for bar in axes.patches]
