@@ -17,9 +17,10 @@ from gpt2opt.cli import finetune
 from gpt2opt.environment import give_back_memory, has_int8_dot_product
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.measure.quality import window_length
+from gpt2opt.quantize.calibration import calibrate
 from gpt2opt.quantize.export import export_ir, write_ir
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize
-from gpt2opt.quantize.inc import RECIPES, Recipe, calibrate
+from gpt2opt.quantize.recipes import RECIPES, Recipe
 from gpt2opt.quantize.sensitivity import KV_CACHE, Sensitivity, apply_gate
 from gpt2opt.record import StageResult
 from gpt2opt.runtime.audit import Int8Audit, audit_int8

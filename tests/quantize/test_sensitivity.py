@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from gpt2opt.quantize import sensitivity
+from gpt2opt.quantize.calibration import calibrate
 from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize, quantized_linears
-from gpt2opt.quantize.inc import Recipe, calibrate
+from gpt2opt.quantize.recipes import Recipe
 from gpt2opt.quantize.sensitivity import CacheRounding, apply_gate
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.stages.quantize import quantize_int8

@@ -11,9 +11,10 @@ from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2opt.environment import has_int8_dot_product
+from gpt2opt.quantize.calibration import calibrate
 from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize, quantized_linears
-from gpt2opt.quantize.inc import Recipe, calibrate
+from gpt2opt.quantize.recipes import Recipe
 from gpt2opt.runtime import passes
 from gpt2opt.runtime.audit import Int8Audit, audit_int8
 from gpt2opt.runtime.ir_model import load_ir
