@@ -17,18 +17,18 @@ from gpt2opt.quantize.weight_only import round_weights
 def calibrate(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> dict[str, QuantizedLinear]:
     """Quantize every Linear of a linearized model, and smooth its LayerNorms in place if the recipe says so.
 
-    What comes out is for every CPU: one with VNNI or AMX may quantize what one without them runs, see `keep_sums_in_16_bits`.
+    The result is the same on every CPU and runs on every CPU, whichever it is made on; see `keep_sums_in_16_bits`.
 
     Args:
         linear: from `linearize`. With smoothing its LayerNorms and the weights behind them change; its function does not.
         calibration: column `input_ids`, rows of one length.
-        recipe: what to do.
+        recipe: how to quantize.
 
     Returns:
-        Name of a Linear -> what it becomes.
+        Name of a Linear -> its quantized form.
 
     Raises:
-        RuntimeError: INC did not smooth what it was asked to, or quantized nothing.
+        RuntimeError: INC did not apply the smoothing that was asked for, or quantized nothing.
     """
     if not recipe.activations:
         return round_weights(linear, recipe)
@@ -40,14 +40,14 @@ def calibrate(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> 
 
 
 def calibrate_static(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> dict[str, QuantizedLinear]:
-    """Do what `calibrate` does for weights and activations, but leave the weights as INC rounds them, for sums of 32 bits."""
+    """Do what `calibrate` does for weights and activations, but keep the weights as INC rounds them: they need sums of 32 bits."""
     if recipe.smooth_alpha is not None:
         smooth_untied_head(linear, calibration, recipe.smooth_alpha)
     state = _static(linear, calibration, recipe)
     if recipe.smooth_alpha is not None:
         take_over_smoothing(linear, state)
     found = _read_static(state)
-    del state  # it holds the embedding
+    del state  # it holds a copy of the embedding
     if recipe.activation_range == "percentile":
         found = clip_to_percentiles(linear, calibration, found)
     if not recipe.head_input:
@@ -62,7 +62,7 @@ def _static(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> di
     algorithm = "kl" if recipe.activation_range == "kl" else "minmax"
     config = PostTrainingQuantConfig(
         approach="static",
-        excluded_precisions=["bf16"],  # else a CPU with bf16 arithmetic may get other weights than one without
+        excluded_precisions=["bf16"],  # otherwise a CPU with bf16 arithmetic could get other weights than one without
         recipes=smooth if recipe.smooth_alpha is not None else {},
         op_type_dict={
             "Linear": {"activation": {"algorithm": [algorithm]}},
@@ -75,7 +75,7 @@ def _static(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> di
 
 
 def _read_static(state: dict) -> dict[str, QuantizedLinear]:
-    """Read INC's state dict: beside each Linear's packed weight lie the scale and the zero point of its input."""
+    """Read INC's state dict, which stores the scale and the zero point of an input beside each Linear's packed weight."""
     suffix = "._packed_params._packed_params"
     found = {}
     for key in [key for key in state if key.endswith(suffix)]:

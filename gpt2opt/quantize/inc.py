@@ -31,16 +31,18 @@ def run_inc(linear: GPT2LMHeadModel, config, calibration: Dataset | None) -> dic
         quantizer.quantize(quantization_config=config, save_directory=scratch, calibration_dataset=calibration, batch_size=1)
         state = torch.load(Path(scratch, "pytorch_model.bin"), weights_only=False)
     del quantizer
-    assert_and_get_unique_device.cache_clear()  # torch's cache of the answer for each module keeps every float module alive
-    environment.give_back_memory()  # INC's copies of the model refer to each other in circles
+    assert_and_get_unique_device.cache_clear()  # torch caches its answer for each module, and the cache keeps them alive
+    environment.give_back_memory()  # INC's copies of the model are in reference cycles
     return state
 
 
 @contextmanager
 def traceable(linear: GPT2LMHeadModel) -> Iterator[None]:
-    """Let `torch.jit.trace` follow the model meanwhile: INC finds the layers to smooth by tracing, and skips smoothing in silence if
-    it can't. transformers builds the causal mask with `vmap`, which a trace can't hold; optimum's exporter has masks without. The
-    activations are hidden meanwhile, see `_SeenByNoTracer`."""
+    """Make the model traceable by `torch.jit.trace` inside a `with` block.
+
+    INC finds the layers to smooth by tracing, and skips smoothing without an error if tracing fails. transformers builds the causal mask
+    with `vmap`, which a trace can't hold; optimum's exporter has masks without it. The activations are hidden too, see `_SeenByNoTracer`.
+    """
     from optimum.exporters.onnx.model_patcher import eager_mask_without_vmap, sdpa_mask_without_vmap
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -65,10 +67,10 @@ def traceable(linear: GPT2LMHeadModel) -> Iterator[None]:
 
 
 class _SeenByNoTracer(nn.Module):
-    """An activation that INC takes for an unknown one.
+    """An activation that INC does not recognize.
 
-    Through those that it knows, ReLU say, it would smooth the Linear behind into the one before, and between Linears it would keep them in
-    INT8 and tell no range. In the graph that is exported they are float.
+    Through an activation that it knows, ReLU for example, INC would smooth the next Linear into the one before. Between two Linears it would
+    keep the activation in INT8 and report no range for the next input. In the exported graph activations are float.
     """
 
     def __init__(self, activation: nn.Module):
@@ -77,14 +79,17 @@ class _SeenByNoTracer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):
-            raise TypeError(f"expected a tensor, got {type(x).__name__}")  # torch.fx asks
-        return self.activation(x) + 0  # torch.jit.trace sees a sum, which nothing is smoothed through
+            raise TypeError(f"expected a tensor, got {type(x).__name__}")  # torch.fx calls it with a proxy, and has to be told that it can't trace this
+        return self.activation(x) + 0  # torch.jit.trace sees a sum, and INC smooths nothing through a sum
 
 
 @contextmanager
 def full_range() -> Iterator[None]:
-    """Let INC lay the range of an input over 256 steps meanwhile. On a CPU without VNNI it takes 128, against sums that leave 16 bits; here
-    the weights make room instead. INC has no setting for it, only a constant that it works out when it is imported."""
+    """Make INC divide the range of an input into 256 steps inside a `with` block.
+
+    On a CPU without VNNI it takes 128, so that sums of two products stay within 16 bits; here `keep_sums_in_16_bits` adjusts the weights
+    instead. INC has no setting for it, only a constant that it computes at import.
+    """
     from neural_compressor.adaptor import pytorch
 
     kept, pytorch.REDUCE_RANGE = pytorch.REDUCE_RANGE, False

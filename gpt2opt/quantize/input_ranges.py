@@ -21,7 +21,7 @@ class InputRange:
 
 
 def observe_inputs(linear: GPT2LMHeadModel, calibration: Dataset, names: Iterable[str]) -> dict[str, InputRange]:
-    """Run the calibration rows and return the lowest and the highest value of each input of these Linears."""
+    """Run the calibration rows; return the lowest and the highest value of each input channel of these Linears."""
     seen: dict[str, InputRange] = {}
 
     def watch(name: str, channels: Tensor) -> None:
@@ -34,7 +34,7 @@ def observe_inputs(linear: GPT2LMHeadModel, calibration: Dataset, names: Iterabl
 
 
 def _watch_inputs(linear: GPT2LMHeadModel, calibration: Dataset, names: Iterable[str], watch: Callable[[str, Tensor], None]) -> None:
-    """Call `watch` with what goes into each Linear (tokens, I) for every calibration row."""
+    """Call `watch` with the name and the input (tokens, I) of each Linear, for every calibration row."""
     hooks = [
         linear.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs[0].flatten(0, -2)))
         for name in names
@@ -51,9 +51,9 @@ def _watch_inputs(linear: GPT2LMHeadModel, calibration: Dataset, names: Iterable
 def clip_to_percentiles(
     linear: GPT2LMHeadModel, calibration: Dataset, found: dict[str, QuantizedLinear], share: float = 1e-4
 ) -> dict[str, QuantizedLinear]:
-    """Lay each u8 grid over the range that leaves out that share of a row's values at either end, averaged over the rows.
+    """Narrow each u8 range so that it leaves out this share of a row's values at either end, averaged over the rows.
 
-    What lies outside is clipped, and what lies inside gets finer steps.
+    Values outside the range are clipped, values inside get finer steps.
     """
     ends: dict[str, list[Tensor]] = {name: [] for name in found}
 

@@ -10,17 +10,17 @@ from gpt2opt.quantize.input_ranges import InputRange
 
 
 def keep_sums_in_16_bits(found: QuantizedLinear, weight: Tensor, seen: InputRange) -> QuantizedLinear:
-    """Widen the steps of a weight as far as a CPU needs that adds two u8 × i8 products in 16 bits before anything else.
+    """Widen the steps of a weight until the CPU's 16-bit sums don't saturate.
 
-    Such a CPU, without VNNI or AMX, saturates where a₀w₀ + a₁w₁ leaves [−32768, 32767], for neighbouring inputs 2j and 2j + 1.
-    `gpt2opt recipes` measures what this costs on one that does not saturate.
-    Halving all weights rules that out and costs a bit of every weight. Few inputs come near 255, though, so a channel's step
-    only has to grow until the largest inputs that calibration saw don't saturate in it; most channels keep their 8 bits.
+    A CPU without VNNI or AMX first adds two u8 × i8 products in 16 bits. It saturates if a₀w₀ + a₁w₁ leaves [−32768, 32767], for the
+    neighbouring inputs 2j and 2j + 1. Halving all weights would rule this out and cost one bit of every weight. Few inputs come near 255,
+    though: the step of an output channel only has to grow until the largest inputs that calibration saw don't saturate in it, and most
+    channels keep their 8 bits. `experiments/recipes.py` measures what this costs on a CPU that does not saturate.
 
     Args:
-        found: the layer in 8 bits.
-        weight: (O, I) the float weight it was made from, so that it is rounded once and not twice.
-        seen: its inputs.
+        found: the layer with an 8-bit weight and a quantized input.
+        weight: (O, I) the float weight that it was made from, so that the result is rounded once and not twice.
+        seen: the range of each input channel.
     """
     largest = (torch.round(seen.highest / found.input_scale) + found.input_zero_point).clamp(0, 255)
     products = weight.detach() * largest

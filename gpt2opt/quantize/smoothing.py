@@ -9,7 +9,7 @@ from gpt2opt.quantize.input_ranges import observe_inputs
 
 
 def take_over_smoothing(linear: GPT2LMHeadModel, state: dict) -> None:
-    """Change the LayerNorms of a model to the smoothed ones in INC's state, and the weights behind them by as much the other way.
+    """Replace the LayerNorms of a model, in place, by the smoothed ones in INC's state; scale the weights behind them the other way.
 
     Raises:
         RuntimeError: no LayerNorm differs; INC skips SmoothQuant without an error.
@@ -20,7 +20,7 @@ def take_over_smoothing(linear: GPT2LMHeadModel, state: dict) -> None:
             module = getattr(layer, norm)
             weight, bias = (state[f"transformer.h.{block}.{norm}.{name}"].float() for name in ("weight", "bias"))
             old, new = torch.stack([module.weight, module.bias]), torch.stack([weight, bias])
-            # Where the gain is zero the bias tells the scale; where both are, the input is zero and no scale matters.
+            # If the gain is zero, the bias tells the scale; if both are zero, the input is zero and no scale matters.
             row = (new[0].abs() < new[1].abs()).long()[None]
             before, after = old.gather(0, row)[0], new.gather(0, row)[0]
             scale = torch.where(after != 0, before / after, 1.0)
@@ -32,7 +32,7 @@ def take_over_smoothing(linear: GPT2LMHeadModel, state: dict) -> None:
 
 
 def smooth_untied_head(linear: GPT2LMHeadModel, calibration: Dataset, alpha: float) -> None:
-    """Smooth the last LayerNorm and the head behind it, in place, where no embedding shares the head's weight. INC leaves them out.
+    """Smooth the last LayerNorm and the head behind it, in place, unless the embedding shares the head's weight. INC leaves them out.
 
     sⱼ = max|Xⱼ|^α / max|Wⱼ|^(1 − α), SmoothQuant's own formula (Xiao et al. 2022, equation 4).
     """

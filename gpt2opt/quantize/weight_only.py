@@ -10,7 +10,7 @@ from gpt2opt.quantize.recipes import Recipe
 
 
 def round_weights(linear: GPT2LMHeadModel, recipe: Recipe) -> dict[str, QuantizedLinear]:
-    """Let INC round the weights to nearest, each group of inputs with a symmetric scale of its own; the head per channel in INT8."""
+    """Let INC round the weights to nearest, with a symmetric scale for each group of inputs; the head gets INT8 per channel."""
     from neural_compressor.config import PostTrainingQuantConfig
 
     layers = {name: module.weight.detach() for name, module in linear.named_modules() if isinstance(module, nn.Linear)}
@@ -23,12 +23,12 @@ def round_weights(linear: GPT2LMHeadModel, recipe: Recipe) -> dict[str, Quantize
 
 
 def _group_size(inputs: int, asked: int | None) -> int | None:
-    """Return the largest group up to the asked size that divides the inputs evenly and that INC knows: of others it takes 32 in silence."""
+    """Return the largest group, up to the size asked for, that divides the inputs and that INC knows; for others INC silently takes 32."""
     return max((size for size in (16, 32, 64, 128) if size <= (asked or 0) and inputs % size == 0), default=None)
 
 
 def _read_rounded(name: str, weight: Tensor, rounded: Tensor, bits: int, group: int | None) -> QuantizedLinear:
-    """Find the scales of a weight that INC has rounded and multiplied out again: a group's largest value lies on the last step.
+    """Find the scales of a weight that INC has rounded and multiplied out again: the largest value of a group lies on the last step.
 
     Raises:
         RuntimeError: the weight does not lie on such a grid, or it was not rounded at all.
