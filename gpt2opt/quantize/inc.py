@@ -69,8 +69,8 @@ def traceable(linear: GPT2LMHeadModel) -> Iterator[None]:
 class _SeenByNoTracer(nn.Module):
     """An activation that INC does not recognize.
 
-    Through an activation that it knows, ReLU for example, INC would smooth the next Linear into the one before. Between two Linears it would
-    keep the activation in INT8 and report no range for the next input. In the exported graph activations are float.
+    Through an activation that it knows, ReLU for example, INC would smooth the next Linear into the one before. Between two Linears it
+    would keep the activation in INT8 and report no range for the next input. In the exported graph activations are float.
     """
 
     def __init__(self, activation: nn.Module):
@@ -79,7 +79,7 @@ class _SeenByNoTracer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):
-            raise TypeError(f"expected a tensor, got {type(x).__name__}")  # torch.fx calls it with a proxy, and has to be told that it can't trace this
+            raise TypeError(f"expected a tensor, got {type(x).__name__}")  # torch.fx passes a proxy
         return self.activation(x) + 0  # torch.jit.trace sees a sum, and INC smooths nothing through a sum
 
 
