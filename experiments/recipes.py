@@ -20,8 +20,9 @@ from gpt2opt import environment
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, perplexity, prepare_text
 from gpt2opt.measure.results import Agreement, Quality
+from gpt2opt.quantize.calibration import calibrate, calibrate_static
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize
-from gpt2opt.quantize.inc import RECIPES, calibrate, calibrate_static
+from gpt2opt.quantize.recipes import RECIPES
 from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table, with_interval
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources.models import find_model, load_model

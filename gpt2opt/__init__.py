@@ -13,9 +13,9 @@ leave_home_alone()
 
 _HOMES = {
     "audit_int8": "runtime.audit",
-    "Recipe": "quantize.inc",
+    "Recipe": "quantize.recipes",
     "export_ir": "quantize.export",
-    "continue_text": "runtime.ir_model",
+    "continue_text": "runtime.generate",
     "load_ir": "runtime.ir_model",
     "compare_latency": "measure.latency",
     "measure_latency": "measure.latency",

@@ -103,12 +103,12 @@ def audit(options: argparse.Namespace) -> int:
     from gpt2opt.runtime.audit import audit_int8
 
     found = audit_int8(options.directory, must_pass=False)
-    graphs = (found.reading, found.decoding)
+    graphs = (found.prefill, found.decode)
     rows = [
         (name, found.in_file.get(name, "not found"), *(" × ".join(graph.get(name, ["not found"])) for graph in graphs))
         for name in found.expected
     ]
-    print(table(("matmul", "stored as", "reading: input × weight", "decoding: input × weight"), rows))
+    print(table(("matmul", "stored as", "prefill: input × weight", "decode: input × weight"), rows))
     print("\n".join(found.failures) or "every weight is an integer, in the file and in both graphs")
     print(
         f"{len(found.float_inputs)} of {len(found.expected)} inputs stay float; {found.int8_share:.1%} of the constant bytes are integers"
@@ -140,7 +140,7 @@ def perplexity(options: argparse.Namespace) -> int:
 
 
 def generate(options: argparse.Namespace) -> int:
-    from gpt2opt.runtime.ir_model import continue_text
+    from gpt2opt.runtime.generate import continue_text
 
     if options.new_tokens < 1:
         raise ValueError(f"--new-tokens {options.new_tokens}, expected at least 1")

@@ -112,8 +112,8 @@ class Ours(Engine):
         rows = prepare_calibration_dataset([document.text for document in texts.calibration], tokenizer, limit=CALIBRATION_ROWS)
         found = quantize_int8(model, tokenizer, rows, folder).sensitivity
         return (
-            f"calibrated on {len(rows)} rows of {texts.name}; the gate left {len(found.float_inputs)} of {len(found.alone)} inputs float "
-            f"(the KV cache counts as one), the rest costs {found.left:.5f} nats per token of KL"
+            f"calibrated on {len(rows)} rows of {texts.name}; the gate left {len(found.float_inputs)} of {len(found.only_this)} inputs "
+            f"float (the KV cache counts as one), the rest costs {found.left:.5f} nats per token of KL"
         )
 
     def load(self, folder: Path, threads: int) -> None:

@@ -1,7 +1,7 @@
-"""From a torch GPT-2 to a stateful OpenVINO IR directory, with pruned heads and, where quantized, with integer weights.
+"""A GPT-2 with fake quantization: it computes in float with the integers and scales that INC found, and OpenVINO reads it as INT8.
 
-INC's own INT8 modules can't be traced, and it writes a torch state dict, not IR. So what INC found is carried over into a float
-graph that fake-quantizes: the same integers and scales, in a form that OpenVINO reads as INT8.
+INC's own INT8 modules can't be traced, and INC writes a torch state dict, not IR. So its results are put into a float model that
+rounds weights and inputs to the same grids, and that can be exported.
 """
 
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ from gpt2opt.sources.models import fold_attention_scale
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """What becomes of one Linear layer with O outputs and I inputs.
+    """The quantized form of one Linear layer with O outputs and I inputs.
 
     weight: (O, I) float32, already rounded to its integer grid. weight_scale: (O, G) float32, symmetric, one for each of G groups of
     inputs; G = 1 is per channel. bits: of the weight. input_scale, input_zero_point: the u8 grid of the input, one for the whole
-    tensor; None: the input stays float.
+    tensor; an input_scale of None leaves the input float.
     """
 
     weight: Tensor
@@ -41,7 +41,7 @@ class FakeQuantLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False)
         self.register_buffer("weight_scale", quantized.weight_scale.flatten())
         self.register_buffer("weight_zero_point", torch.zeros(self.weight_scale.numel(), dtype=torch.int32))
-        # Plain numbers: read off the weight while tracing they would become a part of the graph.
+        # Plain numbers: if tracing read them from the weight, they would become part of the graph.
         self.shape = tuple(quantized.weight.shape)
         self.grouped_shape = (self.shape[0] * quantized.weight_scale.shape[1], self.shape[1] // quantized.weight_scale.shape[1])
         self.highest = 2 ** (quantized.bits - 1) - 1
@@ -59,13 +59,13 @@ class FakeQuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.quantize_input:
             x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero_point, quant_min=0, quant_max=255)
-        # The weight lies on its grid, so that rounding changes nothing; only the exported graph has to hold the grid.
+        # The weight lies on its grid already, so that rounding changes nothing; only the exported graph has to contain the grid.
         weight = self.quantized_weight() if torch.jit.is_tracing() else self.weight
         return F.linear(x, weight, self.bias)
 
 
 def quantized_linears(model: GPT2LMHeadModel) -> dict[str, FakeQuantLinear]:
-    """Return the quantized layers of a fake-quantized model by name; the head once, though the embedding holds it too."""
+    """Return the quantized layers of a fake-quantized model by name; the head once, though the embedding refers to it too."""
     modules = model.named_modules(remove_duplicate=False)
     return {name: module for name, module in modules if isinstance(module, FakeQuantLinear) and ".wte." not in name}
 
@@ -85,9 +85,10 @@ class TiedEmbedding(nn.Module):
 def linearize(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     """Return an FP32 copy whose `Conv1D` projections are `nn.Linear` layers, the only kind that INC quantizes.
 
-    What its blocks add to the residual stream has no mean over the channels. Every LayerNorm would subtract that, so the answers stay the
-    same, and a graph may leave the subtraction out (SliceGPT, Ashkboos et al. 2024, section 3.2).
-    The embeddings of an FP32 model are shared with the copy, not doubled; replace them, don't write into them.
+    The projections into the residual stream are centered: what a block adds to the stream has a mean of 0 over the channels. Every
+    LayerNorm subtracts this mean anyway, so the logits stay the same, and a graph may leave the subtraction out (SliceGPT, Ashkboos
+    et al. 2024, section 3.2). `export_ir` notes it in the manifest as `centered_residual`.
+    The copy shares the embeddings of an FP32 model; replace them, don't write into them.
     """
     import copy
 
@@ -95,7 +96,7 @@ def linearize(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     shared = {id(weight): nn.Parameter(weight.detach().float().cpu()) for weight in embeddings}
     model = copy.deepcopy(model, shared).float().cpu().eval()
     fold_attention_scale(model)
-    model.set_attn_implementation("sdpa")  # what OpenVINO finds in the graph as one operation; a model may come with eager attention
+    model.set_attn_implementation("sdpa")  # OpenVINO reads it as one operation; a model may come with eager attention
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Conv1D):

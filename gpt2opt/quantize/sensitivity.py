@@ -1,7 +1,7 @@
-"""The quality gate: what each quantized input, and an INT8 KV cache, does to the model's answers, measured; what does too much stays float.
+"""The quality gate and its KL budget: how far each quantized input, and an INT8 KV cache, moves the model's answers.
 
-INC's own tuning passes models whatever it measured, so the gate works on the fake-quantized graph, where one input can be switched at
-a time. Every weight stays as it is.
+Inputs stay float, worst first, until the others keep the budget. INC's own tuning passes models whatever it measured, so the gate works
+on the fake-quantized graph, where one input can be switched at a time. Every weight stays quantized.
 """
 
 import math
@@ -16,22 +16,25 @@ from transformers import GPT2LMHeadModel
 from gpt2opt.quantize.fake_quant import FakeQuantLinear, quantized_linears
 
 EVERY = 4
-"""Each fourth position is compared: neighbours say nearly the same, and the head is a third of the arithmetic."""
+"""Every fourth position is compared: neighbouring positions tell nearly the same, and the head is a third of the arithmetic."""
 
 KV_CACHE = "kv_cache"
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What quantized inputs, and a quantized KV cache, cost: mean KL divergence from the FP32 model, nats per token.
+    """What quantized inputs, and a quantized KV cache, cost: mean KL divergence from the FP32 model, in nats per token.
 
-    alone, among: matmul, or `kv_cache` -> with its input alone quantized; and how much less it is with all but it. weights: with integer
-    weights and no quantized input; the others are counted from there. together: all quantized. left: those that the gate kept.
-    float_inputs: those that it left float.
+    The keys are names of matmuls, and `kv_cache`.
+
+    only_this: the cost with only this input quantized. added_to_others: how much this input adds if every other input is quantized too.
+    weights: the cost of integer weights with float inputs; every other cost here is counted on top of it. together: the cost of all
+    quantized inputs. left: the cost of those that the gate kept. max_kl: the budget for `left`; None if nothing was to be switched off.
+    float_inputs: the inputs that the gate left float.
     """
 
-    alone: dict[str, float]
-    among: dict[str, float]
+    only_this: dict[str, float]
+    added_to_others: dict[str, float]
     weights: float
     together: float
     left: float
@@ -40,7 +43,7 @@ class Sensitivity:
 
 
 def apply_gate(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, rows: Sequence[Sequence[int]], max_kl: float | None) -> Sensitivity:
-    """Measure the sensitivity of each quantized input and switch off, in place, the worst until the rest costs no more than the budget.
+    """Measure the sensitivity of each quantized input; switch off the worst, in place, until the others together keep the budget.
 
     The sensitivity of an input is the mean KL divergence of the next-token distribution from that of the FP32 model, in nats per token,
     less that of the model with integer weights and float inputs. It is measured twice, with only this input quantized and with every
@@ -51,7 +54,7 @@ def apply_gate(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, rows: Sequenc
         model: fake-quantized; `quantize_input` of its layers is set. Whether its KV cache can be INT8 is measured like an input.
         reference: the same model in FP32.
         rows: token rows that INC did not see.
-        max_kl: nats a token that all quantized inputs and the cache may cost together; None measures and switches nothing off.
+        max_kl: nats per token that all quantized inputs and the cache may cost together; None: measure, and switch nothing off.
 
     Raises:
         ValueError: the divergence is not finite.
@@ -68,7 +71,7 @@ def apply_gate(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, rows: Sequenc
 
 
 class CacheRounding:
-    """Rounds keys and values, while `quantize_input` is set, as a u8 cache does: each head's of each token by themselves."""
+    """A hook that rounds keys and values, while `quantize_input` is set, as a u8 cache does: each head of each token by itself."""
 
     def __init__(self, head_dim: int):
         self.head_dim = head_dim
@@ -101,9 +104,9 @@ def _gate(layers: Mapping[str, Switched], kl: Callable[[set[str]], float], max_k
     every = set(layers)
     weights = measured(set())
     together = measured(every) - weights
-    alone = {name: measured({name}) - weights for name in layers}
-    among = {name: together - (measured(every - {name}) - weights) for name in layers}
-    worst_first = sorted(layers, key=lambda name: -max(alone[name], among[name]))
+    only_this = {name: measured({name}) - weights for name in layers}
+    added_to_others = {name: together - (measured(every - {name}) - weights) for name in layers}
+    worst_first = sorted(layers, key=lambda name: -max(only_this[name], added_to_others[name]))
     kept, left = set(every), together
     while max_kl is not None and left > max_kl and kept:
         kept.remove(worst_first[len(layers) - len(kept)])
@@ -112,8 +115,8 @@ def _gate(layers: Mapping[str, Switched], kl: Callable[[set[str]], float], max_k
     progress.close()
     short = {name: name.removeprefix("transformer.") for name in layers}
     return Sensitivity(
-        {short[name]: alone[name] for name in layers},
-        {short[name]: among[name] for name in layers},
+        {short[name]: only_this[name] for name in layers},
+        {short[name]: added_to_others[name] for name in layers},
         weights, together, left, max_kl, tuple(short[name] for name in layers if name not in kept),
     )  # fmt: skip
 
@@ -126,8 +129,9 @@ def _switch(layers: Mapping[str, Switched], quantized: Collection[str]) -> None:
 class _Divergence:
     """The mean KL(reference model ‖ model) over some rows, in nats per token, with any choice of the model's inputs quantized.
 
-    What goes into a block depends only on the inputs before it. So the hidden states before each block are kept for two configurations,
-    with none and with all inputs quantized; any other one is computed from the first block on in which it differs from one of these.
+    What a block reads depends only on the inputs quantized before it. So the hidden states before each block are kept for two
+    configurations, with no input and with all inputs quantized. Any other configuration is computed from the first block in which it
+    differs from one of these.
     """
 
     def __init__(self, model: GPT2LMHeadModel, layers: Mapping[str, Switched], reference: GPT2LMHeadModel, rows: Sequence[Sequence[int]]):

@@ -229,7 +229,7 @@ def plot_sensitivity(record: Record) -> list["Axes"]:
     figure, axes = plt.subplots(figsize=(11, 4.2), layout="constrained")
     kinds = {
         "only_this": (-0.2, FIRST, "only this input is quantized"),
-        "all_others": (0.2, SECOND, "all inputs are quantized: what this one adds to the others"),
+        "added_to_others": (0.2, SECOND, "all inputs are quantized: what this one adds to the others"),
     }
     for key, (offset, own, _) in kinds.items():
         heights = [sensitivity[key][name] for name in names]

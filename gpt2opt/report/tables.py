@@ -165,8 +165,8 @@ def audit_table(record: Record) -> Table:
     for kind in kinds:
         names = [name for name in audit["in_file"] if name.split(".", 2)[-1] == kind]
         stored = ", ".join(sorted({audit["in_file"][name] for name in names}))
-        rows.append((kind, str(len(names)), stored, _products(audit["reading"], names), _products(audit["decoding"], names)))
-    return table(("matmul", "how many", "weights stored as", "reading a prompt: input × weight", "decoding: input × weight"), rows)
+        rows.append((kind, str(len(names)), stored, _products(audit["prefill"], names), _products(audit["decode"], names)))
+    return table(("matmul", "how many", "weights stored as", "prefill: input × weight", "decode: input × weight"), rows)
 
 
 def _products(executed: dict[str, Sequence[str]], names: list[str]) -> str:
@@ -318,7 +318,7 @@ def record_tables(record: Record) -> dict[str, Table]:
     if any(measurement.memory and measurement.memory.steady for measurement, _ in record.measurements()):
         tables["Memory at rest"] = shared_memory_table(record)
     last = next((stage for stage in record.stages if stage.name == QUANTIZE), None)
-    if last and "reading" in last.facts.get("audit", {}):
+    if last and "prefill" in last.facts.get("audit", {}):
         tables["INT8 audit"] = audit_table(record)
     if record.stages:
         tables |= {"Trade-off": tradeoff_table(record), "Provenance": provenance_table(record), "Raw samples": raw_samples_table(record)}

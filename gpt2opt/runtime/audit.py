@@ -7,7 +7,7 @@ from pathlib import Path
 
 import openvino
 
-from gpt2opt.runtime.ir_model import compile_ir
+from gpt2opt.runtime.compile import compile_ir
 from gpt2opt.runtime.manifest import read_config, read_manifest
 from gpt2opt.runtime.passes import activation_quantizer, matmuls, stored_weight
 
@@ -24,10 +24,10 @@ class Int8Audit:
     """What the weights of the blocks were asked to be stored in: `i8` or `i4`, or `f32` where nothing was quantized."""
     in_file: dict[str, str]
     """Matmul -> type of its stored weight."""
-    reading: dict[str, tuple[str, str]]
-    """Matmul -> types of its input and of its weight in the graph that reads prompts."""
-    decoding: dict[str, tuple[str, str]]
-    """The same in the graph that decodes."""
+    prefill: dict[str, tuple[str, str]]
+    """Matmul -> types of its input and of its weight in the compiled graph that reads prompts."""
+    decode: dict[str, tuple[str, str]]
+    """The same in the compiled graph that decodes one sequence."""
     float_inputs: tuple[str, ...]
     """Matmuls whose input the file does not quantize."""
     bytes_by_type: dict[str, int]
@@ -43,18 +43,18 @@ class Int8Audit:
         integers = ("i4", "u4") if self.weights == "i4" and name != "lm_head" else INT8_TYPES
         if self.in_file.get(name) not in integers:
             return f"weight {self.in_file.get(name, 'not found')} in the file"
-        for graph, executed in (("reading", self.reading.get(name)), ("decoding", self.decoding.get(name))):
+        for graph, executed in (("prefill", self.prefill.get(name)), ("decode", self.decode.get(name))):
             if executed is None:
                 return f"not found in the {graph} graph"
             if executed[1] not in integers:
                 return f"weight {executed[1]} in the {graph} graph"
-        if name not in self.float_inputs and self.reading[name][0] not in INT8_TYPES:
-            return f"input {self.reading[name][0]} in the reading graph"
+        if name not in self.float_inputs and self.prefill[name][0] not in INT8_TYPES:
+            return f"input {self.prefill[name][0]} in the prefill graph"
         return None
 
     @property
     def expected(self) -> list[str]:
-        """Return the names of all block matmuls and of the head: 4 a layer and 1."""
+        """Return the names of all block matmuls, 4 per layer, and of the head."""
         blocks = [f"h.{layer}.{part}" for layer in range(self.num_layers) for part in BLOCK_MATMULS]
         return [*blocks, "lm_head"]
 
@@ -69,18 +69,18 @@ class Int8Audit:
 
 
 def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
-    """Count what is INT8 in an IR directory: every block matmul and the head, in the file, reading a prompt and decoding.
+    """Count what is INT8 in an IR directory: every block matmul and the head, in the file and in both compiled graphs.
 
-    A weight must be stored as an integer and stay one in both compiled graphs. An input must be an integer in the graph that reads
-    prompts, unless the file has no quantizer for it; which those are is told.
+    A weight must be stored as an integer and stay one in both compiled graphs. An input must be an integer in the prefill graph, unless
+    the file has no quantizer for it; `Int8Audit.float_inputs` lists those.
 
     Args:
         directory: what `quantize_int8` wrote.
-        must_pass: raise if any of them is not INT8.
+        must_pass: raise if one of them is not INT8.
 
     Raises:
         ValueError: there is no IR in the directory, it is damaged, or it is no GPT-2.
-        RuntimeError: a matmul is not INT8, unless `must_pass` is off. The message names each.
+        RuntimeError: a matmul is not INT8 and `must_pass` is set. The message names each.
     """
     directory = Path(directory)
     weights = read_manifest(directory).weights
@@ -96,18 +96,18 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
             constants[node.get_element_type().get_type_name()] += node.get_byte_size()
     compiled = compile_ir(directory)
     head = _executed(compiled.head)
-    reading = head | _executed(compiled.reader)
-    # The stepper has to show a head of its own.
-    decoding = _executed(compiled.stepper) if compiled.stepper else head | _executed(compiled.writer)
-    # How many layers there must be is told by the config, not by the graph: a layer that is missing there has to be missed.
-    audit = Int8Audit(weights, stored, reading, decoding, tuple(float_inputs), dict(constants), read_config(directory, "n_layer"))
+    prefill = head | _executed(compiled.prefill)
+    # The single-step graph needs a head of its own: the shared one must not stand in for it.
+    decode = _executed(compiled.single_step) if compiled.single_step else head | _executed(compiled.decode)
+    # The config tells how many layers there must be, not the graph: else a layer that the graph lacks would go unnoticed.
+    audit = Int8Audit(weights, stored, prefill, decode, tuple(float_inputs), dict(constants), read_config(directory, "n_layer"))
     if must_pass and not audit.passed:
         raise RuntimeError(f"{len(audit.failures)} of {len(audit.expected)} matmuls are not INT8: {'; '.join(audit.failures)}")
     return audit
 
 
 def _executed(compiled) -> dict[str, tuple[str, str]]:
-    """Return matmul -> (type of its input, type of its weight) in a compiled graph; all types where its parts differ."""
+    """Return matmul -> (type of its input, type of its weight) in a compiled graph; all types if its parts differ."""
     parts = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
         if _fact(node, "layerType") in ("FullyConnected", "MatMul", "Convolution") and (name := _matmul(node.get_friendly_name())):

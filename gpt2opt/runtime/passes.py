@@ -102,7 +102,7 @@ def _pick(source: Output, consumers: Iterable[Input], rows: Node) -> None:
 
 
 def one_step(graph: Model) -> Model:
-    """Fix the shapes of a paged graph to one token of one sequence, with an empty sequence beside it; see `IrModel._follow`.
+    """Fix the shapes of a paged graph to one token of one sequence, with an empty sequence beside it; see `token_by_token`.
 
     The CPU plugin then works no shapes out while it runs. Matmuls that are left in the blocks get their row twice: the plugin sums a
     single row in another order than several, and a quantizer behind it would make more of the difference.

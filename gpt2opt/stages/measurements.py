@@ -19,7 +19,8 @@ from gpt2opt.measure.memory import ChildRun, device_vram, in_fresh_process
 from gpt2opt.measure.quality import measure_agreement, perplexity
 from gpt2opt.measure.results import Latency, Memory
 from gpt2opt.record import Measurement, Settings
-from gpt2opt.runtime.ir_model import generate_from_ir, load_ir
+from gpt2opt.runtime.generate import generate_from_ir
+from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.sources.models import load_model
 from gpt2opt.stages.torch_model import TorchDecoder, device, device_name, generate_from_torch, generate_tokens, logits_of

@@ -15,13 +15,16 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from gpt2opt.environment import give_back_memory, has_int8_dot_product
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.measure.quality import window_length
+from gpt2opt.quantize.calibration import calibrate
 from gpt2opt.quantize.export import export_ir, write_ir
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize
-from gpt2opt.quantize.inc import RECIPES, Recipe, calibrate
+from gpt2opt.quantize.recipes import RECIPES, Recipe
 from gpt2opt.quantize.sensitivity import KV_CACHE, Sensitivity, apply_gate
 from gpt2opt.record import Measurement
 from gpt2opt.runtime.audit import Int8Audit, audit_int8
-from gpt2opt.runtime.ir_model import cpu_properties, generate_from_ir, load_ir
+from gpt2opt.runtime.compile import cpu_properties
+from gpt2opt.runtime.generate import generate_from_ir
+from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.runtime.prompt_lookup import PromptLookup
 from gpt2opt.sources.models import check_finite

@@ -28,6 +28,7 @@ from experiments.race.turns import loaded
 from gpt2opt import environment
 from gpt2opt.measure.results import Quality
 from gpt2opt.runtime import ir_model
+from gpt2opt.runtime.compile import cpu_properties
 from gpt2opt.sources.texts import find_texts
 from gpt2opt.storage import from_json
 from tests.experiments.stubs import OursStub, Printing
@@ -177,9 +178,9 @@ def test_bf16_is_asked_of_the_runtime_where_the_cpu_has_it(monkeypatch):
     for engine in (Ours, OursBf16):
         engine().load("ir", 2)
     assert asked == [("ir", 2, "f32"), ("ir", 2, "bf16")]
-    properties = ir_model.cpu_properties(2, "bf16", "bf16")
+    properties = cpu_properties(2, "bf16", "bf16")
     assert (properties["INFERENCE_PRECISION_HINT"], properties["KV_CACHE_PRECISION"]) == ("bf16", "bf16")
-    assert ir_model.cpu_properties()["INFERENCE_PRECISION_HINT"] == "f32"
+    assert cpu_properties()["INFERENCE_PRECISION_HINT"] == "f32"
     for flags, expected in (({"avx512f", "avx512_bf16"}, True), ({"amx_bf16"}, True), ({"avx512f"}, False)):
         monkeypatch.setattr(environment, "_cpu_flags", lambda flags=flags: flags)
         assert environment.has_bf16() is expected

@@ -8,8 +8,8 @@ import torch
 from experiments.recipes import RecipeComparison, SafeSums, _agreement_in_floats, safe_sums_table
 from gpt2opt.measure.quality import prepare_text
 from gpt2opt.measure.results import Quality
+from gpt2opt.quantize.calibration import calibrate, calibrate_static
 from gpt2opt.quantize.fake_quant import linearize
-from gpt2opt.quantize.inc import calibrate, calibrate_static
 from gpt2opt.stages.torch_model import logits_of
 from gpt2opt.storage import from_json
 from tests.conftest import sample_text

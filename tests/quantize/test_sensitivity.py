@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from gpt2opt.quantize import sensitivity
+from gpt2opt.quantize.calibration import calibrate
 from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize, quantized_linears
-from gpt2opt.quantize.inc import Recipe, calibrate
+from gpt2opt.quantize.recipes import Recipe
 from gpt2opt.quantize.sensitivity import CacheRounding, apply_gate
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.stages.quantize import quantize_int8
@@ -30,23 +31,24 @@ def rows(calibration):
     return calibration["input_ids"][-4:]
 
 
-def test_the_input_that_hurts_is_found_and_left_float(spoiled, pruned, rows):
-    sensitivity = apply_gate(spoiled, linearize(pruned), rows, max_kl=None)
-    assert sensitivity.float_inputs == ()
-    assert sensitivity.left == sensitivity.together
-    assert max(sensitivity.alone, key=sensitivity.alone.get) == max(sensitivity.among, key=sensitivity.among.get) == "h.1.mlp.c_fc"
-    budget = sensitivity.together / 2
-    sensitivity = apply_gate(spoiled, linearize(pruned), rows, max_kl=budget)
-    assert sensitivity.float_inputs == ("h.1.mlp.c_fc",)
-    assert sensitivity.left <= budget < sensitivity.together
+def test_the_input_that_costs_most_is_found_and_left_float(spoiled, pruned, rows):
+    measured = apply_gate(spoiled, linearize(pruned), rows, max_kl=None)
+    assert measured.float_inputs == ()
+    assert measured.left == measured.together
+    for costs in (measured.only_this, measured.added_to_others):
+        assert max(costs, key=costs.get) == "h.1.mlp.c_fc"
+    budget = measured.together / 2
+    gated = apply_gate(spoiled, linearize(pruned), rows, max_kl=budget)
+    assert gated.float_inputs == ("h.1.mlp.c_fc",)
+    assert gated.left <= budget < gated.together
     assert {name for name, layer in quantized_linears(spoiled).items() if not layer.quantize_input} == {BAD, "lm_head"}
 
 
 def test_a_budget_of_nothing_leaves_every_input_float_and_no_weight(spoiled, pruned, rows):
     weights = {name: layer.quantized_weight().clone() for name, layer in quantized_linears(spoiled).items()}
-    sensitivity = apply_gate(spoiled, linearize(pruned), rows, max_kl=-1.0)
-    assert len(sensitivity.float_inputs) == 8 + 1  # the KV cache
-    assert sensitivity.left == 0
+    gated = apply_gate(spoiled, linearize(pruned), rows, max_kl=-1.0)
+    assert len(gated.float_inputs) == 8 + 1  # the KV cache
+    assert gated.left == 0
     assert all(torch.equal(layer.quantized_weight(), weights[name]) for name, layer in quantized_linears(spoiled).items())
 
 
@@ -96,14 +98,14 @@ def test_answers_that_overflow_are_refused_and_not_passed(spoiled, pruned, rows)
         apply_gate(spoiled, linearize(pruned), rows, max_kl=1e-4)
 
 
-def test_harm_is_the_kl_divergence_from_the_parent(spoiled, pruned, rows):
+def test_sensitivity_is_the_kl_divergence_from_the_reference_model(spoiled, pruned, rows):
     reference = linearize(pruned)
-    sensitivity = apply_gate(spoiled, reference, rows, max_kl=None)
+    measured = apply_gate(spoiled, reference, rows, max_kl=None)
     with torch.inference_mode():
         ids = torch.tensor(rows)
         p, q = (torch.log_softmax(model(ids).logits[:, 3::4], -1) for model in (reference, spoiled))
-    without_cache = sensitivity.together - sensitivity.among["kv_cache"]
-    assert sensitivity.weights + without_cache == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
+    without_cache = measured.together - measured.added_to_others["kv_cache"]
+    assert measured.weights + without_cache == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
 
 
 def test_the_gate_rounds_keys_and_values_as_the_runtime_does(spoiled, tokenizer, ids, tmp_path):
@@ -129,6 +131,6 @@ def test_a_cache_that_int8_would_spoil_stays_float(k, kept_in, pruned, tokenizer
     done = quantize_int8(model, tokenizer, calibration, tmp_path / "int8")
     assert ("kv_cache" in done.sensitivity.float_inputs) == (kept_in == "f16")
     assert json.loads((tmp_path / "int8/gpt2opt.json").read_text())["kv_cache"] == kept_in
-    reader = load_ir(tmp_path / "int8").reader
-    assert reader.get_tensor("key_cache.0").element_type.get_type_name() == kept_in
+    graph = load_ir(tmp_path / "int8").prefill_graph
+    assert graph.request.get_tensor("key_cache.0").element_type.get_type_name() == kept_in
     assert relative_error(load_ir(tmp_path / "int8").logits(ids), torch_logits(pruned, ids)) < 0.1

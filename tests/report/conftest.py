@@ -58,12 +58,12 @@ def make_record(gpu: str | None = None) -> Record:
     names = ("h.0.attn.c_attn", "h.1.attn.c_attn", "lm_head")
     audit = {
         "in_file": dict.fromkeys(names, "i8"),
-        "reading": dict(zip(names, [["u8", "i8"], ["f32", "i8"], ["f32", "i8"]], strict=True)),
-        "decoding": {name: ["f32", "i8"] for name in names},
+        "prefill": dict(zip(names, [["u8", "i8"], ["f32", "i8"], ["f32", "i8"]], strict=True)),
+        "decode": {name: ["f32", "i8"] for name in names},
     }
-    only_this, all_others = {"h.0.attn.c_attn": 0.001, "h.1.attn.c_attn": 0.004}, {"h.0.attn.c_attn": 0.002, "h.1.attn.c_attn": 0.003}
+    only_this, added = {"h.0.attn.c_attn": 0.001, "h.1.attn.c_attn": 0.004}, {"h.0.attn.c_attn": 0.002, "h.1.attn.c_attn": 0.003}
     sensitivity = {
-        "only_this": only_this, "all_others": all_others, "together": 0.005, "left": 0.002, "max_kl": 0.0025,
+        "only_this": only_this, "added_to_others": added, "together": 0.005, "left": 0.002, "max_kl": 0.0025,
         "float_inputs": ["h.1.attn.c_attn"],
     }  # fmt: skip
     timed = [dataclasses.replace(found, facts=facts) for found, facts in zip(timed, (operators, heads, loss), strict=True)]

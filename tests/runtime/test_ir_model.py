@@ -18,8 +18,12 @@ from optimum.intel import OVModelForCausalLM
 from gpt2opt.decoding import Greedy
 from gpt2opt.environment import has_int8_dot_product
 from gpt2opt.measure.memory import in_fresh_process
-from gpt2opt.runtime import ir_model, passes
-from gpt2opt.runtime.ir_model import PROPERTIES, continue_text, cpu_properties, load_ir
+from gpt2opt.runtime import passes
+from gpt2opt.runtime.bound_graph import BoundGraph
+from gpt2opt.runtime.compile import PROPERTIES, compile_ir, cpu_properties
+from gpt2opt.runtime.generate import continue_text
+from gpt2opt.runtime.ir_model import MANY_SEQUENCES, load_ir
+from gpt2opt.runtime.kv_cache import BLOCK
 from gpt2opt.runtime.prompt_lookup import PromptLookup
 from gpt2opt.stages.quantize import quantize_int8
 from tests.conftest import relative_error, torch_logits
@@ -39,18 +43,18 @@ def test_decoding_gives_what_reading_the_whole_text_gives(float_dir, ids):
 @pytest.fixture(params=[True, False], ids=["dot product", "no dot product"])
 def either_cpu(request, monkeypatch):
     """Both forms of the graphs, whatever CPU this is; return whether it is the form for INT8 dot products."""
-    monkeypatch.setattr(ir_model, "has_int8_dot_product", lambda: request.param)
+    monkeypatch.setattr("gpt2opt.runtime.compile.has_int8_dot_product", lambda: request.param)
     return request.param
 
 
 def test_tokens_are_decoded_on_the_cache_that_the_prompt_left(either_cpu, quantized, pruned, ids):
     model = load_ir(quantized[0])
-    assert (model.reader is model.writer) == (not either_cpu)
-    assert (model.stepper is None) == either_cpu
+    assert (model.prefill_graph is model.decode_graph) == (not either_cpu)
+    assert (model.single_step_graph is None) == either_cpu
     expected = torch_logits(pruned, ids)[:, 20]
     for prompt, decode in (
-        (ids[:, :20], lambda cache, past: model._read(model.writer, cache, ids[:, 20:21], past)),
-        (ids[:1, :20], lambda cache, past: model._follow(cache, ids[0, 20:21], past)),
+        (ids[:, :20], lambda cache, past: model._prefill(model.decode_graph, cache, ids[:, 20:21], past)),
+        (ids[:1, :20], lambda cache, past: model._decode(cache, ids[0, 20:21], past)),
     ):
         decoder = model.decoder(prompt)
         decoder.prefill()
@@ -62,8 +66,8 @@ def test_tokens_are_decoded_on_the_cache_that_the_prompt_left(either_cpu, quanti
 
 
 def test_both_forms_of_the_reading_graph_compute_the_same(either_cpu, quantized, pruned, ids):
-    reader = ir_model.compile_ir(quantized[0]).reader
-    types = {node.get_rt_info()["layerType"].astype(str) for node in reader.get_runtime_model().get_ops()}
+    prefill = compile_ir(quantized[0]).prefill
+    types = {node.get_rt_info()["layerType"].astype(str) for node in prefill.get_runtime_model().get_ops()}
     assert ("Convolution" in types) == (not either_cpu)
     assert relative_error(load_ir(quantized[0]).logits(ids), torch_logits(pruned, ids)) < 0.1
 
@@ -77,16 +81,16 @@ def test_several_tokens_at_once_give_the_bits_of_one_by_one(quantized, ids, thre
     model = load_ir(quantized[0], threads)
     decoder = model.decoder(ids[:1, :25])
 
-    def hidden(request, tokens, past):
-        model._follow(decoder.cache, tokens, past)
-        return request.get_output_tensor().data.copy()
+    def hidden(graph, tokens, past):
+        model._decode(decoder.cache, tokens, past)
+        return graph.request.get_output_tensor().data.copy()
 
     for count in (2, 3, 16):
         tokens = ids[1, :count]  # over the end of a block of the cache
         decoder.prefill()
-        at_once = hidden(model.writer, tokens, 25)
+        at_once = hidden(model.decode_graph, tokens, 25)
         decoder.prefill()
-        one_by_one = [hidden(model.stepper or model.writer, tokens[i : i + 1], 25 + i)[0] for i in range(count)]
+        one_by_one = [hidden(model.single_step_graph or model.decode_graph, tokens[i : i + 1], 25 + i)[0] for i in range(count)]
         np.testing.assert_array_equal(at_once, one_by_one)
 
 
@@ -95,7 +99,7 @@ def test_several_tokens_at_once_give_the_bits_of_one_by_one(quantized, ids, thre
 )
 def test_no_result_is_copied_into_the_layout_that_it_has(all_quantized_dir):
     """With every input quantized: a float matmul before a quantized one is rounded in a pass that keeps its layout."""
-    nodes = ir_model.compile_ir(all_quantized_dir).reader.get_runtime_model().get_ordered_ops()
+    nodes = compile_ir(all_quantized_dir).prefill.get_runtime_model().get_ordered_ops()
     copies = [node for node in nodes if node.get_rt_info()["layerType"].astype(str) == "Reorder"]
     layouts = [
         [of.get_rt_info()["outputLayouts"].astype(str).split(",")[0] for of in (node.input_value(0).get_node(), node)] for node in copies
@@ -106,8 +110,8 @@ def test_no_result_is_copied_into_the_layout_that_it_has(all_quantized_dir):
 
 def test_embeddings_are_looked_up_as_integers(quantized):
     """As floats the table takes four times its bytes, in every graph that is compiled."""
-    compiled = ir_model.compile_ir(quantized[0])
-    graphs_of = {id(graph): graph for graph in (compiled.reader, compiled.writer, compiled.stepper) if graph}
+    compiled = compile_ir(quantized[0])
+    graphs_of = {id(graph): graph for graph in (compiled.prefill, compiled.decode, compiled.single_step) if graph}
     for graph in graphs_of.values():
         sizes = {
             node.get_output_partial_shape(0).get_min_shape()[0]: node.get_rt_info()["outputPrecisions"].astype(str)
@@ -164,7 +168,7 @@ def test_layer_norms_may_do_without_the_mean(quantized, ids, monkeypatch):
     """As convolutions they do: their answers are those of the same graph as matmuls, whose LayerNorms subtract it."""
     found = []
     for by_matmuls in (True, False):
-        monkeypatch.setattr(ir_model, "has_int8_dot_product", lambda by_matmuls=by_matmuls: by_matmuls)
+        monkeypatch.setattr("gpt2opt.runtime.compile.has_int8_dot_product", lambda by_matmuls=by_matmuls: by_matmuls)
         found.append(load_ir(quantized[0]).logits(ids))
     assert relative_error(found[1], found[0]) < 0.02
 
@@ -195,7 +199,7 @@ def test_the_last_block_reads_only_the_wanted_rows_behind_its_attention(quantize
 def test_wanted_rows_alone_get_the_answers_that_they_get_among_all(either_cpu, quantized, calibration):
     ids = np.array(calibration["input_ids"][:8]).reshape(2, 128)  # several blocks of the cache
     model = load_ir(quantized[0])
-    last = model._read(model.reader, model._take_cache(2), ids, 0).copy()
+    last = model._prefill(model.prefill_graph, model._take_cache(2), ids, 0).copy()
     assert relative_error(last, model.logits(ids)[:, -1]) < 1e-3
 
 
@@ -206,14 +210,14 @@ def test_the_last_attention_reads_only_for_the_wanted_rows(past, length, float_d
     model = load_ir(float_dir)
     cache = model._take_cache(2)
     if past:
-        model._read(model.reader, cache, ids[:, :past], 0)
-    last = model._read(model.reader, cache, ids[:, past:end], past)
+        model._prefill(model.prefill_graph, cache, ids[:, :past], 0)
+    last = model._prefill(model.prefill_graph, cache, ids[:, past:end], past)
     np.testing.assert_allclose(last, expected[:, end - 1], atol=1e-3)
-    begins, pasts = (model._bound[model.reader][passes.LAST + name] for name in ("subsequence_begins", "past_lens"))
+    begins, pasts = (model.prefill_graph.inputs[passes.LAST + name] for name in ("subsequence_begins", "past_lens"))
     assert begins[-1] == 2 * length
-    within = (pasts % ir_model.BLOCK + np.diff(begins)).reshape(2, -1)
-    assert (within <= ir_model.BLOCK).all()  # of its block of the cache
-    following = model._read(model.reader, cache, ids[:, end : end + 1], end)  # finds all keys and values in the cache
+    within = (pasts % BLOCK + np.diff(begins)).reshape(2, -1)
+    assert (within <= BLOCK).all()  # of its block of the cache
+    following = model._prefill(model.prefill_graph, cache, ids[:, end : end + 1], end)  # finds all keys and values in the cache
     np.testing.assert_allclose(following, expected[:, end], atol=1e-3)
     np.testing.assert_allclose(model.logits(ids), expected, atol=1e-3)
 
@@ -247,15 +251,15 @@ def test_prompt_lookup_takes_one_prompt(quantized, ids):
 
 
 @pytest.mark.parametrize("sequences", [1, 2, 15, 16])
-def test_many_sequences_are_decoded_as_prompts_are_read(either_cpu, quantized, ids, sequences, monkeypatch):
+def test_many_sequences_are_decoded_by_the_prefill_graph(either_cpu, quantized, ids, sequences, monkeypatch):
     model = load_ir(quantized[0])
     used = []
-    infer = model._infer
-    monkeypatch.setattr(model, "_infer", lambda request, *rest: used.append(request) or infer(request, *rest))
+    run = BoundGraph.run
+    monkeypatch.setattr(BoundGraph, "run", lambda graph, *rest: used.append(graph) or run(graph, *rest))
     out = model.generate(np.tile(ids[:1, :9], (sequences, 1)), 5)
     assert (out == out[0]).all()
-    decoding = (model.stepper or model.writer) if sequences == 1 else model.writer if sequences < 16 else model.reader
-    assert used == [model.reader, *[decoding] * 4]
+    few = (model.single_step_graph or model.decode_graph) if sequences == 1 else model.decode_graph
+    assert used == [model.prefill_graph, *[few if sequences < MANY_SEQUENCES else model.prefill_graph] * 4]
 
 
 def test_a_second_generation_knows_nothing_of_the_first(quantized, ids):
@@ -289,7 +293,7 @@ def test_optimum_and_genai_load_an_int8_directory_and_generate(quantized, ids):
 def test_generating_from_the_ir_loads_no_torch(quantized):
     """What the RAM of INT8 is measured on: a process with openvino and numpy alone."""
     code = (
-        "import json, sys; from gpt2opt.runtime.ir_model import generate_from_ir; list(generate_from_ir(sys.argv[1], [1, 2, 3], 2));"
+        "import json, sys; from gpt2opt.runtime.generate import generate_from_ir; list(generate_from_ir(sys.argv[1], [1, 2, 3], 2));"
         "print(json.dumps(sorted(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(quantized[0])], capture_output=True, text=True, check=True)

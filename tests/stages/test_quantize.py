@@ -11,10 +11,11 @@ from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2opt.environment import has_int8_dot_product
+from gpt2opt.quantize.calibration import calibrate
 from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize, quantized_linears
-from gpt2opt.quantize.inc import Recipe, calibrate
-from gpt2opt.runtime import ir_model, passes
+from gpt2opt.quantize.recipes import Recipe
+from gpt2opt.runtime import passes
 from gpt2opt.runtime.audit import Int8Audit, audit_int8
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources.models import load_model
@@ -35,20 +36,20 @@ def test_linear_layers_compute_what_conv1d_did(pruned, ids):
     np.testing.assert_allclose(torch_logits(linear, ids), torch_logits(pruned, ids), atol=1e-4)
 
 
-def test_every_matmul_is_int8_in_the_file_reading_and_decoding(quantized):
+def test_every_matmul_is_int8_in_the_file_and_in_both_graphs(quantized):
     _, done = quantized
     audit = done.audit
     assert audit.passed
     assert len(audit.expected) == 9
-    assert set(audit.in_file) == set(audit.reading) == set(audit.decoding) == set(audit.expected)
+    assert set(audit.in_file) == set(audit.prefill) == set(audit.decode) == set(audit.expected)
     assert set(audit.in_file.values()) == {"i8"}
     assert set(audit.float_inputs) == {*done.sensitivity.float_inputs, "lm_head"}
     quantized_inputs = set(audit.expected) - set(audit.float_inputs)
     moved_zero_points = {("i8", "i8")} if has_int8_dot_product() else set()  # as AMX's kernels have them in some matmuls
-    assert {audit.reading[name] for name in quantized_inputs} - moved_zero_points == {("u8", "i8")}
-    assert {types for name, types in audit.reading.items() if name in audit.float_inputs} == {("f32", "i8")}
-    # With INT8 dot products inputs are rounded inside the matmul when it decodes; without, the graph that reads decodes, too.
-    assert audit.decoding == (dict.fromkeys(audit.expected, ("f32", "i8")) if has_int8_dot_product() else audit.reading)
+    assert {audit.prefill[name] for name in quantized_inputs} - moved_zero_points == {("u8", "i8")}
+    assert {types for name, types in audit.prefill.items() if name in audit.float_inputs} == {("f32", "i8")}
+    # With INT8 dot products the decode graph rounds inputs inside the matmul; without them it computes as the prefill graph does.
+    assert audit.decode == (dict.fromkeys(audit.expected, ("f32", "i8")) if has_int8_dot_product() else audit.prefill)
 
 
 def test_the_ir_computes_what_the_fake_quantized_graph_does(pruned, tokenizer, layers, ids, tmp_path):
@@ -78,9 +79,9 @@ def test_weight_only_recipes_store_integers_and_decode_with_them(recipe, stored,
     assert done.sensitivity is None
     assert len(done.audit.float_inputs) == 9
     assert {kind for name, kind in done.audit.in_file.items() if name != "lm_head"} == {stored}
-    assert {types[1] for name, types in done.audit.decoding.items() if name != "lm_head"} <= {"i4", "u4", "i8"}
+    assert {types[1] for name, types in done.audit.decode.items() if name != "lm_head"} <= {"i4", "u4", "i8"}
     model = load_ir(tmp_path / recipe)
-    assert model.reader is model.writer
+    assert model.prefill_graph is model.decode_graph
     assert relative_error(model.logits(ids), torch_logits(pruned, ids)) < {"i8": 0.05, "i4": 0.5}[stored]
 
 
@@ -164,17 +165,17 @@ def test_the_audit_sees_one_float_part_of_a_matmul(quantized, monkeypatch):
         node.input(0).replace_source_output(passes.activation_quantizer(node).input_value(0))
         return graph
 
-    monkeypatch.setattr(ir_model, "has_int8_dot_product", lambda: False)
+    monkeypatch.setattr("gpt2opt.runtime.compile.has_int8_dot_product", lambda: False)
     monkeypatch.setattr(passes, "multiply_parts", one_float)
-    with pytest.raises(RuntimeError, match=r"1 of 9 matmuls are not INT8: h\.1\.attn\.c_attn: input f32 and .8 in the reading graph"):
+    with pytest.raises(RuntimeError, match=r"1 of 9 matmuls are not INT8: h\.1\.attn\.c_attn: input f32 and .8 in the prefill graph"):
         audit_int8(quantized[0])
 
 
-def test_the_head_of_the_other_graph_does_not_stand_in_for_one_that_decoding_lacks(quantized, monkeypatch):
+def test_the_shared_head_does_not_stand_in_for_one_that_the_single_step_graph_lacks(quantized, monkeypatch):
     one_step = passes.one_step
-    monkeypatch.setattr(ir_model, "has_int8_dot_product", lambda: False)
+    monkeypatch.setattr("gpt2opt.runtime.compile.has_int8_dot_product", lambda: False)
     monkeypatch.setattr(passes, "one_step", lambda graph: one_step(passes.cut(graph)[0]))
-    with pytest.raises(RuntimeError, match="lm_head: not found in the decoding graph"):
+    with pytest.raises(RuntimeError, match="lm_head: not found in the decode graph"):
         audit_int8(quantized[0])
 
 
@@ -184,13 +185,13 @@ def test_each_way_of_not_being_int8_fails():
     cases = {
         "lm_head: weight f32 in the file": {"in_file": {"lm_head": "f32"}},
         "lm_head: weight not found in the file": {"in_file": {}},
-        "lm_head: not found in the reading graph": {"reading": {}},
-        "lm_head: weight f32 in the decoding graph": {"decoding": {"lm_head": ("f32", "f32")}},
-        "lm_head: input f32 in the reading graph": {"reading": {"lm_head": ("f32", "i8")}},
+        "lm_head: not found in the prefill graph": {"prefill": {}},
+        "lm_head: weight f32 in the decode graph": {"decode": {"lm_head": ("f32", "f32")}},
+        "lm_head: input f32 in the prefill graph": {"prefill": {"lm_head": ("f32", "i8")}},
     }
     for failure, change in cases.items():
         assert dataclasses.replace(good, **change).failures == [failure]
-    assert dataclasses.replace(good, reading={"lm_head": ("f32", "i8")}, float_inputs=("lm_head",)).passed
+    assert dataclasses.replace(good, prefill={"lm_head": ("f32", "i8")}, float_inputs=("lm_head",)).passed
     assert len(dataclasses.replace(good, num_layers=1).failures) == 4
 
 

@@ -1,4 +1,4 @@
-"""What INC finds, and how it is read: ranges, rounded weights, smoothing; and INC's own trap, shown on the model as it comes."""
+"""What calibration makes of each Linear: ranges, rounded weights, smoothing; and INC's own trap, shown on the model as it comes."""
 
 import dataclasses
 import gc
@@ -10,10 +10,12 @@ from neural_compressor.utils.utility import CpuInfo
 
 from experiments.recipes import inject_outliers
 from gpt2opt import environment
-from gpt2opt.quantize import inc
+from gpt2opt.quantize.calibration import calibrate, calibrate_static
 from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import QuantizedLinear, fake_quantize, linearize
-from gpt2opt.quantize.inc import RECIPES, InputRange, Recipe, calibrate, keep_sums_in_16_bits
+from gpt2opt.quantize.input_ranges import InputRange, observe_inputs
+from gpt2opt.quantize.recipes import RECIPES, Recipe
+from gpt2opt.quantize.safe_sums import keep_sums_in_16_bits
 from tests.conftest import make_model, relative_error, torch_logits
 
 NAMES = {f"transformer.h.{n}.{part}" for n in range(2) for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")} | {"lm_head"}
@@ -101,11 +103,11 @@ def test_the_same_bytes_are_written_whatever_cpu_quantizes(recipe, pruned, token
 def test_no_channel_of_a_calibrated_model_needs_more_than_16_bits(pruned, calibration):
     linear = linearize(pruned)
     layers = calibrate(linear, calibration, PLAIN)
-    seen = inc.observe_inputs(linear, calibration, layers)
+    seen = observe_inputs(linear, calibration, layers)
     worst = {name: largest_pair_sum(layer, seen[name]) for name, layer in layers.items()}
     assert max(worst.values()) <= 32767
     linear = linearize(pruned)
-    wider = inc.calibrate_static(linear, calibration, PLAIN)
+    wider = calibrate_static(linear, calibration, PLAIN)
     assert max(largest_pair_sum(layer, seen[name]) for name, layer in wider.items()) > 32767
 
 
@@ -147,12 +149,12 @@ def test_smoothing_that_inc_skipped_is_an_error(pruned, calibration, monkeypatch
         calibrate(linearize(pruned), calibration, RECIPES["w8a8"])
 
 
-def test_smoothing_brings_a_hard_model_near_the_easy_one(pruned, calibration, ids):
-    hard, expected = inject_outliers(linearize(pruned), k=64, share=0.05), torch_logits(pruned, ids)
-    assert relative_error(torch_logits(hard, ids), expected) < 1e-4  # hard to quantize, and the same function
+def test_smoothing_brings_a_model_with_injected_outliers_near_the_original(pruned, calibration, ids):
+    outliers, expected = inject_outliers(linearize(pruned), k=64, share=0.05), torch_logits(pruned, ids)
+    assert relative_error(torch_logits(outliers, ids), expected) < 1e-4  # harder to quantize, and the same function
 
     def error(recipe: Recipe) -> float:
-        copy = linearize(hard)
+        copy = linearize(outliers)
         return relative_error(torch_logits(fake_quantize(copy, calibrate(copy, calibration, recipe)), ids), expected)
 
     assert error(Recipe()) < 0.3 * error(PLAIN)

@@ -1,0 +1,93 @@
+"""What becomes of each Linear of a GPT-2: a weight on its integer grid and the range of its input, by a recipe."""
+
+import dataclasses
+
+from datasets import Dataset
+from transformers import GPT2LMHeadModel
+
+from gpt2opt.quantize.fake_quant import QuantizedLinear
+from gpt2opt.quantize.inc import full_range, run_inc, traceable
+from gpt2opt.quantize.input_ranges import clip_to_percentiles, observe_inputs
+from gpt2opt.quantize.recipes import Recipe
+from gpt2opt.quantize.safe_sums import keep_sums_in_16_bits
+from gpt2opt.quantize.smoothing import smooth_untied_head, take_over_smoothing
+from gpt2opt.quantize.weight_only import round_weights
+
+
+def calibrate(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> dict[str, QuantizedLinear]:
+    """Quantize every Linear of a linearized model, and smooth its LayerNorms in place if the recipe says so.
+
+    The result is the same on every CPU and runs on every CPU, whichever it is made on; see `keep_sums_in_16_bits`.
+
+    Args:
+        linear: from `linearize`. With smoothing its LayerNorms and the weights behind them change; its function does not.
+        calibration: column `input_ids`, rows of one length.
+        recipe: how to quantize.
+
+    Returns:
+        Name of a Linear -> its quantized form.
+
+    Raises:
+        RuntimeError: INC did not apply the smoothing that was asked for, or quantized nothing.
+    """
+    if not recipe.activations:
+        return round_weights(linear, recipe)
+    found = calibrate_static(linear, calibration, recipe)
+    inputs = [name for name, layer in found.items() if layer.input_scale is not None]
+    for name, seen in observe_inputs(linear, calibration, inputs).items():
+        found[name] = keep_sums_in_16_bits(found[name], linear.get_submodule(name).weight, seen)
+    return found
+
+
+def calibrate_static(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> dict[str, QuantizedLinear]:
+    """Do what `calibrate` does for weights and activations, but keep the weights as INC rounds them: they need sums of 32 bits."""
+    if recipe.smooth_alpha is not None:
+        smooth_untied_head(linear, calibration, recipe.smooth_alpha)
+    state = _static(linear, calibration, recipe)
+    if recipe.smooth_alpha is not None:
+        take_over_smoothing(linear, state)
+    found = _read_static(state)
+    del state  # it holds a copy of the embedding
+    if recipe.activation_range == "percentile":
+        found = clip_to_percentiles(linear, calibration, found)
+    if not recipe.head_input:
+        found["lm_head"] = dataclasses.replace(found["lm_head"], input_scale=None)
+    return found
+
+
+def _static(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> dict:
+    from neural_compressor.config import PostTrainingQuantConfig
+
+    smooth = {"smooth_quant": True, "smooth_quant_args": {"alpha": recipe.smooth_alpha, "folding": True}}
+    algorithm = "kl" if recipe.activation_range == "kl" else "minmax"
+    config = PostTrainingQuantConfig(
+        approach="static",
+        excluded_precisions=["bf16"],  # otherwise a CPU with bf16 arithmetic could get other weights than one without
+        recipes=smooth if recipe.smooth_alpha is not None else {},
+        op_type_dict={
+            "Linear": {"activation": {"algorithm": [algorithm]}},
+            # The token embedding shares the head's INT8 tensor in the exported graph; positions stay as they are.
+            "Embedding": {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}},
+        },
+    )
+    with traceable(linear), full_range():
+        return run_inc(linear, config, calibration)
+
+
+def _read_static(state: dict) -> dict[str, QuantizedLinear]:
+    """Read INC's state dict, which stores the scale and the zero point of an input beside each Linear's packed weight."""
+    suffix = "._packed_params._packed_params"
+    found = {}
+    for key in [key for key in state if key.endswith(suffix)]:
+        module = key.removesuffix(suffix)
+        packed, _ = state.pop(key)
+        found[module.removesuffix(".module")] = QuantizedLinear(
+            packed.dequantize(),
+            packed.q_per_channel_scales().float()[:, None],
+            8,
+            state[f"{module}_input_scale_0"].item(),
+            int(state[f"{module}_input_zero_point_0"].item()),
+        )
+    if not found:
+        raise RuntimeError("INC quantized no Linear; is this a linearized model?")
+    return found

@@ -1,0 +1,36 @@
+"""Recipes: the choices that quantize a model, among them the budget of KL divergence that the quality gate keeps."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is quantized; all choices in one place.
+
+    weight_bits: 8 or 4, of the block matmuls. The head, which is also the token embedding, is always in INT8.
+    group_size: inputs that share a weight scale; None: one scale per output channel.
+    activations: whether the inputs of matmuls are quantized, u8 per tensor, as far as the gate lets them be.
+    smooth_alpha: how far SmoothQuant moves the range of an activation into the weights, from 0 to 1 (Xiao et al. 2022); None: not at all.
+    activation_range: `minmax`, `kl` (both INC's) or `percentile`, see `clip_to_percentiles`.
+    head_input: whether the head's input is quantized too. The head reads one row per sequence, so that this gains nothing and costs most.
+    max_kl: the KL budget: nats per token that all quantized activations together may cost; None: no gate. See `quantize.sensitivity`.
+
+    The defaults were chosen on the bundled model: quantized, it predicts the same token as its reference model on at least 97% of the
+    positions, both as it comes and with injected activation outliers. `experiments/recipes.py` compares them with others.
+    """
+
+    weight_bits: int = 8
+    group_size: int | None = None
+    activations: bool = True
+    smooth_alpha: float | None = 0.8
+    activation_range: str = "minmax"
+    head_input: bool = False
+    max_kl: float | None = 0.0008
+
+
+RECIPES = {
+    "w8a8": Recipe(),
+    "w8a8-naive": Recipe(smooth_alpha=None, head_input=True, max_kl=None),
+    "w8": Recipe(activations=False),
+    "w4": Recipe(weight_bits=4, group_size=64, activations=False),
+}

@@ -1,0 +1,103 @@
+"""From an IR directory to the compiled graphs: which properties the CPU plugin gets, and which graphs are made of the one in the file."""
+
+import ctypes
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+import openvino
+
+from gpt2opt.environment import has_int8_dot_product, threads
+from gpt2opt.runtime import passes
+from gpt2opt.runtime.manifest import read_manifest
+
+PROPERTIES = {
+    # bf16 is the silent default on machines with AMX, and weight-compressed models have their activations quantized at run time.
+    # Both would change what FP32 and INT8 mean here.
+    "INFERENCE_PRECISION_HINT": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    "PERFORMANCE_HINT": "LATENCY",
+    # In an INT8 KV cache each key is rounded once and by itself. By channel, which is the plugin's default, all keys of a block would be
+    # rounded again whenever a token joins them, and the decoded tokens would depend on how many tokens were read at once.
+    "KEY_CACHE_QUANT_MODE": "BY_TOKEN",
+}
+SAME_BITS = {"SNIPPETS_MODE": "DISABLE"}
+"""Without this, the plugin's code generator for chains of small operations makes a graph of fixed shapes round differently from one
+of dynamic shapes."""
+ROUNDED_AT_RUN_TIME = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}
+"""On a CPU with INT8 dot products the plugin reads INT8 weights fastest when it rounds each token's inputs to INT8, in groups of 32 (its
+default). This loses less than the quantizers in the file, whose one range serves all tokens and channels."""
+
+
+def cpu_properties(num_threads: int | None = None, kv_cache: str = "f32", precision: str = "f32") -> dict[str, str]:
+    """Return the properties that an IR is compiled with: `PROPERTIES`, and all threads that this process may use unless told."""
+    chosen = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": kv_cache}
+    return {**PROPERTIES, **chosen, "INFERENCE_NUM_THREADS": str(num_threads or threads())}
+
+
+@dataclass(frozen=True)
+class CompiledIr:
+    """The graphs that are made of one IR. One compiled graph may serve two roles; then both fields refer to it.
+
+    prefill: reads prompts and returns hidden states. decode: the same for one further token of several sequences, or several tokens of
+    one sequence. head: from the hidden states of either to logits. single_step: one further token of one sequence, with a head of its
+    own; None if the decode graph does this too.
+    """
+
+    prefill: openvino.CompiledModel
+    decode: openvino.CompiledModel
+    head: openvino.CompiledModel
+    single_step: openvino.CompiledModel | None
+
+
+def compile_ir(directory: Path | str, num_threads: int | None = None, precision: str = "f32") -> CompiledIr:
+    """Compile the graphs of an IR; see `load_ir`.
+
+    If no activation is quantized, one graph reads prompts and decodes. On a CPU with INT8 dot products a second graph decodes, with INT8
+    weights and with inputs that are rounded token by token. On a CPU without them the plugin's INT8 convolution is the fastest way to
+    decode too: the second graph is the first one with fixed shapes, and it continues to the logits.
+
+    Raises:
+        ValueError: as `load_ir`.
+    """
+    manifest = read_manifest(directory)
+    xml = Path(directory) / "openvino_model.xml"
+    properties = cpu_properties(num_threads, precision if manifest.weights == "f32" else manifest.kv_cache, precision)
+    core = openvino.Core()
+
+    def compiled(graph: openvino.Model, **changed: str) -> openvino.CompiledModel:
+        return core.compile_model(graph, "CPU", {**properties, **changed})
+
+    try:
+        graph, single_step = passes.paged(core.read_model(str(xml))), None
+        rounded = any(passes.activation_quantizer(node) for node in passes.matmuls(graph))
+        by_convolutions = rounded and not has_int8_dot_product()
+        if by_convolutions:
+            passes.gelu_by_erf(graph)
+            single_step = compiled(passes.one_step(passes.as_convolutions(graph.clone())), **SAME_BITS)
+        body, head = passes.cut(passes.describe_last_attention(graph))
+        if by_convolutions:
+            prefill = decode = compiled(passes.as_convolutions(passes.multiply_parts(body)), **SAME_BITS)
+        else:
+            prefill = decode = compiled(body.clone())
+            if rounded:
+                decode = compiled(passes.weight_only(body), **ROUNDED_AT_RUN_TIME)
+        return CompiledIr(prefill, decode, compiled(head), single_step)
+    except RuntimeError as error:
+        raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); export it again") from error
+
+
+def give_back_pages(weights: Path) -> None:
+    """Let go of the pages of the mapped weights that have been read: the compiled graphs hold them in a layout of their own.
+
+    A page that is needed again, for the embedding of a token for example, is read from the file again. Does nothing if there is no /proc.
+    """
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    for line in maps.read_text().splitlines():
+        if line.endswith(f" {weights.resolve()}"):
+            start, end = (int(address, 16) for address in line.split()[0].split("-"))
+            madvise(start, end - start, mmap.MADV_DONTNEED)
