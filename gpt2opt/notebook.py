@@ -7,6 +7,8 @@ from pathlib import Path
 
 from gpt2opt.storage import write_whole
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 
 def execute_notebook(path: Path) -> int:
     """Run a notebook top to bottom in a fresh kernel and write it back with its outputs.
@@ -51,9 +53,18 @@ def execute_notebook(path: Path) -> int:
         return 1
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # time stamps, which differ on every run
+    _drop_progress_bars(notebook)
     write_whole(path, nbformat.writes(notebook) + "\n")
     print(f"{progress.elapsed()}  done: {path.name} holds {_count_charts(notebook)} charts", file=sys.stderr)
     return 0
+
+
+def _drop_progress_bars(notebook) -> None:
+    """Remove the widgets of progress bars: in a file nothing moves them, and a reader would see them where they stood at first."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
 
 
 def _count_charts(notebook) -> int:

@@ -1,12 +1,13 @@
 """What becomes of each Linear of a GPT-2: a weight on its integer grid and the range of its input, by a recipe."""
 
 import dataclasses
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import GPT2LMHeadModel
 
 from gpt2opt.quantize.fake_quant import QuantizedLinear
-from gpt2opt.quantize.inc import full_range, run_inc, traceable
+from gpt2opt.quantize.inc import load_inc, run_inc
 from gpt2opt.quantize.input_ranges import clip_to_percentiles, observe_inputs
 from gpt2opt.quantize.recipes import Recipe
 from gpt2opt.quantize.safe_sums import keep_sums_in_16_bits
@@ -32,35 +33,23 @@ def calibrate(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> 
     """
     if not recipe.activations:
         return round_weights(linear, recipe)
-    found = calibrate_static(linear, calibration, recipe)
-    inputs = [name for name, layer in found.items() if layer.input_scale is not None]
-    for name, seen in observe_inputs(linear, calibration, inputs).items():
-        found[name] = keep_sums_in_16_bits(found[name], linear.get_submodule(name).weight, seen)
-    return found
+    return _safe_for_every_cpu(linear, calibration, calibrate_static(linear, calibration, recipe))
 
 
 def calibrate_static(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> dict[str, QuantizedLinear]:
     """Do what `calibrate` does for weights and activations, but keep the weights as INC rounds them: they need sums of 32 bits."""
     if recipe.smooth_alpha is not None:
         smooth_untied_head(linear, calibration, recipe.smooth_alpha)
-    state = _static(linear, calibration, recipe)
-    if recipe.smooth_alpha is not None:
-        take_over_smoothing(linear, state)
-    found = _read_static(state)
-    del state  # it holds a copy of the embedding
-    if recipe.activation_range == "percentile":
-        found = clip_to_percentiles(linear, calibration, found)
-    if not recipe.head_input:
-        found["lm_head"] = dataclasses.replace(found["lm_head"], input_scale=None)
-    return found
+    return _from_state(linear, run_inc(linear, int8_config(recipe), calibration), calibration, recipe)
 
 
-def _static(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> dict:
+def int8_config(recipe: Recipe):
+    """Return what INC is asked for: INT8 weights per channel and u8 inputs per tensor of every Linear, smoothed as the recipe says."""
     from neural_compressor.config import PostTrainingQuantConfig
 
     smooth = {"smooth_quant": True, "smooth_quant_args": {"alpha": recipe.smooth_alpha, "folding": True}}
     algorithm = "kl" if recipe.activation_range == "kl" else "minmax"
-    config = PostTrainingQuantConfig(
+    return PostTrainingQuantConfig(
         approach="static",
         excluded_precisions=["bf16"],  # otherwise a CPU with bf16 arithmetic could get other weights than one without
         recipes=smooth if recipe.smooth_alpha is not None else {},
@@ -70,8 +59,38 @@ def _static(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe) -> di
             "Embedding": {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}},
         },
     )
-    with traceable(linear), full_range():
-        return run_inc(linear, config, calibration)
+
+
+def carry_over(linear: GPT2LMHeadModel, inc_folder: Path | str, calibration: Dataset, recipe: Recipe) -> dict[str, QuantizedLinear]:
+    """Read what INC saved, smooth the LayerNorms of the model in place as INC did, and make the weights safe for sums of 16 bits.
+
+    Args:
+        linear: from `linearize`, as it was given to INC.
+        inc_folder: `save_directory` of `INCQuantizer.quantize`.
+        calibration: the rows that INC saw.
+        recipe: that INC was configured by.
+
+    Returns, raises:
+        As `calibrate`.
+    """
+    return _safe_for_every_cpu(linear, calibration, _from_state(linear, load_inc(inc_folder), calibration, recipe))
+
+
+def _safe_for_every_cpu(linear: GPT2LMHeadModel, calibration: Dataset, found: dict[str, QuantizedLinear]) -> dict[str, QuantizedLinear]:
+    inputs = [name for name, layer in found.items() if layer.input_scale is not None]
+    seen = observe_inputs(linear, calibration, inputs)
+    return found | {name: keep_sums_in_16_bits(found[name], linear.get_submodule(name).weight, seen[name]) for name in inputs}
+
+
+def _from_state(linear: GPT2LMHeadModel, state: dict, calibration: Dataset, recipe: Recipe) -> dict[str, QuantizedLinear]:
+    if recipe.smooth_alpha is not None:
+        take_over_smoothing(linear, state)
+    found = _read_static(state)
+    if recipe.activation_range == "percentile":
+        found = clip_to_percentiles(linear, calibration, found)
+    if not recipe.head_input:
+        found["lm_head"] = dataclasses.replace(found["lm_head"], input_scale=None)
+    return found
 
 
 def _read_static(state: dict) -> dict[str, QuantizedLinear]:

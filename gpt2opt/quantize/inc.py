@@ -3,6 +3,7 @@
 INC skips what it can't do without an error, and its ranges depend on the CPU. The context managers here prevent both.
 """
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,27 +18,85 @@ from gpt2opt import environment
 
 
 def run_inc(linear: GPT2LMHeadModel, config, calibration: Dataset | None) -> dict:
-    """Run `INCQuantizer` on a copy of a model and return the state dict that it saves."""
+    """Run `INCQuantizer` on a copy of a model and return the state dict that it saves.
+
+    Args:
+        linear: from `linearize`.
+        config: of `neural_compressor`.
+        calibration: column `input_ids`; None where weights alone are quantized.
+    """
     import copy
 
-    from neural_compressor.utils.utility import set_workspace
     from optimum.intel import INCQuantizer
-    from torch.ao.quantization.fx.utils import assert_and_get_unique_device
 
     with tempfile.TemporaryDirectory() as scratch:
-        set_workspace(scratch)
-        quantizer = INCQuantizer.from_pretrained(copy.deepcopy(linear), task="text-generation")
-        # One row at a time: the logits of eight rows of 1024 tokens would take 1.6 GB.
-        quantizer.quantize(quantization_config=config, save_directory=scratch, calibration_dataset=calibration, batch_size=1)
-        state = torch.load(Path(scratch, "pytorch_model.bin"), weights_only=False)
-    del quantizer
-    assert_and_get_unique_device.cache_clear()  # torch caches its answer for each module, and the cache keeps them alive
-    environment.give_back_memory()  # INC's copies of the model are in reference cycles
-    return state
+        with readable_by_inc(linear):
+            quantizer = INCQuantizer.from_pretrained(copy.deepcopy(linear), task="text-generation")
+            # One row at a time: the logits of eight rows of 1024 tokens would take 1.6 GB.
+            quantizer.quantize(quantization_config=config, save_directory=scratch, calibration_dataset=calibration, batch_size=1)
+            del quantizer
+        return load_inc(scratch)
+
+
+def load_inc(folder: Path | str) -> dict:
+    """Load the state dict that `INCQuantizer.quantize` saved into a folder."""
+    return torch.load(Path(folder, "pytorch_model.bin"), weights_only=False)
 
 
 @contextmanager
-def traceable(linear: GPT2LMHeadModel) -> Iterator[None]:
+def readable_by_inc(linear: GPT2LMHeadModel) -> Iterator["OperatorTable"]:
+    """Let `INCQuantizer` smooth and calibrate a linearized model inside a `with` block, and hear which operators it quantizes.
+
+    Inside, the model can be traced (see `_traceable`), the range of an input has 256 steps (see `_full_range`) and what INC writes beside
+    its result goes into a scratch folder. At the end what INC would keep alive is freed.
+
+    Yields:
+        The table that INC writes into its log; it prints once INC is done.
+    """
+    from neural_compressor.utils.utility import set_workspace
+    from torch.ao.quantization.fx.utils import assert_and_get_unique_device
+
+    table = OperatorTable()
+    with tempfile.TemporaryDirectory() as scratch, _traceable(linear), _full_range(), table.listening():
+        set_workspace(scratch)
+        yield table
+    assert_and_get_unique_device.cache_clear()  # torch caches its answer for each module, and the cache keeps them alive
+    environment.give_back_memory()  # INC's copies of the model are in reference cycles
+
+
+class OperatorTable(logging.Handler):
+    """INC's own table of how many operators of each kind it quantized, as it stands in INC's log."""
+
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self._lines: list[str] = []
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        if "Mixed Precision Statistics" in line:
+            self._lines = []  # of the tuning round before this one
+        if line.startswith(("|", "+")):
+            self._lines.append(line)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear INC's log inside a `with` block; nothing of it is printed meanwhile."""
+        logger = logging.getLogger("neural_compressor")
+        level, handlers, propagate = logger.level, logger.handlers, logger.propagate
+        logger.handlers, logger.propagate = [self], False
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
+@contextmanager
+def _traceable(linear: GPT2LMHeadModel) -> Iterator[None]:
     """Make the model traceable by `torch.jit.trace` inside a `with` block.
 
     INC finds the layers to smooth by tracing, and skips smoothing without an error if tracing fails. transformers builds the causal mask
@@ -84,7 +143,7 @@ class _SeenByNoTracer(nn.Module):
 
 
 @contextmanager
-def full_range() -> Iterator[None]:
+def _full_range() -> Iterator[None]:
     """Make INC divide the range of an input into 256 steps inside a `with` block.
 
     On a CPU without VNNI it takes 128, so that sums of two products stay within 16 bits; here `keep_sums_in_16_bits` adjusts the weights

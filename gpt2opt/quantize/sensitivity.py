@@ -41,6 +41,11 @@ class Sensitivity:
     max_kl: float | None
     float_inputs: tuple[str, ...]
 
+    @property
+    def kv_cache(self) -> str:
+        """Return what keys and values are to be kept in, as `export_ir` takes it."""
+        return "f16" if KV_CACHE in self.float_inputs else "u8"
+
 
 def apply_gate(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, rows: Sequence[Sequence[int]], max_kl: float | None) -> Sensitivity:
     """Measure the sensitivity of each quantized input; switch off the worst, in place, until the others together keep the budget.

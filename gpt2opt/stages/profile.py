@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import GPT2LMHeadModel
 
 from gpt2opt.measure.trace import Trace, record_trace
@@ -41,29 +40,14 @@ def run_profile(run: Run) -> Measurement:
 
 
 def profile_facts(run: Run, model: GPT2LMHeadModel, trace: Trace) -> dict[str, Any]:
-    """Return what the record keeps of stage 1: the trace, both arithmetics, and perplexities that others have published."""
+    """Return what the record keeps of stage 1: the trace, and perplexities that others have published."""
     facts = {
         "trace": f"{run.traces.name}/{PROFILE}/{trace.path.name}",
         "trace_bytes": trace.size_bytes,
         "operator_seconds": trace.operators,
-        "fp16_arithmetic": compare_arithmetic(run, model),
         "known_perplexities": check_against_known(
             run.model.name, model.num_parameters(), run.texts, run.tokenizer, logits_of(model.float()), device() == "cuda"
         ),
     }
     model.half()  # back from the FP32 arithmetic; nothing was rounded on the way
     return facts
-
-
-@torch.inference_mode()
-def compare_arithmetic(run: Run, model: GPT2LMHeadModel) -> dict[str, float] | None:
-    """Score the prompt in FP16 and in FP32 arithmetic with the same FP16 weights, on a CPU, where quality is scored in FP32.
-
-    Returns:
-        Mean NLL in nats per token of each, or None on a GPU, where FP16 arithmetic itself is scored.
-    """
-    if device() == "cuda":
-        return None
-    ids = torch.tensor([run.workload.prompt])
-    losses = {dtype: float(model.to(getattr(torch, dtype))(ids, labels=ids).loss) for dtype in ("float32", "float16")}
-    return {f"{dtype}_nats": loss for dtype, loss in losses.items()}

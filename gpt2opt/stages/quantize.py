@@ -19,7 +19,7 @@ from gpt2opt.quantize.calibration import calibrate
 from gpt2opt.quantize.export import export_ir, write_ir
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize
 from gpt2opt.quantize.recipes import RECIPES, Recipe
-from gpt2opt.quantize.sensitivity import KV_CACHE, Sensitivity, apply_gate
+from gpt2opt.quantize.sensitivity import Sensitivity, apply_gate
 from gpt2opt.record import Measurement
 from gpt2opt.runtime.audit import Int8Audit, audit_int8
 from gpt2opt.runtime.compile import cpu_properties
@@ -112,16 +112,16 @@ def quantize_int8(
     recipe = _recipe(recipe)
     check_finite(model)
     _check_calibration(calibration, model.config.vocab_size)
-    if recipe.activations and not has_int8_dot_product():
+    gated = recipe.activations and recipe.max_kl is not None
+    if gated and not has_int8_dot_product():
         logger.warning(UNKNOWN_DOT_PRODUCT if has_int8_dot_product() is None else NO_DOT_PRODUCT)
     linear = linearize(model)
-    seen, kept_back = _split(calibration)
+    seen, kept_back = split_calibration(calibration)
     fake = fake_quantize(linear, calibrate(linear, seen, recipe))
-    sensitivity = apply_gate(fake, linearize(model), kept_back, recipe.max_kl) if recipe.max_kl is not None and recipe.activations else None
+    sensitivity = apply_gate(fake, linearize(model), kept_back, recipe.max_kl) if gated else None
     give_back_memory()
-    cache_stays_float = not recipe.activations or (sensitivity and KV_CACHE in sensitivity.float_inputs)
     with new_folder(out_dir) as partial:
-        write_ir(fake, tokenizer, partial, "f16" if cache_stays_float else "u8")
+        write_ir(fake, tokenizer, partial, sensitivity.kv_cache if sensitivity else "u8" if recipe.activations else "f16")
         audit = audit_int8(partial)  # what fails it never gets the name
     return Quantized(audit, sensitivity)
 
@@ -134,7 +134,7 @@ def _recipe(recipe: str | Recipe) -> Recipe:
     return RECIPES[recipe]
 
 
-def _split(calibration: Dataset) -> tuple[Dataset, list[list[int]]]:
+def split_calibration(calibration: Dataset) -> tuple[Dataset, list[list[int]]]:
     """Return the rows that INC sees, and those for the gate, up to `GATE_TOKENS` of them."""
     gate_rows = calibration["input_ids"][-(len(calibration) // 4) :]
     return calibration.select(range(len(calibration) - len(gate_rows))), gate_rows[: max(1, GATE_TOKENS // len(gate_rows[0]))]
@@ -162,18 +162,17 @@ def run_quantize(run: Run) -> Measurement:
     quantize_int8(model, run.tokenizer, calibration, naive, "w8a8-naive")
     export_ir(linearize(model), run.tokenizer, fp32)
     run.measure("FP32", fp32, optimum_generates_the_same=optimum_generates_the_same(run, fp32))
-    measured = run.measure("INT8", int8, calibration_rows=len(calibration), **int8_facts(run, int8, quantized))
+    measured = run.measure("INT8", int8, **int8_facts(run, int8, quantized.audit, quantized.sensitivity))
     run.measure("INT8, naive", naive)
     return measured
 
 
-def int8_facts(run: Run, folder: Path, quantized: Quantized) -> dict[str, Any]:
+def int8_facts(run: Run, folder: Path, audit: Int8Audit, sensitivity: Sensitivity | None) -> dict[str, Any]:
     """Return what the record keeps of an INT8 model: the recipe, the audit, the sensitivities, and what its runtime can do."""
-    audit = quantized.audit
     return {
         "recipe": RECIPES["w8a8"],
         "audit": audit,
-        "sensitivity": quantized.sensitivity,
+        "sensitivity": sensitivity,
         "int8_matmuls": len(audit.expected) - len(audit.failures),
         "expected_matmuls": len(audit.expected),
         "int8_share_of_bytes": audit.int8_share,
