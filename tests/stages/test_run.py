@@ -1,18 +1,21 @@
-"""A run begins only where it can end."""
+"""A run begins only where it can end, and `measure` is the one way into its record."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.measure.quality import window_length
 from gpt2opt.record import Settings, read_record
+from gpt2opt.sources.models import load_model
 from gpt2opt.stages.profile import run_profile
 from gpt2opt.stages.prune import head_importance, prune_attention_heads, run_prune
 from gpt2opt.stages.run import fit_to_context, start_run
-from gpt2opt.storage import new_folder
+from gpt2opt.storage import hash_weights, new_folder
 from tests.conftest import make_model, make_tokenizer
 
 
@@ -99,3 +102,54 @@ def test_layers_with_different_numbers_of_heads_are_refused_before_the_first_sta
         prune_attention_heads(model, 0.2)
     with pytest.raises(ValueError, match=r"layers kept \[10, 12\] heads"):
         head_importance(model, [])
+
+
+@pytest.fixture(scope="module")
+def run(model_dir, text_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return start_run(str(model_dir), str(text_file), folder / "out", folder / "traces", score_bytes=3000, prompt_tokens=8, new_tokens=2)
+
+
+@pytest.fixture(scope="module")
+def baseline(run):
+    _, model = load_model(run.model.path, "float16")
+    run.measure("Baseline", model, heads=np.array([1, 2]), where=Path("here"))
+    return model
+
+
+def test_what_is_measured_is_what_was_written_and_the_facts_are_as_json_gives_them_back(run, baseline):
+    measured = read_record(run.out / "run.json").measured("Baseline")
+    assert measured == run.record.measured("Baseline")
+    assert measured.facts == {"heads": [1, 2], "where": "here"}
+    assert measured.parameters == baseline.num_parameters()
+    assert len(measured.continuations) == len(run.record.prompts) == len(run.workload.samples)
+    assert run.record.stages[0].weights_out == hash_weights(run.folder("Baseline"))
+    assert read_record(run.traces / "run.json") == run.record
+
+
+def test_a_name_that_no_stage_knows_is_a_control_and_is_not_timed(run, baseline):
+    run.measure("Halved, by a friend", baseline)
+    control = run.record.stage("1-profile").control("Halved, by a friend")
+    assert run.folder("Halved, by a friend").name == "1-control-by-a-friend"
+    assert control.latency is control.memory is None
+    assert control.quality == run.record.measured("Baseline").quality
+
+
+def test_what_can_not_be_measured_is_refused_before_anything_is_written(run, baseline):
+    with pytest.raises(ValueError, match=r"'Baseline' has parameters in torch\.float32, expected torch\.float16; cast it"):
+        run.measure("Baseline", copy.deepcopy(baseline).float())
+    with pytest.raises(ValueError, match="'Fine-tuned' is compared with 'Pruned', which has not been measured yet"):
+        run.measure("Fine-tuned", baseline)
+    with pytest.raises(ValueError, match=r"'Pruned' is .*, expected a torch model or run\.folder\('Pruned'\) with an IR in it"):
+        run.measure("Pruned", run.folder("Pruned"))
+    assert not run.folder("Fine-tuned").exists()
+    with pytest.raises(ValueError, match="'Pruned' is not in this record"):
+        run.load("Pruned")
+
+
+def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again(run, baseline):
+    run.measure("Pruned", baseline)
+    assert [stage.name for stage in run.record.stages] == ["1-profile", "2-prune"]
+    assert run.record.stage("2-prune").comparisons[0].base == "Baseline"
+    run.measure("Baseline", baseline)
+    assert [stage.name for stage in run.record.stages] == ["1-profile"]
