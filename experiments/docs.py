@@ -1,111 +1,145 @@
-"""Fill the marked blocks of the README from the committed results: `python -m experiments.docs`. No figure in it is typed by hand.
+"""Fill the marked blocks of README and docs from the committed results, and draw their charts. No figure in them is typed by hand.
 
-A block stands between `<!-- NAME-KIND -->` and `<!-- /NAME-KIND -->`, and shows what was measured on one kind of CPU; those of the run of
-the notebook have no kind in their name, since the text in them says what it was taken on.
+A block stands between `<!-- WHAT-KIND -->` and `<!-- /WHAT-KIND -->`: what was measured on one kind of CPU, an experiment of
+`contract.EXPERIMENTS` or one of `OF_THE_RUN`, of the record of the notebook in `results/KIND/run.json`.
 """
 
-import json
+import os
 import re
 from pathlib import Path
 
-from experiments.attribution import Attribution
-from experiments.attribution_report import attribution_caption, attribution_table
-from experiments.pruning import PruningControls
-from experiments.pruning_report import curve_table, ratio_table, recovery_caption, recovery_table
-from experiments.race import tables
-from experiments.race.results import BenchResult
-from experiments.recipes import RecipeComparison, recipes_caption, recipes_table, safe_sums_table
-from experiments.scoring import ScoringComparison, scoring_caption, scoring_table
-from gpt2opt.environment import machine_label
+from experiments.contract import EXPERIMENTS, hash_of, json_path, read_result_of, write_charts
+from gpt2opt.environment import cpu_kind, machine_label
 from gpt2opt.record import Record, read_record
-from gpt2opt.report.tables import perplexity_ratio, quality_table, speed_table, summary_table
-from gpt2opt.storage import from_json, write_whole
+from gpt2opt.report.charts import draw_charts
+from gpt2opt.report.conclusions import conclude_finetune, conclude_profile, conclude_prune, conclude_quantize
+from gpt2opt.report.tables import memory_table, perplexity_ratio, quality_table, speed_table, summary_table, table
+from gpt2opt.storage import write_whole
 
-ROOT = Path(__file__).parents[2]
-RECORD = "traces/run.json"
-SAFE_SUMS = (
-    "Whatever CPU quantizes, weights get steps with which sums fit into 16 bits, so that a CPU without VNNI or AMX can run what another "
-    "one wrote. What that costs where nothing saturates, by the default recipe without its gate:"
-)
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
+DOCUMENTS = ("README.md", "docs/*.md")
 BLOCK = re.compile(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
+FIRST_PAGE = ("Baseline", "Pruned", "Fine-tuned", "FP32", "INT8")
 
 
-def fill(text: str, root: Path) -> str:
-    """Return a document with every block made anew from the results in a checkout.
+def fill_documents() -> list[str]:
+    """Draw the charts and fill all documents; return the names of the documents that changed."""
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        draw_missing(folder)
+    changed = []
+    for path in documents():
+        before = path.read_text(encoding="utf-8")
+        after = fill(before, path.parent)
+        if after != before:
+            write_whole(path, after)
+            changed.append(path.relative_to(ROOT).as_posix())
+    return changed
+
+
+def documents() -> list[Path]:
+    return [path for pattern in DOCUMENTS for path in sorted(ROOT.glob(pattern))]
+
+
+def take_run() -> Path:
+    """Copy the record of the last run of the notebook, traces/run.json, to the results of its kind of CPU."""
+    source = ROOT / "traces" / "run.json"
+    target = RESULTS / cpu_kind(read_record(source).environment["cpu_flags"]) / "run.json"
+    write_whole(target, source.read_bytes())
+    return target
+
+
+def draw_missing(folder: Path) -> None:
+    """Draw the charts of a folder of results that are not there yet, or were drawn from another result."""
+    for source in sorted(folder.glob("*.json")):
+        drawn = drawn_from(source)
+        if drawn and all(path.exists() and hash_of(source).encode() in path.read_bytes() for path in drawn):
+            continue
+        if source.name == "run.json":
+            write_charts({f"run-{name}": figure for name, figure in draw_charts(read_record(source))}, folder, source)
+        elif source.stem in EXPERIMENTS:
+            write_charts(EXPERIMENTS[source.stem].load().charts(read_result_of(source.stem, folder)), folder, source)
+
+
+def drawn_from(source: Path) -> list[Path]:
+    """Return the charts that lie beside a result."""
+    if source.name == "run.json":
+        return sorted(source.parent.glob("run-*.png"))
+    return [path for name in EXPERIMENTS[source.stem].charts if (path := source.with_name(f"{name}.png")).exists()]
+
+
+def fill(text: str, place: Path) -> str:
+    """Return a document that lies in a folder with every block made anew.
 
     Raises:
-        ValueError: a block has a name that is not known.
+        ValueError: a block has a name that is not known, or there is no such result.
     """
-    return BLOCK.sub(lambda found: f"<!-- {found['name']} -->\n\n{_block(found['name'], root)}\n\n<!-- /{found['name']} -->", text)
+    return BLOCK.sub(lambda found: f"<!-- {found['name']} -->\n\n{_block(found['name'], place)}\n\n<!-- /{found['name']} -->", text)
 
 
-def _block(name: str, root: Path) -> str:
-    if name in OF_THE_RUN:
-        return OF_THE_RUN[name](read_record(root / RECORD))
-    what, _, kind = name.partition("-")
-    if what not in OF_A_KIND:
-        known = ", ".join((*OF_THE_RUN, *(f"{name}-KIND" for name in OF_A_KIND)))
+def _block(name: str, place: Path) -> str:
+    what, _, kind = name.rpartition("-")
+    folder = RESULTS / kind
+    if what in OF_THE_RUN:
+        return OF_THE_RUN[what](read_record(folder / "run.json"), _link(folder, place))
+    if what not in EXPERIMENTS:
+        known = ", ".join(f"{one}-KIND" for one in (*OF_THE_RUN, *EXPERIMENTS))
         raise ValueError(f"block {name!r} is not known; expected one of {known}")
-    result, show = OF_A_KIND[what]
-    folder = f"experiments/results/{kind}"
-    return show(from_json(result, json.loads((root / folder / f"{what}.json").read_text(encoding="utf-8"))), folder)
+    experiment, result, link = EXPERIMENTS[what].load(), read_result_of(what, folder), _link(folder, place)
+    source = json_path(what, folder)
+    parts = [experiment.caption(result)]
+    parts += [f"![{path.stem}]({link}/{path.name})" for path in drawn_from(source)]
+    parts += [f"**{title}**\n\n{shown.markdown()}" for title, shown in experiment.tables(result).items()]
+    return "\n\n".join([*parts, f"All samples: [`{what}.json`]({link}/{source.name})."])
 
 
-def _summary(record: Record) -> str:
-    stage = record.stage("4-quantize")
-    quality, agreement, facts, sources = stage.measurement.quality, stage.measurement.agreement, record.environment, record.sources
-    ratio = perplexity_ratio(quality, stage.control("FP32").quality)
+def _link(folder: Path, place: Path) -> str:
+    return Path(os.path.relpath(folder, place)).as_posix()
+
+
+def _first_page(record: Record, link: str) -> str:
+    """Show five models of a run in one table, and one chart."""
+    shown = summary_table(record)
+    columns = [shown.header.index(name) for name in shown.header if name not in ("bits/byte", "device")]
+    by_name = {row[0].removesuffix(" (control)"): row for row in shown.rows}
+    rows = [[by_name[name][column] for column in columns] for name in FIRST_PAGE]
+    short = table([shown.header[column] for column in columns], rows)
+    return f"{short.markdown()}\n\n![Latency of the five models]({link}/run-latency.png)\n\n{_taken_on(record)}"
+
+
+def _taken_on(record: Record) -> str:
+    facts, sources, settings = record.environment, record.sources, record.settings
+    quality = record.measured("Baseline").quality
     return (
-        f"{summary_table(record).markdown()}\n\nTaken on {machine_label(facts)}, {facts['gpu'] or 'no GPU'}; model: "
-        f"{sources['model']['name']}; text: {sources['text']['name']}, {quality.num_tokens:,} tokens scored. Prompt "
-        f"{record.settings.prompt_tokens} tokens, {record.settings.new_tokens} new; TTFT and TPOT are medians. INT8 has {ratio} × the "
-        f"perplexity of its FP32 control; its mean KL from it is {agreement.mean_kl:.4f} nats per token, and both expect the same token on "
-        f"{agreement.top1:.1%} of positions. Every number comes from [`{RECORD}`]({RECORD}), which also holds the raw samples."
+        f"Measured on {machine_label(facts)}, {facts['gpu'] or 'no GPU'}. Model: {sources['model']['name']}; text: {sources['text']['name']}, "
+        f"{quality.num_tokens:,} tokens scored. Prompt {settings.prompt_tokens} tokens, {settings.new_tokens} new; TTFT and TPOT are medians."
     )
 
 
-def _recipes(result: RecipeComparison, folder: str) -> str:
-    shown = f"{recipes_table(result).markdown()}\n\n{recipes_caption(result)} From {_link(folder, 'recipes')}."
-    return f"{shown}\n\n{SAFE_SUMS}\n\n{safe_sums_table(result).markdown()}" if result.safe_sums else shown
-
-
-def _attribution(result: Attribution, folder: str) -> str:
+def _summary(record: Record, link: str) -> str:
+    int8, fp32 = record.measured("INT8"), record.measured("FP32")
     return (
-        f"![The waterfall]({folder}/attribution.png)\n\n{attribution_table(result).markdown()}\n\n{attribution_caption(result)} "
-        f"From {_link(folder, 'attribution')}."
+        f"{summary_table(record).markdown()}\n\n{_taken_on(record)} INT8 has {perplexity_ratio(int8.quality, fp32.quality)} times the "
+        f"perplexity of its FP32 control. Every number comes from [`run.json`]({link}/run.json), which also holds the raw samples."
     )
 
 
-def _pruning(result: PruningControls, folder: str) -> str:
-    tables = "\n\n".join(show(result).markdown() for show in (curve_table, ratio_table, recovery_table))
-    return (
-        f"![The controls]({folder}/pruning.png)\n\nPerplexity; of random choices the mean over the seeds, taken in nats, and the range:\n\n"
-        f"{tables}\n\n{recovery_caption(result)} From {_link(folder, 'pruning')}."
-    )
+def _conclusions(record: Record, link: str) -> str:
+    parts = (conclude_profile, conclude_prune, conclude_finetune, conclude_quantize)
+    return "\n\n".join(f"**Part {number}.** {' '.join(said(record).splitlines())}" for number, said in enumerate(parts, 1))
 
 
-def _scoring(result: ScoringComparison, folder: str) -> str:
-    return f"{scoring_table(result).markdown()}\n\n{scoring_caption(result)} From {_link(folder, 'scoring')}."
-
-
-def _link(folder: str, name: str) -> str:
-    return f"[`{folder}/{name}.json`]({folder}/{name}.json)"
+def _charts(record: Record, link: str) -> str:
+    names = ("perplexity", "memory", "loss", "importance", "sensitivity", "tradeoff", "operators")
+    return "\n\n".join(f"![{name}]({link}/run-{name}.png)" for name in names)
 
 
 OF_THE_RUN = {
+    "first-page": _first_page,
     "run": _summary,
-    "turns": lambda record: speed_table(record).markdown(),
-    "references": lambda record: quality_table(record).markdown(),
+    "conclusions": _conclusions,
+    "turns": lambda record, link: speed_table(record).markdown(),
+    "references": lambda record, link: quality_table(record).markdown(),
+    "memory": lambda record, link: memory_table(record).markdown(),
+    "charts": _charts,
 }
-OF_A_KIND = {
-    "bench": (BenchResult, tables.section),
-    "recipes": (RecipeComparison, _recipes),
-    "attribution": (Attribution, _attribution),
-    "pruning": (PruningControls, _pruning),
-    "scoring": (ScoringComparison, _scoring),
-}
-
-
-if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    write_whole(readme, fill(readme.read_text(encoding="utf-8"), ROOT))

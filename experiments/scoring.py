@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.contract import Experiment
 from experiments.race.run import check_size, prepare_models
 from experiments.race.turns import Worker
 from gpt2opt import environment
@@ -113,7 +114,7 @@ def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> 
     """Let all contestants score one text with one model, in an order that is drawn anew for each round; progress goes to stderr.
 
     Args:
-        size: as in `run_bench`: a size, the bundled model stretched to it where there are no real weights, or a directory with a GPT-2.
+        size: as in `run_race`: a size, the bundled model stretched to it where there are no real weights, or a directory with a GPT-2.
         text: see `find_texts`; the first documents of its scored part.
         rounds: timed turns of each, after a turn to warm up; at least 2.
 
@@ -179,7 +180,7 @@ def scoring_table(comparison: ScoringComparison) -> Table:
                 f"{scorer.turns[0].nats / comparison.tokens:.5f}", megabytes(max(peaks)) if peaks else MISSING,
             )
         )  # fmt: skip
-    return table(("scored by", "version", "tokens/s", f"time ÷ ours [{PERCENT}]", "nats a token", "peak RSS, MB"), rows)
+    return table(("scored by", "version", "tokens/s", f"time ÷ ours [{PERCENT}]", "nats per token", "peak RSS, MB"), rows)
 
 
 def scoring_caption(comparison: ScoringComparison) -> str:
@@ -191,3 +192,9 @@ def scoring_caption(comparison: ScoringComparison) -> str:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+EXPERIMENT = Experiment(
+    ScoringComparison, compare_scoring, tables=lambda found: {"Speed of scoring": scoring_table(found)}, charts=lambda _: {},
+    caption=scoring_caption,
+)  # fmt: skip

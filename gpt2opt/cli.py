@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt import environment
-from gpt2opt.storage import check_file, write_chart, write_result
+from gpt2opt.storage import check_file
 
-JSON_AND_CHART = "JSON file, its chart goes beside it (default"
 LAUNCHER_S = 10  # more than a launcher takes to end its processes after one has ended
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    return guarded(_parser().parse_args(arguments))
+
+
+def guarded(options: argparse.Namespace) -> int:
+    """Run `options.command` and return its exit code; an error that a user can act on is one line on stderr."""
     environment.quiet()
     try:
         return options.command(options)
@@ -150,94 +153,6 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
-def bench(options: argparse.Namespace) -> int:
-    from experiments.race import charts, tables
-    from experiments.race.run import run_bench
-
-    engines = [name for name in options.engines.split(",") if name]
-    result = run_bench(options.size, options.rounds, engines, options.out)
-    for show in (
-        tables.engines_table, tables.speed_table, tables.ratio_table, tables.limits_table,
-        tables.memory_table, tables.repeating_table, tables.caption,
-    ):  # fmt: skip
-        print(show(result), end="\n\n")
-    for name, plot in (("race", charts.plot_race), ("growth", charts.plot_growth)):
-        write_chart(options.out / f"{name}.png", plot(result)[0].figure)
-    _print_json({"result": str(options.out / "bench.json")})
-    return 0
-
-
-def recipes(options: argparse.Namespace) -> int:
-    from experiments.recipes import compare_recipes, recipes_table, safe_sums_table
-
-    check_file(options.out)
-    with contextlib.redirect_stdout(sys.stderr):  # INC reports there
-        comparison = compare_recipes(options.model, options.text)
-    _write_json(options.out, comparison)
-    for show in (recipes_table, safe_sums_table):
-        print(show(comparison), end="\n\n")
-    _print_json({"comparison": str(options.out)})
-    return 0
-
-
-def attribution(options: argparse.Namespace) -> int:
-    from experiments.attribution import attribute
-    from experiments.attribution_report import attribution_caption, attribution_table, plot_attribution
-
-    _check_with_chart(options.out)
-    with contextlib.redirect_stdout(sys.stderr):  # INC reports there
-        found = attribute(options.model, options.text, options.rounds)
-    _write_with_chart(options.out, found, plot_attribution)
-    for show in (attribution_table, attribution_caption):
-        print(show(found), end="\n\n")
-    _print_json({"attribution": str(options.out)})
-    return 0
-
-
-def pruning(options: argparse.Namespace) -> int:
-    from experiments.pruning import compare_pruning
-    from experiments.pruning_report import curve_table, plot_pruning, ratio_table, recovery_caption, recovery_table
-
-    _check_with_chart(options.out)
-    with contextlib.redirect_stdout(sys.stderr):  # Trainer's progress bar writes to stdout
-        found = compare_pruning(options.model, options.text, seeds=options.seeds, score_bytes=options.score_bytes, epochs=options.epochs)
-    _write_with_chart(options.out, found, plot_pruning)
-    for show in (curve_table, ratio_table, recovery_table, recovery_caption):
-        print(show(found), end="\n\n")
-    _print_json({"controls": str(options.out)})
-    return 0
-
-
-def scoring(options: argparse.Namespace) -> int:
-    from experiments.scoring import compare_scoring, scoring_caption, scoring_table
-
-    check_file(options.out)
-    comparison = compare_scoring(options.size, options.text, options.rounds)
-    _write_json(options.out, comparison)
-    for show in (scoring_table, scoring_caption):
-        print(show(comparison), end="\n\n")
-    _print_json({"comparison": str(options.out)})
-    return 0
-
-
-def _check_with_chart(path: Path) -> None:
-    """Raise ValueError, before the work, unless a JSON file and the chart beside it can be written."""
-    if path.suffix == ".png":
-        raise ValueError(f"--out {path} is the name of a chart, expected that of a JSON file; the chart goes beside it")
-    for place in (path, path.with_suffix(".png")):
-        check_file(place)
-
-
-def _write_with_chart(path: Path, result: Any, plot: Callable) -> None:
-    """Write a result as JSON, and its chart beside it."""
-    _write_json(path, result)
-    write_chart(path.with_suffix(".png"), plot(result)[0].figure)
-
-
-def _write_json(path: Path, result: Any) -> None:
-    write_result(path, json.dumps(dataclasses.asdict(result), indent=1) + "\n")
-
-
 def report(options: argparse.Namespace) -> int:
     from gpt2opt.record import read_record
     from gpt2opt.report import compare
@@ -262,12 +177,6 @@ def report(options: argparse.Namespace) -> int:
         print(f"{title}\n\n{shown}", end="\n\n")
     _print_json({"report": str(out), "runs": [str(path) for path in paths], "comparison": [dataclasses.asdict(c) for c in comparisons]})
     return 0
-
-
-def notebook(options: argparse.Namespace) -> int:
-    from gpt2opt.notebook import execute_notebook
-
-    return execute_notebook(options.path)
 
 
 def _stage_json(stage: Any) -> dict[str, Any]:
@@ -345,41 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--new-tokens", type=int, default=50)
     sub.add_argument("--truncate", action="store_true", help="keep the end of a prompt that is too long, instead of refusing it")
 
-    sub = command("bench", bench, "race the engines that run GPT-2 on a CPU, each in its own process, in interleaved rounds")
-    sub.add_argument("--size", default="gpt2", help="gpt2 (default), gpt2-medium, gpt2-large, or a directory with a GPT-2")
-    sub.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
-    sub.add_argument("--engines", default="", help="names, comma between them, such as openvino-int8 (default all; ours always races)")
-    sub.add_argument("--out", type=Path, default=Path("artifacts/bench"), help="folder of the result (default artifacts/bench)")
-
-    sub = command("recipes", recipes, "compare the ways of quantizing, on a model as it comes and on one made hard")
-    sub.add_argument("--model", default="auto", help="directory, hub id, bundled or auto (default)")
-    sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default)")
-    sub.add_argument("--out", type=Path, default=Path("artifacts/recipes.json"), help="JSON file (default artifacts/recipes.json)")
-
-    sub = command("attribution", attribution, "what each step from torch FP32 to INT8 is worth in time, size and perplexity")
-    sub.add_argument("--model", default="auto", help="directory, hub id, bundled or auto (default)")
-    sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default)")
-    sub.add_argument("--rounds", type=int, default=30, help="timed rounds (default 30)")
-    sub.add_argument("--out", type=Path, default=Path("artifacts/attribution.json"), help=f"{JSON_AND_CHART} artifacts/attribution.json)")
-
-    sub = command("pruning", pruning, "prune heads by importance and by its controls, and see what fine-tuning wins back")
-    sub.add_argument("--model", default="auto", help="directory, hub id, bundled or auto (default)")
-    sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default)")
-    sub.add_argument("--seeds", type=int, default=5, help="random choices of heads (default 5)")
-    sub.add_argument("--score-bytes", type=int, default=50_000, help="of the text's scored part (default 50000)")
-    sub.add_argument("--epochs", type=float, default=1, help="of fine-tuning (default 1)")
-    sub.add_argument("--out", type=Path, default=Path("artifacts/pruning.json"), help=f"{JSON_AND_CHART} artifacts/pruning.json)")
-
-    sub = command("scoring", scoring, "time the scoring of a text beside lm-evaluation-harness, in turns")
-    sub.add_argument("--size", default="gpt2", help="gpt2 (default), gpt2-medium, gpt2-large, or a directory with a GPT-2")
-    sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default)")
-    sub.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
-    sub.add_argument("--out", type=Path, default=Path("artifacts/scoring.json"), help="JSON file (default artifacts/scoring.json)")
-
     sub = command("report", report, "show a run, or hold others against the first, and write that as one HTML file")
     sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run.json, or the folder that holds it")
     sub.add_argument("--out", type=Path, help="HTML file (default report.html beside the first run.json)")
-
-    sub = command("notebook", notebook, "execute a notebook in place, with progress")
-    sub.add_argument("path", type=Path)
     return parser

@@ -93,3 +93,11 @@ class _Progress:
     def on_cell_start(self, cell, cell_index: int, **_) -> None:
         if cell_index in self.headings:
             print(f"{self.elapsed()}  {self.headings[cell_index]}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    from types import SimpleNamespace
+
+    from gpt2opt.cli import guarded
+
+    sys.exit(guarded(SimpleNamespace(command=lambda options: execute_notebook(options.path), path=Path(sys.argv[1]))))

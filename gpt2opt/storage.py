@@ -121,10 +121,10 @@ def write_result(path: Path | str, content: str | bytes) -> None:
     write_whole(Path(path), content)
 
 
-def write_chart(path: Path | str, figure) -> None:
-    """Write a figure of matplotlib as PNG; see `write_result`."""
+def write_chart(path: Path | str, figure, made_from: str = "") -> None:
+    """Write a figure of matplotlib as PNG; see `write_result`. made_from: what it was drawn from, kept in the file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": "gpt2opt"})
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": "gpt2opt", "Source": made_from})
     write_result(path, buffer.getvalue())
 
 

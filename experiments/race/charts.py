@@ -3,8 +3,9 @@
 import statistics
 from typing import TYPE_CHECKING
 
-from experiments.race.engines import OURS, Ours
-from experiments.race.results import COMPUTING, READING, TPOT, TTFT_512, WHOLE, BenchResult, EngineResult, Figure, GrowthPoint, tpot, ttft
+from experiments.race.engines import OURS
+from experiments.race.engines.ours import Ours
+from experiments.race.results import COMPUTING, READING, TPOT, TTFT_512, WHOLE, EngineResult, Figure, GrowthPoint, RaceResult, tpot, ttft
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.results import percentile
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 OURS_COLOR, FULL_HEADS_OURS_COLOR, PEER_COLOR, FULL_HEADS_COLOR = "#c44e52", "#e0a3a5", "#4c72b0", "#9fb3d1"
 
 
-def plot_race(result: BenchResult) -> list["Axes"]:
+def plot_race(result: RaceResult) -> list["Axes"]:
     """Draw TTFT, TPOT, a whole call, and memory of every engine; whiskers span the rounds, dotted lines are the probe's best rates."""
     import matplotlib.pyplot as plt
 
@@ -36,7 +37,7 @@ def plot_race(result: BenchResult) -> list["Axes"]:
     return list(grid.flat)
 
 
-def plot_growth(result: BenchResult) -> list["Axes"]:
+def plot_growth(result: RaceResult) -> list["Axes"]:
     """Draw TTFT, TPOT and peak memory of ours and the best peer, over the context (above) and over the batch (below)."""
     import matplotlib.pyplot as plt
 

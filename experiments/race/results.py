@@ -1,21 +1,19 @@
 """What a race gave: frozen, with its raw samples; and the figures and ratios that are read from it."""
 
-import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from experiments.race.engines import OURS, Ours, Timing
+from experiments.race.engines import OURS
+from experiments.race.engines.base import Timing
+from experiments.race.engines.ours import Ours
 from experiments.race.limits import Limits
 from experiments.race.turns import Case
 from gpt2opt.stats import Estimate, paired_ratio
-from gpt2opt.storage import from_json, read_json, write_result
 
-SCHEMA = "gpt2opt.bench/3"
+SCHEMA = "gpt2opt.race/4"
 
 MAIN = Case(512, 128)
 SHORT = Case(32, 32)
@@ -106,7 +104,7 @@ class GrowthPoint:
 
 
 @dataclass(frozen=True)
-class BenchResult:
+class RaceResult:
     """One race, with all its raw samples. rounds: that are done. limits: of the machine, one measurement a round."""
 
     created: str
@@ -133,18 +131,6 @@ class BenchResult:
     def limit(self, rate: str) -> float:
         """Return the best that one of the rates of `Limits` was in the whole race."""
         return max(getattr(limits, rate) for limits in self.limits)
-
-    def write(self, path: Path) -> None:
-        write_result(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
-
-
-def read_bench(path: Path) -> BenchResult:
-    """Read a result back.
-
-    Raises:
-        ValueError: the file is missing, is not JSON or has another schema.
-    """
-    return from_json(BenchResult, read_json(path, SCHEMA, "gpt2opt bench"))
 
 
 def ttft(timing: Timing, case: Case) -> float:
@@ -219,14 +205,14 @@ class Bound:
     rate: str
     work: Callable[[EngineResult], float]
 
-    def least(self, result: BenchResult, engine: EngineResult) -> float:
+    def least(self, result: RaceResult, engine: EngineResult) -> float:
         return self.work(engine) / result.limit(self.rate)
 
-    def ratio(self, result: BenchResult, engine: EngineResult) -> Estimate | None:
+    def ratio(self, result: RaceResult, engine: EngineResult) -> Estimate | None:
         """Return the engine's figure ÷ this; None where it was not measured."""
         return self.figure.ratio_to([self.least(result, engine)] * len(self.figure.per_round(engine)), engine)
 
-    def faster(self, result: BenchResult) -> list[EngineResult]:
+    def faster(self, result: RaceResult) -> list[EngineResult]:
         """Return the engines that were below it in some round: with one of these it is no limit."""
         return [engine for engine in result.raced if min(self.figure.per_round(engine), default=math.inf) < self.least(result, engine)]
 
@@ -235,11 +221,11 @@ READING = Bound(TPOT, "read_bytes_per_s", lambda engine: engine.read_bytes)
 COMPUTING = Bound(TTFT_512, "int8_ops_per_s", lambda engine: engine.operations(TTFT_512.case.prompt_tokens))
 
 
-def best_peer(result: BenchResult) -> EngineResult | None:
+def best_peer(result: RaceResult) -> EngineResult | None:
     """Return the peer that takes the least time for a whole call of 512 + 128 tokens."""
     return min(peers(result, WHOLE), key=WHOLE.median, default=None)
 
 
-def peers(result: BenchResult, figure: Figure) -> list[EngineResult]:
+def peers(result: RaceResult, figure: Figure) -> list[EngineResult]:
     """Return the engines not of ours that have this figure."""
     return [engine for engine in result.raced if engine.name not in OURS and figure.per_round(engine)]

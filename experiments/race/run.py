@@ -1,7 +1,7 @@
-"""`gpt2opt bench`: a fair race of the engines that run GPT-2 on a CPU, beside what the machine can do at best.
+"""A fair race of the engines that run GPT-2 on a CPU, beside what the machine can do at best.
 
-Each engine has a process of its own, the same threads, the same prompts and the same number of new tokens. See `race` for the turns,
-`engines` for who takes part, `bench_results` for what comes out.
+Each engine has a process of its own, the same threads, the same prompts and the same number of new tokens. See `turns` for the rounds,
+`engines` for who takes part, `results` for what comes out.
 """
 
 import dataclasses
@@ -13,15 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.race.engines import ENGINES, Engine, Ours
+from experiments.contract import json_path, write_json
+from experiments.race.engines import ENGINES
+from experiments.race.engines.base import Engine
+from experiments.race.engines.ours import Ours
 from experiments.race.limits import Probe
-from experiments.race.results import CASES, MAIN, SHORT, BenchResult, CaseTimings, EngineResult, GrowthPoint, Models, Shape, best_peer
+from experiments.race.results import CASES, MAIN, SHORT, CaseTimings, EngineResult, GrowthPoint, Models, RaceResult, Shape, best_peer
 from experiments.race.turns import Case, Outcome, RemoteEngine, Worker, loaded, make_prompts, one_line, race
 from gpt2opt import environment
 from gpt2opt.measure.memory import ChildRun, in_fresh_process
 from gpt2opt.storage import check_folder, claim_folder, new_folder, remove_folder, save_model, take_lock
 
-NAME = "bench.json"
 SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280)}
 """Layers, heads and width, for the bundled model to be stretched to where there are no real weights."""
 PRUNE_FRACTION = 0.2
@@ -32,14 +34,14 @@ RESERVE_BYTES = 4e9
 """Memory that stays free beside the loaded engines: for what they need while they work."""
 
 
-def run_bench(size: str = "gpt2", rounds: int = 5, engines: Sequence[str] = (), out: Path | str = "bench") -> BenchResult:
+def run_race(size: str = "gpt2", rounds: int = 5, engines: str = "", out: Path | str = "race") -> RaceResult:
     """Race the engines and write `bench.json`, after each round with what there is so far; progress goes to stderr.
 
     Args:
         size: `gpt2`, `gpt2-medium`, `gpt2-large`, or a directory with a GPT-2. Where there are no real weights, the bundled model is
             stretched to that size; see `stretch_model`.
         rounds: timed rounds; the intervals are over these.
-        engines: names as `slug` writes them; all unless told. Ours always races.
+        engines: names as `slug` writes them, with commas between them; all where empty. Ours always races.
         out: folder of the result and of the converted models, which are made anew: a new or empty one, or that of an earlier race.
 
     Raises:
@@ -50,13 +52,13 @@ def run_bench(size: str = "gpt2", rounds: int = 5, engines: Sequence[str] = (), 
         raise ValueError(f"rounds={rounds}, expected at least 1")
     check_size(size)
     check_folder(out)
-    chosen, out, threads = choose_engines(engines), claim_folder(out), environment.threads()
+    chosen, out, threads = choose_engines([name for name in engines.split(",") if name]), claim_folder(out), environment.threads()
     take_lock(out)
     _say(f"models: {size}, whole and with {PRUNE_FRACTION:.0%} of the heads pruned, or as near below as whole heads come")
     models = prepare_models(size, out)
     entries = [enter(engine, models, out) for engine in chosen]
     contestants, entries = start(entries, chosen, out, threads)
-    begun = BenchResult(
+    begun = RaceResult(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         environment=environment.describe(),
         size=size,
@@ -67,14 +69,14 @@ def run_bench(size: str = "gpt2", rounds: int = 5, engines: Sequence[str] = (), 
     )
     try:
         for result in race_with_limits(begun, contestants, chosen, rounds, threads):
-            result.write(out / NAME)
+            write_json(json_path("race", out), result)
         result = dataclasses.replace(result, growth=race_growth(result, contestants))
-        result.write(out / NAME)
+        write_json(json_path("race", out), result)
     finally:
         for worker in contestants.values():
             worker.close()
     result = with_memory(result, {engine.name: engine for engine in chosen}, out, threads)
-    result.write(out / NAME)
+    write_json(json_path("race", out), result)
     return result
 
 
@@ -254,8 +256,8 @@ def _started(engine: type[Engine], folder: Path, threads: int) -> RemoteEngine:
 
 
 def race_with_limits(
-    result: BenchResult, contestants: Mapping[str, RemoteEngine], chosen: Sequence[type[Engine]], rounds: int, threads: int
-) -> Iterator[BenchResult]:
+    result: RaceResult, contestants: Mapping[str, RemoteEngine], chosen: Sequence[type[Engine]], rounds: int, threads: int
+) -> Iterator[RaceResult]:
     """Race, and yield the result so far after every round; the limits of the machine are measured then too, under the same load."""
     cases = {engine.name: fitting(CASES, result.models.context, engine.texts) for engine in chosen}
     probe, limits = Worker(Probe, threads, threads=threads), []
@@ -277,7 +279,7 @@ def with_outcome(entry: EngineResult, outcome: Outcome) -> EngineResult:
     return dataclasses.replace(entry, cases=cases, left_out=entry.left_out or outcome.left.get(entry.name))
 
 
-def race_growth(result: BenchResult, contestants: Mapping[str, RemoteEngine]) -> tuple[GrowthPoint, ...]:
+def race_growth(result: RaceResult, contestants: Mapping[str, RemoteEngine]) -> tuple[GrowthPoint, ...]:
     """Race ours and the best peer over contexts and batches."""
     peer = best_peer(result)
     names = [engine.name for engine in (result.ours, peer) if engine and not engine.left_out]
@@ -292,7 +294,7 @@ def race_growth(result: BenchResult, contestants: Mapping[str, RemoteEngine]) ->
     return tuple(GrowthPoint(name, case, tuple(timings)) for name in names for case, timings in outcome.timings[name].items())
 
 
-def with_memory(result: BenchResult, chosen: Mapping[str, type[Engine]], out: Path, threads: int) -> BenchResult:
+def with_memory(result: RaceResult, chosen: Mapping[str, type[Engine]], out: Path, threads: int) -> RaceResult:
     """Add the peak RSS of fresh processes that load and generate: of every engine on the main case, and of every growth point."""
     vocab_size, context = result.models.vocab_size, result.models.context
 

@@ -2,8 +2,8 @@
 
 import statistics
 
-from experiments.race.engines import OursAgain
-from experiments.race.results import COMPUTING, EFFECTIVE_TPOT, FIGURES, READING, TPOT, BenchResult, Bound, EngineResult, Figure, peers
+from experiments.race.engines.ours import OursAgain
+from experiments.race.results import COMPUTING, EFFECTIVE_TPOT, FIGURES, READING, TPOT, Bound, EngineResult, Figure, RaceResult, peers
 from gpt2opt.environment import machine_label
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
 from gpt2opt.stats import PERCENT
@@ -11,19 +11,19 @@ from gpt2opt.stats import PERCENT
 SHOW = {"ms": milliseconds, "s": "{:.2f}".format, "tokens/s": "{:.0f}".format}
 
 
-def speed_table(result: BenchResult) -> Table:
+def speed_table(result: RaceResult) -> Table:
     """Show the median of every figure over the rounds."""
     rows = [[_label(engine), *(_shown(figure, figure.median(engine)) for figure in FIGURES)] for engine in _timed(result)]
     return table(("engine", *(f"{figure.name}, {figure.unit}" for figure in FIGURES)), rows)
 
 
-def ratio_table(result: BenchResult) -> Table:
+def ratio_table(result: RaceResult) -> Table:
     """Show every figure ÷ ours, with its interval over the rounds; for tokens/s more is better, for all else less."""
     rows = [[_label(engine), *(str(figure.ratio(engine, result.ours) or MISSING) for figure in FIGURES)] for engine in _timed(result)]
     return table((f"engine ÷ ours [{PERCENT}]", *(figure.name for figure in FIGURES)), rows)
 
 
-def limits_table(result: BenchResult) -> Table:
+def limits_table(result: RaceResult) -> Table:
     """Show how far each engine is from the machine: TPOT from its weights ÷ read bandwidth, TTFT from operations ÷ INT8 rate.
 
     The rates are the best of the whole race. Where an engine was faster than that, the column is named after the probe: it is no limit.
@@ -47,7 +47,7 @@ def handover_share(engine: EngineResult) -> float:
     return statistics.median((call.later_s[0] - statistics.median(call.later_s)) / call.first_s for call in calls)
 
 
-def memory_table(result: BenchResult) -> Table:
+def memory_table(result: RaceResult) -> Table:
     """Show bytes on disk and the peak RSS of a fresh process that loads and generates 512 + 128 tokens, each also ÷ ours."""
     rows = []
     for engine in result.raced:
@@ -58,7 +58,7 @@ def memory_table(result: BenchResult) -> Table:
     return table(("engine", "on disk, MB", "÷ ours", "peak RSS, MB", "÷ ours", "peak RSS of converting, MB"), rows)
 
 
-def repeating_table(result: BenchResult) -> Table:
+def repeating_table(result: RaceResult) -> Table:
     """Show what prompt lookup gives on a text that repeats itself: time per token over the whole of the new text."""
     engines = [engine for engine in result.raced if EFFECTIVE_TPOT.per_round(engine)]
     rows = [
@@ -68,7 +68,7 @@ def repeating_table(result: BenchResult) -> Table:
     return table(("engine", f"{EFFECTIVE_TPOT.name}, {EFFECTIVE_TPOT.unit}", f"÷ ours [{PERCENT}]"), rows)
 
 
-def engines_table(result: BenchResult) -> Table:
+def engines_table(result: RaceResult) -> Table:
     """Show what took part, in which version and how; and what did not, and why."""
     rows = [
         (
@@ -81,24 +81,26 @@ def engines_table(result: BenchResult) -> Table:
     return table(("engine", "package", "remark"), rows)
 
 
-def caption(result: BenchResult) -> str:
-    """Say what the tables were taken on."""
+def caption(result: RaceResult) -> str:
+    """Say who is faster than whom, what the race can tell apart, and what the tables were taken on."""
     models = result.models
-    return (
+    taken_on = (
         f"{result.size}, weights: {models.weights}. {models.pruned_share} of each layer pruned, but none where marked *. "
         f"Ours: {result.ours.note}. "
         f"{machine_label(result.environment)}, {result.rounds} rounds. {_rate(result, READING, 'reads', 'GB/s')} "
-        f"{_rate(result, COMPUTING, 'computes', 'GOPS in INT8')} In FP32 it is {result.limit('fp32_ops_per_s') / 1e9:.0f} GOPS."
+        f"{_rate(result, COMPUTING, 'computes', 'GOPS in INT8')} In FP32 it is {result.limit('fp32_ops_per_s') / 1e9:.0f} GOPS. "
+        "Engines marked * compute all heads."
     )
+    return "\n\n".join((verdict(result), resolution(result), taken_on))
 
 
-def _rate(result: BenchResult, bound: Bound, does: str, unit: str) -> str:
+def _rate(result: RaceResult, bound: Bound, does: str, unit: str) -> str:
     rate = f"At best of the whole race the probe {does} {result.limit(bound.rate) / 1e9:{'.1f' if unit == 'GB/s' else '.0f'}} {unit}"
     faster = ", ".join(engine.name for engine in bound.faster(result))
     return f"{rate}, which is no limit of the machine: {faster} went faster." if faster else f"{rate}; no engine went faster."
 
 
-def resolution(result: BenchResult) -> str:
+def resolution(result: RaceResult) -> str:
     """Say what the race tells apart: how far ours is from itself, in another process over the same files."""
     again = next((engine for engine in _timed(result) if engine.name == OursAgain.name), None)
     if not again:
@@ -113,7 +115,7 @@ def resolution(result: BenchResult) -> str:
     )
 
 
-def verdict(result: BenchResult) -> str:
+def verdict(result: RaceResult) -> str:
     """Say in markdown, figure by figure, which peers are faster than ours, even with it (the interval contains 1), or slower."""
     lines = [f"On {machine_label(result.environment)}, {result.size}, ours is", ""]
     for figure in FIGURES:
@@ -123,7 +125,7 @@ def verdict(result: BenchResult) -> str:
     return "\n".join(lines)
 
 
-def _standing(result: BenchResult, figure: Figure) -> str:
+def _standing(result: RaceResult, figure: Figure) -> str:
     """Return the peers, from the best on, with their ratios; of those that ours is ahead of, the best."""
     ratios = {_label(engine): ratio for engine in peers(result, figure) if (ratio := figure.ratio(engine, result.ours))}
     best_first = sorted(ratios, key=lambda name: ratios[name].value, reverse=figure.more_is_better)
@@ -137,31 +139,20 @@ def _standing(result: BenchResult, figure: Figure) -> str:
     return "; ".join(parts)
 
 
-def section(result: BenchResult, folder: str) -> str:
-    """Return all that is shown of a race in markdown; its charts and its JSON lie in `folder`."""
-    left_out = "; ".join(f"{engine.name} ({engine.left_out})" for engine in result.engines if engine.left_out)
-    return "\n\n".join(
-        [
-            verdict(result),
-            f"![The race]({folder}/race.png)",
-            "Medians of the rounds:",
-            speed_table(result).markdown(),
-            "Each engine ÷ ours, round by round; for tokens/s more is better, for all else less:",
-            ratio_table(result).markdown(),
-            resolution(result),
-            "How far from the machine:",
-            limits_table(result).markdown(),
-            "Memory:",
-            memory_table(result).markdown(),
-            *(("Prompt lookup:", repeating_table(result).markdown()) if len(repeating_table(result).rows) > 1 else ()),
-            f"{caption(result)} Engines marked * compute all heads. All samples: [`{folder}/bench.json`]({folder}/bench.json).",
-            *([f"![Growth]({folder}/growth.png)"] if result.growth else []),
-            *([f"Left out: {left_out}."] if left_out else []),
-        ]
-    )
+def all_tables(result: RaceResult) -> dict[str, Table]:
+    """Return every table of a race, by title."""
+    tables = {
+        "Who took part": engines_table(result),
+        "Medians of the rounds": speed_table(result),
+        "Each engine ÷ ours, round by round; for tokens/s more is better, for all else less": ratio_table(result),
+        "How far from the machine": limits_table(result),
+        "Memory": memory_table(result),
+    }
+    repeating = repeating_table(result)
+    return tables | ({"Prompt lookup": repeating} if len(repeating.rows) > 1 else {})
 
 
-def _timed(result: BenchResult) -> list[EngineResult]:
+def _timed(result: RaceResult) -> list[EngineResult]:
     return [engine for engine in result.raced if any(figure.per_round(engine) for figure in FIGURES)]
 
 

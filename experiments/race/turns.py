@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from experiments.race.engines import Timing
+from experiments.race.engines.base import Timing
 
 SETTLE_S = 0.05
 """Between two turns: the threads of the one before spin for some milliseconds before they sleep."""

@@ -2,7 +2,7 @@
 
 import os
 
-from experiments.race.engines import Engine, Timing
+from experiments.race.engines.base import Engine, Timing
 
 
 class Stub(Engine):

@@ -7,8 +7,9 @@ import shutil
 import matplotlib as mpl
 import pytest
 
-from experiments import attribution as attribution_module
-from experiments.attribution import (
+from experiments.attribution import run as attribution_module
+from experiments.attribution.report import BETTER_COLOR, SAME_COLOR, WORSE_COLOR, attribution_caption, attribution_table, plot_attribution
+from experiments.attribution.run import (
     CASE,
     NO_BF16,
     PERPLEXITY,
@@ -22,8 +23,8 @@ from experiments.attribution import (
     _race,
     attribute,
 )
-from experiments.attribution_report import BETTER_COLOR, SAME_COLOR, WORSE_COLOR, attribution_caption, attribution_table, plot_attribution
-from experiments.race.engines import Ours, OursBf16, Timing
+from experiments.race.engines.base import Timing
+from experiments.race.engines.ours import Ours, OursBf16
 from experiments.race.turns import loaded
 from gpt2opt import environment
 from gpt2opt.measure.results import Quality

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from experiments import docs
-from experiments.attribution import PERPLEXITY, TPOT, Attribution
+from experiments.attribution.run import PERPLEXITY, TPOT, Attribution
 from experiments.bundled_model import score_held_out
-from experiments.pruning import IMPORTANCE, RANDOM, PruningControls
-from experiments.race.results import BenchResult
+from experiments.pruning.run import IMPORTANCE, RANDOM, PruningControls
+from experiments.race.results import RaceResult
 from experiments.recipes import RecipeComparison
 from experiments.scoring import ScoringComparison
 from gpt2opt.environment import cpu_kind
@@ -34,7 +34,7 @@ def test_every_table_of_the_readme_is_what_the_committed_results_give(committed_
 
 def test_the_readme_shows_the_race_of_every_kind():
     readme = committed("README.md").decode()
-    assert [kind for kind in committed_kinds("bench.json") if f"<!-- bench-{kind} -->" not in readme] == []
+    assert [kind for kind in committed_kinds("race.json") if f"<!-- bench-{kind} -->" not in readme] == []
 
 
 def test_a_block_without_a_result_is_refused(committed_tree):
@@ -52,7 +52,7 @@ def read(result: type, kind: str, name: str):
 
 
 RESULTS = {
-    "bench.json": BenchResult, "recipes.json": RecipeComparison, "attribution.json": Attribution, "pruning.json": PruningControls,
+    "race.json": RaceResult, "recipes.json": RecipeComparison, "attribution.json": Attribution, "pruning.json": PruningControls,
     "scoring.json": ScoringComparison,
 }  # fmt: skip
 
@@ -62,9 +62,9 @@ def test_a_result_lies_with_the_kind_of_cpu_that_it_names(name, kind):
     assert cpu_kind(read(RESULTS[name], kind, name).environment["cpu_flags"]) == kind
 
 
-@of_every_kind("bench.json")
+@of_every_kind("race.json")
 def test_our_file_is_small_in_the_committed_race(kind):
-    race = read(BenchResult, kind, "bench.json")
+    race = read(RaceResult, kind, "race.json")
     if race.size == "gpt2":
         assert race.ours.disk_bytes <= 125e6  # with its .xml
 
@@ -72,7 +72,7 @@ def test_our_file_is_small_in_the_committed_race(kind):
 def test_ours_takes_little_memory_where_that_was_measured():
     """How weights are packed is up to the kernels of a kind of CPU."""
     for kind in ("avx2", "avx512_vnni"):
-        assert read(BenchResult, kind, "bench.json").ours.peak_rss_bytes <= 600e6
+        assert read(RaceResult, kind, "race.json").ours.peak_rss_bytes <= 600e6
 
 
 @pytest.mark.parametrize("model", ["as it comes", "injected outliers"])

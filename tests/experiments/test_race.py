@@ -12,7 +12,7 @@ import torch
 
 from experiments.race import engines, limits, run, tables
 from experiments.race.charts import plot_growth, plot_race
-from experiments.race.engines import Timing
+from experiments.race.engines.base import Timing
 from experiments.race.limits import Limits
 from experiments.race.results import (
     BATCHED,
@@ -21,14 +21,14 @@ from experiments.race.results import (
     SHORT,
     TPOT,
     TTFT_512,
-    BenchResult,
     CaseTimings,
     EngineResult,
     GrowthPoint,
     Models,
+    RaceResult,
     Shape,
     best_peer,
-    read_bench,
+    read_race,
     throughput,
 )
 from experiments.race.turns import TOO_SLOW, Case, RemoteEngine, make_prompts, race
@@ -115,7 +115,7 @@ def test_engine_in_its_own_process_answers_and_its_death_is_told():
 def test_run_names_what_is_missing_and_what_fails(model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "ENGINES", (OursStub, PeerStub, MissingStub, UnconvertibleStub))
     monkeypatch.setattr(run, "GROWTH_CASES", (Case(16, 2),))
-    result = run.run_bench(str(model_dir), 2, (), tmp_path)
+    result = run.run_race(str(model_dir), 2, (), tmp_path)
     assert {engine.name: engine.left_out for engine in result.engines} == {
         "ours": None,
         "peer": None,
@@ -131,7 +131,7 @@ def test_run_names_what_is_missing_and_what_fails(model_dir, tmp_path, monkeypat
     assert len(result.limits) == result.rounds
     assert result.limit("int8_ops_per_s") > 1e9
     assert [(point.engine, len(point.timings)) for point in result.growth] == [("ours", run.GROWTH_ROUNDS)]
-    assert read_bench(tmp_path / run.NAME) == result
+    assert read_race(tmp_path / run.NAME) == result
 
 
 def test_a_race_that_is_interrupted_leaves_the_rounds_that_were_done(model_dir, tmp_path, monkeypatch):
@@ -145,8 +145,8 @@ def test_a_race_that_is_interrupted_leaves_the_rounds_that_were_done(model_dir, 
     monkeypatch.setattr(run, "ENGINES", (OursStub, PeerStub))
     monkeypatch.setattr(race_module, "make_prompts", prompts_of)
     with pytest.raises(KeyboardInterrupt):
-        run.run_bench(str(model_dir), 3, (), tmp_path)
-    found = read_bench(tmp_path / run.NAME)
+        run.run_race(str(model_dir), 3, (), tmp_path)
+    found = read_race(tmp_path / run.NAME)
     assert (found.rounds, len(found.limits), found.growth) == (1, 1, ())
     assert [len(engine.timings(SHORT)) for engine in found.raced] == [1, 1]
     assert tables.speed_table(found).rows
@@ -154,12 +154,12 @@ def test_a_race_that_is_interrupted_leaves_the_rounds_that_were_done(model_dir, 
 
 def test_wrong_input_is_said_at_once(tmp_path):
     with pytest.raises(ValueError, match="'gpt5' is neither"):
-        run.run_bench("gpt5", out=tmp_path)
+        run.run_race("gpt5", out=tmp_path)
     with pytest.raises(ValueError, match="'vllm' is not known; expected some of ours"):
-        run.run_bench("gpt2", engines=("vllm",), out=tmp_path)
+        run.run_race("gpt2", engines=("vllm",), out=tmp_path)
     (tmp_path / "run.json").write_text('{"schema": "gpt2opt.run/3"}')
     with pytest.raises(ValueError, match="schema"):
-        read_bench(tmp_path / "run.json")
+        read_race(tmp_path / "run.json")
 
 
 # --- figures, tables, charts
@@ -186,7 +186,7 @@ def engine_result(name: str, seconds_a_token: float, **fields) -> EngineResult:
 
 
 @pytest.fixture
-def result() -> BenchResult:
+def result() -> RaceResult:
     raced = (engine_result("ours", 0.01), engine_result("peer", 0.02), engine_result("slow peer", 0.04))
     absent = dataclasses.replace(engine_result("absent", 1), cases=(), left_out="absent is not installed")
     growth = tuple(
@@ -195,7 +195,7 @@ def result() -> BenchResult:
     machine = {"cpu": "a CPU", "cpu_flags": ["avx2"], "threads": 2}
     models = Models("stretched", 12, 10, 100, 1024, SHAPE, SHAPE)
     rounds = (Limits(1e5, 1e6, 1e6), Limits(1e5, 1e6, 1e6), Limits(2e5, 2e7, 1e6))
-    return BenchResult("2026-01-01", machine, "gpt2", models, 3, rounds, (*raced, absent), growth)
+    return RaceResult("2026-01-01", machine, "gpt2", models, 3, rounds, (*raced, absent), growth)
 
 
 def test_figures_of_a_known_timing(result):
@@ -209,7 +209,7 @@ def test_figures_of_a_known_timing(result):
 
 def test_result_survives_json(result, tmp_path):
     result.write(tmp_path / "run.json")
-    assert read_bench(tmp_path / "run.json") == result
+    assert read_race(tmp_path / "run.json") == result
 
 
 def test_tables_show_limits_and_who_is_left_out(result):

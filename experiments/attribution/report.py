@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from experiments.attribution import COLUMNS, PERPLEXITY, Attribution, Column, Step
+from experiments.attribution.run import COLUMNS, PERPLEXITY, Attribution, Column, Step, attribute
+from experiments.contract import Experiment
 from experiments.race.turns import Case
 from gpt2opt.environment import machine_label
 from gpt2opt.report.tables import MISSING, Table, table
@@ -87,3 +88,12 @@ def _waterfall(axes: "Axes", attribution: Attribution, column: Column) -> None:
 def _bar(axes: "Axes", row: int, width: float, left: float, color: str, text: str) -> None:
     axes.barh(row, width, left=left, height=0.6, color=color)
     axes.annotate(text, (left + max(width, 0), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+
+
+EXPERIMENT = Experiment(
+    Attribution,
+    attribute,
+    tables=lambda found: {"Each step, over the step that it is compared with": attribution_table(found)},
+    charts=lambda found: {"attribution": plot_attribution(found)[0].figure},
+    caption=attribution_caption,
+)

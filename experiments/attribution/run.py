@@ -1,4 +1,4 @@
-"""What each step from torch FP32 to INT8 is worth, one thing changed at a time: `gpt2opt attribution`."""
+"""What each step from torch FP32 to INT8 is worth, one thing changed at a time."""
 
 import dataclasses
 import math
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.race.engines import Engine, Ours, OursBf16, Timing, TorchFp32
+from experiments.race.engines.base import Engine, Timing
+from experiments.race.engines.ours import Ours, OursBf16
+from experiments.race.engines.pytorch import TorchFp32
 from experiments.race.results import tpot, ttft
 from experiments.race.run import disk_bytes
 from experiments.race.turns import Case, RemoteEngine, race

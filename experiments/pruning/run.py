@@ -1,4 +1,4 @@
-"""Controls for head pruning: other ways to choose the heads, and what fine-tuning wins back of the loss: `gpt2opt pruning`."""
+"""Controls for head pruning: other ways to choose the heads, and what share of the loss fine-tuning recovers."""
 
 import copy
 import dataclasses

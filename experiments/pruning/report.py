@@ -3,7 +3,8 @@
 import math
 from typing import TYPE_CHECKING
 
-from experiments.pruning import IMPORTANCE, RANDOM, PruningControls
+from experiments.contract import Experiment
+from experiments.pruning.run import IMPORTANCE, RANDOM, PruningControls, compare_pruning
 from gpt2opt.report.tables import Table, perplexity_ratio, show_perplexity, table
 from gpt2opt.stats import PERCENT, Estimate
 
@@ -19,7 +20,7 @@ def curve_table(controls: PruningControls) -> Table:
     for count in controls.counts:
         cells = [_curve_cell(controls, rule, count) for rule in controls.rules]
         rows.append((f"{count} of {controls.heads} ({count / controls.heads:.0%})", *cells))
-    return table(("heads pruned a layer", *controls.rules), rows)
+    return table(("heads removed per layer", *controls.rules), rows)
 
 
 def _curve_cell(controls: PruningControls, rule: str, count: int) -> str:
@@ -38,7 +39,7 @@ def ratio_table(controls: PruningControls) -> Table:
     for count in controls.counts:
         ours = controls.mean(IMPORTANCE, count)
         rows.append((f"{count} of {controls.heads}", *(perplexity_ratio(ours, controls.mean(rule, count)) for rule in others)))
-    return table(("heads pruned a layer", *(f"importance ÷ {rule} [{PERCENT}]" for rule in others)), rows)
+    return table(("heads removed per layer", *(f"importance ÷ {rule} [{PERCENT}]" for rule in others)), rows)
 
 
 def recovery_table(controls: PruningControls) -> Table:
@@ -59,7 +60,7 @@ def recovery_caption(controls: PruningControls) -> str:
     found = controls.estimates
 
     def nats(name: str) -> str:
-        return f"{found[name].value:.4f} [{found[name].low:.4f}, {found[name].high:.4f}] nats a token"
+        return f"{found[name].value:.4f} [{found[name].low:.4f}, {found[name].high:.4f}] nats per token"
 
     cost = f"Pruning costs {nats('cost')}"
     if found["cost"].low <= 0:
@@ -141,4 +142,17 @@ def _recovery(axes: "Axes", controls: PruningControls) -> None:
     axes.margins(x=0.22)
     found = controls.estimates
     recovered = "no measurable cost" if found["cost"].low <= 0 else f"{_share(found['recovered'])} recovered"
-    axes.set(title=f"{recovery.pruned_heads} of {controls.heads} heads: {recovered}", xlabel="nats a token against the unpruned model")
+    axes.set(title=f"{recovery.pruned_heads} of {controls.heads} heads: {recovered}", xlabel="nats per token against the unpruned model")
+
+
+EXPERIMENT = Experiment(
+    PruningControls,
+    compare_pruning,
+    tables=lambda controls: {
+        "Perplexity; of random choices the mean over the seeds, taken in nats, and the range": curve_table(controls),
+        "Importance over the other rules": ratio_table(controls),
+        "What fine-tuning recovers": recovery_table(controls),
+    },
+    charts=lambda controls: {"pruning": plot_pruning(controls)[0].figure},
+    caption=recovery_caption,
+)

@@ -1,0 +1,148 @@
+"""What an experiment is, which there are, and how their results are written.
+
+An experiment runs and returns a frozen result. From the result alone, as it is read back from JSON, come its tables, charts and caption.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2opt.report.tables import Table
+from gpt2opt.storage import check_file, from_json, read_json, write_chart, write_result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment. A module that defines one binds it to the name EXPERIMENT.
+
+    result: the frozen dataclass that it returns; it names its `schema` and the `environment` it was measured in. run: takes the options of
+    its `Entry`, and the folder of the result if the entry says so. tables: by title. charts: by the name of the file. caption: what it
+    was measured on, and what it shows, in Markdown.
+    """
+
+    result: type
+    run: Callable[..., Any]
+    tables: Callable[[Any], Mapping[str, Table]]
+    charts: Callable[[Any], Mapping[str, "Figure"]]
+    caption: Callable[[Any], str]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the command line; its name is that of an argument of `Experiment.run`."""
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of an experiment before its libraries are imported. module: where EXPERIMENT is defined. charts: names of its files.
+
+    takes_folder: `run` gets `out`, since it keeps more there than its result.
+    """
+
+    module: str
+    help: str
+    options: tuple[Option, ...]
+    charts: tuple[str, ...] = ()
+    takes_folder: bool = False
+
+    def load(self) -> Experiment:
+        return importlib.import_module(self.module).EXPERIMENT
+
+
+MODEL = Option("model", str, "auto", "directory, hub id, bundled or auto")
+TEXT = Option("text", str, "auto", "UTF-8 file, wikitext-2, docs or auto")
+SIZE = Option("size", str, "gpt2", "gpt2, gpt2-medium, gpt2-large, or a directory with a GPT-2")
+
+EXPERIMENTS = {
+    "race": Entry(
+        "experiments.race.report",
+        "race the engines that run GPT-2 on a CPU, each in its own process, in interleaved rounds",
+        (
+            SIZE,
+            Option("rounds", int, 5, "timed rounds"),
+            Option("engines", str, "", "names with commas between them, such as openvino-int8; all where empty, and ours always races"),
+        ),
+        ("race", "growth"),
+        takes_folder=True,
+    ),
+    "recipes": Entry(
+        "experiments.recipes", "compare the ways of quantizing, on a model as it comes and with injected activation outliers", (MODEL, TEXT)
+    ),
+    "attribution": Entry(
+        "experiments.attribution.report",
+        "measure what each step from torch FP32 to INT8 is worth in time, size and perplexity",
+        (MODEL, TEXT, Option("rounds", int, 30, "timed rounds")),
+        ("attribution",),
+    ),
+    "pruning": Entry(
+        "experiments.pruning.report",
+        "prune heads by importance and by its controls, and measure what fine-tuning recovers",
+        (
+            MODEL,
+            TEXT,
+            Option("seeds", int, 5, "random choices of heads"),
+            Option("score_bytes", int, 50_000, "bytes of the text's scored part"),
+            Option("epochs", float, 1, "of fine-tuning"),
+        ),
+        ("pruning",),
+    ),
+    "scoring": Entry(
+        "experiments.scoring",
+        "time the scoring of a text beside lm-evaluation-harness, in turns",
+        (SIZE, TEXT, Option("rounds", int, 5, "timed rounds")),
+    ),
+}
+
+
+def check_outputs(name: str, folder: Path) -> None:
+    """Raise ValueError, before the work, unless the result and the charts of an experiment can be written into a folder."""
+    for path in (json_path(name, folder), *(folder / f"{chart}.png" for chart in EXPERIMENTS[name].charts)):
+        check_file(path)
+
+
+def json_path(name: str, folder: Path) -> Path:
+    return folder / f"{name}.json"
+
+
+def write_json(path: Path, result: Any) -> None:
+    write_result(path, json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+
+
+def read_result_of(name: str, folder: Path) -> Any:
+    """Read the result of an experiment back.
+
+    Raises:
+        ValueError: the file is missing, is not JSON, has another schema or does not hold what the schema says.
+    """
+    kind, path = EXPERIMENTS[name].load().result, json_path(name, folder)
+    content = read_json(path, kind.schema, f"python -m experiments {name}")
+    try:
+        return from_json(kind, content)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a whole result ({type(error).__name__}: {error}); the same command writes it anew") from error
+
+
+def write_charts(charts: Mapping[str, "Figure"], folder: Path, source: Path) -> None:
+    """Write charts as PNG; each holds the hash of the JSON file that it was drawn from."""
+    import matplotlib.pyplot as plt
+
+    for name, figure in charts.items():
+        write_chart(folder / f"{name}.png", figure, made_from=hash_of(source))
+        plt.close(figure)
+
+
+def hash_of(source: Path) -> str:
+    return hashlib.sha256(source.read_bytes()).hexdigest()

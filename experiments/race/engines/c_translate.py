@@ -1,0 +1,42 @@
+"""CTranslate2."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from experiments.race.engines.base import Engine, Timing, timing
+
+
+class CTranslate2(Engine):
+    name, package = "CTranslate2 INT8", "ctranslate2"
+    full_heads = True
+    files = ("model.bin",)
+    block_bytes = head_bytes = 1
+    note = "unpruned: it has no pruned heads; times from its callback"
+
+    def prepare(self, source: Path, folder: Path) -> None:
+        from ctranslate2.converters import TransformersConverter
+
+        TransformersConverter(str(source)).convert(str(folder), quantization="int8", force=True)
+
+    def load(self, folder: Path, threads: int) -> None:
+        import ctranslate2
+
+        self.generator = ctranslate2.Generator(str(folder), compute_type="int8", inter_threads=1, intra_threads=threads)
+        self.tokens = np.array(json.loads((folder / "vocabulary.json").read_text(encoding="utf-8")), dtype=object)
+
+    def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
+        starts = self.tokens[prompts].tolist()
+        marks = [time.perf_counter()]
+
+        def seen(result) -> bool:
+            if result.batch_id == len(prompts) - 1:
+                marks.append(time.perf_counter())
+            return False
+
+        self.generator.generate_batch(
+            starts, max_length=new_tokens, min_length=new_tokens, include_prompt_in_result=False, beam_size=1, callback=seen
+        )
+        return timing(marks)

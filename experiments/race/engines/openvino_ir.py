@@ -1,0 +1,70 @@
+"""OpenVINO on optimum-intel's export, driven as optimum-intel drives it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from experiments.race.engines.base import Stepwise
+
+DEFAULTS = {"PERFORMANCE_HINT": "LATENCY"}
+"""What optimum-intel sets; all else, the u8 KV cache too, is what OpenVINO chooses for its users."""
+
+
+class OpenVinoFp32(Stepwise):
+    name, package = "OpenVINO FP32", "openvino"
+    files = ("openvino_model.*",)
+    properties = DEFAULTS | {"INFERENCE_PRECISION_HINT": "f32"}  # else it would be bf16 on machines with AMX
+    note = "optimum-intel's export: logits of every position"
+
+    def prepare(self, source: Path, folder: Path) -> None:
+        from gpt2opt.quantize.export import export_ir
+        from gpt2opt.quantize.fake_quant import linearize
+        from gpt2opt.sources.models import load_model
+
+        tokenizer, model = load_model(source)
+        export_ir(linearize(model), tokenizer, folder)
+
+    def load(self, folder: Path, threads: int) -> None:
+        import openvino
+
+        properties = self.properties | {"INFERENCE_NUM_THREADS": str(threads)}
+        # The request that OVModelForCausalLM drives, without the Python around it, which would be timed as well.
+        self.request = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", properties).create_infer_request()
+        self.inputs = {name for port in self.request.model_inputs for name in port.get_names()}
+
+    def read(self, ids: np.ndarray, past: int) -> np.ndarray:
+        batch, length = ids.shape
+        if not past:
+            self.request.reset_state()
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": np.ones((batch, past + length), np.int64),
+            "position_ids": np.broadcast_to(np.arange(past, past + length), ids.shape),
+            "beam_idx": np.arange(batch, dtype=np.int32),
+        }
+        self.request.infer({name: value for name, value in inputs.items() if name in self.inputs})
+        return self.request.get_tensor("logits").data[:, -1]
+
+
+class OpenVinoInt8(OpenVinoFp32):
+    name, package, made_from = "OpenVINO INT8", "optimum-intel", OpenVinoFp32
+    properties = DEFAULTS
+    block_bytes = head_bytes = 1
+    note = "weight-only, asymmetric per channel: optimum-intel's load_in_8bit; logits of every position"
+    bits, symmetric, group_size = 8, False, None
+
+    def prepare(self, source: Path, folder: Path) -> None:
+        from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
+
+        from gpt2opt.sources.models import load_tokenizer
+
+        quantization = OVWeightQuantizationConfig(self.bits, self.symmetric, self.group_size)
+        OVModelForCausalLM.from_pretrained(source, quantization_config=quantization, compile=False).save_pretrained(folder)
+        load_tokenizer(source).save_pretrained(folder)
+
+
+class OpenVinoInt4(OpenVinoInt8):
+    name = "OpenVINO INT4"
+    block_bytes = 0.5 + 2 / 64
+    note = "weight-only, symmetric, groups of 64; embedding and head INT8, as is the default"
+    bits, symmetric, group_size = 4, True, 64

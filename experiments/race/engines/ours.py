@@ -1,0 +1,91 @@
+"""This project's runtime: the IR that stage 4 writes, and the rows of the race that tell what it is worth."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from experiments.race.engines.base import Engine, Timing, time_greedy
+
+CALIBRATION_ROWS = 32
+
+
+class Ours(Engine):
+    """The IR that stage 4 writes, in the runtime of this package: the default recipe, as users get it, the gate included."""
+
+    name, package = "ours", "openvino"
+    files = ("openvino_model.*",)
+    block_bytes = head_bytes = 1
+    texts = ("random", "repeating")
+    note = "W8A8 by the default recipe"
+    precision = "f32"
+
+    def prepare(self, source: Path, folder: Path) -> str:
+        from gpt2opt.sources.models import load_model
+        from gpt2opt.sources.texts import find_texts
+        from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
+
+        tokenizer, model = load_model(source)
+        texts = find_texts()
+        rows = prepare_calibration_dataset([document.text for document in texts.calibration], tokenizer, limit=CALIBRATION_ROWS)
+        found = quantize_int8(model, tokenizer, rows, folder).sensitivity
+        return (
+            f"calibrated on {len(rows)} rows of {texts.name}; the gate left {len(found.float_inputs)} of {len(found.only_this)} inputs "
+            f"float (the KV cache counts as one), the rest costs {found.left:.5f} nats per token of KL"
+        )
+
+    def load(self, folder: Path, threads: int) -> None:
+        from gpt2opt.runtime.ir_model import load_ir
+
+        self.model = load_ir(folder, threads, self.precision)
+
+    def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
+        return time_greedy(self.model.decoder(prompts), new_tokens)
+
+
+class OursBf16(Ours):
+    """The same runtime with float arithmetic in bf16; on CPUs that have it. No engine of the race, but a step of `attribution`."""
+
+    name, precision = "ours, bf16", "bf16"
+
+
+class OursUnpruned(Ours):
+    """All heads: to be held against peers that can't run pruned ones."""
+
+    name, full_heads, texts = "ours, unpruned", True, ("random",)
+
+
+class OursAgain(Ours):
+    """Ours against itself, the same files in another process: what this race tells apart, and what it doesn't."""
+
+    name, made_from, texts = "ours again", Ours, ("random",)
+    note = "the same files as ours, in another process"
+
+    def prepare(self, source: Path, folder: Path) -> None:
+        import shutil
+
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+class OursPromptLookup(OursAgain):
+    """The same files, several tokens a step where the text repeats itself."""
+
+    name, texts = "ours, prompt lookup", ("repeating",)
+    note = "several tokens a step where they can be guessed, each with an equal share of the time"
+
+    def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
+        from gpt2opt.runtime.prompt_lookup import PromptLookup
+
+        decoder = self.model.decoder(prompts)
+        marks = [time.perf_counter()]
+        read_prompt = decoder.prefill
+
+        def prefill() -> np.ndarray:
+            logits = read_prompt()
+            marks.append(time.perf_counter())
+            return logits
+
+        decoder.prefill = prefill
+        PromptLookup(decoder).generate(new_tokens)
+        later = time.perf_counter() - marks[1]
+        return Timing(marks[1] - marks[0], (later / (new_tokens - 1),) * (new_tokens - 1))
