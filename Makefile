@@ -6,17 +6,17 @@ BIN := .venv/bin
 SUPPORTED := import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit("Python %d.%d found, 3.10, 3.11 or 3.12 expected: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13. Install one of these and run: make PYTHON=python3.11 run" % v)
 IDENTITY := import sys; print(sys.base_prefix, *sys.version_info[:3])
 
-.PHONY: run test bench lab tensorboard check install
+.PHONY: run test race lab tensorboard check install
 
 run: install
-	$(IN_ROOT) $(BIN)/gpt2opt notebook project.ipynb
+	$(IN_ROOT) $(BIN)/python -m gpt2opt.notebook project.ipynb
 
 test: install
 	$(IN_ROOT) $(BIN)/python -m pytest
 
-bench: install
-	$(IN_ROOT) $(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -e ".[bench]"
-	$(IN_ROOT) $(BIN)/gpt2opt bench
+race: install
+	$(IN_ROOT) $(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -e ".[race]"
+	$(IN_ROOT) $(BIN)/python -m experiments race
 
 lab: install
 	$(IN_ROOT) $(BIN)/jupyter lab project.ipynb

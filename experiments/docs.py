@@ -111,8 +111,9 @@ def _taken_on(record: Record) -> str:
     facts, sources, settings = record.environment, record.sources, record.settings
     quality = record.measured("Baseline").quality
     return (
-        f"Measured on {machine_label(facts)}, {facts['gpu'] or 'no GPU'}. Model: {sources['model']['name']}; text: {sources['text']['name']}, "
-        f"{quality.num_tokens:,} tokens scored. Prompt {settings.prompt_tokens} tokens, {settings.new_tokens} new; TTFT and TPOT are medians."
+        f"Measured on {machine_label(facts)}, {facts['gpu'] or 'no GPU'}. Model: {sources['model']['name']}; text: "
+        f"{sources['text']['name']}, {quality.num_tokens:,} tokens scored. Prompt {settings.prompt_tokens} tokens, {settings.new_tokens} "
+        "new; TTFT and TPOT are medians."
     )
 
 

@@ -1,6 +1,5 @@
 """A GPT-2 small enough that every stage runs on it in seconds, and a text to go with it."""
 
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -115,37 +114,3 @@ def text_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(sample_text())
     return path
-
-
-def committed(path: str) -> bytes:
-    """Return a file as it was committed: `make run` writes a newcomer's own results over the ones that the README shows."""
-    found = _git("show", f"HEAD:{path}")
-    if found is None and (ROOT / "artifacts" / "run.json").exists():
-        pytest.skip("without git nothing tells what was committed from what `make run` wrote over it")
-    return (ROOT / path).read_bytes() if found is None else found
-
-
-def _git(*arguments: str) -> bytes | None:
-    """Return what git says of this repository, whoever owns it; None without git, or where this is a copy without its history."""
-    try:
-        return subprocess.run(["git", "-c", "safe.directory=*", *arguments], cwd=ROOT, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-@pytest.fixture(scope="session")
-def committed_tree(tmp_path_factory) -> Path:
-    """The README and the results that it shows, as they were committed."""
-    root, tree = Path(__file__).parent.parent, tmp_path_factory.mktemp("committed")
-    archive = subprocess.run(["git", "archive", "HEAD", "README.md", "benchmarks", "traces/run.json"], cwd=root, capture_output=True)
-    if archive.returncode:
-        return root
-    subprocess.run(["tar", "-x", "-C", tree], input=archive.stdout, check=True)
-    return tree
-
-
-def committed_kinds(name: str) -> list[str]:
-    """Return the kinds of CPU of which a file of results is committed, `bench.json` say."""
-    listed = _git("ls-tree", "-r", "--name-only", "HEAD", "experiments/results")
-    paths = sorted((ROOT / "experiments/results").glob("*/*")) if listed is None else [Path(line) for line in listed.decode().splitlines()]
-    return [path.parent.name for path in paths if path.name == name]

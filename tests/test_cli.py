@@ -117,10 +117,6 @@ WRONG = {
     "text too short to calibrate": (["run", "--model", "{model}", "--text", "{few}"], "is too short; expected"),
     "missing directory": (["audit", "./missing"], "no openvino_model.xml in missing"),
     "damaged directory": (["generate", "{damaged}", "--prompt", "a"], "was changed or cut short"),
-    "no such engine": (["bench", "--engines", "no-such"], "engine 'no-such' is not known; expected some of ours"),
-    "no such size": (["bench", "--size", "gpt3"], "size 'gpt3' is neither a directory nor one of gpt2"),
-    "no rounds": (["attribution", "--rounds", "0"], "rounds=0, expected at least 1"),
-    "too few seeds": (["pruning", "--seeds", "4"], "seeds=4, expected at least 5"),
     "prompt too long": (["generate", "{int8}", "--prompt", "Node 1 of graph 2", "--new-tokens", "255"], "from 1 to 1 fit into the context"),
     "more new tokens than the context": (
         ["generate", "{int8}", "--prompt", "Node", "--new-tokens", "600"],
@@ -131,22 +127,10 @@ WRONG = {
     "folder without a record": (["report", "{model}"], "run.json: No such file"),
     "no folder": (["report", "{file}/run"], "Not a directory"),
     "not a record": (["report", "{bert}/config.json"], "has schema None, expected 'gpt2opt.run/3'"),
-    "one round of scoring": (["scoring", "--rounds", "1"], "rounds=1, expected at least 2"),
-    **{
-        f"unwritable {command}": ([command, "--text", "{text}", "--out", "{file}/out.json"], "name a writable place")
-        for command in ("recipes", "attribution", "pruning", "scoring")
-    },
-    **{
-        f"folder for the result of {command}": ([command, "--text", "{text}", "--out", "thesis"], "thesis is a folder, expected a file")
-        for command in ("recipes", "attribution", "pruning", "scoring")
-    },
-    "file of a user's": (["recipes", "--out", "{text}"], "was not written by gpt2opt"),
     "file of a user's for the report": (["report", "{record}", "--out", "{text}"], "was not written by gpt2opt"),
-    "chart for a result": (["pruning", "--out", "pruning.png"], "is the name of a chart, expected that of a JSON file"),
     "folder of a user's": (["run", "--model", "{model}", "--text", "{text}", "--out", "thesis"], "thesis is not empty"),
     "record of a user's": (["run", "--model", "{model}", "--text", "{text}", "--out", "mine"], "mine/traces/run.json is there and was not"),
     "folder of a user's for a model": (["finetune", "{model}", "--text", "{text}", "--out", "thesis"], "thesis is not empty"),
-    "folder of a user's for a race": (["bench", "--out", "."], ". is not empty"),
     "unwritable output": (["run", "--model", "{model}", "--text", "{text}", "--out", "{file}/out"], "name a writable place"),
 }
 
@@ -188,5 +172,5 @@ def test_wrong_input_gets_one_line_and_exit_code_2(case, model_dir, int8_dir, te
 def test_the_command_exists():
     done = subprocess.run([sys.executable, "-m", "gpt2opt", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
-    for command in ("run", "finetune", "audit", "perplexity", "generate", "bench", "recipes", "attribution", "pruning", "report"):
+    for command in ("run", "finetune", "audit", "perplexity", "generate", "report"):
         assert command in done.stdout

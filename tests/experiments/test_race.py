@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.race import engines, limits, run, tables
+from experiments.contract import read_result_of, write_json
+from experiments.race import limits, run, tables
 from experiments.race.charts import plot_growth, plot_race
-from experiments.race.engines.base import Timing
+from experiments.race.engines import LlamaCpp, OnnxFp32, OpenVinoFp32, TorchFp32
+from experiments.race.engines.base import StepwiseDecoder, Timing, timing
 from experiments.race.limits import Limits
 from experiments.race.results import (
     BATCHED,
@@ -28,10 +30,10 @@ from experiments.race.results import (
     RaceResult,
     Shape,
     best_peer,
-    read_race,
     throughput,
 )
 from experiments.race.turns import TOO_SLOW, Case, RemoteEngine, make_prompts, race
+from gpt2opt.decoding import Greedy
 from gpt2opt.stats import Estimate, paired_ratio
 from tests.experiments.stubs import Broken, MissingStub, OursStub, PeerStub, Printing, Stub, UnconvertibleStub
 
@@ -115,7 +117,7 @@ def test_engine_in_its_own_process_answers_and_its_death_is_told():
 def test_run_names_what_is_missing_and_what_fails(model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "ENGINES", (OursStub, PeerStub, MissingStub, UnconvertibleStub))
     monkeypatch.setattr(run, "GROWTH_CASES", (Case(16, 2),))
-    result = run.run_race(str(model_dir), 2, (), tmp_path)
+    result = run.run_race(str(model_dir), 2, "", tmp_path)
     assert {engine.name: engine.left_out for engine in result.engines} == {
         "ours": None,
         "peer": None,
@@ -131,7 +133,7 @@ def test_run_names_what_is_missing_and_what_fails(model_dir, tmp_path, monkeypat
     assert len(result.limits) == result.rounds
     assert result.limit("int8_ops_per_s") > 1e9
     assert [(point.engine, len(point.timings)) for point in result.growth] == [("ours", run.GROWTH_ROUNDS)]
-    assert read_race(tmp_path / run.NAME) == result
+    assert read_result_of("race", tmp_path) == result
 
 
 def test_a_race_that_is_interrupted_leaves_the_rounds_that_were_done(model_dir, tmp_path, monkeypatch):
@@ -145,8 +147,8 @@ def test_a_race_that_is_interrupted_leaves_the_rounds_that_were_done(model_dir, 
     monkeypatch.setattr(run, "ENGINES", (OursStub, PeerStub))
     monkeypatch.setattr(race_module, "make_prompts", prompts_of)
     with pytest.raises(KeyboardInterrupt):
-        run.run_race(str(model_dir), 3, (), tmp_path)
-    found = read_race(tmp_path / run.NAME)
+        run.run_race(str(model_dir), 3, "", tmp_path)
+    found = read_result_of("race", tmp_path)
     assert (found.rounds, len(found.limits), found.growth) == (1, 1, ())
     assert [len(engine.timings(SHORT)) for engine in found.raced] == [1, 1]
     assert tables.speed_table(found).rows
@@ -156,10 +158,13 @@ def test_wrong_input_is_said_at_once(tmp_path):
     with pytest.raises(ValueError, match="'gpt5' is neither"):
         run.run_race("gpt5", out=tmp_path)
     with pytest.raises(ValueError, match="'vllm' is not known; expected some of ours"):
-        run.run_race("gpt2", engines=("vllm",), out=tmp_path)
-    (tmp_path / "run.json").write_text('{"schema": "gpt2opt.run/3"}')
+        run.run_race("gpt2", engines="vllm", out=tmp_path)
+    (tmp_path / "race.json").write_text('{"schema": "gpt2opt.run/3"}')
     with pytest.raises(ValueError, match="schema"):
-        read_race(tmp_path / "run.json")
+        read_result_of("race", tmp_path)
+    (tmp_path / "race.json").write_text(f'{{"schema": "{RaceResult.schema}"}}')
+    with pytest.raises(ValueError, match="is not a whole result"):
+        read_result_of("race", tmp_path)
 
 
 # --- figures, tables, charts
@@ -208,8 +213,8 @@ def test_figures_of_a_known_timing(result):
 
 
 def test_result_survives_json(result, tmp_path):
-    result.write(tmp_path / "run.json")
-    assert read_race(tmp_path / "run.json") == result
+    write_json(tmp_path / "race.json", result)
+    assert read_result_of("race", tmp_path) == result
 
 
 def test_tables_show_limits_and_who_is_left_out(result):
@@ -301,7 +306,7 @@ def test_charts_show_every_engine_that_raced(result):
 # --- the engines themselves
 
 
-@pytest.mark.parametrize("engine", [engines.TorchFp32, engines.OpenVinoFp32, engines.OnnxFp32, engines.LlamaCpp])
+@pytest.mark.parametrize("engine", [TorchFp32, OpenVinoFp32, OnnxFp32, LlamaCpp])
 def test_engine_generates_what_torch_generates(engine, model, tokenizer, tmp_path):
     """Greedy tokens of two sequences; the engines that can, with pruned heads."""
     if run.environment.installed(engine.package) is None:
@@ -320,15 +325,12 @@ def test_engine_generates_what_torch_generates(engine, model, tokenizer, tmp_pat
     loaded.load(folder, 1)
     for asked in (prompts[:, ::-1].copy(), prompts):  # the second call finds nothing of the first
         loaded.open(2, 18)
-        ids, tokens = asked, []
-        for past in (0, 12, 13, 14, 15, 16):
-            ids = loaded.read(ids, past)
-            tokens.append(ids)
-    assert np.concatenate(tokens, axis=1).tolist() == expected[:, 12:].tolist()
+        tokens = Greedy(StepwiseDecoder(loaded, asked)).generate(6)
+    assert tokens == expected[:, 12:].tolist()
 
 
 def test_marks_become_times_of_tokens():
     start = time.perf_counter()
-    timing = engines.timing([start, start + 3, start + 4, start + 6])
-    assert (timing.first_s, *timing.later_s) == pytest.approx((3, 1, 2))
-    assert timing.total_s == pytest.approx(6)
+    taken = timing([start, start + 3, start + 4, start + 6])
+    assert (taken.first_s, *taken.later_s) == pytest.approx((3, 1, 2))
+    assert taken.total_s == pytest.approx(6)
