@@ -8,17 +8,17 @@ from pathlib import Path
 
 
 def cpu_quota(root: Path = Path("/")) -> float:
-    """Return how many CPUs' worth of time this process may use: the least of the quotas of its group and of those around it.
+    """Return how many CPUs' worth of time this process may use: the least quota of its control group and of the groups around it.
 
-    Infinite without a quota, and where there are no control groups. `root` is where `proc` and `sys` are.
+    The result is infinite without a quota and where there are no control groups. `root` is the folder of `proc` and `sys`.
     """
     return min(map(_quota, _groups(root)), default=math.inf)
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """Yield the folder of each group with a say on CPU time: the one of this process, and those that it is nested in.
+    """Yield the folder of each control group that may limit CPU time: the group of this process, and the groups around it.
 
-    A container may see its own group at the top while `/proc/self/cgroup` names it as the host does: what is not there is passed over.
+    Some folders may be missing: a container may see its own group at the top, while `/proc/self/cgroup` gives the host's path to it.
     """
     memberships = root / "proc/self/cgroup"
     for line in memberships.read_text().splitlines() if memberships.exists() else ():
@@ -45,5 +45,5 @@ def _quota(folder: Path) -> float:
         else:
             quota, period = ((folder / name).read_text() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
         return int(quota) / int(period) if quota != "max" and int(quota) > 0 else math.inf
-    except (OSError, ValueError, ZeroDivisionError):  # not there, not ours to read, or nothing that this knows
+    except (OSError, ValueError, ZeroDivisionError):  # the file is missing, unreadable or of an unknown format
         return math.inf

@@ -1,6 +1,6 @@
-"""The machine, the versions and the seed: what a number needs beside it to mean anything."""
+"""The machine, the package versions and the seed: the facts that every result is stored with."""
 
-from __future__ import annotations  # so that an older Python reads on to the line that refuses it
+from __future__ import annotations  # an older Python then gets as far as the line that refuses it
 
 import ctypes
 import gc
@@ -22,7 +22,7 @@ from typing import Any
 from gpt2opt.cgroup import cpu_quota
 
 PYTHON = ((3, 10), (3, 13))
-"""First version that works, first that doesn't: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13."""
+"""The first version that works, and the first that does not: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13."""
 
 STACK = {
     "optimum-intel": ("1.27", "the last release with INCQuantizer; 2.0 removed it"),
@@ -44,13 +44,13 @@ CPU_KINDS = {
     "avx512": ("avx512f", "AVX-512 without VNNI"),
     "avx2": ("avx2", "AVX2 alone"),
 }
-"""Kind -> the flag that tells it, and how it is written. The first that a CPU has is its kind: which INT8 kernels run there."""
+"""Kind -> the CPU flag that shows it, and its label. A CPU is of the first kind whose flag it has. The kind decides the INT8 kernels."""
 OTHER_CPU_KIND = "other"
 UNTOLD = "instructions not known: the system does not tell them"
 
 
 def cpu_kind(flags: Sequence[str] | None) -> str:
-    """Return the kind of CPU that a record was taken on, from its `cpu_flags`; it is the name of the folder of committed results.
+    """Return the kind of CPU that a record was measured on, given its `cpu_flags`. Committed results lie in a folder of that name.
 
     >>> cpu_kind(["avx2", "avx512f", "avx512_vnni"])
     'avx512_vnni'
@@ -59,18 +59,18 @@ def cpu_kind(flags: Sequence[str] | None) -> str:
 
 
 def machine_label(facts: Mapping[str, Any]) -> str:
-    """Return the CPU, its kind and the threads of a record's `environment`, for captions and titles."""
+    """Return a caption's text for the CPU, its kind and the threads of a record's `environment`."""
     _, kind = CPU_KINDS.get(cpu_kind(facts["cpu_flags"]), (None, instructions_label(facts["cpu_flags"])))
     return f"{facts['cpu']} ({kind}), {facts['threads']} threads"
 
 
 def instructions_label(flags: Sequence[str] | None) -> str:
-    """Return a record's `cpu_flags` for a reader."""
+    """Return a record's `cpu_flags` as text."""
     return UNTOLD if flags is None else ", ".join(flags) or "no known INT8 instructions"
 
 
 def check_python(running: tuple[int, ...] = sys.version_info[:2]) -> None:
-    """Raise ImportError, with the reason, on a Python that the pinned stack has no packages for."""
+    """Raise ImportError, with the reason, on a Python version for which the required packages do not exist."""
     if not PYTHON[0] <= tuple(running[:2]) < PYTHON[1]:
         raise ImportError(
             f"Python {running[0]}.{running[1]} found, 3.10, 3.11 or 3.12 expected: neural-compressor 3.7.1 holds numpy<2, which has "
@@ -79,7 +79,7 @@ def check_python(running: tuple[int, ...] = sys.version_info[:2]) -> None:
 
 
 def check_stack() -> None:
-    """Raise ImportError with one line a package whose version is known not to work, and why."""
+    """Raise ImportError if a package has a version that is known not to work; the message gives the reason for each."""
     problems = []
     for package, (prefix, reason) in STACK.items():
         found = installed(package)
@@ -98,7 +98,7 @@ def installed(package: str) -> str | None:
 
 @cache
 def describe() -> dict[str, Any]:
-    """Return the facts that a result names: CPU, instruction sets, governor, threads, memory, GPU and its clocks, versions, commit."""
+    """Return the facts that a result is stored with: CPU, instruction sets, governor, threads, memory, GPU, clocks, versions, commit."""
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -115,7 +115,7 @@ def describe() -> dict[str, Any]:
 
 
 def threads() -> int:
-    """Return how many CPU threads every engine is given: the cores that this process may use, fewer where a container has a quota."""
+    """Return how many CPU threads every engine gets: the cores that this process may use, or fewer if a container has a CPU quota."""
     return max(1, math.floor(min(cores(), cpu_quota())))
 
 
@@ -125,27 +125,27 @@ def cores() -> int:
 
 
 def launched() -> bool:
-    """Return whether torchrun or `accelerate launch` started this process, as one of several or alone."""
+    """Return whether torchrun or `accelerate launch` started this process, alone or as one of several."""
     return "LOCAL_RANK" in os.environ
 
 
 def launched_processes() -> int:
-    """Return how many processes a launcher started over all machines; 1 where there was none."""
+    """Return how many processes a launcher started on all machines together; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1")) if launched() else 1
 
 
 def is_main_process() -> bool:
-    """Return whether this process writes and prints; of several that a launcher started, over all machines, one does."""
+    """Return whether this process writes and prints. Of the processes that a launcher started, on all machines together, one does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def has_int8_dot_product() -> bool | None:
-    """Return whether the CPU sums INT8 products in 32 bits (VNNI, AMX, Arm dot product); without it INT8 gains less. None: nobody knows."""
+    """Return whether the CPU sums INT8 products in 32 bits (VNNI, AMX, Arm dot product), None if unknown. Without it, INT8 gains less."""
     return _has_any({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
 
 
 def has_bf16() -> bool | None:
-    """Return whether the CPU multiplies in bf16 (AVX512-BF16, AMX), elsewhere OpenVINO emulates it. None: nobody knows."""
+    """Return whether the CPU multiplies in bf16 (AVX512-BF16, AMX), None if unknown. On other CPUs, OpenVINO emulates bf16."""
     return _has_any({"avx512_bf16", "amx_bf16"})
 
 
@@ -154,7 +154,7 @@ def _has_any(instructions: set[str]) -> bool | None:
 
 
 def give_back_memory() -> None:
-    """Free what only cycles hold, and return freed memory to the system where the C library keeps it (glibc)."""
+    """Collect garbage, and return freed memory to the system; glibc would keep it for the process."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim:
@@ -179,7 +179,7 @@ def cpu_name() -> str:
 
 
 def _cpu_flags() -> set[str] | None:
-    """Return what instructions the CPU has; None where the system does not tell, as on macOS and Windows."""
+    """Return the CPU's instruction-set flags; None where the system does not list them, as on macOS and Windows."""
     for line in _cpuinfo():
         if line.lower().startswith(("flags", "features")):
             return set(line.split(":", 1)[1].split())
@@ -193,19 +193,19 @@ def _cpuinfo() -> tuple[str, ...]:
 
 
 def _cpu_governor() -> str | None:
-    """Return how the kernel chooses the clock, `performance` or `powersave` say; None where it does not tell, as in most VMs."""
+    """Return how the kernel chooses the CPU clock, for example `performance`; None where it does not tell, as in most VMs."""
     path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return path.read_text().strip() if path.exists() else None
 
 
 class CpuWatch:
-    """Watches what others do with the cores of this process from the moment it is made: a busy machine gives slow numbers."""
+    """Measures how much of this process's cores others use from now on: timings taken on a busy machine are too slow."""
 
     def __init__(self):
         self._start = self._read()
 
     def others_share(self) -> float | None:
-        """Return the share of the cores' time that went to other processes, or to other machines on the host; None if untold."""
+        """Return the share of the cores' time that other processes, or other machines on the same host, used; None if unknown."""
         if self._start is None:
             return None
         seconds, busy, own = (now - then for now, then in zip(self._read(), self._start, strict=True))
@@ -213,7 +213,7 @@ class CpuWatch:
 
     @staticmethod
     def _read() -> tuple[float, float, float] | None:
-        """Return the time, the busy seconds of the cores that this process may use, and those of this process."""
+        """Return the clock, the busy seconds of the cores that this process may use, and this process's own CPU seconds."""
         import psutil
 
         if not hasattr(os, "sched_getaffinity"):
@@ -238,7 +238,7 @@ def _gpu_name() -> str | None:
 
 
 def _gpu_state() -> dict[str, str] | None:
-    """Return the GPU's driver and clocks, as its own tool tells them; None without a GPU or the tool."""
+    """Return the GPU's driver version, clocks and power limit from nvidia-smi; None without a GPU or the tool."""
     fields = ("driver_version", "clocks.sm", "clocks.max.sm", "power.limit")
     if _gpu_name() is None:
         return None
@@ -260,17 +260,17 @@ def _commit() -> str | None:
 
 
 def leave_home_alone() -> None:
-    """Keep OpenVINO, NNCF and INC from writing into the user's home; call it before they are imported.
+    """Keep OpenVINO, NNCF and INC from writing into the user's home. Call it before they are imported.
 
-    OpenVINO and NNCF would store a persistent id there and send usage data under it, without asking. Both do neither where the package for
-    that is not installed, and this makes it look so. INC would write a log there.
+    Without asking, OpenVINO and NNCF would store a persistent id there and send usage data under it. They do neither if the package
+    `openvino_telemetry` is missing, and this function makes it look missing. INC would write a log there.
     """
     sys.modules.setdefault("openvino_telemetry", None)
     os.environ.setdefault("LOG_LEVEL_INC", "6")  # the level without a log file
 
 
 def quiet() -> None:
-    """Silence the log lines and warnings of the libraries below us; call it before they are imported. Errors still raise."""
+    """Silence log lines and warnings of the libraries that this project uses. Call it before they are imported. Errors still raise."""
     os.environ.update(
         TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error", DATASETS_VERBOSITY="error", HF_DATASETS_DISABLE_PROGRESS_BARS="1",
         LOGLEVEL="ERROR", TORCH_CPP_LOG_LEVEL="ERROR", KINETO_LOG_LEVEL="6",
@@ -278,5 +278,5 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
     for name in ("neural_compressor", "nncf", "optimum", "transformers", "torch", "openvino"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # This one logs an error and then goes on by another way, which succeeds.
+    # This logger reports an error before OpenVINO tries another way, which succeeds.
     logging.getLogger("openvino.frontend.pytorch.utils").setLevel(logging.CRITICAL)

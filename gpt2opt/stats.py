@@ -1,7 +1,7 @@
-"""How sure a figure is: the only intervals of this project, all of one confidence, and by methods that hold for few samples.
+"""Confidence intervals: every interval of this project, at one confidence level, by methods that hold for few samples.
 
-Rounds in which models take turns give ratios, and of these the median and its interval (`paired_ratio`). A text gives sums over its
-documents, and of these a statistic and its interval over other such documents (`over_documents`).
+Where models are timed in turns, each round gives a ratio; `paired_ratio` returns the median ratio and its interval. A scored text gives
+sums per document; `over_documents` returns a statistic of their totals and its interval over other texts of such documents.
 """
 
 import math
@@ -12,12 +12,12 @@ import numpy as np
 
 CONFIDENCE = 0.95
 PERCENT = f"{CONFIDENCE:.0%}"
-"""What stands in captions and headers."""
+"""The confidence level as captions and headers show it."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and the ends of its interval, which are infinite (0 and infinite for a ratio) where there are too few samples for one."""
+    """A value and its interval. With too few samples the ends are infinite (0 and infinite for a ratio)."""
 
     value: float
     low: float
@@ -25,7 +25,7 @@ class Estimate:
 
     @property
     def measurable(self) -> bool:
-        """Return whether this ratio shows a difference: whether the interval leaves 1 out."""
+        """Return whether this ratio shows a difference: the interval does not contain 1."""
         return not self.low <= 1 <= self.high
 
     def __str__(self) -> str:
@@ -33,10 +33,10 @@ class Estimate:
 
 
 def paired_ratio(samples: Sequence[float], base: Sequence[float]) -> Estimate:
-    """Return the median of samples ÷ base, pair by pair, so that a slow minute of the machine cancels out. See `median`.
+    """Return the median of samples ÷ base. Samples are divided pair by pair, so that a slow minute of the machine cancels out.
 
     Raises:
-        ValueError: some sample has no partner, or there is none at all.
+        ValueError: the numbers of samples differ, or there are none.
     """
     if len(samples) != len(base) or not len(samples):
         raise ValueError(f"{len(samples)} and {len(base)} samples can't be paired; expected as many of each, at least 1")
@@ -44,12 +44,13 @@ def paired_ratio(samples: Sequence[float], base: Sequence[float]) -> Estimate:
 
 
 def median(samples: Sequence[float]) -> Estimate:
-    """Return the median of positive samples, whatever their distribution.
+    """Return the median of positive samples of any distribution.
 
-    The interval goes from the k-th least to the k-th greatest sample. The number of samples below the true median is binomial (n, 1/2), so
-    it covers with 1 − 2 P(fewer than k), of which the greatest k is taken that keeps the confidence (Conover 1999, Practical Nonparametric
-    Statistics, 3.2). Below 6 samples even the range covers less (93.75% at 5): it is joined with Student's interval of the mean logarithm,
-    which holds for distributions symmetrical on a logarithmic scale, and by simulation nearly so for skewed ones at such numbers.
+    The interval goes from the k-th smallest to the k-th largest sample. The number of samples below the true median is binomial (n, 1/2),
+    so the interval covers it with probability 1 − 2 P(fewer than k); k is the largest number that keeps the confidence level (Conover
+    1999, Practical Nonparametric Statistics, 3.2). Below 6 samples even the whole range covers less (93.75% at 5). There the range is
+    joined with Student's interval of the mean logarithm, which holds for distributions that are symmetrical on a logarithmic scale, and in
+    simulations nearly so for skewed ones.
     """
     ordered, count = np.sort(np.asarray(samples, dtype=float)), len(samples)
     value = float(np.median(ordered))
@@ -65,7 +66,7 @@ def median(samples: Sequence[float]) -> Estimate:
 
 
 def _samples_left_out(count: int) -> int:
-    """Return how many samples can be left out at each end so that the rest still covers the median; 0 where none can."""
+    """Return how many samples at each end the interval of the median can leave out; 0 if it needs the whole range."""
     missed, left_out = 2 * 0.5**count, 0
     while (missed := missed + 2 * math.comb(count, left_out + 1) * 0.5**count) <= 1 - CONFIDENCE:
         left_out += 1
@@ -73,10 +74,10 @@ def _samples_left_out(count: int) -> int:
 
 
 def ratio_of_medians(samples: Sequence[float], base: Sequence[float]) -> Estimate:
-    """Return median(samples) ÷ median(base) of samples that are not paired.
+    """Return median(samples) ÷ median(base) for samples that are not paired.
 
-    The two intervals are joined on a logarithmic scale by MOVER (Zou and Donner 2008, Statistics in Medicine 27): the distances from the
-    medians to the ends add up as squares.
+    The two intervals are combined on a logarithmic scale by MOVER (Zou and Donner 2008, Statistics in Medicine 27): the squared distances
+    from the medians to the ends add up.
     """
     one, other = median(samples), median(base)
     value = one.value / other.value
@@ -90,16 +91,16 @@ def ratio_of_medians(samples: Sequence[float], base: Sequence[float]) -> Estimat
 def over_documents(statistic: Callable[..., np.ndarray], *sums: Sequence[float], tokens: Sequence[float]) -> Estimate:
     """Return a statistic of totals over documents, and its interval over other texts of such documents.
 
-    The standard error is the jackknife's, by leaving out each document in turn (Efron and Stein 1981). A few long documents make most of
-    a total, so Student's t has (Σ w²)² ÷ Σ w⁴ degrees of freedom, w being the documents' shares of the tokens, and at most n − 1: that is
-    Satterthwaite's number for a mean of documents with weights (Bell and McCaffrey 2002). By simulation it covers 94% to 97% from 5
-    documents of skewed sizes on; 91% where, besides, long documents are harder or easier than short ones.
+    The jackknife gives the standard error: each document is left out in turn (Efron and Stein 1981). Because a few long documents make up
+    most of a total, Student's t has (Σ w²)² ÷ Σ w⁴ degrees of freedom, at most n − 1, where w are the documents' shares of the tokens.
+    This is Satterthwaite's number for a weighted mean of documents (Bell and McCaffrey 2002). In simulations the interval covers 94% to
+    97% from 5 documents of skewed sizes on, and 91% if long documents are also harder or easier than short ones.
 
     Args:
         statistic: totals, in the order of `sums`, each a number or an array -> the statistic, elementwise, on a scale where its errors are
             about symmetrical: nats, or the logarithm of a positive ratio.
-        sums: per document, as many of each as of `tokens`.
-        tokens: per document.
+        sums: each has one number per document.
+        tokens: the number of tokens of each document.
     """
     by_document, weights = np.array(sums, dtype=float), np.asarray(tokens, dtype=float) / np.sum(tokens)
     totals, count = by_document.sum(1), len(weights)
@@ -120,9 +121,9 @@ def mean_interval(sums: Sequence[float], tokens: Sequence[float]) -> tuple[float
 
 
 def positive_mean_interval(sums: Sequence[float], tokens: Sequence[float]) -> tuple[float, float] | None:
-    """Return the interval of Σ sums ÷ Σ tokens, taken on a logarithmic scale, since sums that can't be negative are skewed.
+    """Return the interval of Σ sums ÷ Σ tokens, taken on a logarithmic scale, because sums that can't be negative are skewed.
 
-    None for fewer than two documents, and where all but one add up to nothing: then there is no logarithm, and one tells nothing.
+    It is None for fewer than two documents, and if only one document has a positive sum: leaving that one out would leave no logarithm.
     """
     if len(sums) < 2 or not min(sum(sums) - one for one in sums) > 0:
         return None
@@ -131,10 +132,10 @@ def positive_mean_interval(sums: Sequence[float], tokens: Sequence[float]) -> tu
 
 
 def percentile_99(values: np.ndarray, owners: np.ndarray) -> tuple[float, tuple[float, float] | None]:
-    """Return the 99th percentile of values (N,), and its interval; None where there are too few documents.
+    """Return the 99th percentile of values (N,) and its interval, which is None if there are too few documents.
 
-    The interval is Woodruff's (1952, Journal of the American Statistical Association 47): that of the share of the values that are as
-    great, see `positive_mean_interval`, read back from the values in their order.
+    The interval is Woodruff's (1952, Journal of the American Statistical Association 47): `positive_mean_interval` gives the interval of
+    the share of values that reach the percentile, and the sorted values at the ends of that interval are returned.
 
     Args:
         owners: (N,) int64, the document of each value.

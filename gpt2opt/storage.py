@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all, and never in place of something that a user put there.
+"""Write files and folders whole or not at all, and never in place of something that a user put there.
 
-A folder that this project writes holds a marker file with the names of what was written. Only these files are ever replaced or removed;
-a folder with other files and without a marker is refused. A single file is replaced only if it says itself that it came from here.
+A folder that this project writes holds a marker file, which lists what was written. Only listed files are ever replaced or removed. A
+folder that has other files and no marker is refused. A single file is replaced only if its content says that this project wrote it.
 """
 
 import atexit
@@ -23,15 +23,15 @@ PREFIX = ".gpt2opt"
 MARKER = f"{PREFIX}.files.json"
 LOCK = f"{PREFIX}.lock"
 LOADED_FIRST = "config.json"
-"""What every reader of a model folder opens first. It is the first file to leave and the last to come, so that no mixture ever loads."""
+"""Whoever loads a model opens this file first. It is removed first and moved in last, so that a mixture of two versions never loads."""
 SIGNATURES = (b'"schema": "gpt2opt.', b'<meta name="generator" content="gpt2opt">', b"Software\0gpt2opt")
-"""How a file says that it came from here: a JSON result, an HTML report, a PNG chart."""
+"""The bytes by which a file shows that this project wrote it: a JSON result, an HTML report, a PNG chart."""
 
 
 def check_folder(folder: Path | str) -> None:
-    """Raise ValueError unless `folder` may be written: it is absent, empty or one of ours, and its place is writable.
+    """Raise ValueError unless `folder` may be written: it is absent, empty or written by this project, and its place is writable.
 
-    Called before long work, so that nobody waits for hours to be told.
+    Call it before long work, so that a user is not told after hours of waiting.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -43,14 +43,14 @@ def check_folder(folder: Path | str) -> None:
 
 @contextmanager
 def new_folder(folder: Path | str) -> Iterator[Path]:
-    """Yield an empty folder to fill; at the end its files move into `folder`, or nowhere if anything fails.
+    """Yield an empty folder to fill. At the end its files move into `folder`; if anything fails, none does.
 
-    It lies inside `folder`, which may be a mount point or a link to another disk, so that each file moves by one rename. An earlier
-    version stays until all of the new one is on disk. A user's own files in `folder` stay as they are; one that has the name of a new
-    file is kept as `NAME.kept`.
+    The yielded folder lies inside `folder`, which may be a mount point or a link to another disk, so that each file moves by one rename.
+    An earlier version stays until the new one is on disk. A user's own files in `folder` stay as they are; a file that has the name of a
+    new one is renamed to `NAME.kept`.
 
     Raises:
-        ValueError: as `check_folder`, or another process is writing the same folder.
+        ValueError: as `check_folder`, or another process is writing to the same folder.
     """
     check_folder(folder)
     folder = Path(folder).resolve()
@@ -58,7 +58,7 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
     try:
         with lock(folder):
             for stale in folder.glob(f"{PREFIX}-*"):
-                shutil.rmtree(stale)  # of a process that was killed; the lock says that no other one is at work
+                shutil.rmtree(stale)  # left by a process that was killed; the lock shows that no other process is at work
             with tempfile.TemporaryDirectory(prefix=f"{PREFIX}-", dir=folder) as partial:
                 yield Path(partial)
                 _move(Path(partial), folder)
@@ -71,7 +71,7 @@ def _move(partial: Path, folder: Path) -> None:
     old = _listed(folder) or []
     files = [path for path in partial.rglob("*") if path.is_file() and not path.name.startswith(PREFIX)]
     new = sorted((path.relative_to(partial).as_posix() for path in files), key=lambda name: name == LOADED_FIRST)
-    _write_marker(folder, sorted({*old, *new}))  # while files move, both versions are ours
+    _write_marker(folder, sorted({*old, *new}))  # while files move, the files of both versions are listed
     if LOADED_FIRST in old:
         (folder / LOADED_FIRST).unlink(missing_ok=True)
     for name in new:
@@ -85,7 +85,7 @@ def _move(partial: Path, folder: Path) -> None:
 
 
 def claim_folder(folder: Path | str) -> Path:
-    """Make a folder that others are put into, or take over one of ours, and return it; see `check_folder` for what is refused."""
+    """Make a folder for other folders, or take over one that this project made, and return it. `check_folder` tells what is refused."""
     check_folder(folder)
     folder = Path(folder)
     _make(folder)
@@ -95,7 +95,7 @@ def claim_folder(folder: Path | str) -> Path:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove what this project wrote into a folder, and the folder if nothing else is in it. One without a marker stays as it is."""
+    """Remove what this project wrote into a folder, then the folder if it is empty. A folder without a marker stays as it is."""
     listed = _listed(folder)
     if listed is not None:
         _remove(folder, listed)
@@ -104,7 +104,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def check_file(path: Path | str) -> None:
-    """Raise ValueError unless a result may be written to `path`: it is absent or came from here, and its place is writable."""
+    """Raise ValueError unless a result may be written to `path`: it is absent or this project wrote it, and its place is writable."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected a file; name a file in it, such as {path / 'result'}{path.suffix}")
@@ -116,7 +116,7 @@ def check_file(path: Path | str) -> None:
 
 
 def write_result(path: Path | str, content: str | bytes) -> None:
-    """Write a file of ours whole or not at all; see `check_file` for what is refused, `SIGNATURES` for what the content has to say."""
+    """Write a result whole or not at all. `check_file` tells what is refused; the content must hold one of `SIGNATURES`."""
     check_file(path)
     write_whole(Path(path), content)
 
@@ -129,7 +129,7 @@ def write_chart(path: Path | str, figure, made_from: str = "") -> None:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, in place of whatever is there; a link stays a link.
+    """Write a file whole or not at all, in place of whatever is there. A link stays a link.
 
     Raises:
         ValueError: the place can't be written.
@@ -143,7 +143,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
-        os.chmod(partial, 0o644)  # mkstemp makes it for its owner alone
+        os.chmod(partial, 0o644)  # mkstemp lets only the owner read it
         os.replace(partial, path)
     except BaseException:
         os.unlink(partial)
@@ -159,10 +159,12 @@ def save_model(folder: Path | str, tokenizer, model) -> None:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder meanwhile. A process may take a lock again that it holds.
+    """Keep other processes out of a folder while the block runs. A process may take a lock that it already holds.
+
+    A lock whose process is gone is taken over.
 
     Raises:
-        ValueError: another process has it; the message names the process. A lock whose process is gone is taken over.
+        ValueError: another process holds the lock; the message names that process.
     """
     held = take_lock(folder)
     try:
@@ -172,7 +174,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def take_lock(folder: Path):
-    """Take the lock of a folder until this process ends, or until `release()` of what is returned; see `lock`."""
+    """Take the lock of a folder until this process ends or calls `release()` on the returned lock; see `lock`."""
     from filelock import SoftFileLock, Timeout
 
     held = SoftFileLock(Path(folder).resolve() / LOCK, timeout=0, is_singleton=True)
@@ -194,7 +196,7 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raise ValueError unless a file can be made in a folder, or in the nearest one above it that is there."""
+    """Raise ValueError unless a file can be made in a folder or, if it is absent, in its nearest existing parent."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -204,7 +206,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _make(folder: Path) -> list[Path]:
-    """Make a folder and those above it that are missing, marked as ours; return them, the innermost first."""
+    """Make a folder and its missing parents, each with a marker; return what was made, the innermost first."""
     missing = [place for place in (folder, *folder.absolute().parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for place in missing:
@@ -213,14 +215,14 @@ def _make(folder: Path) -> list[Path]:
 
 
 def _unmake(folders: list[Path]) -> None:
-    """Remove those of these folders that hold nothing but a marker."""
+    """Remove each of these folders that holds nothing but its marker."""
     for folder in folders:
         if [path.name for path in folder.iterdir()] == [MARKER]:
             shutil.rmtree(folder)
 
 
 def _listed(folder: Path) -> list[str] | None:
-    """Return the names of what this project wrote into a folder, relative to it; None where no marker says that it is ours."""
+    """Return what this project wrote into a folder, as relative names; None if the folder has no valid marker."""
     try:
         names = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -240,7 +242,7 @@ def _remove(folder: Path, names) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
         for above in (folder / name).relative_to(folder).parents[:-1]:
-            with suppress(OSError):  # something else is in it
+            with suppress(OSError):  # the folder holds something else
                 (folder / above).rmdir()
 
 
@@ -249,8 +251,8 @@ def read_json(path: Path, schema: str, command: str) -> dict[str, Any]:
 
     Args:
         path: the file.
-        schema: what it must name as its own.
-        command: what writes it; told in the error.
+        schema: the schema that it must name.
+        command: the command that writes such a file; the error names it.
 
     Raises:
         ValueError: the file is missing, is not JSON or has another schema.

@@ -1,4 +1,4 @@
-"""Latency of generation: time to first token and time per output token, apart; and two models compared, in turns."""
+"""Latency of generation: time to first token (TTFT) and time per output token (TPOT), of one model or of several that take turns."""
 
 import random
 import time
@@ -26,7 +26,7 @@ def wall_time(work: Callable[[], None]) -> float:
 
 
 def cuda_time(work: Callable[[], None]) -> float:
-    """Time work on a GPU by CUDA events, and wait for it: its calls return before their work is done."""
+    """Time work on a GPU by CUDA events. It waits for the GPU, because calls return before their work is done."""
     import torch
 
     torch.cuda.synchronize()
@@ -41,14 +41,14 @@ def cuda_time(work: Callable[[], None]) -> float:
 def measure_latency(
     decoder: Decoder, *, prompt_tokens: int, new_tokens: int, runs: int = TIMED_RUNS, batch_size: int = 1, timer: Timer = wall_time
 ) -> Latency:
-    """Time every token of several generations by itself, after a warm-up that lasts until runs stop getting faster.
+    """Time each token of several greedy generations, after a warm-up that lasts until runs stop getting faster.
 
     Args:
-        decoder: the model at work on its prompt.
-        prompt_tokens: length of that prompt; recorded with the result.
-        new_tokens: tokens a run generates, the first included; at least 2.
-        runs: timed runs. Each gives one TTFT sample and new_tokens − 1 TPOT samples.
-        batch_size: sequences the decoder works on at once; recorded with the result.
+        decoder: the model with its prompt.
+        prompt_tokens: number of prompt tokens; stored with the result.
+        new_tokens: tokens that a run generates, the first included; at least 2.
+        runs: number of timed runs. Each gives one TTFT sample and new_tokens − 1 TPOT samples.
+        batch_size: number of sequences that the decoder reads at once; stored with the result.
         timer: `wall_time`, or `cuda_time` for a model on a GPU.
 
     Raises:
@@ -67,12 +67,12 @@ def compare_latency(
     batch_size: int = 1,
     timer: Timer = wall_time,
 ) -> dict[str, Latency]:
-    """Time several models in turns: each does one run a round, in an order drawn anew for every second round and then reversed.
+    """Time several models in turns. In each round every model does one run; rounds come in pairs of a random order and its reverse.
 
-    So a slow minute of the machine meets all of them, and their samples belong together run by run; see `stats.paired_ratio`.
+    A slow minute of the machine then affects all models, and their samples can be paired run by run; see `stats.paired_ratio`.
 
     Args:
-        decoders: the models at work on one prompt, by name.
+        decoders: name -> a model with its prompt, the same prompt for all.
         prompt_tokens, new_tokens, runs, batch_size, timer: as in `measure_latency`.
 
     Raises:
@@ -89,7 +89,7 @@ def compare_latency(
     samples: dict[str, list[list[float]]] = {name: [] for name in decoders}
     draw, watch, order = random.Random(0), CpuWatch(), list(decoders)
     for number in range(runs):
-        # Every second round goes back the way of the one before it: what drifts steadily then favours nobody.
+        # Every second round reverses the order of the one before it, so that a steady drift of the machine favours no model.
         order = order[::-1] if number % 2 else draw.sample(order, len(order))
         for name in order:
             samples[name].append(run(decoders[name]))
@@ -105,7 +105,7 @@ def compare_latency(
 
 
 def _warm_up(run: Callable[[], float]) -> tuple[int, bool]:
-    """Run until that gets no faster; return how many runs that took, and whether they got steady at all."""
+    """Run until runs stop getting faster; return the number of runs, and whether they stopped within `MAX_WARMUP_RUNS`."""
     best = run()
     for done in range(2, MAX_WARMUP_RUNS + 1):
         seconds = run()

@@ -1,6 +1,7 @@
-"""Memory of one piece of work: a fresh process for RAM, the allocator's and the driver's counters for VRAM.
+"""Memory that a piece of work takes: RAM from a fresh process, VRAM from the counters of torch's allocator and of the driver.
 
-A process that has trained, plotted and quantized says nothing about a model; so the work runs in a child that does nothing else.
+The memory of a process that has trained, plotted and quantized tells nothing about one model. So RAM is read in a child process that does
+nothing but the work.
 """
 
 import importlib
@@ -18,16 +19,16 @@ from typing import Any
 from gpt2opt.measure.results import Resident
 
 LIMITED_SECONDS = 300
-"""How long a child under a limit may take: a library that gets no memory may wait for ever instead of failing (OpenBLAS does)."""
+"""How long a child with a memory limit may take. A library that gets no memory may wait for ever instead of failing; OpenBLAS does."""
 
 
 @dataclass(frozen=True)
 class ChildRun:
-    """What a fresh process returned and used.
+    """The value that a fresh process returned, and the memory it used.
 
-    steps: what was resident at `start`, with the function's module and the libraries imported, before the call, and at every step
-    that the function named. peak_rss_bytes, peak_address_space_bytes: the kernel's high-water marks (VmHWM, VmPeak) at the end. Each
-    figure is None where the system has no /proc.
+    steps: resident memory at `start` (before the call, with the function's module and the libraries imported) and at every step that the
+    function named. peak_rss_bytes, peak_address_space_bytes: the kernel's high-water marks (VmHWM, VmPeak) at the end. Each figure is
+    None where the system has no /proc.
     """
 
     value: Any
@@ -43,9 +44,9 @@ class ChildRun:
 
 @dataclass(frozen=True)
 class Vram:
-    """VRAM of one piece of work: the peaks of what tensors took (allocated) and of what the allocator held for them (reserved).
+    """VRAM of a piece of work: the peak that tensors took (allocated) and the peak that torch's allocator held for them (reserved).
 
-    device_bytes: in use on the whole device at the end, as the driver sees it: by every process, CUDA contexts included.
+    device_bytes: memory in use on the whole device at the end, as the driver counts it: of every process, CUDA contexts included.
     """
 
     allocated_bytes: int
@@ -56,21 +57,21 @@ class Vram:
 def in_fresh_process(
     function: Callable, *arguments: Any, libraries: tuple[str, ...] = (), address_space_bytes: int | None = None
 ) -> ChildRun:
-    """Call a module-level function in a new interpreter and return its value with the memory that took.
+    """Call a module-level function in a new interpreter; return its value with the memory that the call took.
 
-    A plain subprocess, not multiprocessing, which would import the caller's main script into the child. And the peak is VmHWM, not
-    `ru_maxrss`, which starts from the parent's own peak.
+    The child is a plain subprocess, because multiprocessing would import the caller's main script into it. The peak is VmHWM, because
+    `ru_maxrss` starts from the parent's own peak.
 
     Args:
-        function: what runs in the child; its module is imported there. A generator function yields the name of each step that it has
-            reached, and what is resident is read there, with all that it still holds.
-        arguments: what it is called with; they and its value are pickled.
-        libraries: modules to import before `start`, though the function would import them later.
-        address_space_bytes: the most that the child may map (RLIMIT_AS, Linux), set before it imports anything. Stricter than a limit
-            of resident memory, since what is mapped counts, files too, whether it is touched or not; and it takes no privileges.
+        function: the child imports its module and calls it. A generator function yields the name of each step that it has reached;
+            resident memory is read at that point, while the function still holds its objects.
+        arguments: the function's arguments. They are pickled, and so is the returned value.
+        libraries: modules that the child imports before `start` is read.
+        address_space_bytes: the most that the child may map (RLIMIT_AS, Linux), set before it imports anything. This is stricter than a
+            limit of resident memory, because mapped files and untouched pages count too, and it needs no privileges.
 
     Raises:
-        RuntimeError: the function raised, or the child died (out of memory, say), or got stuck under its limit.
+        RuntimeError: the function raised, the child died (for example because memory ran out), or it got stuck under its limit.
     """
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch, "answer")
@@ -120,7 +121,7 @@ def _child() -> None:
 
 
 def _walk(generator, steps: dict[str, Resident | None]) -> Any:
-    """Run a generator to its end, noting what is resident at each step that it names; return what it returns."""
+    """Run a generator to its end and read resident memory at each step that it names; return the generator's value."""
     while True:
         try:
             step = next(generator)
@@ -130,7 +131,7 @@ def _walk(generator, steps: dict[str, Resident | None]) -> Any:
 
 
 def read_resident() -> Resident | None:
-    """Return what this process holds in RAM now; None where the system has no /proc/self/smaps_rollup (Linux 4.14)."""
+    """Return this process's resident memory; None where the system has no /proc/self/smaps_rollup (Linux before 4.14)."""
     sizes = _sizes("smaps_rollup")
     if not sizes:
         return None
@@ -139,12 +140,12 @@ def read_resident() -> Resident | None:
 
 
 def read_peak_rss() -> int | None:
-    """Return the most that was ever resident in this process, in bytes; None where there is no /proc."""
+    """Return this process's peak RSS in bytes; None where there is no /proc."""
     return _sizes("status").get("VmHWM")
 
 
 def _sizes(name: str) -> dict[str, int]:
-    """Return the sizes in a file of /proc/self, in bytes by field; none where there is no such file."""
+    """Return the sizes in a file of /proc/self, field -> bytes; empty if there is no such file."""
     path = Path("/proc/self", name)
     if not path.exists():
         return {}
@@ -153,14 +154,14 @@ def _sizes(name: str) -> dict[str, int]:
 
 
 def peak_vram(work: Callable[[], Any]) -> Vram | None:
-    """Run `work` and return the VRAM it took; without a GPU run it and return None."""
+    """Run `work` and return the VRAM it took, or None without a GPU."""
     reset_peak_vram()
     work()
     return read_peak_vram()
 
 
 def reset_peak_vram() -> None:
-    """Forget the peaks so far: without that they still hold what an earlier stage, training say, once needed."""
+    """Reset the peaks, which otherwise still hold what an earlier stage, such as training, needed."""
     import torch
 
     if torch.cuda.is_available():
@@ -169,7 +170,7 @@ def reset_peak_vram() -> None:
 
 
 def read_peak_vram() -> Vram | None:
-    """Return the peaks since `reset_peak_vram`, and what the device has in use now; None without a GPU."""
+    """Return the peaks since `reset_peak_vram` and the memory in use on the device now; None without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -179,7 +180,7 @@ def read_peak_vram() -> Vram | None:
 
 
 def device_vram() -> int | None:
-    """Return what is in use on the GPU now, as the driver sees it, by every process; None without a GPU."""
+    """Return the memory in use on the GPU now, of every process, as the driver counts it; None without a GPU."""
     import torch
 
     if not torch.cuda.is_available():

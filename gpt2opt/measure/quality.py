@@ -1,4 +1,4 @@
-"""Perplexity and agreement: summed nats over summed tokens, every token scored once, document by document."""
+"""Perplexity, and agreement with a reference model: nats and tokens are summed per document, and every token is scored once."""
 
 import bisect
 import itertools
@@ -13,22 +13,22 @@ from gpt2opt.measure.results import Agreement, Quality
 from gpt2opt.stats import percentile_99
 
 Logits = Callable[[Tensor], Any]
-"""ids (B, T) int64 -> logits (B, T, V), a tensor or an array, any float dtype; they need to hold only until the next call."""
+"""ids (B, T) int64 -> logits (B, T, V), a tensor or an array of any float dtype; they are used before the next call."""
 
 JOIN = "\n\n"
 ROWS = 64
-"""Positions whose logits are worked on at once: a cache holds them from one operation to the next, and their memory is used again."""
+"""Positions whose logits are processed at once: so few stay in the CPU's cache between operations, and their memory is reused."""
 MAX_WINDOW = 1024
 """The scoring window, in tokens; it is cut to the context of a model that reads fewer."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a text is read; two perplexities compare only under the same one.
+    """How a text is scored. Two perplexities can be compared only under the same protocol.
 
-    window: tokens read at once, at most the model's context. stride: how far the window moves; a whole window where it is None.
-    by_line: each line is read alone, from its second token on, and what is longer than a window is cut off; otherwise the documents
-    are joined by blank lines and read as one text, and all of it is scored.
+    window: tokens that are read at once, at most the model's context. stride: how far the window moves; None means a whole window.
+    by_line: each line is scored alone, from its second token on, and cut at the end of the window. Otherwise the documents are joined by
+    blank lines and scored as one text, from its second token to its end.
     """
 
     name: str
@@ -38,19 +38,19 @@ class Protocol:
 
 
 STANDARD = Protocol("standard")
-"""What papers report: on WikiText-2 raw test stock GPT-2 gets 29.94."""
+"""The protocol of papers. On the raw test split of WikiText-2, stock GPT-2 gets a perplexity of 29.94."""
 COURSE = Protocol("course", window=512, by_line=True)
-"""Each line for itself, as the course's notebook has it: on 200 validation rows of WikiText-2 raw stock GPT-2 in FP16 gets 40.03."""
+"""The protocol of the course's notebook. On 200 validation rows of raw WikiText-2, stock GPT-2 in FP16 gets a perplexity of 40.03."""
 PROTOCOLS = {protocol.name: protocol for protocol in (STANDARD, COURSE)}
 
 
 @dataclass(frozen=True)
 class ScoredText:
-    """A text as token ids, ready for any model of one tokenizer.
+    """A text as token ids, ready for every model that uses the same tokenizer.
 
-    sequences: ids that are read together, and for each id the document it belongs to. num_words, num_bytes: of what is scored, words
-    separated by white space; what no token is predicted for, each sequence's first token and what is cut off, does not count.
-    label: what was scored and how.
+    sequences: pairs of ids (T,) that are read together and, for each id, the index of its document (T,). num_words, num_bytes: of the
+    scored part, words separated by white space; the first token of each sequence and what is cut off are not scored. label: the text and
+    the protocol.
     """
 
     sequences: tuple[tuple[Tensor, Tensor], ...]
@@ -67,12 +67,12 @@ def prepare_text(tokenizer, documents: Sequence[str], label: str, protocol: Prot
 
     Args:
         tokenizer: the model's own; `model_max_length` is its context.
-        documents: what is scored; intervals are drawn over these. Under a protocol by line, each line is a document.
-        label: what the text is; the protocol is added to it.
-        protocol: how it is read. Its window is cut to the model's context, and the label says so.
+        documents: the texts to score; intervals are taken over them. If the protocol scores by line, each line is a document.
+        label: the name of the text; the protocol is appended to it.
+        protocol: how the text is scored. Its window is cut to the model's context, and the label shows the result.
 
     Raises:
-        ValueError: no document holds two tokens, or the stride would leave tokens out.
+        ValueError: no document has two tokens, or the stride would leave tokens out.
 
     Example:
         >>> class Bytes:
@@ -110,13 +110,13 @@ def prepare_text(tokenizer, documents: Sequence[str], label: str, protocol: Prot
 
 
 def _tokens(tokenizer, text: str) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Return a text's token ids and the characters that each begins and ends at."""
+    """Return a text's token ids (T,), and for each the characters at which it begins and ends."""
     encoded = tokenizer(text, verbose=False, return_offsets_mapping=True)
     return torch.tensor(encoded.input_ids, dtype=torch.int64), encoded.offset_mapping
 
 
 def _cut(ids: Tensor, offsets: list[tuple[int, int]], window: int) -> tuple[Tensor, tuple[int, int]]:
-    """Return the first `window` ids, and the characters that are scored: from the end of the first token, which nothing predicts."""
+    """Return the first `window` ids, and the range of scored characters: it starts behind the first token, which is not predicted."""
     kept = offsets[:window]
     return ids[:window], (kept[0][1], kept[-1][1]) if kept else (0, 0)
 
@@ -155,17 +155,17 @@ def perplexity(logits: Logits, text: ScoredText, *, batch_size: int = 2) -> Qual
 def measure_agreement(
     logits: Logits, reference: Logits, text: ScoredText, *, reference_name: str, batch_size: int = 1
 ) -> tuple[Quality, Agreement]:
-    """Score a text and compare, in the same pass, what the model and its reference model expect next, position by position.
+    """Score a text and, in the same pass, compare the model's next-token distributions with those of its reference model.
 
     Args:
         logits: the model under test.
-        reference: what it was made from, of the same vocabulary; KL is KL(reference ‖ model).
+        reference: the model that it was made from, with the same vocabulary; KL is KL(reference ‖ model).
         text: from `prepare_text`.
-        reference_name: what the reference model is called in the result.
+        reference_name: the reference model's name in the result.
         batch_size: as in `perplexity`.
 
     Raises:
-        ValueError: as `perplexity`, and where the two models' vocabularies differ.
+        ValueError: as `perplexity`, or the two models' vocabularies differ.
     """
     nats, kl_nats = (torch.zeros(text.num_documents, dtype=torch.float64) for _ in range(2))
     tokens, same = (torch.zeros(text.num_documents, dtype=torch.int64) for _ in range(2))
@@ -209,14 +209,14 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
         ValueError: the vocabulary is too small for the targets, or a value is not a finite number.
 
     Example:
-        Uniform logits over V = 4 cost ln 4 nats a target:
+        Uniform logits over V = 4 cost ln 4 nats per target:
 
         >>> token_nll(torch.zeros(1, 2, 4), torch.tensor([[1, 2]])).exp().tolist()
         [[4.0, 4.0]]
     """
     if int(targets.max()) >= logits.shape[-1]:
         raise ValueError(f"token id {int(targets.max())} is outside the model's {logits.shape[-1]} tokens; use the model's own tokenizer")
-    # Not F.cross_entropy, which writes the log-softmax of every token down to read one of them.
+    # F.cross_entropy would write the log-softmax of all V tokens to memory and then read one of them.
     log_sums = torch.cat([torch.logsumexp(rows, -1) for rows in _rows(logits)]).view(targets.shape)
     chosen = logits.gather(-1, targets.to(logits.device)[..., None])[..., 0].float()
     nll = (log_sums - chosen).cpu()
@@ -226,7 +226,7 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _compare(logits: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Return KL(reference ‖ model) in nats, and whether both expect the same token, (B · T,) each, of logits (B, T, V)."""
+    """Return KL(reference ‖ model) in nats and whether both models' most likely token is the same, (B · T,) each, from (B, T, V)."""
     kls, sames = [], []
     for ours, theirs in zip(_rows(logits), _rows(reference), strict=True):
         theirs = theirs.to(ours.device)
@@ -244,8 +244,8 @@ def _rows(logits: Tensor) -> Iterator[Tensor]:
 def windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """Yield `(start, end, first_scored)`: read tokens start … end − 1, predict start + 1 … end, count those from first_scored on.
 
-    So every token but the first is a target exactly once, whatever the stride. With stride < window a window reads
-    window − stride tokens again as context.
+    Every token except the first is a target exactly once, whatever the stride. With stride < window, a window reads window − stride tokens
+    again as context.
 
     Example:
         >>> list(windows(10, window=4, stride=2))
@@ -261,7 +261,7 @@ def windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, in
 
 @dataclass(frozen=True)
 class _Batch:
-    """Windows of one length, so that no row is padded: ids, targets, the targets' documents, and which of them are scored, (B, T)."""
+    """Windows of one length, so that no row is padded: ids, targets, the targets' documents, and whether each is scored, (B, T) each."""
 
     ids: Tensor
     targets: Tensor
@@ -274,7 +274,7 @@ class _Batch:
 
 
 def _batches(text: ScoredText, batch_size: int) -> Iterator[_Batch]:
-    """Yield every window once, those of one length together, `batch_size` at a time."""
+    """Yield every window once; a batch has at most `batch_size` windows, all of one length."""
     plan = [
         (end - start, sequence, start, end, first)
         for sequence, (ids, _) in enumerate(text.sequences)

@@ -1,4 +1,4 @@
-"""What a measurement is: frozen, with its raw samples, in SI base units. `None` means not measured; 0.0 never does."""
+"""Results of measurements: frozen, with raw samples, in SI base units. `None` means not measured; 0.0 never does."""
 
 import math
 import statistics
@@ -9,7 +9,7 @@ from gpt2opt.stats import Estimate, mean_interval, paired_ratio, positive_mean_i
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """Return the value below which `share` of the samples lie, interpolated linearly between neighbours."""
+    """Return the value below which `share` of the samples lie, interpolated linearly between neighbouring samples."""
     ordered = sorted(samples)
     position = share * (len(ordered) - 1)
     low = math.floor(position)
@@ -19,11 +19,10 @@ def percentile(samples: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True)
 class Latency:
-    """Time to first token (the prompt is read, one sample a run) and time per output token (one sample a later token).
+    """Time to first token (reading the prompt, one sample per run) and time per output token (one sample per later token).
 
-    warmup_runs: untimed runs before these; steady says whether they ended because runs had stopped getting faster.
-    others_cpu_share: share of all cores that other processes and other machines on the same host took meanwhile; None where
-    the system does not tell.
+    warmup_runs: untimed runs before the timed ones; steady: whether the warm-up ended because runs had stopped getting faster.
+    others_cpu_share: the share of the cores that other processes, and other machines on the same host, used meanwhile; None if unknown.
     """
 
     ttft_samples_s: tuple[float, ...]
@@ -61,7 +60,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models timed in turns, run by run, so that both meet the same state of the machine."""
+    """Two models timed in turns, run by run, so that both see the same state of the machine."""
 
     name: str
     base: str
@@ -79,11 +78,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Resident:
-    """What a process holds in RAM at one moment (Linux, /proc/self/smaps_rollup).
+    """A process's resident memory at one moment (Linux, /proc/self/smaps_rollup).
 
-    pss_bytes: a page that n processes share counts as 1/n. uss_bytes: pages that no other process maps, those of files included.
-    file_bytes: the part of RSS that belongs to files, mapped weights and libraries; the system may drop and read such pages again, the
-    rest is anonymous. PSS and USS depend on who else runs: the process that measures maps the same libraries.
+    pss_bytes: a page that n processes share counts as 1/n. uss_bytes: pages that no other process maps, pages of files included.
+    file_bytes: the part of RSS that belongs to files, such as mapped weights and libraries, which the system may drop and read again; the
+    rest is anonymous. PSS and USS depend on which other processes run, because the measuring process maps the same libraries.
     """
 
     rss_bytes: int
@@ -94,11 +93,11 @@ class Resident:
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of one model. RAM is that of a fresh process that loads the model and generates, never of the notebook's own.
+    """Memory of one model. RAM is measured in a fresh process that loads the model and generates, never in the notebook's own process.
 
-    start_rss_bytes, start: that process with its libraries imported and no model yet. loaded: with the model. steady: at rest after it
-    has generated, still able to go on. peak_vram_bytes: what tensors took; peak_vram_reserved_bytes: what torch's allocator held for
-    them; driver_vram_bytes: how much more the driver had in use on the device at the end than before, the CUDA context included.
+    start_rss_bytes, start: the process with its libraries imported and without a model. loaded: with the model. steady: after generating,
+    with the KV cache still held. peak_vram_bytes: taken by tensors; peak_vram_reserved_bytes: held for them by torch's allocator;
+    driver_vram_bytes: by how much the memory in use on the device grew, the CUDA context included.
     """
 
     weight_bytes: int
@@ -114,10 +113,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Quality:
-    """Summed NLL over every scored token of a text, document by document.
+    """The summed NLL and the number of scored tokens of each document of a text.
 
-    num_words: separated by white space. protocol says what was scored and how: two perplexities compare only under the same label.
-    Intervals are None where there is but one document: nothing tells how much another text would differ.
+    num_words: words separated by white space. protocol: the text and how it was scored; two perplexities can be compared only if they
+    have the same one. Intervals are None for a single document, because nothing shows how much another text would differ.
     """
 
     document_nats: tuple[float, ...]
@@ -140,9 +139,9 @@ class Quality:
 
     @property
     def word_perplexity(self) -> float | None:
-        """Return the perplexity per word: unlike that per token, it compares between tokenizers.
+        """Return the perplexity per word. Unlike perplexity per token, it can be compared between tokenizers.
 
-        None where there is no such number: no white space separates words, or so little that it is larger than a float can be.
+        It is None if no white space separates words, or if it is larger than the largest float.
         """
         try:
             return math.exp(self.nll_nats / self.num_words)
@@ -154,21 +153,21 @@ class Quality:
         return self.nll_nats / math.log(2) / self.num_bytes
 
     def interval(self) -> tuple[float, float] | None:
-        """Return the interval of the perplexity over other texts of such documents, see `stats`."""
+        """Return the interval of the perplexity over other texts of such documents; see `stats.mean_interval`."""
         return _exponential(mean_interval(self.document_nats, self.document_tokens))
 
     def ratio_to(self, base: "Quality") -> float:
-        """Return this perplexity over `base`'s.
+        """Return this perplexity ÷ `base`'s perplexity.
 
         Raises:
-            ValueError: the two were not taken on the same tokens by the same protocol.
+            ValueError: the two were not scored on the same tokens by the same protocol.
         """
         if self.protocol != base.protocol or self.document_tokens != base.document_tokens:
             raise ValueError(f"can't compare {self.protocol!r} with {base.protocol!r}; score both with one protocol")
         return self.perplexity / base.perplexity
 
     def ratio_interval(self, base: "Quality") -> tuple[float, float] | None:
-        """Return the interval of `ratio_to`, the two paired document by document."""
+        """Return the interval of `ratio_to`; documents are paired."""
         self.ratio_to(base)
         nats = [ours - theirs for ours, theirs in zip(self.document_nats, base.document_nats, strict=True)]
         return _exponential(mean_interval(nats, self.document_tokens))
@@ -176,10 +175,10 @@ class Quality:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a model's next-token distribution is from its reference model's, document by document over the scored tokens of a text.
+    """How far a model's next-token distributions are from those of its reference model, over the scored tokens of each document.
 
-    document_kl_nats: summed KL(reference ‖ model). document_same_top: tokens where both expect the same one most. kl_p99: 99th percentile
-    over the tokens, with its interval. Intervals are over documents, see `stats`; None where there are too few.
+    document_kl_nats: summed KL(reference ‖ model). document_same_top: number of tokens at which both models' most likely token is the
+    same. kl_p99: the 99th percentile of KL over the tokens. Intervals are taken over documents, see `stats`; None if there are too few.
     """
 
     document_kl_nats: tuple[float, ...]
@@ -196,14 +195,14 @@ class Agreement:
 
     @property
     def top1(self) -> float:
-        """Return the share of tokens on which both models expect the same one most."""
+        """Return the share of tokens at which both models' most likely token is the same."""
         return sum(self.document_same_top) / sum(self.document_tokens)
 
     def mean_kl_interval(self) -> tuple[float, float] | None:
         return positive_mean_interval(self.document_kl_nats, self.document_tokens)
 
     def top1_interval(self) -> tuple[float, float] | None:
-        """Return the interval of `top1`, taken from the share of the other tokens; None if there are none."""
+        """Return the interval of `top1`, computed from the share of the other tokens; None if there are no others."""
         others = [tokens - same for tokens, same in zip(self.document_tokens, self.document_same_top, strict=True)]
         interval = positive_mean_interval(others, self.document_tokens)
         return interval and (1 - interval[1], 1 - interval[0])

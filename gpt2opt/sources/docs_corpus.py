@@ -1,4 +1,4 @@
-"""Which documentation trains the bundled model, and which it must never see."""
+"""The documentation that the bundled model is trained on, and the documentation that it must never see."""
 
 from gpt2opt.sources.docstrings import Document, language_reference, package_documents, unique_documents
 

@@ -1,6 +1,6 @@
-"""Real English text that is already on every machine with our dependencies: their documentation.
+"""Real English text that every machine with our dependencies has: their documentation.
 
-Documents are read with `ast`, so no package is imported. Nothing of this text is committed; it is read where it was installed.
+Documents are read with `ast`, so that no package is imported. None of this text is committed; it is read where it was installed.
 """
 
 import ast
@@ -22,14 +22,14 @@ MIN_DOCUMENT = 400
 
 @dataclass(frozen=True)
 class Document:
-    """All documentation of one module, in source order."""
+    """A text with a name; here, all documentation of one module in source order."""
 
     name: str
     text: str
 
 
 def package_documents(package: str) -> Iterator[Document]:
-    """Yield one document a module of an installed package, sorted by path.
+    """Yield one document per module of an installed package, sorted by path.
 
     Raises:
         ModuleNotFoundError: the package is not installed.
@@ -49,7 +49,7 @@ def package_documents(package: str) -> Iterator[Document]:
 
 
 def language_reference() -> Iterator[Document]:
-    """Yield the chapters of the Python language reference that CPython carries for `help()`."""
+    """Yield the chapters of the Python language reference that CPython brings along for `help()`."""
     from pydoc_data.topics import topics
 
     for name, text in sorted(topics.items()):
@@ -57,11 +57,11 @@ def language_reference() -> Iterator[Document]:
 
 
 def unique_documents(documents: Iterable[Document], seen: set[bytes]) -> Iterator[Document]:
-    """Drop every long paragraph that was seen before, then every document with too little left.
+    """Drop every long paragraph that occurred before, then every document that has become too short.
 
     Args:
-        documents: the documents, in order; an earlier one keeps its paragraph.
-        seen: digests of the paragraphs so far. It is extended in place, so that a second call with it shares nothing with the first.
+        documents: the documents in order; the first one that has a paragraph keeps it.
+        seen: digests of the paragraphs so far. It is extended in place, so that a second call yields nothing that the first one yielded.
     """
     for document in documents:
         text = "\n\n".join(_unseen_paragraphs(document.text, seen))
@@ -83,7 +83,7 @@ def _unseen_paragraphs(text: str, seen: set[bytes]) -> Iterator[str]:
 def _docs_of(path: Path) -> list[str]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's invalid escape sequences
+            warnings.simplefilter("ignore")  # invalid escape sequences in other people's strings
             tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError, ValueError):
         return []

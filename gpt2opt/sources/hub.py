@@ -1,4 +1,4 @@
-"""Files of a model hub repository: from the local cache, else from the hub, else not at all; offline costs seconds."""
+"""Files of a repository on the model hub, from the local cache or from the hub. Being offline costs seconds, not minutes."""
 
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ def cached_snapshot(repo_id: str, patterns: list[str], repo_type: str = "model")
 
     try:
         return Path(snapshot_download(repo_id, repo_type=repo_type, allow_patterns=patterns, local_files_only=True))
-    except (OSError, ValueError):  # not there, or no name that a repository can have
+    except (OSError, ValueError):  # it is not there, or no repository can have this name
         return None
 
 
@@ -31,7 +31,7 @@ def download_snapshot(repo_id: str, patterns: list[str], repo_type: str = "model
 
 @cache
 def _answers(endpoint: str) -> bool:
-    """Ask once, without the retries that the download clients add."""
+    """Return whether the hub answers one request, without the retries that its download client adds."""
     import requests
 
     try:

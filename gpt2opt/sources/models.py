@@ -1,4 +1,4 @@
-"""Find a GPT-2: argument, then environment variable, then local cache, then hub, then the bundled model."""
+"""Find and load a GPT-2: from an argument, an environment variable, the local cache, the hub, or the bundled model, in this order."""
 
 import json
 import os
@@ -57,11 +57,11 @@ def find_model(model_id: str = "auto") -> FoundModel:
 
 
 def load_model(path: Path, dtype: str = "float32"):
-    """Load a GPT-2 and its tokenizer from a directory, onto the CPU, pruned as it was saved; see `fold_attention_scale`.
+    """Load a GPT-2 and its tokenizer from a directory onto the CPU, pruned as it was saved; `fold_attention_scale` is applied.
 
     Args:
         path: a directory with config.json, model.safetensors and a tokenizer.
-        dtype: of the parameters, as torch names it.
+        dtype: the parameters' dtype, by its name in torch.
 
     Returns:
         `(tokenizer, model)`, the model in eval mode.
@@ -76,7 +76,7 @@ def load_model(path: Path, dtype: str = "float32"):
     check_gpt2(path)
     try:
         model, found = GPT2LMHeadModel.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True)
-    except Exception as error:  # each file format has errors of its own for a file cut short
+    except Exception as error:  # each file format raises its own errors for a file that is cut short
         raise ValueError(
             f"can't load the model in {path} ({error!r:.200}); the directory is damaged: write or download it again"
         ) from error
@@ -85,7 +85,7 @@ def load_model(path: Path, dtype: str = "float32"):
         raise ValueError(f"the model in {path} lacks {len(found['missing_keys'])} tensors ({lost}, …); write or download it again")
     check_finite(model)
     tokenizer = load_tokenizer(path)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.n_positions)  # some are saved without one
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.n_positions)  # some tokenizers are saved without a length
     fold_attention_scale(model)
     return tokenizer, model.eval()
 
@@ -102,11 +102,11 @@ def check_finite(model) -> None:
 
 
 def fold_attention_scale(model) -> None:
-    """Move a config's own scales of attention scores into the query weights, in place, so that every score is divided by √head_dim alone.
+    """Fold a config's own scales of attention scores into the query weights, in place, so that scores are divided by √head_dim alone.
 
-    The fused attention (SDPA) of transformers and of the exporter ignores `scale_attn_weights` and `scale_attn_by_inverse_layer_idx`. The
-    answers stay the same, up to the rounding of the weights' dtype. `reorder_and_upcast_attn`, the order in which eager attention in FP16
-    multiplies, changes no answer either: fused attention sums in FP32.
+    This is needed because the fused attention (SDPA) of transformers and of the exporter ignores `scale_attn_weights` and
+    `scale_attn_by_inverse_layer_idx`. Logits stay the same up to the rounding of the weights' dtype. `reorder_and_upcast_attn` sets the
+    order in which eager attention multiplies in FP16; it is switched off without loss, because fused attention sums in FP32.
 
     Args:
         model: a GPT-2 with `Conv1D` projections, heads pruned or not.
@@ -126,7 +126,7 @@ def fold_attention_scale(model) -> None:
 
 
 def load_tokenizer(path: Path | str):
-    """Load the tokenizer in a directory, or raise ValueError if there is none that works."""
+    """Load the tokenizer in a directory; raise ValueError if there is none or it is damaged."""
     from transformers import AutoTokenizer
 
     try:
@@ -156,10 +156,10 @@ def _checked(found: FoundModel) -> FoundModel:
 
 
 def heads_per_layer(model) -> int:
-    """Return the number of heads that every layer kept.
+    """Return the number of heads that each layer kept.
 
     Raises:
-        ValueError: layers kept different numbers; the exporter gives all KV caches one shape.
+        ValueError: layers kept different numbers, while the exporter gives all KV caches one shape.
     """
     kept = {block.attn.num_heads for block in model.transformer.h}
     if len(kept) != 1:

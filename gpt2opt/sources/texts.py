@@ -1,4 +1,4 @@
-"""Find a text and divide it: one part to fine-tune on, one to calibrate with, one to score. No part shares a text with another."""
+"""Find a text and divide it into three parts: for fine-tuning, for calibration and for scoring. No two parts share a paragraph."""
 
 import hashlib
 import itertools
@@ -20,22 +20,22 @@ WIKITEXT_SPLITS = {"fine_tune": "train", "calibration": "validation", "score": "
 WIKITEXT_TITLE = re.compile(r" = [^=].* = \n")
 COURSE_LINES = 200
 LONG_PARAGRAPH = 100
-"""Characters from which on a paragraph that stands in two parts is no coincidence."""
+"""Paragraphs of at least this many characters must not occur in two parts; shorter ones may by coincidence."""
 PARAGRAPHS_APART = re.compile(r"\n\s*\n")
 FILE_BLOCK = 2000
 SHARES = {"fine_tune": 0.75, "calibration": 0.1, "score": 0.15}
 KEEPS_FIRST = ("score", "calibration", "fine_tune")
-"""The order in which parts keep what several have: what is scored stays whole."""
+"""Which part keeps a paragraph that several have: the scored part comes first, so that it stays whole."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Texts:
-    """A text in three parts, and how it came to be chosen. course_lines: what the course's protocol scores, for comparison alone.
+    """A text in three parts, and how it was found. course_lines: the rows that the course's protocol scores, only for comparison.
 
     Raises:
-        ValueError: two parts share a document or a long paragraph: what was trained on or calibrated with proves nothing when scored.
+        ValueError: two parts share a long paragraph. A score on text that was trained on or calibrated with proves nothing.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Texts:
 
     @property
     def revision(self) -> str:
-        """Return a short hash of every document: the same text gives the same."""
+        """Return a short hash of all documents; equal texts have equal hashes."""
         digest = hashlib.sha256()
         for document in (*self.fine_tune, *self.calibration, *self.score):
             digest.update(document.text.encode())
@@ -73,10 +73,10 @@ def find_texts(text: str = "auto") -> Texts:
 
     Args:
         text: a UTF-8 file, `wikitext-2`, `docs` (the documentation of installed packages that the bundled model never saw), or
-            `auto`: the environment variable GPT2OPT_TEXT, else WikiText-2, else docs, which then is named as a stand-in.
+            `auto`: the environment variable GPT2OPT_TEXT, else WikiText-2, else docs, which is then named as a stand-in.
 
     Raises:
-        ValueError: the text that was asked for can't be found, is empty or too short to divide.
+        ValueError: the text can't be found, is empty or is too short to divide.
     """
     asked, origin = (text, "argument") if text != "auto" else (os.environ.get(VARIABLE), f"variable {VARIABLE}")
     if asked == "docs":
@@ -93,14 +93,14 @@ def find_texts(text: str = "auto") -> Texts:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Return whether every split of WikiText-2 is there; a download that was killed leaves some of them out."""
+    """Return whether every split of WikiText-2 is there; some are missing after a download that was killed."""
     return all(any(folder.glob(f"{split}-*.parquet")) for split in WIKITEXT_SPLITS.values())
 
 
 def divide(name: str, origin: str, documents: Iterable[Document], stand_in: bool = False) -> Texts:
-    """Divide documents by the hash of their names, so that a document keeps its part whatever else is there.
+    """Divide documents by the hash of their names, so that the part of a document does not depend on the other documents.
 
-    A long paragraph that stands in several parts, a licence notice say, is left to the part that is scored, then to calibration.
+    A long paragraph that several parts have, such as a licence notice, stays only in the first of them by `KEEPS_FIRST`.
 
     Raises:
         ValueError: a part would be empty.
@@ -123,7 +123,7 @@ def divide(name: str, origin: str, documents: Iterable[Document], stand_in: bool
 
 
 def _drop_shared(parts: dict[str, list[Document]]) -> int:
-    """Leave each long paragraph to one part, in place; return how many were dropped from the others."""
+    """Remove, in place, every long paragraph from all parts but one; return how many were removed."""
     seen: set[str] = set()
     dropped = 0
     for part in KEEPS_FIRST:
@@ -145,13 +145,13 @@ def _plain(paragraph: str) -> str:
 
 
 def long_paragraphs(documents: Iterable[Document]) -> list[str]:
-    """Return the paragraphs that are long enough to be told from any other, white space apart."""
+    """Return the paragraphs of at least `LONG_PARAGRAPH` characters, with each run of white space as one space."""
     paragraphs = [_plain(paragraph) for document in documents for paragraph in PARAGRAPHS_APART.split(document.text)]
     return [paragraph for paragraph in paragraphs if len(paragraph) >= LONG_PARAGRAPH]
 
 
 def take_bytes(documents: Iterable[Document], limit: int) -> list[Document]:
-    """Return the first documents, as many as fit into `limit` bytes; the first that does not fit is cut, and the last."""
+    """Return the first documents that fit into `limit` bytes; the first one that does not fit is cut and ends the list."""
     taken = []
     for document in documents:
         text = document.text.encode()[:limit].decode(errors="ignore")
@@ -164,7 +164,7 @@ def take_bytes(documents: Iterable[Document], limit: int) -> list[Document]:
 
 
 def token_rows(texts: Sequence[str], tokenizer, length: int) -> list[list[int]]:
-    """Cut each text into rows of at most `length` token ids, closed by end-of-text; no row holds two texts, none is a single token."""
+    """Cut each text into rows of at most `length` token ids; a text ends with end-of-text. A row has one text and at least two tokens."""
     texts = [text + tokenizer.eos_token for text in texts if text.strip()]
     encoded = tokenizer(texts, verbose=False).input_ids if texts else []
     rows = [ids[start : start + length] for ids in encoded for start in range(0, len(ids), length)]
@@ -228,7 +228,7 @@ def _wikitext_rows(folder: Path, split: str) -> list[str]:
 
 
 def _articles(split: str, rows: Sequence[str]) -> Iterator[Document]:
-    """Yield one document an article, its rows joined by blank lines: articles joined so again are what papers score."""
+    """Yield one document per article, its rows joined by blank lines; joined likewise, articles are the text that papers score."""
     starts = [index for index, row in enumerate(rows) if index and WIKITEXT_TITLE.fullmatch(row)]
     if starts and not "".join(rows[: starts[0]]).strip():
         del starts[0]  # nothing but empty rows stands before the first title
