@@ -6,7 +6,7 @@ The tokens of all sequences of a call lie end to end. `docs/runtime.md` works an
 import numpy as np
 
 from gpt2opt.runtime.kv_cache import BLOCK, blocks
-from gpt2opt.runtime.passes import ROWS
+from gpt2opt.runtime.paged_attention import ROWS
 
 
 def whole_texts(past: int, batch: int, length: int, context: int) -> dict[str, np.ndarray]:

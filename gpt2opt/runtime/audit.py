@@ -8,8 +8,8 @@ from pathlib import Path
 import openvino
 
 from gpt2opt.runtime.compile import compile_ir
+from gpt2opt.runtime.graph import activation_quantizer, matmuls, stored_weight
 from gpt2opt.runtime.manifest import read_config, read_manifest
-from gpt2opt.runtime.passes import activation_quantizer, matmuls, stored_weight
 
 INT8_TYPES = ("i8", "u8")
 BLOCK_MATMULS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
