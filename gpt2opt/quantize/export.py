@@ -67,9 +67,9 @@ def write_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, folder:
 def has_centered_residual(model: GPT2LMHeadModel) -> bool:
     """Return whether what the blocks add to the residual stream has no mean over the channels, judged by the weights.
 
-    `linearize` centers the projections, and rounding to the integer grid leaves a little: errors of at most half a step in each of O rows,
-    whose mean is of the order of step ÷ √(12 · O). Up to step ÷ √O counts as rounding; the mean of a weight that was not centered is
-    of the order of its standard deviation ÷ √O or more, many steps of an 8-bit grid.
+    `linearize` centers the projections. Rounding to the integer grid then leaves errors of at most half a step in each of O rows, whose
+    mean is about step ÷ √(12 · O); up to step ÷ √O counts as rounding here. The mean of a weight that was not centered is at least about
+    its standard deviation ÷ √O, and a standard deviation is many steps of an 8-bit grid.
     """
     projections = [projection for block in model.transformer.h for projection in (block.attn.c_proj, block.mlp.c_proj)]
     return all(_is_centered(projection) for projection in projections)

@@ -1,4 +1,4 @@
-"""What paged attention is told about the tokens of a call: which of them follow each other, and where in the KV cache.
+"""The inputs of paged attention: which tokens of a call follow each other, and where their keys and values lie in the KV cache.
 
 The tokens of all sequences of a call lie end to end. `docs/runtime.md` works an example out, block by block.
 """

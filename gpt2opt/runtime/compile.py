@@ -33,7 +33,7 @@ default). This loses less than the quantizers in the file, whose one range serve
 
 
 def cpu_properties(num_threads: int | None = None, kv_cache: str = "f32", precision: str = "f32") -> dict[str, str]:
-    """Return the properties that an IR is compiled with: `PROPERTIES`, and all threads that this process may use unless told."""
+    """Return the properties that an IR is compiled with. num_threads: None takes all threads that this process may use."""
     chosen = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": kv_cache}
     return {**PROPERTIES, **chosen, "INFERENCE_NUM_THREADS": str(num_threads or threads())}
 
@@ -93,9 +93,9 @@ def _case(graph: openvino.Model) -> str:
 
 
 def give_back_pages(weights: Path) -> None:
-    """Let go of the pages of the mapped weights that have been read: the compiled graphs hold them in a layout of their own.
+    """Release the pages of the mapped weights that have been read: the compiled graphs hold the weights in a layout of their own.
 
-    A page that is needed again, for the embedding of a token for example, is read from the file again. Does nothing if there is no /proc.
+    A page that is needed again, for the embedding of a token for example, is read from the file again. Without /proc nothing is released.
     """
     maps = Path("/proc/self/maps")
     if not maps.exists():

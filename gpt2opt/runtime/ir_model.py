@@ -20,7 +20,7 @@ from gpt2opt.runtime.paged_attention import LAST, ROWS, SEQUENCES
 from gpt2opt.runtime.prompt_lookup import PromptLookup
 
 MANY_SEQUENCES = 16
-"""From so many rows on, a matmul is bound by arithmetic again, and the prefill graph also decodes faster."""
+"""From this number of rows on, a matmul is bound by arithmetic, and the prefill graph decodes faster than the decode graph."""
 
 
 def load_ir(directory: Path | str, num_threads: int | None = None, precision: str = "f32", leave_out: Sequence[str] = ()) -> "IrModel":
@@ -28,10 +28,10 @@ def load_ir(directory: Path | str, num_threads: int | None = None, precision: st
 
     Args:
         directory: what `export_ir` or `quantize_int8` wrote.
-        num_threads: CPU threads; all that this process may use unless told.
+        num_threads: CPU threads; None: all that this process may use.
         precision: of float arithmetic, `f32` or, on CPUs that have it (see `has_bf16`), `bf16`.
-        leave_out: names of graph passes to do without, to measure what they gain; see `passes.PASSES`. The answers stay right. One that
-            does not apply to this IR on this CPU makes no difference.
+        leave_out: names of graph passes to do without, to measure what they gain; see `passes.PASSES`. The logits stay right. A
+            pass that does not apply to this IR on this CPU makes no difference.
 
     Raises:
         ValueError: there is no IR, it is not the one that was exported, or a pass in `leave_out` is not known or can't be left out.
@@ -176,7 +176,7 @@ class IrModel:
         return self.head.get_output_tensor().data.reshape(hidden.shape[0], -1)
 
     def _take_cache(self, sequences: int) -> KvCache:
-        """Return a cache for so many sequences that nobody else uses; call `_return_cache` when it is no longer needed.
+        """Return a cache for this number of sequences that nothing else uses; call `_return_cache` when it is no longer needed.
 
         Raises:
             MemoryError: there is no memory for it.
@@ -186,7 +186,7 @@ class IrModel:
             return left
         del left
         for graph in {self.prefill_graph, self.decode_graph, self.single_step_graph} - {None}:
-            graph.bind_cache(self._no_cache)  # a cache that stays bound would keep memory that nobody needs any more
+            graph.bind_cache(self._no_cache)  # a cache that stays bound would keep its memory
         return new_kv_cache(self._cache_ports, sequences, self.context)
 
     def _return_cache(self, cache: KvCache) -> None:

@@ -1,4 +1,4 @@
-"""What lies beside an IR: how it was quantized, what its export promises, and hashes that reveal a changed or truncated file."""
+"""The manifest beside an IR: how it was quantized, what its export promises, and hashes that reveal a changed or truncated file."""
 
 import dataclasses
 import hashlib

@@ -42,9 +42,9 @@ class Gain:
 class GraphPass:
     """One rewriting of a graph.
 
-    name: of the function, and for `leave_out`. cases: of `CASES`, where it is applied. graphs: to which. purpose: in one sentence. needs: a
-    field of the manifest that has to be true, or the pass is not applied; None: it needs no promise. required: why it can't be left
-    out; None: it can. gain: None if it was not measured by itself.
+    name: the name of the function, and the one that `leave_out` takes. cases: those of `CASES` in which the pass is applied. graphs: the
+    graphs that it is applied to. purpose: one sentence. needs: a promise of the manifest without which the pass is not applied; None:
+    it needs none. required: the reason why it can't be left out; None: it can. gain: None if it was not measured by itself.
     """
 
     name: str
