@@ -1,5 +1,7 @@
 """A GPT-2 small enough that every stage runs on it in seconds, and a text to go with it."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import linearize
+from gpt2opt.runtime import passes
 from gpt2opt.stages.prune import prune_attention_heads
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 
@@ -103,6 +106,13 @@ def ids(calibration) -> np.ndarray:
 @torch.inference_mode()
 def torch_logits(model, ids) -> np.ndarray:
     return model(torch.from_numpy(ids), use_cache=False).logits.numpy()
+
+
+def change_pass(monkeypatch, name: str, change: Callable[[Callable], Callable]) -> None:
+    """Let a graph pass be `change` of what it is."""
+    assert name in {each.name for each in passes.PASSES}
+    changed = (dataclasses.replace(each, function=change(each.function)) if each.name == name else each for each in passes.PASSES)
+    monkeypatch.setattr(passes, "PASSES", tuple(changed))
 
 
 def relative_error(found, expected) -> float:

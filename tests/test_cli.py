@@ -122,7 +122,7 @@ WRONG = {
         ["generate", "{int8}", "--prompt", "Node", "--new-tokens", "600"],
         "600 new tokens don't fit into the context of 256",
     ),
-    "a prompt that is no text": (["generate", "{int8}", "--prompt", "\udcff"], "character 0 of the prompt is no text"),
+    "a prompt that is no text": (["generate", "{int8}", "--prompt", "\udcff"], "character 0 of the prompt is not text"),
     "no record": (["report", "./missing"], "can't read missing: No such file"),
     "folder without a record": (["report", "{model}"], "run.json: No such file"),
     "no folder": (["report", "{file}/run"], "Not a directory"),

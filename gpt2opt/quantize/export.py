@@ -1,13 +1,16 @@
-"""Write a torch GPT-2 as a stateful OpenVINO IR directory, with pruned heads and, where quantized, with integer weights."""
+"""Write a torch GPT-2 as a stateful OpenVINO IR directory, with pruned heads and, if it is fake-quantized, with integer weights."""
 
 import shutil
 import tempfile
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
-from gpt2opt.quantize.fake_quant import quantized_linears
-from gpt2opt.runtime import passes
+from gpt2opt.quantize.export_passes import group_scales, halve_positions
+from gpt2opt.quantize.fake_quant import FakeQuantLinear, quantized_linears
 from gpt2opt.runtime.manifest import write_manifest
 from gpt2opt.sources.models import check_finite, heads_per_layer
 from gpt2opt.storage import new_folder
@@ -23,7 +26,7 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
     Args:
         model: FP32 GPT-2, fake-quantized or not; heads may be pruned, the same number in every layer.
         out_dir: a new or empty folder, or one that was written here before.
-        kv_cache: what `load_ir` is to keep keys and values in, `f16` or `u8`; of a float model it is `f32`.
+        kv_cache: the type that `load_ir` is to keep keys and values in, `f16` or `u8`; a float model always gets `f32`.
 
     Raises:
         ValueError: a weight is NaN or infinite, layers kept different numbers of heads, or `out_dir` can't be written.
@@ -36,7 +39,7 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
 
 
 def write_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, folder: Path, kv_cache: str) -> None:
-    """Write what `export_ir` does into an empty folder."""
+    """Write what `export_ir` writes, into an empty folder that is there already."""
     from openvino import Core, save_model
     from openvino._offline_transformations import compress_quantize_weights_transformation
     from optimum.exporters.openvino import export_from_model
@@ -51,12 +54,37 @@ def write_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, folder:
         graph = Core().read_model(Path(exported, IR_NAME))
         if linears:
             compress_quantize_weights_transformation(graph)
-            passes.group_scales(graph)
-            passes.halve_positions(graph)
+            group_scales(graph)
+            halve_positions(graph)
         shutil.copytree(exported, folder, ignore=shutil.ignore_patterns("openvino_model.*"), dirs_exist_ok=True)
         save_model(graph, folder / IR_NAME, compress_to_fp16=False)
         bits = {8 if linear.highest == 127 else 4 for name, linear in linears.items() if name != "lm_head"}
-        write_manifest(folder, *((f"i{min(bits)}", kv_cache) if bits else ("f32", "f32")))
+        weights, kept_in = (f"i{min(bits)}", kv_cache) if bits else ("f32", "f32")
+        write_manifest(folder, weights, kept_in, has_centered_residual(model))
+
+
+@torch.inference_mode()
+def has_centered_residual(model: GPT2LMHeadModel) -> bool:
+    """Return whether what the blocks add to the residual stream has no mean over the channels, judged by the weights.
+
+    `linearize` centers the projections. Rounding to the integer grid then leaves errors of at most half a step in each of O rows, whose
+    mean is about step ÷ √(12 · O); up to step ÷ √O counts as rounding here. The mean of a weight that was not centered is at least about
+    its standard deviation ÷ √O, and a standard deviation is many steps of an 8-bit grid.
+    """
+    projections = [projection for block in model.transformer.h for projection in (block.attn.c_proj, block.mlp.c_proj)]
+    return all(_is_centered(projection) for projection in projections)
+
+
+def _is_centered(projection: nn.Module) -> bool:
+    weight = projection.weight.T if isinstance(projection, Conv1D) else projection.weight
+    float_error = 1e-6 * _rms(weight)
+    rounding = _rms(projection.weight_scale) / len(weight) ** 0.5 if isinstance(projection, FakeQuantLinear) else 0.0
+    bias_error = 1e-5 * (_rms(projection.bias) + _rms(weight))
+    return _rms(weight.mean(0)) <= rounding + float_error and abs(projection.bias.mean().item()) <= bias_error
+
+
+def _rms(values: Tensor) -> float:
+    return values.double().square().mean().sqrt().item()
 
 
 def kept_heads_config(model: GPT2LMHeadModel, base: type):

@@ -117,7 +117,7 @@ def _as_linear(projection: Conv1D) -> nn.Linear:
 
 
 def fake_quantize(model: GPT2LMHeadModel, quantized: Mapping[str, QuantizedLinear]) -> GPT2LMHeadModel:
-    """Replace, in place, each of these Linears of a linearized model; tie the embedding to the head where it was tied before."""
+    """Replace these Linears of a linearized model, in place; tie the embedding to the head if it was tied before."""
     tied = model.lm_head.weight is model.transformer.wte.weight
     for name, found in quantized.items():
         linear = model.get_submodule(name)

@@ -1,6 +1,6 @@
 """Run Intel Neural Compressor's `INCQuantizer` on a GPT-2, and read its results back: its own INT8 modules can't be exported.
 
-INC skips what it can't do without an error, and its ranges depend on the CPU. The context managers here prevent both.
+INC silently skips what it can't do, and its ranges depend on the CPU. The context managers here prevent both.
 """
 
 import logging

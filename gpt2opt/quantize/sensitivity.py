@@ -1,6 +1,6 @@
 """The quality gate and its KL budget: how far each quantized input, and an INT8 KV cache, moves the model's answers.
 
-Inputs stay float, worst first, until the others keep the budget. INC's own tuning passes models whatever it measured, so the gate works
+Inputs stay float, worst first, until the others keep the budget. INC's own tuning accepts models that miss its criterion, so the gate works
 on the fake-quantized graph, where one input can be switched at a time. Every weight stays quantized.
 """
 

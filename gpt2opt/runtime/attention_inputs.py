@@ -1,4 +1,4 @@
-"""What paged attention is told about the tokens of a call: which of them follow each other, and where in the KV cache.
+"""The inputs of paged attention: which tokens of a call follow each other, and where their keys and values lie in the KV cache.
 
 The tokens of all sequences of a call lie end to end. `docs/runtime.md` works an example out, block by block.
 """
@@ -6,7 +6,7 @@ The tokens of all sequences of a call lie end to end. `docs/runtime.md` works an
 import numpy as np
 
 from gpt2opt.runtime.kv_cache import BLOCK, blocks
-from gpt2opt.runtime.passes import ROWS
+from gpt2opt.runtime.paged_attention import ROWS
 
 
 def whole_texts(past: int, batch: int, length: int, context: int) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Proof of INT8: from the IR file, what each matmul's weight is stored in; from the compiled graphs, what it runs in."""
+"""Proof of INT8: the type of each matmul's weight in the IR file, and the types that it multiplies in the compiled graphs."""
 
 import re
 from collections import Counter
@@ -8,8 +8,8 @@ from pathlib import Path
 import openvino
 
 from gpt2opt.runtime.compile import compile_ir
+from gpt2opt.runtime.graph import activation_quantizer, matmuls, stored_weight
 from gpt2opt.runtime.manifest import read_config, read_manifest
-from gpt2opt.runtime.passes import activation_quantizer, matmuls, stored_weight
 
 INT8_TYPES = ("i8", "u8")
 BLOCK_MATMULS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -18,10 +18,10 @@ MATMUL_NAME = re.compile(r"\.(h\.\d+\.(?:attn|mlp)\.c_(?:attn|proj|fc)|lm_head)/
 
 @dataclass(frozen=True)
 class Int8Audit:
-    """What is INT8 in an IR file and in the graphs compiled from it, matmul by matmul, by their names in the model."""
+    """What is INT8 in an IR file and in the graphs compiled from it, for each matmul by its name in the model."""
 
     weights: str
-    """What the weights of the blocks were asked to be stored in: `i8` or `i4`, or `f32` where nothing was quantized."""
+    """The type that the weights of the blocks have to be stored in: `i8` or `i4`, or `f32` if nothing was quantized."""
     in_file: dict[str, str]
     """Matmul -> type of its stored weight."""
     prefill: dict[str, tuple[str, str]]
@@ -36,7 +36,7 @@ class Int8Audit:
 
     @property
     def failures(self) -> list[str]:
-        """Return one line for each matmul that is missing or not INT8 where it has to be."""
+        """Return one line for each matmul that is missing, or that is not INT8 although it has to be."""
         return [f"{name}: {problem}" for name in self.expected if (problem := self._problem(name))]
 
     def _problem(self, name: str) -> str | None:

@@ -15,7 +15,7 @@ class BoundGraph:
         self.cache: KvCache | None = None
 
     def run(self, cache: KvCache, inputs: dict[str, np.ndarray]) -> openvino.Tensor:
-        """Run the graph on a cache; return its output, which the next call overwrites. See `passes.paged` for the inputs."""
+        """Run the graph on a cache; return its output, which the next call overwrites. See `page_kv_cache` for the inputs."""
         self.bind_cache(cache)
         self.bind(inputs)
         self.request.infer(share_outputs=True)

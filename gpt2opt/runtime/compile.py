@@ -2,14 +2,17 @@
 
 import ctypes
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import openvino
 
 from gpt2opt.environment import has_int8_dot_product, threads
-from gpt2opt.runtime import passes
+from gpt2opt.runtime.graph import activation_quantizer, matmuls
 from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.runtime.paged_attention import cut
+from gpt2opt.runtime.passes import BODY, DECODE, DOT_PRODUCT, FLOAT_INPUTS, NO_DOT_PRODUCT, PREFILL, SHARED, SINGLE_STEP, Plan
 
 PROPERTIES = {
     # bf16 is the silent default on machines with AMX, and weight-compressed models have their activations quantized at run time.
@@ -30,7 +33,7 @@ default). This loses less than the quantizers in the file, whose one range serve
 
 
 def cpu_properties(num_threads: int | None = None, kv_cache: str = "f32", precision: str = "f32") -> dict[str, str]:
-    """Return the properties that an IR is compiled with: `PROPERTIES`, and all threads that this process may use unless told."""
+    """Return the properties that an IR is compiled with. num_threads: None takes all threads that this process may use."""
     chosen = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": kv_cache}
     return {**PROPERTIES, **chosen, "INFERENCE_NUM_THREADS": str(num_threads or threads())}
 
@@ -50,12 +53,12 @@ class CompiledIr:
     single_step: openvino.CompiledModel | None
 
 
-def compile_ir(directory: Path | str, num_threads: int | None = None, precision: str = "f32") -> CompiledIr:
-    """Compile the graphs of an IR; see `load_ir`.
+def compile_ir(directory: Path | str, num_threads: int | None = None, precision: str = "f32", leave_out: Sequence[str] = ()) -> CompiledIr:
+    """Compile the graphs of an IR; see `load_ir` for the arguments.
 
     If no activation is quantized, one graph reads prompts and decodes. On a CPU with INT8 dot products a second graph decodes, with INT8
     weights and with inputs that are rounded token by token. On a CPU without them the plugin's INT8 convolution is the fastest way to
-    decode too: the second graph is the first one with fixed shapes, and it continues to the logits.
+    decode too: one token of one sequence is decoded by the same graph with fixed shapes, up to the logits.
 
     Raises:
         ValueError: as `load_ir`.
@@ -69,28 +72,30 @@ def compile_ir(directory: Path | str, num_threads: int | None = None, precision:
         return core.compile_model(graph, "CPU", {**properties, **changed})
 
     try:
-        graph, single_step = passes.paged(core.read_model(str(xml))), None
-        rounded = any(passes.activation_quantizer(node) for node in passes.matmuls(graph))
-        by_convolutions = rounded and not has_int8_dot_product()
-        if by_convolutions:
-            passes.gelu_by_erf(graph)
-            single_step = compiled(passes.one_step(passes.as_convolutions(graph.clone())), **SAME_BITS)
-        body, head = passes.cut(passes.describe_last_attention(graph))
-        if by_convolutions:
-            prefill = decode = compiled(passes.as_convolutions(passes.multiply_parts(body)), **SAME_BITS)
-        else:
-            prefill = decode = compiled(body.clone())
-            if rounded:
-                decode = compiled(passes.weight_only(body), **ROUNDED_AT_RUN_TIME)
+        graph = core.read_model(str(xml))
+        plan = Plan(_case(graph), manifest.promises, tuple(leave_out))
+        graph = plan.apply(SHARED, graph)
+        same_bits = SAME_BITS if plan.case == NO_DOT_PRODUCT else {}
+        single_step = compiled(plan.apply(SINGLE_STEP, graph.clone()), **same_bits) if plan.includes("fix_shapes") else None
+        body, head = cut(plan.apply(BODY, graph))
+        prefill = compiled(plan.apply(PREFILL, body.clone()), **same_bits)
+        decode = compiled(plan.apply(DECODE, body), **ROUNDED_AT_RUN_TIME) if plan.includes("weight_only") else prefill
         return CompiledIr(prefill, decode, compiled(head), single_step)
     except RuntimeError as error:
         raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); export it again") from error
 
 
-def give_back_pages(weights: Path) -> None:
-    """Let go of the pages of the mapped weights that have been read: the compiled graphs hold them in a layout of their own.
+def _case(graph: openvino.Model) -> str:
+    """Return which of `CASES` this graph and this CPU are. A CPU whose instructions are not known counts as one without dot products."""
+    if not any(activation_quantizer(node) for node in matmuls(graph)):
+        return FLOAT_INPUTS
+    return DOT_PRODUCT if has_int8_dot_product() else NO_DOT_PRODUCT
 
-    A page that is needed again, for the embedding of a token for example, is read from the file again. Does nothing if there is no /proc.
+
+def give_back_pages(weights: Path) -> None:
+    """Release the pages of the mapped weights that have been read: the compiled graphs hold the weights in a layout of their own.
+
+    A page that is needed again, for the embedding of a token for example, is read from the file again. Without /proc nothing is released.
     """
     maps = Path("/proc/self/maps")
     if not maps.exists():

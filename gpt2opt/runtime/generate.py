@@ -28,7 +28,7 @@ def continue_text(directory: Path | str, prompt: str, new_tokens: int = 50, trun
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"character {error.start} of the prompt is no text but {prompt[error.start]!r}; give it in UTF-8") from None
+        raise ValueError(f"character {error.start} of the prompt is not text but {prompt[error.start]!r}; give it in UTF-8") from None
     model = load_ir(directory)
     tokenizer = load_tokenizer(directory)
     ids = tokenizer(prompt, verbose=False).input_ids

@@ -5,34 +5,38 @@ cache, so that nothing is copied between them. Each decoder has a cache of its o
 """
 
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gpt2opt.decoding import Greedy
-from gpt2opt.runtime import attention_inputs, passes
+from gpt2opt.runtime import attention_inputs
 from gpt2opt.runtime.bound_graph import BoundGraph
 from gpt2opt.runtime.compile import CompiledIr, compile_ir, give_back_pages
 from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache
 from gpt2opt.runtime.manifest import read_config
+from gpt2opt.runtime.paged_attention import LAST, ROWS, SEQUENCES
 from gpt2opt.runtime.prompt_lookup import PromptLookup
 
 MANY_SEQUENCES = 16
-"""From so many rows on, a matmul is bound by arithmetic again, and the prefill graph also decodes faster."""
+"""From this number of rows on, a matmul is bound by arithmetic, and the prefill graph decodes faster than the decode graph."""
 
 
-def load_ir(directory: Path | str, num_threads: int | None = None, precision: str = "f32") -> "IrModel":
+def load_ir(directory: Path | str, num_threads: int | None = None, precision: str = "f32", leave_out: Sequence[str] = ()) -> "IrModel":
     """Compile the IR in `directory` for the CPU.
 
     Args:
         directory: what `export_ir` or `quantize_int8` wrote.
-        num_threads: CPU threads; all that this process may use unless told.
+        num_threads: CPU threads; None: all that this process may use.
         precision: of float arithmetic, `f32` or, on CPUs that have it (see `has_bf16`), `bf16`.
+        leave_out: names of graph passes to do without, to measure what they gain; see `passes.PASSES`. The logits stay right. A
+            pass that does not apply to this IR on this CPU makes no difference.
 
     Raises:
-        ValueError: there is no IR, or it is not the one that was exported.
+        ValueError: there is no IR, it is not the one that was exported, or a pass in `leave_out` is not known or can't be left out.
     """
-    model = IrModel(compile_ir(directory, num_threads, precision), read_config(directory, "n_positions"))
+    model = IrModel(compile_ir(directory, num_threads, precision, leave_out), read_config(directory, "n_positions"))
     # The CPU plugin packs the weights when they are first used: here, one graph after the other, and not during the first prompt.
     token, cache = np.zeros(1, np.int64), model._take_cache(1)
     for first_use in (
@@ -57,6 +61,7 @@ class IrModel:
         self.head = compiled.head.create_infer_request()
         self.num_cores = compiled.prefill.get_property("INFERENCE_NUM_THREADS")
         self.vocab_size = compiled.head.output(0).get_partial_shape()[-1].get_length()
+        self._input_names = {port.get_any_name() for port in compiled.prefill.inputs}
         self._cache_ports = {port.get_any_name(): port for port in compiled.prefill.inputs if "_cache." in port.get_any_name()}
         self._no_cache = new_kv_cache(self._cache_ports, 0, context)
         # What a deleted decoder leaves for the next one: new memory costs time when it is first written.
@@ -142,9 +147,9 @@ class IrModel:
             "input_ids": ids.reshape(-1),
             "position_ids": np.tile(np.arange(past, past + length), batch),
             **whole,
-            **_for_last_attention(last),
+            **self._for_last_attention(last),
             "max_context_len": np.array(past + length),
-            passes.ROWS: np.arange(batch * length) if every else np.arange(1, batch + 1) * length - 1,
+            ROWS: np.arange(batch * length) if every else np.arange(1, batch + 1) * length - 1,
         }
         return self._project(graph.run(cache, inputs))
 
@@ -156,10 +161,13 @@ class IrModel:
         """
         if len(ids) > 1 or not self.single_step_graph:
             inputs = attention_inputs.token_by_token(ids, past, self.context)
-            return self._project(self.decode_graph.run(cache, {**inputs, **_for_last_attention(inputs)}))
+            return self._project(self.decode_graph.run(cache, {**inputs, **self._for_last_attention(inputs)}))
         past_lens = np.array([past, 0])
         changed = {"input_ids": ids, "position_ids": past_lens[:1], "past_lens": past_lens, "max_context_len": past_lens[0] + 1}
         return self.single_step_graph.run(cache, changed).data.reshape(1, -1)
+
+    def _for_last_attention(self, sequences: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {LAST + name: sequences[name] for name in SEQUENCES if LAST + name in self._input_names}
 
     def _project(self, hidden) -> np.ndarray:
         """Return the logits (rows, V) of hidden states (rows, 1, width); the next call overwrites them."""
@@ -168,7 +176,7 @@ class IrModel:
         return self.head.get_output_tensor().data.reshape(hidden.shape[0], -1)
 
     def _take_cache(self, sequences: int) -> KvCache:
-        """Return a cache for so many sequences that nobody else uses; call `_return_cache` when it is no longer needed.
+        """Return a cache for this number of sequences that nothing else uses; call `_return_cache` when it is no longer needed.
 
         Raises:
             MemoryError: there is no memory for it.
@@ -178,15 +186,11 @@ class IrModel:
             return left
         del left
         for graph in {self.prefill_graph, self.decode_graph, self.single_step_graph} - {None}:
-            graph.bind_cache(self._no_cache)  # a cache that stays bound would keep memory that nobody needs any more
+            graph.bind_cache(self._no_cache)  # a cache that stays bound would keep its memory
         return new_kv_cache(self._cache_ports, sequences, self.context)
 
     def _return_cache(self, cache: KvCache) -> None:
         self._left = cache
-
-
-def _for_last_attention(sequences: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {passes.LAST + name: sequences[name] for name in passes.SEQUENCES}
 
 
 class IrDecoder:

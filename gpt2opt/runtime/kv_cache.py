@@ -12,7 +12,7 @@ BLOCK = 32
 
 
 def blocks(tokens: int) -> int:
-    """Return how many blocks of the cache so many tokens take.
+    """Return how many blocks of the cache this number of tokens takes.
 
     Example:
         >>> [blocks(tokens) for tokens in (1, 32, 33, 1024)]
@@ -39,7 +39,7 @@ def new_kv_cache(ports: Mapping[str, openvino.ConstOutput], sequences: int, cont
     Args:
         ports: the cache inputs of a compiled graph, by name.
         sequences: how many sequences the cache holds; 0 gives tensors without memory.
-        context: tokens of a sequence at most.
+        context: the largest number of tokens of a sequence.
 
     Raises:
         MemoryError: there is no memory for it.

@@ -1,4 +1,4 @@
-"""What lies beside an IR: the model's config, how it was quantized, and the hashes by which a changed or cut file is found."""
+"""The manifest beside an IR: how it was quantized, what its export promises, and hashes that reveal a changed or truncated file."""
 
 import dataclasses
 import hashlib
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "gpt2opt.json"
-SCHEMA = "gpt2opt.ir/3"
+SCHEMA = "gpt2opt.ir/4"
 WEIGHTS = ("f32", "i8", "i4")
 KV_CACHES = ("f32", "f16", "u8")
 IR_FILES = ("openvino_model.xml", "openvino_model.bin")
@@ -16,18 +16,29 @@ IR_FILES = ("openvino_model.xml", "openvino_model.bin")
 
 @dataclass(frozen=True)
 class Manifest:
-    """weights: what the block matmuls are stored in, of `WEIGHTS`. kv_cache: what keys and values are to be kept in, of `KV_CACHES`.
-    sha256: of each file of the IR, by its name."""
+    """What is known of an exported IR.
+
+    weights: the type that the block matmuls are stored in, of `WEIGHTS`. kv_cache: the type that keys and values are to be kept in, of
+    `KV_CACHES`. centered_residual: a promise that graph passes may rely on: what the blocks add to the residual stream has no mean over
+    the channels, up to rounding. sha256: of each file of the IR, by its name.
+    """
 
     weights: str
     kv_cache: str
+    centered_residual: bool
     sha256: dict[str, str]
     schema: str = SCHEMA
 
+    @property
+    def promises(self) -> frozenset[str]:
+        """Return the names of the promises that hold, for `passes.Plan`."""
+        return frozenset({"centered_residual"} if self.centered_residual else ())
 
-def write_manifest(directory: Path, weights: str, kv_cache: str) -> None:
+
+def write_manifest(directory: Path, weights: str, kv_cache: str, centered_residual: bool) -> None:
+    """Write the manifest of the IR in a directory, with the hashes of its files; see `Manifest` for the arguments."""
     hashes = {name: _sha256(directory / name) for name in IR_FILES}
-    content = dataclasses.asdict(Manifest(weights, kv_cache, hashes))
+    content = dataclasses.asdict(Manifest(weights, kv_cache, centered_residual, hashes))
     (directory / NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -35,7 +46,7 @@ def read_manifest(directory: Path | str) -> Manifest:
     """Read what `export_ir` wrote beside an IR, and check the IR against it.
 
     Raises:
-        ValueError: a file is missing, was changed or was cut short; the message names it.
+        ValueError: a file is missing, was changed or was truncated; the message names it.
     """
     directory = Path(directory)
     for name in (*IR_FILES, NAME):
@@ -52,7 +63,7 @@ def read_manifest(directory: Path | str) -> Manifest:
 
 
 def _manifest(content: Any) -> Manifest:
-    """Return the manifest that a JSON value is, or raise ValueError with what is wrong in it."""
+    """Return a JSON value as a manifest, or raise ValueError with what is wrong in it."""
     if not isinstance(content, dict):
         raise ValueError(f"a JSON {type(content).__name__}, expected an object")
     found = {field.name: content.get(field.name) for field in dataclasses.fields(Manifest)}
@@ -61,6 +72,8 @@ def _manifest(content: Any) -> Manifest:
     for name, known in (("weights", WEIGHTS), ("kv_cache", KV_CACHES)):
         if found[name] not in known:
             raise ValueError(f"{name} {found[name]!r}, expected one of {', '.join(known)}")
+    if not isinstance(found["centered_residual"], bool):
+        raise ValueError(f"centered_residual {found['centered_residual']!r}, expected true or false")
     hashes = found["sha256"]
     if not isinstance(hashes, dict) or not all(isinstance(hashes.get(name), str) for name in IR_FILES):
         raise ValueError(f"sha256 {hashes!r}, expected a hash for each of {', '.join(IR_FILES)}")

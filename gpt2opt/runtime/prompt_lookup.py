@@ -1,7 +1,7 @@
-"""Prompt-lookup decoding: where the text repeats itself, guess what comes next and check several tokens in one step.
+"""Prompt-lookup decoding: if the text repeats itself, guess the next tokens and check several of them in one step.
 
-Greedy output stays what it is: a guess is kept only as far as the model would have chosen it. After "Prompt Lookup Decoding",
-A. Saxena 2023, a case of speculative decoding (Leviathan et al. 2023) whose draft is the text so far.
+The output is that of greedy decoding: a guessed token is kept only if the model would have chosen it. The method is "Prompt Lookup
+Decoding", A. Saxena 2023, a case of speculative decoding (Leviathan et al. 2023) whose draft is the text so far.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 
 LONGEST_MATCH, SHORTEST_MATCH = 4, 2
-"""Tokens that have to repeat before what followed them is guessed; one alone is right too seldom."""
+"""How many tokens have to repeat before the tokens after them are guessed; guesses after a single token are right too seldom."""
 FIRST_GUESS, LONGEST_GUESS = 3, 15
 
 
 def guess(tokens: Sequence[int], count: int) -> list[int]:
-    """Return the `count` tokens that followed the latest earlier place where the text read as it does at its end, or none.
+    """Find the latest earlier occurrence of the last tokens of a text; return the `count` tokens that followed it, or none.
 
-    Where the text ends before so many have followed, it is taken to go round: a place close to the end is one that repeats itself.
+    If fewer tokens followed, they are repeated: an occurrence so close to the end is that of a text that repeats itself.
 
     Example:
         >>> guess([1, 2, 3, 4, 9, 1, 2, 3], 2)
@@ -39,9 +39,9 @@ def guess(tokens: Sequence[int], count: int) -> list[int]:
 
 
 class PromptLookup:
-    """Greedy generation from one prompt, several tokens a step where they can be guessed.
+    """Greedy generation from one prompt, with several tokens per step if they can be guessed.
 
-    accepted: for every step, how many tokens it gave, 1 and the guesses that were right.
+    accepted: the number of tokens that each step gave: 1 and the guesses that were right.
     """
 
     def __init__(self, decoder):
@@ -50,7 +50,7 @@ class PromptLookup:
         self.accepted: list[int] = []
 
     def generate(self, max_new_tokens: int) -> list[int]:
-        """Return the same `max_new_tokens` tokens that plain greedy decoding gives."""
+        """Return `max_new_tokens` tokens, the same as plain greedy decoding returns."""
         prompt = self.decoder.prompt_ids[0].tolist()
         new = [int(self.decoder.prefill()[0].argmax())]
         self.accepted, count = [], FIRST_GUESS

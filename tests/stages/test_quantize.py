@@ -15,14 +15,15 @@ from gpt2opt.quantize.calibration import calibrate
 from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize, quantized_linears
 from gpt2opt.quantize.recipes import Recipe
-from gpt2opt.runtime import passes
 from gpt2opt.runtime.audit import Int8Audit, audit_int8
+from gpt2opt.runtime.graph import activation_quantizer, matmuls
 from gpt2opt.runtime.ir_model import load_ir
+from gpt2opt.runtime.paged_attention import cut
 from gpt2opt.sources.models import load_model
 from gpt2opt.stages import quantize
 from gpt2opt.stages.prune import prune_attention_heads
 from gpt2opt.stages.quantize import SMALL_MACHINE_BYTES, generate_within, prepare_calibration_dataset, quantize_int8
-from tests.conftest import relative_error, sample_text, torch_logits
+from tests.conftest import change_pass, relative_error, sample_text, torch_logits
 
 
 @pytest.fixture(scope="module")
@@ -158,23 +159,20 @@ def test_the_audit_misses_a_layer_that_is_not_in_the_graph(quantized, tmp_path):
 
 
 def test_the_audit_sees_one_float_part_of_a_matmul(quantized, monkeypatch):
-    multiply_parts = passes.multiply_parts
-
     def one_float(graph):
-        node = next(node for node in passes.matmuls(multiply_parts(graph)) if node.get_friendly_name().endswith("MatMul.1"))
-        node.input(0).replace_source_output(passes.activation_quantizer(node).input_value(0))
+        node = next(node for node in matmuls(graph) if node.get_friendly_name().endswith("MatMul.1"))
+        node.input(0).replace_source_output(activation_quantizer(node).input_value(0))
         return graph
 
     monkeypatch.setattr("gpt2opt.runtime.compile.has_int8_dot_product", lambda: False)
-    monkeypatch.setattr(passes, "multiply_parts", one_float)
+    change_pass(monkeypatch, "multiply_parts", lambda multiply_parts: lambda graph: one_float(multiply_parts(graph)))
     with pytest.raises(RuntimeError, match=r"1 of 9 matmuls are not INT8: h\.1\.attn\.c_attn: input f32 and .8 in the prefill graph"):
         audit_int8(quantized[0])
 
 
 def test_the_shared_head_does_not_stand_in_for_one_that_the_single_step_graph_lacks(quantized, monkeypatch):
-    one_step = passes.one_step
     monkeypatch.setattr("gpt2opt.runtime.compile.has_int8_dot_product", lambda: False)
-    monkeypatch.setattr(passes, "one_step", lambda graph: one_step(passes.cut(graph)[0]))
+    change_pass(monkeypatch, "fix_shapes", lambda fix_shapes: lambda graph: fix_shapes(cut(graph)[0]))
     with pytest.raises(RuntimeError, match="lm_head: not found in the decode graph"):
         audit_int8(quantized[0])
 

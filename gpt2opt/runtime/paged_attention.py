@@ -1,0 +1,116 @@
+"""Graph passes for paged attention (Kwon et al. 2023): the KV cache becomes an input, in blocks that all graphs of a model share.
+
+So the graph that reads prompts and those that decode work on the same memory, and nothing is copied between them.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+from openvino import Dimension, Input, Model, Node, Output, PartialShape
+from openvino import opset13 as ops
+from openvino._offline_transformations import paged_attention_transformation
+
+from gpt2opt.runtime.graph import activation_quantizer, is_head, matmuls, stored_constant
+
+ROWS = "rows"
+SEQUENCES = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
+"""The inputs that tell attention which tokens of a call follow each other, and where they lie in the cache."""
+LAST = "last_"
+"""The prefix of `SEQUENCES` for the last attention, which has inputs of its own."""
+
+
+def page_kv_cache(graph: Model) -> Model:
+    """Turn the state of a stateful graph into inputs: its KV cache, in blocks.
+
+    The tokens of all sequences of a call lie end to end. Inputs are `input_ids` and `position_ids` (tokens,), `past_lens` (sequences,),
+    `subsequence_begins` and `block_indices_begins` (sequences + 1,), `block_indices` (blocks,), `max_context_len` (), and the cache,
+    `key_cache.N` and `value_cache.N`. The output are the logits (tokens, 1, V).
+    """
+    paged_attention_transformation(graph)
+    return graph
+
+
+def pick_rows(graph: Model) -> Model:
+    """Add an input `rows` (rows,), the tokens whose logits are wanted, and compute nothing else behind the last attention.
+
+    No later token reads what the last block computes for the others there. The output becomes the logits (rows, 1, V).
+    """
+    rows = ops.parameter([-1], np.int64)
+    rows.output(0).set_names({ROWS})
+    graph.add_parameters([rows])
+    attention = last_attention(graph)
+    _pick(attention.output(0), attention.output(0).get_target_inputs(), rows)
+    node = attention
+    while node.get_type_name() != "Add" or any(stored_constant(value) for value in node.input_values()):
+        before, (consumer,) = node, node.output(0).get_target_inputs()
+        node = consumer.get_node()
+    residual = next(port for port in node.inputs() if port.get_source_output().get_node().get_friendly_name() != before.get_friendly_name())
+    _pick(residual.get_source_output(), [residual], rows)
+    graph.validate_nodes_and_infer_types()
+    return graph
+
+
+def _pick(source: Output, consumers: Iterable[Input], rows: Node) -> None:
+    picked = ops.gather(source, rows, ops.constant(0, dtype=np.int64))
+    for consumer in consumers:
+        consumer.replace_source_output(picked.output(0))
+
+
+def no_empty_sizes(graph: Model) -> Model:
+    """Declare that a call has at least one token and one wanted row.
+
+    If a size may be 0, the CPU plugin takes the layouts of a convolution's result and of its reader for different ones, and copies it.
+    """
+    graph.reshape({name: PartialShape([Dimension(1, -1)]) for name in ("input_ids", "position_ids", ROWS)})
+    return graph
+
+
+def describe_last_attention(graph: Model) -> Model:
+    """Give the last attention of a paged graph `SEQUENCES` of its own, as `last_past_lens` and so on.
+
+    The last block stores keys and values for every token, but computes the rest only for those whose logits are wanted. With sequences
+    of its own its attention can be told so; see `attention_inputs.texts_cut_at_blocks`.
+    """
+    last = last_attention(graph).get_friendly_name()
+    for name in SEQUENCES:
+        shared = graph.input(name)
+        own = ops.parameter(shared.get_partial_shape(), shared.get_element_type())
+        own.output(0).set_names({LAST + name})
+        graph.add_parameters([own])
+        for port in shared.get_target_inputs():
+            if port.get_node().get_friendly_name() == last:
+                port.replace_source_output(own.output(0))
+    return graph
+
+
+def cut(graph: Model) -> tuple[Model, Model]:
+    """Cut a paged graph into its body, which returns the hidden states (rows, 1, width), and its head, from these to the logits."""
+    head = next(node for node in matmuls(graph) if is_head(node))
+    first = activation_quantizer(head) or head
+    hidden = first.input_value(0)
+    picked = ops.parameter(hidden.get_partial_shape(), np.float32)
+    first.input(0).replace_source_output(picked.output(0))
+    return Model([hidden], graph.get_parameters()), Model(graph.get_results(), [picked])
+
+
+def fix_shapes(graph: Model) -> Model:
+    """Fix the shapes of a paged graph to one token of one sequence, with an empty sequence beside it; see `token_by_token`.
+
+    The CPU plugin then infers no shapes while it runs. Matmuls that are left in the blocks get their row twice: the plugin sums a single
+    row in another order than several rows, and a quantizer behind it could turn this difference into a whole step.
+    """
+    sizes = {"input_ids": 1, "position_ids": 1, ROWS: 1, "past_lens": 2, "subsequence_begins": 3, "block_indices_begins": 3}
+    graph.reshape({name: [size] for name, size in sizes.items()})
+    for node in matmuls(graph):
+        if is_head(node):
+            continue
+        consumers, row = node.output(0).get_target_inputs(), node.input_value(0)
+        node.input(0).replace_source_output(ops.concat([row, row], 0).output(0))
+        first = ops.gather(node, np.array([0]), ops.constant(0, dtype=np.int64))
+        for consumer in consumers:
+            consumer.replace_source_output(first.output(0))
+    return graph
+
+
+def last_attention(graph: Model) -> Node:
+    return [node for node in graph.get_ordered_ops() if node.get_type_name() == "PagedAttentionExtension"][-1]
