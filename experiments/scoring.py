@@ -16,8 +16,9 @@ from typing import Any
 
 from experiments.contract import Experiment
 from experiments.race.run import check_size, prepare_models
-from experiments.race.turns import Worker
+from experiments.race.turns import thread_settings
 from gpt2opt import environment
+from gpt2opt.measure.child import Child
 from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import perplexity, prepare_text
 from gpt2opt.report.tables import MISSING, Table, megabytes, table
@@ -131,7 +132,9 @@ def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> 
         models = prepare_models(size, Path(scratch))
         folder = Path(scratch, "models", "full")
         documents, tokens = _first(load_tokenizer(folder), [document.text for document in texts.score], WINDOWS * models.context)
-        workers = {name: Worker(of, folder, threads, batch, threads=threads) for name, (of, batch) in CONTESTANTS.items()}
+        workers = {
+            name: Child(of, folder, threads, batch, environment=thread_settings(threads)) for name, (of, batch) in CONTESTANTS.items()
+        }
         try:
             turns = _take_turns(workers, documents, rounds)
         finally:
@@ -154,7 +157,7 @@ def _first(tokenizer, documents: Sequence[str], num_tokens: int) -> tuple[list[s
     return kept, tokens
 
 
-def _take_turns(workers: Mapping[str, Worker], documents: list[str], rounds: int) -> dict[str, list[Scored]]:
+def _take_turns(workers: Mapping[str, Child], documents: list[str], rounds: int) -> dict[str, list[Scored]]:
     turns: dict[str, list[Scored]] = {name: [] for name in workers}
     draw = random.Random(0)
     for number in range(rounds + 1):

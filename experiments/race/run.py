@@ -19,8 +19,9 @@ from experiments.race.engines.base import Engine
 from experiments.race.engines.ours import Ours
 from experiments.race.limits import Probe
 from experiments.race.results import CASES, MAIN, SHORT, CaseTimings, EngineResult, GrowthPoint, Models, RaceResult, Shape, best_peer
-from experiments.race.turns import Case, Outcome, RemoteEngine, Worker, loaded, make_prompts, one_line, race
+from experiments.race.turns import Case, Outcome, RemoteEngine, loaded, make_prompts, one_line, race, thread_settings
 from gpt2opt import environment
+from gpt2opt.measure.child import Child
 from gpt2opt.measure.memory import ChildRun, in_fresh_process
 from gpt2opt.storage import check_folder, claim_folder, new_folder, remove_folder, save_model, take_lock
 
@@ -260,7 +261,7 @@ def race_with_limits(
 ) -> Iterator[RaceResult]:
     """Race, and yield the result so far after every round; the limits of the machine are measured then too, under the same load."""
     cases = {engine.name: fitting(CASES, result.models.context, engine.texts) for engine in chosen}
-    probe, limits = Worker(Probe, threads, threads=threads), []
+    probe, limits = Child(Probe, threads, environment=thread_settings(threads)), []
     try:
         for done, outcome in enumerate(race(contestants, cases, rounds=rounds, vocab_size=result.models.vocab_size)):
             taken = probe.call("measure")

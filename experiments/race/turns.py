@@ -1,18 +1,14 @@
 """A race in interleaved rounds: each engine alone in its own process, taking turns, so that all meet the same state of the machine."""
 
-import os
-import pickle
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from experiments.race.engines.base import Timing
+from gpt2opt.measure.child import Child
 
 SETTLE_S = 0.05
 """Between two turns: the threads of the one before spin for some milliseconds before they sleep."""
@@ -41,60 +37,15 @@ class Contestant(Protocol):
         """Continue (B, T) prompts greedily and time every token."""
 
 
-class Worker:
-    """An object in a process of its own, with all the libraries that it loads; its methods are called through a pipe.
-
-    A plain subprocess, not multiprocessing, for the reason that `measure.memory` gives.
-    """
-
-    def __init__(self, factory: Callable, *arguments: Any, threads: int):
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 — it lives as long as the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", "from experiments.race.turns import _serve; _serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._complaints,
-            env={**os.environ, **thread_settings(threads), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
-        self._ask((factory, arguments))
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method and return its value.
-
-        Raises:
-            RuntimeError: the method raised, or the process died.
-        """
-        return self._ask((method, arguments))
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.kill()
-        self._process.wait()
-        self._process.stdout.close()
-        self._complaints.close()
-
-    def _ask(self, question: tuple) -> Any:
-        try:
-            pickle.dump(question, self._process.stdin)
-            self._process.stdin.flush()
-            value, error = pickle.load(self._process.stdout)
-        except (OSError, EOFError) as death:
-            self._complaints.seek(0)
-            raise RuntimeError(one_line(self._complaints.read().decode(errors="replace")) or "its process died") from death
-        if error:
-            raise RuntimeError(error)
-        return value
-
-
 class RemoteEngine:
     """A contestant in a process of its own."""
 
     def __init__(self, engine: type, folder, threads: int):
-        self._worker = Worker(loaded, engine, folder, threads, threads=threads)
-        self.close = self._worker.close
+        self._child = Child(loaded, engine, folder, threads, environment=thread_settings(threads))
+        self.close = self._child.close
 
     def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
-        return self._worker.call("generate", prompts, new_tokens)
+        return self._child.call("generate", prompts, new_tokens)
 
 
 def loaded(engine: type, folder, threads: int):
@@ -109,30 +60,6 @@ def thread_settings(threads: int) -> dict[str, str]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     # Intel's OpenMP would spin for 200 ms into the turn of the next engine; a millisecond outlasts the gaps within a token.
     return {**dict.fromkeys(names, str(threads)), "KMP_BLOCKTIME": "1"}
-
-
-def _serve() -> None:
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print must not get among the answers
-    from gpt2opt.environment import quiet
-
-    quiet()
-    served = None
-    while True:
-        try:
-            what, arguments = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            if served is None:
-                served, value = what(*arguments), None
-            else:
-                value = getattr(served, what)(*arguments)
-            answer = value, None
-        except Exception as error:
-            answer = None, one_line(f"{type(error).__name__}: {error}")
-        pickle.dump(answer, answers)
-        answers.flush()
 
 
 def one_line(text: str, limit: int = 160) -> str:

@@ -6,16 +6,12 @@ nothing but the work.
 
 import importlib
 import inspect
-import os
-import pickle
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2opt.measure.child import Child
 from gpt2opt.measure.results import Resident
 
 LIMITED_SECONDS = 300
@@ -59,8 +55,7 @@ def in_fresh_process(
 ) -> ChildRun:
     """Call a module-level function in a new interpreter; return its value with the memory that the call took.
 
-    The child is a plain subprocess, because multiprocessing would import the caller's main script into it. The peak is VmHWM, because
-    `ru_maxrss` starts from the parent's own peak.
+    The peak is VmHWM, because `ru_maxrss` starts from the parent's own peak. See `Child`.
 
     Args:
         function: the child imports its module and calls it. A generator function yields the name of each step that it has reached;
@@ -73,23 +68,15 @@ def in_fresh_process(
     Raises:
         RuntimeError: the function raised, the child died (for example because memory ran out), or it got stuck under its limit.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        answer = Path(scratch, "answer")
-        try:
-            child = subprocess.run(
-                [sys.executable, "-c", "from gpt2opt.measure.memory import _child; _child()", str(answer), str(address_space_bytes or "")],
-                input=pickle.dumps((function, arguments, libraries)),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-                capture_output=True,
-                timeout=LIMITED_SECONDS if address_space_bytes else None,
-            )
-        except subprocess.TimeoutExpired as error:
-            limit = f"{address_space_bytes / 1e6:.0f} MB of address space"
-            raise RuntimeError(f"{function.__name__} gave no answer in {error.timeout:.0f} s with {limit}") from error
-        if child.returncode:
-            complaint = child.stderr.decode(errors="replace").strip() or "it said nothing; was memory short?"
-            raise RuntimeError(f"{function.__name__} failed in a fresh process, exit code {child.returncode}:\n{complaint}")
-        return pickle.loads(answer.read_bytes())
+    timeout_s = LIMITED_SECONDS if address_space_bytes else None
+    try:
+        with Child(Metered, libraries, address_space_bytes=address_space_bytes, timeout_s=timeout_s) as child:
+            return child.call("run", function, arguments)
+    except TimeoutError as error:
+        limit = f"{(address_space_bytes or 0) / 1e6:.0f} MB of address space"
+        raise RuntimeError(f"{function.__name__} gave {error} with {limit}") from error
+    except RuntimeError as error:
+        raise RuntimeError(f"{function.__name__} failed in a fresh process:\n{error}") from error
 
 
 def peak_ram(function: Callable, *arguments: Any) -> int | None:
@@ -103,21 +90,20 @@ def peak_ram(function: Callable, *arguments: Any) -> int | None:
     return in_fresh_process(function, *arguments).peak_rss_bytes
 
 
-def _child() -> None:
-    answer, limit = sys.argv[1:]
-    if limit:
-        import resource
+class Metered:
+    """Calls functions in a fresh process and reads what they take; see `in_fresh_process`."""
 
-        resource.setrlimit(resource.RLIMIT_AS, (int(limit), int(limit)))
-    function, arguments, libraries = pickle.load(sys.stdin.buffer)
-    for library in libraries:
-        importlib.import_module(library)
-    steps = {"start": read_resident()}
-    value = function(*arguments)
-    if inspect.isgenerator(value):
-        value = _walk(value, steps)
-    peaks = _sizes("status")
-    Path(answer).write_bytes(pickle.dumps(ChildRun(value, steps, peaks.get("VmHWM"), peaks.get("VmPeak"))))
+    def __init__(self, libraries: tuple[str, ...]):
+        for library in libraries:
+            importlib.import_module(library)
+
+    def run(self, function: Callable, arguments: tuple) -> ChildRun:
+        steps = {"start": read_resident()}
+        value = function(*arguments)
+        if inspect.isgenerator(value):
+            value = _walk(value, steps)
+        peaks = _sizes("status")
+        return ChildRun(value, steps, peaks.get("VmHWM"), peaks.get("VmPeak"))
 
 
 def _walk(generator, steps: dict[str, Resident | None]) -> Any:

@@ -56,7 +56,7 @@ def test_every_chart_was_drawn_from_the_result_beside_it():
 def test_a_block_without_a_result_is_refused():
     with pytest.raises(ValueError, match="block 'no-such' is not known"):
         docs.fill("<!-- no-such -->\n<!-- /no-such -->", docs.ROOT)
-    with pytest.raises(ValueError, match="can't read .*no_kind/race.json"):
+    with pytest.raises(ValueError, match=r"can't read .*no_kind/race\.json"):
         docs.fill("<!-- race-no_kind -->\n<!-- /race-no_kind -->", docs.ROOT)
 
 

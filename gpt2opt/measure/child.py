@@ -1,0 +1,129 @@
+"""A fresh process that makes one object and answers calls of its methods, for everything that a used process would falsify.
+
+The child is a plain subprocess, because multiprocessing would import the caller's main script into it.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+class Child:
+    """An object in a process of its own, with all the libraries that it loads. Use it in a `with` block, or call `close`."""
+
+    def __init__(
+        self,
+        factory: Callable,
+        *arguments: Any,
+        environment: Mapping[str, str] | None = None,
+        address_space_bytes: int | None = None,
+        timeout_s: float | None = None,
+    ):
+        """Start the process and make the object.
+
+        Args:
+            factory: a module-level class or function; the child imports its module and calls it.
+            arguments: of the factory. They are pickled, and so are those and the values of later calls.
+            environment: variables that the child gets beside those of this process.
+            address_space_bytes: the most that the child may map (RLIMIT_AS, Linux), set before it imports anything.
+            timeout_s: how long the child may live; it is killed then.
+
+        Raises:
+            RuntimeError: the factory raised, or the process died.
+            TimeoutError: it was killed because its time was over.
+        """
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 — it lives as long as the process
+        path = os.pathsep.join(path for path in sys.path if path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from gpt2opt.measure.child import serve; serve()", str(address_space_bytes or "")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            env={**os.environ, **(environment or {}), "PYTHONPATH": path},
+        )
+        self._timed_out = False
+        self._timer = threading.Timer(timeout_s or 0, self._give_up)
+        if timeout_s:
+            self._timer.start()
+        try:
+            self._ask(factory, arguments)
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the object and return its value.
+
+        Raises:
+            RuntimeError: the method raised, or the process died; the message ends with the child's own complaint.
+            TimeoutError: it was killed because its time was over.
+        """
+        return self._ask(method, arguments)
+
+    def close(self) -> None:
+        self._timer.cancel()
+        self._process.kill()
+        self._process.communicate()
+        self._complaints.close()
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, what: Callable | str, arguments: tuple) -> Any:
+        try:
+            pickle.dump((what, arguments), self._process.stdin)
+            self._process.stdin.flush()
+            value, complaint = pickle.load(self._process.stdout)
+        except (OSError, EOFError) as death:
+            if self._timed_out:
+                raise TimeoutError(f"no answer in {self._timer.interval:g} s") from death
+            raise RuntimeError(self._last_words()) from death
+        if complaint:
+            raise RuntimeError(complaint)
+        return value
+
+    def _give_up(self) -> None:
+        self._timed_out = True
+        self._process.kill()
+
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        self._complaints.seek(0)
+        said = self._complaints.read().decode(errors="replace").strip()
+        return f"the process died with exit code {code}:\n{said or 'it said nothing; was memory short?'}"
+
+
+def serve() -> None:
+    """Answer the calls of a `Child` until its end is closed; runs in the child."""
+    if limit := sys.argv[1]:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (int(limit), int(limit)))
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not get among the answers
+    from gpt2opt.environment import quiet
+
+    quiet()
+    served = None
+    while True:
+        try:
+            what, arguments = pickle.load(sys.stdin.buffer)
+            if isinstance(what, str):
+                answer = getattr(served, what)(*arguments), None
+            else:
+                served, answer = what(*arguments), (None, None)
+        except EOFError:
+            return
+        except Exception:
+            answer = None, traceback.format_exc()
+        pickle.dump(answer, answers)
+        answers.flush()
