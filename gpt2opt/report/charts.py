@@ -260,7 +260,7 @@ def draw_charts(record: Record) -> Iterator[tuple[str, "Figure"]]:
     measured = [measurement for measurement, _ in record.measurements()]
     charts = (
         (plot_latency, any(m.latency for m in measured)),
-        (plot_perplexity, any(m.quality for m in measured)),
+        (plot_perplexity, _ratios(record)),
         (plot_memory, any(m.memory for m in measured)),
         (plot_operators, facts.get(PROFILE, {}).get("operator_seconds")),
         (plot_importance, facts.get(PRUNE, {}).get("importance_nats")),

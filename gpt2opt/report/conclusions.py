@@ -1,8 +1,8 @@
 """What each part of the notebook found, in sentences whose words and numbers are chosen from the record."""
 
-from gpt2opt.measure.results import Quality
+from gpt2opt.measure.results import Memory, Quality
 from gpt2opt.record import FINETUNE, PROFILE, PRUNE, QUANTIZE, Record
-from gpt2opt.report.tables import megabytes, milliseconds, peak_memory, perplexity_ratio, show_perplexity, show_ratio
+from gpt2opt.report.tables import megabytes, milliseconds, perplexity_ratio, show_perplexity, show_ratio
 from gpt2opt.stats import PERCENT
 
 
@@ -15,7 +15,7 @@ def conclude_profile(record: Record) -> str:
         f"Reading a prompt of {latency.prompt_tokens} tokens takes {milliseconds(latency.ttft_s)} ms, each further token "
         f"{milliseconds(latency.tpot_s)} ms (p95 {milliseconds(latency.tpot_p95_s)}).",
         f"{slowest} takes {seconds / sum(operators.values()):.0%} of the profiled time, so that is where a smaller or faster product pays.",
-        f"Generating takes {peak_memory(measured)} MB at its peak; the weights are {megabytes(measured.memory.weight_bytes)} MB of it.",
+        f"Generating takes {_peak(measured.memory)} at its peak; the weights are {megabytes(measured.memory.weight_bytes)} MB of it.",
         f"The perplexity is {show_perplexity(quality)} over {quality.num_tokens:,} tokens ({PERCENT} interval over documents).",
     ]
     for known in measured.facts["known_perplexities"] or []:
@@ -85,6 +85,11 @@ def conclude_quantize(record: Record) -> str:
     if limited := facts["runs_in_4_gb"]:
         lines.append(f"Under a limit of {limited['limit_bytes'] / 1e9:g} GB of address space {limited['error'] or 'it runs'}.")
     return "\n".join(lines)
+
+
+def _peak(memory: Memory) -> str:
+    peak, where = (memory.peak_rss_bytes, "RAM") if memory.peak_vram_bytes is None else (memory.peak_vram_bytes, "VRAM")
+    return f"an unknown amount of {where}" if peak is None else f"{megabytes(peak)} MB of {where}"
 
 
 def _nats(quality: Quality) -> float:

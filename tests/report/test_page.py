@@ -40,8 +40,8 @@ class Page(HTMLParser):
 def shorten(record, **changes) -> None:
     """Leave one stage with one chart, for the time that charts take."""
     stage = record.stages[0]
-    measurement = dataclasses.replace(stage.measurement, latency=None, memory=None, **changes)
-    record.stages = [dataclasses.replace(stage, measurement=measurement, facts={})]
+    measurement = dataclasses.replace(stage.measurement, latency=None, memory=None, facts={}, **changes)
+    record.stages = [dataclasses.replace(stage, measurement=measurement)]
 
 
 @pytest.fixture(scope="module")
