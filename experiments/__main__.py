@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.contract import EXPERIMENTS, check_outputs, json_path, write_charts, write_json
 from gpt2opt.cli import guarded
-from gpt2opt.storage import check_folder
+from gpt2opt.storage import claim_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,14 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def perform(options: argparse.Namespace) -> int:
     entry, folder = EXPERIMENTS[options.name], options.out or Path("artifacts", options.name)
-    if entry.takes_folder:
-        check_folder(folder)
     check_outputs(options.name, folder)
     arguments = {option.name: getattr(options, option.name) for option in entry.options}
     experiment = entry.load()
     with contextlib.redirect_stdout(sys.stderr):  # INC's log and Trainer's progress bar go to stdout
         result = experiment.run(**arguments, **({"out": folder} if entry.takes_folder else {}))
-    path = json_path(options.name, folder)
+    path = json_path(options.name, claim_folder(folder))
     write_json(path, result)
     write_charts(experiment.charts(result), folder, path)
     for title, table in experiment.tables(result).items():

@@ -116,7 +116,7 @@ def train(recipe: Recipe, out: Path) -> None:
     held = max(8, int(len(rows) * recipe.validation_share))
     rows, validation = rows[held:], rows[:held]
     steps = len(rows) // recipe.batch_size
-    print(f"tokens: {rows.size / 1e6:.2f} M, {num_bytes / rows.size:.2f} bytes a token, {steps} steps", flush=True)
+    print(f"tokens: {rows.size / 1e6:.2f} M, {num_bytes / rows.size:.2f} bytes per token, {steps} steps", flush=True)
 
     model = new_model(recipe, tokenizer)
     decayed = [p for p in model.parameters() if p.dim() > 1]

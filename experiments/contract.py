@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2opt.report.tables import Table
-from gpt2opt.storage import check_file, from_json, read_json, write_chart, write_result
+from gpt2opt.storage import check_file, check_folder, from_json, read_json, write_chart, write_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,7 +108,8 @@ EXPERIMENTS = {
 
 
 def check_outputs(name: str, folder: Path) -> None:
-    """Raise ValueError, before the work, unless the result and the charts of an experiment can be written into a folder."""
+    """Raise ValueError, before the work, unless a folder is new, empty or ours, and the result and the charts can be written into it."""
+    check_folder(folder)
     for path in (json_path(name, folder), *(folder / f"{chart}.png" for chart in EXPERIMENTS[name].charts)):
         check_file(path)
 

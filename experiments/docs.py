@@ -50,15 +50,19 @@ def take_run() -> Path:
 
 
 def draw_missing(folder: Path) -> None:
-    """Draw the charts of a folder of results that are not there yet, or were drawn from another result."""
+    """Draw the charts of a folder of results that are not there yet, or were drawn from another result; remove those that are no more."""
     for source in sorted(folder.glob("*.json")):
-        drawn = drawn_from(source)
-        if drawn and all(path.exists() and hash_of(source).encode() in path.read_bytes() for path in drawn):
+        drawn, digest = drawn_from(source), hash_of(source).encode()
+        if drawn and all(digest in path.read_bytes() for path in drawn):
             continue
         if source.name == "run.json":
-            write_charts({f"run-{name}": figure for name, figure in draw_charts(read_record(source))}, folder, source)
-        elif source.stem in EXPERIMENTS:
-            write_charts(EXPERIMENTS[source.stem].load().charts(read_result_of(source.stem, folder)), folder, source)
+            charts = {f"run-{name}": figure for name, figure in draw_charts(read_record(source))}
+        else:
+            charts = EXPERIMENTS[source.stem].load().charts(read_result_of(source.stem, folder))
+        write_charts(charts, folder, source)
+        for path in drawn:
+            if path.stem not in charts:
+                path.unlink()
 
 
 def drawn_from(source: Path) -> list[Path]:

@@ -35,7 +35,7 @@ from gpt2opt.stats import PERCENT
 
 @torch.no_grad()
 def inject_outliers(linear: GPT2LMHeadModel, k: float = 64, share: float = 0.01, seed: int = 0) -> GPT2LMHeadModel:
-    """Multiply some channels of every LayerNorm by k and divide the weights that read them: the same function, hard to quantize.
+    """Multiply some channels of every LayerNorm by k and divide the weights that read them: the same function with activation outliers.
 
     Large GPT-2s have such channels by themselves; SmoothQuant (Xiao et al. 2022) was made for them.
 
@@ -115,7 +115,7 @@ class RecipeComparison:
 
 
 def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 100_000, calibration_rows: int = 32) -> RecipeComparison:
-    """Quantize a model by every recipe, as it comes and made hard, and score what comes out on held-out text.
+    """Quantize a model by every recipe, as it comes and with injected outliers, and score each result on held-out text.
 
     Args:
         model, text: see `find_model` and `find_texts`.

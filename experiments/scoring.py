@@ -29,7 +29,7 @@ from gpt2opt.stats import PERCENT, paired_ratio
 
 SCHEMA = "gpt2opt.scoring/1"
 WINDOWS = 8
-"""So many windows' worth of tokens are scored a turn, in whole documents."""
+"""Each turn scores the tokens of so many windows, in whole documents."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _loaded(folder: Path, threads: int):
 
 
 def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> ScoringComparison:
-    """Let all contestants score one text with one model, in an order that is drawn anew for each round; progress goes to stderr.
+    """Let all contestants score one text with one model, in a new random order in each round; progress goes to stderr.
 
     Args:
         size: as in `run_race`: a size, the bundled model stretched to it where there are no real weights, or a directory with a GPT-2.

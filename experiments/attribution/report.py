@@ -16,13 +16,13 @@ BETTER_COLOR, WORSE_COLOR, SAME_COLOR, TOTAL_COLOR = "#55a868", "#c44e52", "#8c8
 
 
 def attribution_table(attribution: Attribution) -> Table:
-    """Show every step, what it is compared with, and its factor over that; the last row is the whole way."""
+    """Show every step, what it is compared with, and its factor over that; the last row compares the last step with the first."""
     before = {step.name: previous for step, previous in attribution.pairs}
     rows = [_row(attribution.case, step, before.get(step.name)) for step in attribution.steps]
     first, last = attribution.chain[0], attribution.chain[-1]
     factors = [cell for column in COLUMNS for cell in ("", column.factor(last, first, attribution.case))]
     header = [cell for column in COLUMNS for cell in (f"{column.name}, {column.unit}".rstrip(", "), f"÷ that [{PERCENT}]")]
-    return table(("step", "what changes", "compared with", *header), [*rows, ("the whole way", "", first.name, *factors)])
+    return table(("step", "what changes", "compared with", *header), [*rows, ("all steps together", "", first.name, *factors)])
 
 
 def _row(case: Case, step: Step, before: Step | None) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ def attribution_caption(attribution: Attribution) -> str:
 
 
 def plot_attribution(attribution: Attribution) -> list["Axes"]:
-    """Draw a waterfall for each column: what a step takes away is green, what it adds red, and dark grey where it can't be told from 0."""
+    """Draw a waterfall for each column: green where a step lowers it, red where it raises it, grey without a measurable difference."""
     import matplotlib.pyplot as plt
 
     figure, grid = plt.subplots(2, 2, figsize=(13, 2 + 1.1 * len(attribution.measured)), layout="constrained")
@@ -82,7 +82,7 @@ def _waterfall(axes: "Axes", attribution: Attribution, column: Column) -> None:
     axes.set_ylim(len(steps) - 0.5, -0.5)
     axes.set_xlim(start, start + 1.5 * (max(values) - start))
     whole = column.factor(chain[-1], chain[0], case)
-    axes.set(title=f"{column.name}, the whole way: × {whole}", xlabel=column.unit + ("the axis does not start at 0" if start else ""))
+    axes.set(title=f"{column.name}, all steps together: × {whole}", xlabel=column.unit + ("the axis does not start at 0" if start else ""))
 
 
 def _bar(axes: "Axes", row: int, width: float, left: float, color: str, text: str) -> None:

@@ -42,7 +42,7 @@ NO_BF16 = "this CPU has no bf16 instructions (AVX512-BF16 or AMX)"
 class Step:
     """One model; it differs from the one that it is compared with in one thing, see `Attribution.pairs`.
 
-    change: that thing. weight_bytes: on disk, the graph of an IR included. timings: of the case, one a round. left_out: why it is not
+    change: that thing. weight_bytes: on disk, the graph of an IR included. timings: of the case, one per round. left_out: why it is not
     measured, None if it is. branch: it is shown beside the chain, and no later step builds on it.
     """
 
@@ -221,7 +221,7 @@ def _make_models(source: Path, texts: Texts, folder: Path, prune_fraction: float
         Candidate("torch FP32", "where it starts: eager mode", TorchFp32, folder / "torch"),
         Candidate("OpenVINO FP32", "runtime", Ours, fp32),
         Candidate("OpenVINO bf16", "arithmetic", OursBf16, fp32, branch=True),
-        Candidate("pruned", f"{heads - left} of {heads} heads less a layer, still FP32, not tuned", Ours, pruned_fp32),
+        Candidate("pruned", f"{heads - left} of {heads} heads removed per layer, still FP32, not fine-tuned", Ours, pruned_fp32),
         Candidate("INT8", f"INT8 weights and inputs of matmuls by the default recipe; {cache} KV cache", Ours, int8),
     ]
 

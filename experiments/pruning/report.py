@@ -56,7 +56,7 @@ def recovery_table(controls: PruningControls) -> Table:
 
 
 def recovery_caption(controls: PruningControls) -> str:
-    """Say what share of the loss fine-tuning wins back, beside the control, and what all tables were taken on."""
+    """Say what share of the cost fine-tuning recovers, compared with the control, and what all tables were measured on."""
     found = controls.estimates
 
     def nats(name: str) -> str:
@@ -64,18 +64,19 @@ def recovery_caption(controls: PruningControls) -> str:
 
     cost = f"Pruning costs {nats('cost')}"
     if found["cost"].low <= 0:
-        verdict = f"{cost}, which can't be told from nothing, so no share of it can be recovered."
+        verdict = f"{cost}, which is not measurably different from 0, so there is no share of it to recover."
     else:
         verdict = (
             f"{cost}. Fine-tuning then gains the pruned model {nats('gain of pruned')}, but the unpruned one on the same budget "
-            f"{nats('gain of unpruned')}: that is the text being learnt, not recovery. Beside the tuned control {nats('cost left')} of the "
-            f"cost are left, so {_share(found['recovered'])} is recovered; without the control it would read "
+            f"{nats('gain of unpruned')}: that part is learning the text, not recovery. Compared with the fine-tuned control, "
+            f"{nats('cost left')} of the cost remain, so {_share(found['recovered'])} is recovered; without the control it would seem "
+            "to be "
             f"{_share(found['without control'])}."
         )
     recovery = controls.recovery
     return (
         f"{verdict} Model: {controls.model}; {controls.unpruned.protocol}; tuned on {recovery.rows} rows, epochs: {recovery.epochs:g}. "
-        f"Intervals are {PERCENT}, over documents and paired; the luck of the one training run is not in them."
+        f"Intervals are {PERCENT}, over documents and paired; the variance between training runs is not in them."
     )
 
 

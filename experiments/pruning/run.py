@@ -70,7 +70,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class PruningControls:
-    """The unpruned model, the curves, and what fine-tuning wins back. heads: of a layer, before pruning."""
+    """The unpruned model, the curves, and what fine-tuning recovers. heads: of a layer, before pruning."""
 
     environment: dict[str, Any]
     model: str
@@ -89,7 +89,7 @@ class PruningControls:
         return sorted({score.pruned_heads for score in self.scores})
 
     def of(self, rule: str, count: int) -> list[Quality]:
-        """Return the scores of a rule with so many heads of every layer pruned, one a seed."""
+        """Return the scores of a rule with so many heads of every layer pruned, one per seed."""
         return [score.quality for score in self.scores if (score.rule, score.pruned_heads) == (rule, count)]
 
     def mean(self, rule: str, count: int) -> Quality:
@@ -105,8 +105,8 @@ class PruningControls:
 
     @property
     def estimates(self) -> dict[str, Estimate]:
-        """Return, in nats a token, what pruning cost, what of that is left beside the control, and what tuning gave both models; and the
-        recovered shares of the cost, `without control` as it would be read off the pruned model alone."""
+        """Return, in nats per token, the cost of pruning, the part of it that remains beside the control, and the gain of fine-tuning for
+        both models; and the recovered shares of the cost, `without control` from the pruned model alone."""
         nats = [model.document_nats for model in (self.unpruned, self.pruned, self.recovery.tuned_pruned, self.recovery.tuned_unpruned)]
         tokens = self.unpruned.document_tokens
         statistics: dict[str, Callable[..., np.ndarray]] = {

@@ -1,4 +1,4 @@
-"""What the machine can do at best: bytes read, INT8 and FP32 operations a second.
+"""What the machine can do at best: bytes read, INT8 and FP32 operations per second.
 
 No one way of reading or multiplying is the fastest on every CPU, and a shared machine is slower now and then. So the limit is the best that
 any of several ways reached in the whole race; see `Bound` for what is said where an engine was faster still.

@@ -53,7 +53,7 @@ class Models:
 
 @dataclass(frozen=True)
 class CaseTimings:
-    """Timings of one case, one a round."""
+    """Timings of one case, one per round."""
 
     case: Case
     timings: tuple[Timing, ...]
@@ -150,7 +150,7 @@ def end_to_end(timing: Timing, case: Case) -> float:
 
 
 def throughput(timing: Timing, case: Case) -> float:
-    """Return new tokens a second of all sequences together, reading the prompts included."""
+    """Return new tokens per second of all sequences together; the time includes prefill."""
     return case.batch_size * case.new_tokens / timing.total_s
 
 

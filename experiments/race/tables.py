@@ -18,7 +18,7 @@ def speed_table(result: RaceResult) -> Table:
 
 
 def ratio_table(result: RaceResult) -> Table:
-    """Show every figure ÷ ours, with its interval over the rounds; for tokens/s more is better, for all else less."""
+    """Show every figure ÷ ours, with its interval over the rounds; for tokens/s more is better, for all other columns less."""
     rows = [[_label(engine), *(str(figure.ratio(engine, result.ours) or MISSING) for figure in FIGURES)] for engine in _timed(result)]
     return table((f"engine ÷ ours [{PERCENT}]", *(figure.name for figure in FIGURES)), rows)
 
@@ -28,20 +28,20 @@ def limits_table(result: RaceResult) -> Table:
 
     The rates are the best of the whole race. Where an engine was faster than that, the column is named after the probe: it is no limit.
 
-    The last column is the time that the second token takes beyond a usual one, as a share of reading the prompt: what it costs to go
-    over from reading to decoding.
+    The last column is the time that the second token takes beyond the median TPOT, as a share of TTFT: what it costs to switch from
+    prefill to decoding.
     """
     rows = []
     for engine in _timed(result):
         if TPOT.per_round(engine):
             bounds = [(milliseconds(b.least(result, engine)), str(b.ratio(result, engine))) for b in (READING, COMPUTING)]
-            rows.append([_label(engine), megabytes(engine.read_bytes), *bounds[0], *bounds[1], f"{handover_share(engine):.1%}"])
+            rows.append([_label(engine), megabytes(engine.read_bytes), *bounds[0], *bounds[1], f"{first_step_share(engine):.1%}"])
     words = [(bound.figure.name, "probe" if bound.faster(result) else "limit") for bound in (READING, COMPUTING)]
     columns = [column for name, word in words for column in (f"{name}: {word}, ms", f"÷ {word} [{PERCENT}]")]
-    return table(("engine", "MB read a token", *columns, "hand-over"), rows)
+    return table(("engine", "MB read per token", *columns, "first decode step"), rows)
 
 
-def handover_share(engine: EngineResult) -> float:
+def first_step_share(engine: EngineResult) -> float:
     """Return the median over the rounds of (second token − median TPOT) ÷ TTFT, after 512 tokens."""
     calls = engine.timings(TPOT.case)
     return statistics.median((call.later_s[0] - statistics.median(call.later_s)) / call.first_s for call in calls)
@@ -82,7 +82,7 @@ def engines_table(result: RaceResult) -> Table:
 
 
 def caption(result: RaceResult) -> str:
-    """Say who is faster than whom, what the race can tell apart, and what the tables were taken on."""
+    """Say who is faster than whom, how small a difference the race can measure, and what the tables were measured on."""
     models = result.models
     taken_on = (
         f"{result.size}, weights: {models.weights}. {models.pruned_share} of each layer pruned, but none where marked *. "
@@ -95,22 +95,27 @@ def caption(result: RaceResult) -> str:
 
 
 def _rate(result: RaceResult, bound: Bound, does: str, unit: str) -> str:
-    rate = f"At best of the whole race the probe {does} {result.limit(bound.rate) / 1e9:{'.1f' if unit == 'GB/s' else '.0f'}} {unit}"
+    rate = f"At its best in the whole race, the probe {does} {result.limit(bound.rate) / 1e9:{'.1f' if unit == 'GB/s' else '.0f'}} {unit}"
     faster = ", ".join(engine.name for engine in bound.faster(result))
-    return f"{rate}, which is no limit of the machine: {faster} went faster." if faster else f"{rate}; no engine went faster."
+    return (
+        f"{rate}, which is not the limit of the machine, since some engines were faster: {faster}."
+        if faster
+        else f"{rate}; no engine was faster."
+    )
 
 
 def resolution(result: RaceResult) -> str:
-    """Say what the race tells apart: how far ours is from itself, in another process over the same files."""
+    """Say how small a difference the race can measure: how far ours is from itself, in another process over the same files."""
     again = next((engine for engine in _timed(result) if engine.name == OursAgain.name), None)
     if not again:
-        return "Ours did not race against itself, so what this race tells apart is not known."
+        return "Ours did not race against itself, so how small a difference this race can measure is not known."
     ratios = {figure.name: ratio for figure in FIGURES if (ratio := figure.ratio(again, result.ours))}
+    low, high = min(ratio.low for ratio in ratios.values()), max(ratio.high for ratio in ratios.values())
     apart = [name for name, ratio in ratios.items() if ratio.measurable]
     return (
-        f"Against itself, the same files in another process, ours comes out between {min(ratio.low for ratio in ratios.values()):.2f} and "
-        f"{max(ratio.high for ratio in ratios.values()):.2f} (the outermost ends of the {len(ratios)} intervals of the row "
-        f"`{OursAgain.name}`): ratios within that are no difference. Intervals that leave out 1 though nothing differs: "
+        f"Against itself, with the same files in another process, the ratios of ours lie between {low:.2f} and {high:.2f} (the outermost "
+        f"ends of the {len(ratios)} intervals of the row "
+        f"`{OursAgain.name}`): a ratio within that range is no measurable difference. Intervals that exclude 1 although nothing differs: "
         f"{', '.join(apart) or 'none'}."
     )
 
@@ -144,8 +149,8 @@ def all_tables(result: RaceResult) -> dict[str, Table]:
     tables = {
         "Who took part": engines_table(result),
         "Medians of the rounds": speed_table(result),
-        "Each engine ÷ ours, round by round; for tokens/s more is better, for all else less": ratio_table(result),
-        "How far from the machine": limits_table(result),
+        "Each engine ÷ ours, paired by round; for tokens/s more is better, for all other columns less": ratio_table(result),
+        "Distance from the limits of the machine": limits_table(result),
         "Memory": memory_table(result),
     }
     repeating = repeating_table(result)

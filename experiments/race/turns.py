@@ -78,7 +78,7 @@ def make_prompts(case: Case, vocab_size: int, *seed: int) -> np.ndarray:
 
 @dataclass
 class Outcome:
-    """What a race gave: timings of each contestant on each of its cases, one a round; and why some left it."""
+    """What a race gave: timings of each contestant on each of its cases, one per round; and why some left it."""
 
     timings: dict[str, dict[Case, list[Timing]]]
     left: dict[str, str]
@@ -91,7 +91,7 @@ def race(
     rounds: int,
     vocab_size: int,
 ) -> Iterator[Outcome]:
-    """Let contestants take turns on every case, in an order that is drawn anew for each, all on the same prompts.
+    """Let contestants take turns on every case, in a new random order for each, all on the same prompts.
 
     Args:
         contestants: by name; the first is the one that "too slow" is measured by.

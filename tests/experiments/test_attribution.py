@@ -67,14 +67,14 @@ def test_factor_is_over_the_step_before_that_was_not_left_out_and_slow_minutes_c
     assert PERPLEXITY.factor(second, first, CASE) == "1.0000 [1.0000, 1.0000], no measurable difference"
     assert (
         PERPLEXITY.factor(last, same, CASE) == "1.1107 [1.0423, 1.1836]"
-    )  # exp(0.105), two documents of 0.1 and 0.11 nats more a token, ± 12.7 × 0.005
+    )  # exp(0.105), two documents of 0.1 and 0.11 nats more per token, ± 12.7 × 0.005
 
 
 def test_table_names_what_is_left_out_and_ends_with_the_whole_way(attribution):
     rows = {row[0]: row for row in attribution_table(attribution).rows}
     assert rows["absent"] == ("absent", "left out: no such instructions", "", *["–"] * 8)
     assert rows["first"][2:] == ("", "440", "", "44", "", "0.001", "", "66.69", "")
-    assert rows["the whole way"][2:] == (
+    assert rows["all steps together"][2:] == (
         "first",
         "",
         "0.25 [0.25, 0.25]",
@@ -150,7 +150,7 @@ def test_attribution_of_a_tiny_model(model_dir, text_file, quantized, monkeypatc
     assert (bf16.left_out, bf16.quality) == (NO_BF16, None)
     assert [len(s.timings) for s in found.chain] == [2] * 4
     assert fp32.quality.ratio_to(torch_fp32.quality) == pytest.approx(1, abs=1e-4)
-    assert pruned.change == "2 of 12 heads less a layer, still FP32, not tuned"
+    assert pruned.change == "2 of 12 heads removed per layer, still FP32, not fine-tuned"
     assert abs(pruned.quality.ratio_to(fp32.quality) - 1) > 0.01
     assert int8.weight_bytes < pruned.weight_bytes < fp32.weight_bytes
     assert from_json(Attribution, json.loads(json.dumps(dataclasses.asdict(found)))) == found
@@ -163,7 +163,7 @@ def test_on_a_cpu_with_bf16_only_the_branch_computes_in_it(model_dir, text_file,
     candidates = {c.name: c for c in _make_models(model_dir, find_texts(str(text_file)), tmp_path, 0.2, 8)}
     assert [name for name, c in candidates.items() if c.engine is OursBf16] == ["OpenVINO bf16"]
     assert [name for name, c in candidates.items() if c.branch] == ["OpenVINO bf16"]
-    assert candidates["pruned"].change == "2 of 12 heads less a layer, still FP32, not tuned"
+    assert candidates["pruned"].change == "2 of 12 heads removed per layer, still FP32, not fine-tuned"
 
 
 def test_wrong_input_is_said_at_once(model_dir, text_file):

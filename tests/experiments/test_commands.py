@@ -1,15 +1,19 @@
 """`python -m experiments`: what is wrong is said before the work, and nothing of a user's is touched."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from experiments import docs
 from experiments.__main__ import main
-from experiments.contract import EXPERIMENTS
+from experiments.contract import EXPERIMENTS, Entry, Option, hash_of, read_result_of
 from experiments.docs import ROOT
+from gpt2opt.storage import claim_folder
+from tests.experiments.stub_experiment import StubResult
 
 
 def test_the_library_imports_nothing_of_the_experiments():
@@ -33,20 +37,60 @@ def test_help_names_every_experiment_and_loads_neither_torch_nor_openvino():
     assert all(name in done.stdout for name in (*EXPERIMENTS, "docs"))
 
 
+@pytest.fixture
+def stub(monkeypatch) -> None:
+    """An experiment more in the registry."""
+    entry = Entry("tests.experiments.stub_experiment", "measure nothing", (Option("rounds", int, 3, "rounds"),), ("stub",))
+    monkeypatch.setitem(EXPERIMENTS, "stub", entry)
+
+
+def test_an_experiment_leaves_its_result_and_its_charts_in_one_folder_and_json_as_the_last_line(stub, tmp_path, capsys):
+    for rounds in (2, 4):  # the second replaces what the first wrote
+        assert main(["stub", "--rounds", str(rounds), "--out", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert json.loads(lines[-1]) == {"result": str(tmp_path / "out" / "stub.json")}
+    assert "A stub of 4 rounds." in lines
+    assert "a library says hello" not in captured.out
+    assert "a library says hello" in captured.err
+    assert read_result_of("stub", tmp_path / "out") == StubResult(4, {"cpu_flags": ["avx2"]})
+    assert hash_of(tmp_path / "out" / "stub.json").encode() in (tmp_path / "out" / "stub.png").read_bytes()
+
+
+def test_docs_draws_what_is_missing_or_older_than_its_result_and_fills_the_blocks(stub, tmp_path, monkeypatch, capsys):
+    results = tmp_path / "experiments" / "results"
+    assert main(["stub", "--rounds", "2", "--out", str(results / "avx2")]) == 0
+    chart, drawn = results / "avx2" / "stub.png", (results / "avx2" / "stub.png").read_bytes()
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- stub-avx2 -->\nold\n<!-- /stub-avx2 -->\nafter\n")
+    for name, place in (("ROOT", tmp_path), ("RESULTS", results)):
+        monkeypatch.setattr(docs, name, place)
+    assert main(["docs"]) == 0
+    assert chart.read_bytes() == drawn
+    text = readme.read_text()
+    assert "![stub](experiments/results/avx2/stub.png)" in text
+    assert "**Rounds**\n\n| rounds |\n| --- |\n| 2 |" in text
+    assert (text.startswith("before\n<!-- stub-avx2 -->\n"), text.endswith("<!-- /stub-avx2 -->\nafter\n")) == (True, True)
+
+    assert main(["stub", "--rounds", "5", "--out", str(tmp_path / "again")]) == 0
+    source = results / "avx2" / "stub.json"
+    source.write_bytes((tmp_path / "again" / "stub.json").read_bytes())
+    capsys.readouterr()
+    assert main(["docs"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"changed": ["README.md"]}
+    assert hash_of(source).encode() in chart.read_bytes()
+    assert docs.fill_documents() == []
+
+
 WRONG = {
     "no such engine": (["race", "--engines", "no-such"], "engine 'no-such' is not known; expected some of ours"),
     "no such size": (["race", "--size", "gpt3"], "size 'gpt3' is neither a directory nor one of gpt2"),
     "no rounds": (["attribution", "--rounds", "0"], "rounds=0, expected at least 1"),
     "too few seeds": (["pruning", "--seeds", "4"], "seeds=4, expected at least 5"),
     "one round of scoring": (["scoring", "--rounds", "1"], "rounds=1, expected at least 2"),
-    "folder of a user's for a race": (["race", "--out", "."], ". is not empty"),
-    **{f"a file for the folder of {name}": ([name, "--out", "file"], "name a writable place") for name in EXPERIMENTS if name != "race"},
-    "a file for the folder of a race": (["race", "--out", "file"], "file is a file, expected a folder"),
-    **{
-        f"{name}.json of a user's": ([name, "--out", "mine"], f"{name}.json is there and was not written")
-        for name in EXPERIMENTS
-        if name != "race"
-    },
+    **{f"folder of a user's for {name}": ([name, "--out", "thesis"], "thesis is not empty") for name in EXPERIMENTS},
+    **{f"a file for the folder of {name}": ([name, "--out", "file"], "file is a file, expected a folder") for name in EXPERIMENTS},
+    **{f"{name}.json of a user's": ([name, "--out", "mine"], f"{name}.json is there and was not written") for name in EXPERIMENTS},
     "chart of a user's": (["pruning", "--out", "charts"], "pruning.png is there and was not written"),
 }
 
@@ -54,9 +98,12 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_gets_one_line_and_exit_code_2(case, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("x")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    for folder in ("mine", "charts"):  # folders of ours, into which a user put files
+        claim_folder(tmp_path / folder)
     for name in EXPERIMENTS:
         for path in (Path("mine", f"{name}.json"), Path("charts", f"{name}.png")):
-            (tmp_path / path).parent.mkdir(exist_ok=True)
             (tmp_path / path).write_text("mine")
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,8 @@
-"""What the documents claim, held against the results and the model in this repository."""
+"""What the documents claim, compared with the results and the model in this repository."""
 
 import json
 
+import matplotlib.pyplot as plt
 import pytest
 
 from experiments import docs
@@ -66,6 +67,10 @@ def test_a_result_lies_with_the_kind_of_cpu_that_it_names_and_keeps_the_contract
     assert cpu_kind(result.environment["cpu_flags"]) == kind
     assert all(table.rows for table in experiment.tables(result).values())
     assert experiment.caption(result)
+    figures = experiment.charts(result)
+    assert set(figures) <= set(EXPERIMENTS[name].charts)
+    assert all(figure.axes for figure in figures.values())
+    plt.close("all")
 
 
 @of_every_kind("race")

@@ -62,12 +62,12 @@ def test_recovered_share_is_taken_beside_the_tuned_control(controls):
         {"cost": 0.2, "cost left": 0.1, "gain of pruned": 0.3, "gain of unpruned": 0.2, "without control": 1.5, "recovered": 0.5}
     )
     caption = recovery_caption(controls)
-    assert "so 50% [50%, 50%] is recovered; without the control it would read 150% [150%, 150%]" in caption
+    assert "so 50% [50%, 50%] is recovered; without the control it would seem to be 150% [150%, 150%]" in caption
     assert [row[2][:6] for row in recovery_table(controls).rows] == ["1.0000", "1.2214", "0.9048", "0.8187"]
 
 
 def test_interval_redraws_the_same_windows_for_all_models(controls):
-    """A hard window is hard for all four: what they differ by is as sharp as if there were none."""
+    """A difficult window is difficult for all four models, so the interval of their difference has no width."""
     noisy = dataclasses.replace(
         controls,
         unpruned=quality(4, 1),
@@ -82,12 +82,12 @@ def test_of_a_cost_that_may_be_nothing_no_share_is_named(controls):
     scores = tuple(dataclasses.replace(score, quality=quality(4.001, 0.5)) for score in controls.scores)
     doubtful = dataclasses.replace(controls, scores=scores)
     assert doubtful.estimates["cost"].low < 0
-    assert "can't be told from nothing, so no share of it can be recovered" in recovery_caption(doubtful)
+    assert "not measurably different from 0, so there is no share of it to recover" in recovery_caption(doubtful)
 
 
 def test_tables_show_mean_and_range_of_the_seeds_and_paired_ratios(controls):
     header, rows = curve_table(controls).header, curve_table(controls).rows
-    assert header == ("heads pruned a layer", IMPORTANCE, "first heads", RANDOM)
+    assert header == ("heads removed per layer", IMPORTANCE, "first heads", RANDOM)
     assert rows[0] == ("0", "54.60", "54.60", "54.60")
     assert rows[1] == ("2 of 12 (17%)", "66.69", "81.45", "81.45 (66.69 to 99.48)")  # exp of 4.2, 4.4; 4.2 to 4.6 and their mean
     assert ratio_table(controls).rows[0] == ("2 of 12", "0.8187 [0.8187, 0.8187]", "0.8187 [0.8187, 0.8187]")

@@ -126,7 +126,7 @@ def test_run_names_what_is_missing_and_what_fails(model_dir, tmp_path, monkeypat
     }
     assert result.models.full.block_weights > result.models.pruned.block_weights
     assert result.models.pruned_share == "2 of 12 heads (16.7%)"
-    assert result.ours.note == "a stub; ten bytes"  # what the engine is, and what its conversion had to remark
+    assert result.ours.note == "a stub; ten bytes"  # what the engine is, and the remark of its conversion
     assert [len(result.ours.timings(case)) for case in (SHORT, *BATCHED)] == [2, 2, 2]
     assert result.ours.disk_bytes == 10
     assert result.ours.peak_rss_bytes > 10e6
@@ -230,12 +230,12 @@ def test_tables_show_limits_and_who_is_left_out(result):
 
 
 def test_what_an_engine_beats_is_not_called_a_limit(result):
-    assert "no engine went faster" in tables.caption(result)
+    assert "no engine was faster" in tables.caption(result)
     fast = engine_result("fast peer", 0.005)
     beaten = dataclasses.replace(result, engines=(*result.engines, fast))
     assert [engine.name for engine in READING.faster(beaten)] == ["fast peer"]  # 5 ms in its best round, 5.5 in its median one
     assert READING.ratio(beaten, fast).value > 1
-    assert "which is no limit of the machine: fast peer went faster" in tables.caption(beaten)
+    assert "which is not the limit of the machine, since some engines were faster: fast peer." in tables.caption(beaten)
     assert tables.limits_table(beaten).header[2:6] == (
         "TPOT after 512: probe, ms", "÷ probe [95%]", "TTFT 512: limit, ms", "÷ limit [95%]",
     )  # fmt: skip
@@ -259,14 +259,14 @@ def test_rows_of_ours_are_no_peers(result):
     assert "unpruned" not in tables.verdict(extended)
 
 
-def test_what_the_race_tells_apart_is_read_off_ours_against_itself(result):
+def test_the_smallest_measurable_difference_comes_from_ours_against_itself(result):
     assert "not known" in tables.resolution(result)
     again = dataclasses.replace(result, engines=(*result.engines, engine_result("ours again", 0.0103)))
     said = tables.resolution(again)
     assert "between 1.03 and 1.03" in said
-    assert "TTFT 512" in said.split("leave out 1")[1]
+    assert "TTFT 512" in said.split("exclude 1")[1]
     same = dataclasses.replace(result, engines=(*result.engines, engine_result("ours again", 0.01)))
-    assert tables.resolution(same).endswith("though nothing differs: none.")
+    assert tables.resolution(same).endswith("although nothing differs: none.")
 
 
 def test_the_verdict_says_whom_ours_is_behind_even_with_and_ahead_of(result):

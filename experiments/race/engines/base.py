@@ -39,8 +39,8 @@ class Engine:
 
     name: in tables. package: the distribution it needs beyond ours; where that is not installed the engine is left out. made_from: the
     engine whose folder `prepare` starts from; None for the model directory itself. full_heads: it can't run pruned heads and gets the
-    unpruned model. files: what of its folder counts as its size on disk. block_bytes, head_bytes: stored bytes a weight, scales
-    included, of the block matmuls and of the output head; decoding reads each of them once a token. texts: the kinds of prompt that
+    unpruned model. files: what of its folder counts as its size on disk. block_bytes, head_bytes: stored bytes per weight, scales
+    included, of the block matmuls and of the output head; decoding reads each of them once per token. texts: the kinds of prompt that
     it races on.
     """
 
@@ -55,7 +55,7 @@ class Engine:
     note = ""
 
     def prepare(self, source: Path, folder: Path) -> str | None:
-        """Convert what lies in `source` into `folder`, which exists and is empty; return what there is to remark on what came out."""
+        """Convert what lies in `source` into `folder`, which exists and is empty; return a remark on the result, or None."""
         raise NotImplementedError
 
     def load(self, folder: Path, threads: int) -> None:
@@ -68,7 +68,7 @@ class Engine:
 
 
 class Stepwise(Engine):
-    """An engine whose caller runs the loop: a call reads tokens behind those already in the KV cache and returns logits."""
+    """An engine whose caller runs the loop: a call reads the tokens that follow those in the KV cache and returns logits."""
 
     def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
         batch, length = prompts.shape
@@ -79,7 +79,7 @@ class Stepwise(Engine):
         """Make an empty KV cache, where the engine wants one of a known size; not timed."""
 
     def read(self, ids: Any, past: int) -> Logits:
-        """Read (B, T) ids behind `past` cached ones, 0 for an empty cache; return the logits (B, V) of the last position."""
+        """Read (B, T) ids that follow `past` cached ones, 0 for an empty cache; return the logits (B, V) of the last position."""
         raise NotImplementedError
 
 

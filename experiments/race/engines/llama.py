@@ -47,12 +47,11 @@ class LlamaCpp(Stepwise):
         self.context = self.api.llama_init_from_model(self.model, settings)
 
     def read(self, ids: np.ndarray, past: int) -> np.ndarray:
-        batch, length = ids.shape
         with self._batch(ids, past) as tokens:
             if self.api.llama_decode(self.context, tokens):
                 raise RuntimeError("llama_decode failed")
-        logits = [self.api.llama_get_logits_ith(self.context, row * length + length - 1) for row in range(batch)]
-        return np.stack([np.ctypeslib.as_array(row, (self.vocab_size,)) for row in logits])
+        # A view: llama.cpp keeps the logits that were asked for one behind the other, in the order of the batch.
+        return np.ctypeslib.as_array(self.api.llama_get_logits(self.context), (len(ids), self.vocab_size))
 
     @contextlib.contextmanager
     def _batch(self, ids: np.ndarray, past: int) -> Iterator:

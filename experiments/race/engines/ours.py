@@ -50,13 +50,13 @@ class OursBf16(Ours):
 
 
 class OursUnpruned(Ours):
-    """All heads: to be held against peers that can't run pruned ones."""
+    """All heads: the fair comparison for peers that can't run pruned ones."""
 
     name, full_heads, texts = "ours, unpruned", True, ("random",)
 
 
 class OursAgain(Ours):
-    """Ours against itself, the same files in another process: what this race tells apart, and what it doesn't."""
+    """Ours against itself, the same files in another process: the ratio shows how small a difference this race can measure."""
 
     name, made_from, texts = "ours again", Ours, ("random",)
     note = "the same files as ours, in another process"
@@ -68,10 +68,10 @@ class OursAgain(Ours):
 
 
 class OursPromptLookup(OursAgain):
-    """The same files, several tokens a step where the text repeats itself."""
+    """The same files, several tokens per step where the text repeats itself."""
 
     name, texts = "ours, prompt lookup", ("repeating",)
-    note = "several tokens a step where they can be guessed, each with an equal share of the time"
+    note = "several tokens per step where they can be guessed, each with an equal share of the time"
 
     def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
         from gpt2opt.runtime.prompt_lookup import PromptLookup
