@@ -106,7 +106,7 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
     return audit
 
 
-def _executed(compiled) -> dict[str, tuple[str, str]]:
+def _executed(compiled: openvino.CompiledModel) -> dict[str, tuple[str, str]]:
     """Return matmul -> (type of its input, type of its weight) in a compiled graph; all types if its parts differ."""
     parts = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
@@ -117,7 +117,7 @@ def _executed(compiled) -> dict[str, tuple[str, str]]:
     return {name: tuple(" and ".join(sorted(set(types))) for types in zip(*found, strict=True)) for name, found in parts.items()}
 
 
-def _fact(node, name: str) -> str:
+def _fact(node: openvino.Node, name: str) -> str:
     return node.get_rt_info()[name].astype(str)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import openvino
 
 from gpt2opt.decoding import Greedy
 from gpt2opt.runtime import attention_inputs
@@ -57,7 +58,7 @@ class IrModel:
         self.context = context
         self.prefill_graph = BoundGraph(compiled.prefill)
         self.decode_graph = self.prefill_graph if compiled.decode is compiled.prefill else BoundGraph(compiled.decode)
-        self.single_step_graph = compiled.single_step and BoundGraph(compiled.single_step)
+        self.single_step_graph = BoundGraph(compiled.single_step) if compiled.single_step else None
         self.head = compiled.head.create_infer_request()
         self.num_cores = compiled.prefill.get_property("INFERENCE_NUM_THREADS")
         self.vocab_size = compiled.head.output(0).get_partial_shape()[-1].get_length()
@@ -169,7 +170,7 @@ class IrModel:
     def _for_last_attention(self, sequences: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {LAST + name: sequences[name] for name in SEQUENCES if LAST + name in self._input_names}
 
-    def _project(self, hidden) -> np.ndarray:
+    def _project(self, hidden: openvino.Tensor) -> np.ndarray:
         """Return the logits (rows, V) of hidden states (rows, 1, width); the next call overwrites them."""
         self.head.set_input_tensor(hidden)
         self.head.infer(share_outputs=True)
