@@ -7,7 +7,7 @@ SUPPORTED := import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 IDENTITY := import sys; print(sys.base_prefix, *sys.version_info[:3])
 
-.PHONY: run test bench lab tensorboard check install
+.PHONY: run test bench lab tensorboard check lock install
 
 run: install
 	$(IN_ROOT) $(BIN)/gpt2opt notebook project.ipynb
@@ -26,6 +26,14 @@ tensorboard: install
 
 check: install
 	$(call with_extra,test) && $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+# Writes requirements.lock for Linux and Python 3.10 to 3.12, keeping its versions where they still fit; UPGRADE=-U takes the newest ones.
+# Of uv's markers only those that tell these Pythons apart are kept.
+lock: install
+	$(call with_extra,dev) && $(BIN)/uv pip compile -q --universal --python-version 3.10 $(UPGRADE) \
+		--extra lab --extra test --extra race --extra scoring --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
+	$(IN_ROOT) sed -i -E "s/ ;.*(python_full_version (<|>=) '3\.1[012][^']*').*/ ; \1/; /'3\.1[012][^']*'/!s/ ;.*//" requirements.lock
+	$(IN_ROOT) sed -i '1i # The exact versions that `make` installs. `make lock` writes this file.' requirements.lock
 
 # Installs one of pyproject.toml's extras unless it is there, in the versions of requirements.lock.
 define with_extra
