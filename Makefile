@@ -4,28 +4,43 @@ PYTHON ?= python3
 IN_ROOT := cd "$(ROOT)" &&
 BIN := .venv/bin
 SUPPORTED := import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit("Python %d.%d found, 3.10, 3.11 or 3.12 expected: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13. Install one of these and run: make PYTHON=python3.11 run" % v)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 IDENTITY := import sys; print(sys.base_prefix, *sys.version_info[:3])
 
-.PHONY: run test race lab tensorboard check install
+.PHONY: run test race lab tensorboard check lock install
 
 run: install
 	$(IN_ROOT) $(BIN)/python -m gpt2opt.notebook project.ipynb
 
 test: install
-	$(IN_ROOT) $(BIN)/python -m pytest
+	$(call with_extra,test) && $(BIN)/python -m pytest --durations=10
 
 race: install
-	$(IN_ROOT) $(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -e ".[race]"
-	$(IN_ROOT) $(BIN)/python -m experiments race
+	$(call with_extra,race) && $(BIN)/python -m experiments race
 
 lab: install
-	$(IN_ROOT) $(BIN)/jupyter lab project.ipynb
+	$(call with_extra,lab) && $(BIN)/jupyter lab project.ipynb
 
 tensorboard: install
 	$(IN_ROOT) $(BIN)/tensorboard --logdir traces
 
 check: install
-	$(IN_ROOT) $(BIN)/ruff format --check . && $(BIN)/ruff check .
+	$(call with_extra,test) && $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+# Writes requirements.lock for Linux and Python 3.10 to 3.12, keeping its versions where they still fit; UPGRADE=-U takes the newest ones.
+# Of uv's markers only those that tell these Pythons apart are kept.
+lock: install
+	$(call with_extra,dev) && $(BIN)/uv pip compile -q --universal --python-version 3.10 $(UPGRADE) \
+		--extra lab --extra test --extra race --extra scoring --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
+	$(IN_ROOT) sed -i -E "s/ ;.*(python_full_version (<|>=) '3\.1[012][^']*').*/ ; \1/; /'3\.1[012][^']*'/!s/ ;.*//" requirements.lock
+	$(IN_ROOT) sed -i '1i # The exact versions that `make` installs. `make lock` writes this file.' requirements.lock
+
+# Installs one of pyproject.toml's extras unless it is there, in the versions of requirements.lock.
+define with_extra
+$(IN_ROOT) if [ ! .venv/.ready-$(1) -nt .venv/.ready ]; then \
+		$(PIP) -c requirements.lock --no-build-isolation -e ".[$(1)]" && touch .venv/.ready-$(1); \
+	fi
+endef
 
 # .venv/.ready says that .venv was made here, and by its age whether all is installed; it is not a target: its path may hold spaces.
 # A .venv of another Python than the one that was asked for is made anew; one that was not made here is left alone.
@@ -36,13 +51,13 @@ install:
 		[ "$$("$(PYTHON)" -c '$(IDENTITY)')" != "$$($(BIN)/python -c '$(IDENTITY)' 2>&1)" ]; then \
 		echo "$(PYTHON) is not the Python of .venv: making it anew"; rm -rf .venv; \
 	fi; \
-	if [ .venv/.ready -nt requirements.txt ] && [ .venv/.ready -nt pyproject.toml ]; then exit 0; fi; \
+	if [ .venv/.ready -nt requirements.txt ] && [ .venv/.ready -nt requirements.lock ] && [ .venv/.ready -nt pyproject.toml ]; then exit 0; fi; \
 	if [ ! -e .venv/.ready ]; then \
 		"$(PYTHON)" -c '$(SUPPORTED)'; \
 		if [ -e .venv ]; then echo ".venv is there and was not made by this Makefile: move it away, then run make again" >&2; exit 1; fi; \
 		mkdir .venv; touch -t 200001010000 .venv/.ready; "$(PYTHON)" -m venv .venv; \
 	fi; \
 	set -x; \
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt; \
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	$(PIP) -c requirements.lock -r requirements.txt; \
+	$(PIP) --no-deps --no-build-isolation -e .; \
 	touch .venv/.ready

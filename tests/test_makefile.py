@@ -7,13 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from experiments.docs import ROOT
+from tests.conftest import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 PYTHON = """#!/bin/sh
 case "$1 $2" in
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip") echo {version} >> installed ;;
+    "-m pytest") ;;
     *) exec "{real}" -c 'import sys; sys.version_info, sys.base_prefix = ({version}, 0), "/{version}"; exec(sys.argv[1])' "$2" ;;
 esac
 """
@@ -28,7 +36,7 @@ class Checkout:
         self.folder, self.path = folder / "a checkout", folder / "bin"
         for path in (self.folder, self.path):
             path.mkdir()
-        for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        for name in ("Makefile", "requirements.txt", "requirements.lock", "pyproject.toml"):
             shutil.copy(ROOT / name, self.folder)
             os.utime(self.folder / name, (1.6e9, 1.6e9))
         for name, version in (("python3", "3, 12"), ("python3.11", "3, 11"), ("python3.13", "3, 13")):
@@ -36,9 +44,12 @@ class Checkout:
             (self.path / name).chmod(0o755)
 
     def install(self, *arguments: str) -> subprocess.CompletedProcess:
+        return self.make("install", *arguments)
+
+    def make(self, *arguments: str) -> subprocess.CompletedProcess:
         inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS", "MFLAGS")}
         environment = {**inherited, "PATH": f"{self.path}{os.pathsep}{os.environ['PATH']}"}
-        return subprocess.run(["make", "install", *arguments], cwd=self.folder, env=environment, capture_output=True, text=True)
+        return subprocess.run(["make", *arguments], cwd=self.folder, env=environment, capture_output=True, text=True)
 
     @property
     def installed(self) -> list[str]:
@@ -55,13 +66,51 @@ def checkout(tmp_path) -> Checkout:
     return Checkout(tmp_path)
 
 
-def test_it_is_installed_once_and_again_when_what_it_needs_changes(checkout):
+@pytest.mark.parametrize("changed", ["requirements.txt", "requirements.lock", "pyproject.toml"])
+def test_it_is_installed_once_and_again_when_what_it_needs_changes(checkout, changed):
     assert checkout.install().returncode == checkout.install().returncode == 0
     assert checkout.installed == ["3, 12"] * 2  # what is required, and the package itself
-    (checkout.folder / "requirements.txt").touch()
+    (checkout.folder / changed).touch()
     os.utime(checkout.folder / ".venv/.ready", (1.7e9, 1.7e9))
     assert checkout.install().returncode == 0
     assert checkout.installed == ["3, 12"] * 4
+
+
+def test_what_tests_need_is_installed_for_them_alone_and_again_after_the_rest(checkout):
+    checkout.install()
+    assert len(checkout.installed) == 2
+    tests = [checkout.make("test") for _ in range(2)]
+    assert [done.returncode for done in tests] == [0, 0], tests[0].stderr
+    assert len(checkout.installed) == 3
+    os.utime(checkout.folder / ".venv/.ready-test", (1.7e9, 1.7e9))
+    checkout.make("test")
+    assert len(checkout.installed) == 4
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_the_lock_has_one_exact_version_within_the_range_for_every_requirement(python):
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux", "platform_system": "Linux"}
+    locked: dict[str, str] = {}
+    for requirement in lines_of("requirements.lock"):
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            assert requirement.name not in locked
+            (exact,) = requirement.specifier
+            assert exact.operator == "=="
+            locked[requirement.name] = exact.version
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [Requirement(line) for name in ("lab", "test", "race") for line in project["optional-dependencies"][name]]
+    for requirement in [*lines_of("requirements.txt"), *extras]:
+        assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
+
+
+def test_a_library_holds_none_of_what_tests_and_races_need():
+    names = {requirement.name for requirement in lines_of("requirements.txt")}
+    assert not names & {"pytest", "ruff", "mypy", "lm-eval", "openvino-genai", "onnxruntime", "ctranslate2", "jupyterlab"}
+
+
+def lines_of(name: str) -> list[Requirement]:
+    lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    return [Requirement(line) for line in lines if line]
 
 
 def test_another_python_makes_the_environment_anew_and_is_kept_from_then_on(checkout):
