@@ -27,7 +27,7 @@ from gpt2opt.storage import check_file, check_folder, claim_folder, hash_weights
 RECORD = "run.json"
 MIN_CALIBRATION_SEQUENCES = 8
 MIN_CONTEXT = 16
-VALIDATION_BYTES = 20_000
+VALIDATION_BYTES = 10_000
 """Text of the fine-tuning part, behind what is trained on, by which the loss is followed while a model is trained."""
 
 logger = logging.getLogger(__name__)
