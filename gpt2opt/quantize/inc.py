@@ -70,15 +70,17 @@ class OperatorTable(logging.Handler):
     def __init__(self):
         super().__init__(logging.INFO)
         self._lines: list[str] = []
+        self._ours = False
 
     def __str__(self) -> str:
         return "\n".join(self._lines)
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
-        if "Mixed Precision Statistics" in line:
-            self._lines = []  # of the tuning round before this one
-        if line.startswith(("|", "+")):
+        if "Statistics" in line:  # the head of a table
+            self._ours = "Mixed Precision" in line
+            self._lines = [] if self._ours else self._lines  # a tuning round before this one wrote one as well
+        if self._ours and line.startswith(("|", "+")):
             self._lines.append(line)
 
     @contextmanager

@@ -306,15 +306,19 @@ def _bars(
             end = max(value, p95[row]) if p95 else value
             if p95:
                 axes.errorbar(value, row, xerr=[[0], [end - value]], fmt="none", color="black", capsize=3)
-        text = "not measured" if value is None else f"{value:.3g} {unit} {remarks[row] if remarks else ''}".rstrip()
+        text = "not measured" if value is None else f"{_shown(value)} {unit} {remarks[row] if remarks else ''}".rstrip()
         axes.annotate(text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(group)), [_label(m) for m in group])
     axes.set_ylim(len(group) - 0.5, -0.5)
-    room = 1.2 if not any(remarks) else 1.9  # for what stands behind the bars
+    room = 1.3 if not any(remarks) else 2.4  # for what stands behind the bars
     axes.set_xlim(0, room * max([1e-9, *(p95 or [value for value in values if value is not None])]))
 
 
 RUNTIMES = {"torch": "torch", "openvino": "OpenVINO"}
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _label(measurement: Measurement) -> str:

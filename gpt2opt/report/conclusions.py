@@ -39,7 +39,7 @@ def conclude_prune(record: Record) -> str:
             f"These are {parameters:,} of {base.parameters:,} parameters, {parameters / base.parameters:.1%}.",
             f"The perplexity is {_changed(pruned.quality, base.quality)}.",
             f"Removing the first heads by index instead, the perplexity is {_changed(first.quality, base.quality)}.",
-            f"TTFT is {show_ratio(turns.ttft)} and TPOT {show_ratio(turns.tpot)} of the baseline's.",
+            f"TTFT over the baseline's: {show_ratio(turns.ttft)}; TPOT over the baseline's: {show_ratio(turns.tpot)}.",
         ]
     )
 
@@ -74,7 +74,7 @@ def conclude_quantize(record: Record) -> str:
         f"{facts['int8_matmuls']} of {facts['expected_matmuls']} matmuls have INT8 weights, {facts['int8_share_of_bytes']:.1%} of the "
         f"file's bytes; inputs that stay float: {', '.join(floats) or 'none'}.",
         f"The file is {fp32.memory.weight_bytes / int8.memory.weight_bytes:.2f} times smaller than in FP32.",
-        f"Reading the prompt takes {show_ratio(turns.ttft)} of the time in FP32, a token {show_ratio(turns.tpot)}.",
+        f"TTFT over that in FP32: {show_ratio(turns.ttft)}; TPOT over that in FP32: {show_ratio(turns.tpot)}.",
         f"The perplexity is {_changed(int8.quality, fp32.quality)}; the mean KL divergence from FP32 is {divergence:.5f} nats per token, "
         f"and both expect the same token on {int8.agreement.top1:.1%} of positions.",
         f"Without smoothing and the gate the divergence is {naive.agreement.mean_kl:.5f}, "
@@ -99,7 +99,7 @@ def _nats(quality: Quality) -> float:
 def _changed(quality: Quality, base: Quality) -> str:
     """Say by how much a perplexity differs from another, or that no difference was measurable."""
     interval = quality.ratio_interval(base)
-    shown = f"{perplexity_ratio(quality, base)} of {base.perplexity:.2f}"
+    shown = f"{perplexity_ratio(quality, base)} times {base.perplexity:.2f}"
     if interval is None:
         return shown
     if interval[0] <= 1 <= interval[1]:

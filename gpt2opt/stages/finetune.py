@@ -29,6 +29,7 @@ TRAINING: dict[str, Any] = {
     "adam_beta2": 0.95,
     "logging_steps": 5,
     "save_strategy": "no",
+    "disable_tqdm": False,  # progress even where the log level is quiet
 }
 """What every training here has in common: AdamW, 10% warm-up, linear decay to zero, and no checkpoints."""
 VALIDATION: dict[str, Any] = {
@@ -116,7 +117,6 @@ def create_training_arguments(
         **(VALIDATION if validate else {}),
         logging_dir=None if log_dir is None else str(log_dir),
         report_to=[] if log_dir is None else ["tensorboard"],
-        disable_tqdm=False,  # a progress bar even where the log level is quiet
         seed=seed,
         log_level_replica="error",
         use_cpu=launched() and device() == "cpu",  # accelerate joins processes without a GPU only if told so

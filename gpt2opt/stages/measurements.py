@@ -93,7 +93,7 @@ def time_in_turns(folders: Mapping[str, Path], workload: Workload, settings: Set
     latency = next(iter(found.values()))
     if (latency.others_cpu_share or 0) > BUSY:
         logger.warning(
-            "the machine is busy: others took %.0f%% of its cores while %s were timed; close them and run again, or go by the ratios",
+            "the machine is busy: others took %.0f%% of its cores during the timing of %s; close them and run again, or go by the ratios",
             100 * latency.others_cpu_share, " and ".join(decoders),
         )  # fmt: skip
     for name, latency in found.items():

@@ -51,8 +51,8 @@ def test_pruning_says_what_left_and_what_that_cost(scored):
     assert "1 of 3 heads were removed per layer: 33.3%, where 20% were asked for" in said
     assert "100 of 1,000 parameters, 10.0%" in said
     assert "The perplexity is 1.1052 [" in said
-    assert "of 20.09: it rose" in said
-    assert "TTFT is 1.000 [1.000, 1.000]: no measurable difference" in said
+    assert "times 20.09: it rose" in said
+    assert "TTFT over the baseline's: 1.000 [1.000, 1.000]: no measurable difference; TPOT" in said
 
 
 def test_fine_tuning_is_told_apart_from_learning_the_text(scored):
@@ -77,7 +77,7 @@ def test_quantization_says_what_is_int8_and_what_that_is_worth(record):
     record.stages[3].measurement.facts["audit"]["float_inputs"] = ["lm_head"]
     said = conclude_quantize(record)
     assert "9 of 9 matmuls have INT8 weights, 90.0% of the file's bytes; inputs that stay float: lm_head." in said
-    assert "Reading the prompt takes 0.500 [0.500, 0.500] of the time in FP32" in said
-    assert "of 18.17: it rose" in said
+    assert "TTFT over that in FP32: 0.500 [0.500, 0.500]; TPOT" in said
+    assert "times 18.17: it rose" in said
     assert "neither VNNI nor AMX" in said
     assert "Under a limit" not in said
