@@ -51,7 +51,7 @@ def take_run() -> Path:
 
 def draw_missing(folder: Path) -> None:
     """Draw the charts of a folder of results that are not there yet, or were drawn from another result; remove those that are no more."""
-    for source in sorted(folder.glob("*.json")):
+    for source in results_in(folder):
         drawn, digest = drawn_from(source), hash_of(source).encode()
         if drawn and all(digest in path.read_bytes() for path in drawn):
             continue
@@ -63,6 +63,11 @@ def draw_missing(folder: Path) -> None:
         for path in drawn:
             if path.stem not in charts:
                 path.unlink()
+
+
+def results_in(folder: Path) -> list[Path]:
+    """Return the results in a folder: other JSON may be there, such as the marker of a folder of ours."""
+    return [path for name in ("run", *EXPERIMENTS) if (path := json_path(name, folder)).exists()]
 
 
 def drawn_from(source: Path) -> list[Path]:
