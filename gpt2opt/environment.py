@@ -99,11 +99,12 @@ def installed(package: str) -> str | None:
 @cache
 def describe() -> dict[str, Any]:
     """Return the facts that a result is stored with: CPU, instruction sets, governor, threads, memory, GPU, clocks, versions, commit."""
+    flags = _cpu_flags()
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
-        "cpu_flags": None if _cpu_flags() is None else [flag for flag in CPU_FLAGS if flag in _cpu_flags()],
+        "cpu_flags": None if flags is None else [flag for flag in CPU_FLAGS if flag in flags],
         "cpu_governor": _cpu_governor(),
         "threads": threads(),
         "memory_bytes": _memory_bytes(),
@@ -150,7 +151,8 @@ def has_bf16() -> bool | None:
 
 
 def _has_any(instructions: set[str]) -> bool | None:
-    return None if _cpu_flags() is None else bool(instructions & _cpu_flags())
+    flags = _cpu_flags()
+    return None if flags is None else bool(instructions & flags)
 
 
 def give_back_memory() -> None:
@@ -206,9 +208,10 @@ class CpuWatch:
 
     def others_share(self) -> float | None:
         """Return the share of the cores' time that other processes, or other machines on the same host, used; None if unknown."""
-        if self._start is None:
+        end = self._read()
+        if self._start is None or end is None:
             return None
-        seconds, busy, own = (now - then for now, then in zip(self._read(), self._start, strict=True))
+        seconds, busy, own = (now - then for now, then in zip(end, self._start, strict=True))
         return min(1.0, max(0.0, busy - own) / (seconds * cores()))
 
     @staticmethod
@@ -265,7 +268,7 @@ def leave_home_alone() -> None:
     Without asking, OpenVINO and NNCF would store a persistent id there and send usage data under it. They do neither if the package
     `openvino_telemetry` is missing, and this function makes it look missing. INC would write a log there.
     """
-    sys.modules.setdefault("openvino_telemetry", None)
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # None is how Python notes that a module is missing
     os.environ.setdefault("LOG_LEVEL_INC", "6")  # the level without a log file
 
 

@@ -96,8 +96,8 @@ class _Progress:
 
 
 if __name__ == "__main__":
-    from types import SimpleNamespace
+    from argparse import Namespace
 
     from gpt2opt.cli import guarded
 
-    sys.exit(guarded(SimpleNamespace(command=lambda options: execute_notebook(options.path), path=Path(sys.argv[1]))))
+    sys.exit(guarded(Namespace(command=lambda options: execute_notebook(options.path), path=Path(sys.argv[1]))))

@@ -43,7 +43,7 @@ def paired_ratio(samples: Sequence[float], base: Sequence[float]) -> Estimate:
     return median(np.divide(samples, base))
 
 
-def median(samples: Sequence[float]) -> Estimate:
+def median(samples: Sequence[float] | np.ndarray) -> Estimate:
     """Return the median of positive samples of any distribution.
 
     The interval goes from the k-th smallest to the k-th largest sample. The number of samples below the true median is binomial (n, 1/2),

@@ -271,7 +271,7 @@ def read_json(path: Path, schema: str, command: str) -> dict[str, Any]:
 
 def from_json(kind: Any, value: Any) -> Any:
     """Rebuild a value of type `kind` (a dataclass of this file, or a container of them) from parsed JSON."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         return kind(**{name: from_json(hints[name], item) for name, item in value.items()})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

@@ -79,6 +79,8 @@ class Child:
         self.close()
 
     def _ask(self, what: Callable | str, arguments: tuple) -> Any:
+        assert self._process.stdin
+        assert self._process.stdout
         try:
             pickle.dump((what, arguments), self._process.stdin)
             self._process.stdin.flush()
@@ -114,6 +116,7 @@ def serve() -> None:
 
     quiet()
     served = None
+    answer: tuple[Any, str | None]
     while True:
         try:
             what, arguments = pickle.load(sys.stdin.buffer)

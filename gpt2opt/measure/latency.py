@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from gpt2opt.decoding import Decoder, Greedy
 from gpt2opt.environment import CpuWatch
@@ -54,8 +55,9 @@ def measure_latency(
     Raises:
         ValueError: new_tokens < 2 or runs < 1.
     """
-    options = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "runs": runs, "batch_size": batch_size, "timer": timer}
-    return compare_latency({"": decoder}, **options)[""]
+    return compare_latency(
+        {"": decoder}, prompt_tokens=prompt_tokens, new_tokens=new_tokens, runs=runs, batch_size=batch_size, timer=timer
+    )[""]
 
 
 def compare_latency(
@@ -85,7 +87,7 @@ def compare_latency(
         greedy = Greedy(decoder)
         return [timer(greedy.start), *(timer(greedy.step) for _ in range(new_tokens - 1))]
 
-    warmups = {name: _warm_up(lambda decoder=decoder: sum(run(decoder))) for name, decoder in decoders.items()}
+    warmups = {name: _warm_up(partial(run, decoder)) for name, decoder in decoders.items()}
     samples: dict[str, list[list[float]]] = {name: [] for name in decoders}
     draw, watch, order = random.Random(0), CpuWatch(), list(decoders)
     for number in range(runs):
@@ -104,11 +106,11 @@ def compare_latency(
     }  # fmt: skip
 
 
-def _warm_up(run: Callable[[], float]) -> tuple[int, bool]:
+def _warm_up(run: Callable[[], list[float]]) -> tuple[int, bool]:
     """Run until runs stop getting faster; return the number of runs, and whether they stopped within `MAX_WARMUP_RUNS`."""
-    best = run()
+    best = sum(run())
     for done in range(2, MAX_WARMUP_RUNS + 1):
-        seconds = run()
+        seconds = sum(run())
         if seconds > STEADY * best:
             return done, True
         best = min(best, seconds)

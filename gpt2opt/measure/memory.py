@@ -35,7 +35,7 @@ class ChildRun:
     @property
     def start_rss_bytes(self) -> int | None:
         start = self.steps["start"]
-        return start and start.rss_bytes
+        return None if start is None else start.rss_bytes
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,10 @@ def read_peak_vram() -> Vram | None:
     """Return the peaks since `reset_peak_vram` and the memory in use on the device now; None without a GPU."""
     import torch
 
-    if not torch.cuda.is_available():
-        return None
-    torch.cuda.synchronize()
-    return Vram(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), device_vram())
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    in_use = device_vram()
+    return None if in_use is None else Vram(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), in_use)
 
 
 def device_vram() -> int | None:

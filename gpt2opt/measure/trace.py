@@ -83,7 +83,7 @@ def read_trace(log_dir: Path | str) -> Trace:
     return Trace(path, path.stat().st_size, {name: time for name, time in seconds.most_common() if name.startswith("aten::")})
 
 
-def record_trace(work: Callable[[], None], log_dir: Path | str, *, steps: int = 1) -> Trace:
+def record_trace(work: Callable[[], object], log_dir: Path | str, *, steps: int = 1) -> Trace:
     """Profile `work` and write one trace into `log_dir`: `trace_handler` and `read_trace` in one call.
 
     Args:

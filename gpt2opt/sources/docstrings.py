@@ -37,11 +37,10 @@ def package_documents(package: str) -> Iterator[Document]:
     spec = importlib.util.find_spec(package)
     if spec is None:
         raise ModuleNotFoundError(f"package {package!r} is not installed; pip install -r requirements.txt brings it")
-    roots = spec.submodule_search_locations
-    if not roots:
+    if spec.submodule_search_locations is None and spec.origin:  # a single file
         yield Document(package, "\n\n".join(_docs_of(Path(spec.origin))))
         return
-    root = Path(next(iter(roots)))
+    root = Path(next(iter(spec.submodule_search_locations or ())))
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
         if "tests" not in relative.parts:

@@ -119,7 +119,8 @@ def divide(name: str, origin: str, documents: Iterable[Document], stand_in: bool
         counts = ", ".join(f"{len(documents)} to {part.replace('_', '-')}" for part, documents in parts.items())
         raise ValueError(f"{name} divides into too few documents ({counts}); give a longer text, its documents apart by blank lines")
     lines = [line for document in parts["score"] for line in document.text.splitlines()]
-    return Texts(name, origin, *(tuple(parts[part]) for part in SHARES), tuple(lines[:COURSE_LINES]), stand_in)
+    divided = {part: tuple(documents) for part, documents in parts.items()}
+    return Texts(name, origin, **divided, course_lines=tuple(lines[:COURSE_LINES]), stand_in=stand_in)
 
 
 def _drop_shared(parts: dict[str, list[Document]]) -> int:
@@ -215,7 +216,7 @@ def _wikitext(folder: Path, origin: str) -> Texts:
         kept = [row for row in rows[part] if _plain(row) not in seen]
         seen.update(row for row in map(_plain, kept) if len(row) >= LONG_PARAGRAPH)
         articles[part] = tuple(_articles(WIKITEXT_SPLITS[part], kept))
-    return Texts("WikiText-2 raw", origin, **articles, course_lines=tuple(rows["calibration"][:COURSE_LINES]))
+    return Texts("WikiText-2 raw", origin, **articles, course_lines=tuple(rows["calibration"][:COURSE_LINES]), stand_in=False)
 
 
 def _wikitext_rows(folder: Path, split: str) -> list[str]:
