@@ -6,13 +6,12 @@ from experiments.attribution.run import COLUMNS, PERPLEXITY, Attribution, Column
 from experiments.contract import Experiment
 from experiments.race.turns import Case
 from gpt2opt.environment import machine_label
+from gpt2opt.report.style import BETTER, SAME, WHOLE, WORSE
 from gpt2opt.report.tables import MISSING, Table, table
 from gpt2opt.stats import PERCENT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-BETTER_COLOR, WORSE_COLOR, SAME_COLOR, TOTAL_COLOR = "#55a868", "#c44e52", "#8c8c8c", "#d9d9d9"
 
 
 def attribution_table(attribution: Attribution) -> Table:
@@ -69,13 +68,13 @@ def _waterfall(axes: "Axes", attribution: Attribution, column: Column) -> None:
     values = [column.value(step, case) * scale for step in steps]
     # Perplexities differ by some percent; from zero on no step could be seen.
     start = min(values) - (max(values) - min(values)) if column is PERPLEXITY else 0
-    _bar(axes, 0, values[0] - start, start, TOTAL_COLOR, f"{column.show(column.value(chain[0], case))} {column.unit}")
+    _bar(axes, 0, values[0] - start, start, WHOLE, f"{column.show(column.value(chain[0], case))} {column.unit}")
     for step, before in attribution.pairs:
         row, base = steps.index(step), steps.index(before)
         was, now = values[base], values[row]
-        changed = SAME_COLOR if not column.measurable(step, before, case) else WORSE_COLOR if now > was else BETTER_COLOR
+        changed = SAME if not column.measurable(step, before, case) else WORSE if now > was else BETTER
         factor = column.factor(step, before, case).replace(", no", "\nno")
-        axes.barh(row, min(was, now) - start, left=start, height=0.6, color=TOTAL_COLOR)
+        axes.barh(row, min(was, now) - start, left=start, height=0.6, color=WHOLE)
         _bar(axes, row, now - was, was, changed, f"{column.show(column.value(step, case))} {column.unit}\n× {factor}")
         axes.plot([was, was], [base + 0.3, row - 0.3], color="grey", linewidth=0.8)
     axes.set_yticks(range(len(steps)), [step.name for step in steps])

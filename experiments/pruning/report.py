@@ -5,13 +5,20 @@ from typing import TYPE_CHECKING
 
 from experiments.contract import Experiment
 from experiments.pruning.run import IMPORTANCE, RANDOM, PruningControls, compare_pruning
+from gpt2opt.report.style import CONTROL, SAME, color
 from gpt2opt.report.tables import Table, perplexity_ratio, show_perplexity, table
 from gpt2opt.stats import PERCENT, Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLORS = {IMPORTANCE: "#c44e52", "magnitude": "#4c72b0", "first heads": "#dd8452", RANDOM: "#8c8c8c"}
+STYLES = {
+    IMPORTANCE: {"color": color("Pruned"), "marker": "o"},
+    "magnitude": {"color": SAME, "marker": "s", "linestyle": "--"},
+    "first heads": {"color": SAME, "marker": "^", "linestyle": ":"},
+    RANDOM: {"color": CONTROL, "marker": "v"},
+}
+"""Every rule but importance is a control, and grey; the lines tell them apart."""
 
 
 def curve_table(controls: PruningControls) -> Table:
@@ -104,10 +111,12 @@ def _curves(axes: "Axes", controls: PruningControls) -> None:
         each = [[quality.perplexity for quality in controls.of(rule, count)] for count in counts]
         if len(each[0]) > 1:
             low, high = [base, *map(min, each)], [base, *map(max, each)]
-            axes.fill_between(x, low, high, color=COLORS[rule], alpha=0.25, linewidth=0, label=f"{rule}, {len(each[0])} seeds: range")
+            axes.fill_between(
+                x, low, high, color=STYLES[rule]["color"], alpha=0.25, linewidth=0, label=f"{rule}, {len(each[0])} seeds: range"
+            )
         means = [base, *(controls.mean(rule, count).perplexity for count in counts)]
         label = f"{rule}: mean" if len(each[0]) > 1 else rule
-        axes.plot(x, means, marker="o", markersize=4, color=COLORS[rule], label=label)
+        axes.plot(x, means, markersize=4, label=label, **STYLES[rule])
     axes.set(title="Heads pruned, not tuned", xlabel="share of each layer's heads pruned", ylabel="perplexity, logarithmic; less is better")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
@@ -120,14 +129,14 @@ def _curves(axes: "Axes", controls: PruningControls) -> None:
 def _recovery(axes: "Axes", controls: PruningControls) -> None:
     recovery = controls.recovery
     bars = {
-        "pruned": (controls.pruned, COLORS[IMPORTANCE]),
-        "pruned,\ntuned": (recovery.tuned_pruned, "#55a868"),
-        "unpruned,\ntuned (control)": (recovery.tuned_unpruned, "#bdbdbd"),
+        "pruned": (controls.pruned, color("Pruned")),
+        "pruned,\ntuned": (recovery.tuned_pruned, color("Fine-tuned")),
+        "unpruned,\ntuned (control)": (recovery.tuned_unpruned, CONTROL),
     }
-    for row, (quality, color) in enumerate(bars.values()):
+    for row, (quality, own) in enumerate(bars.values()):
         value = math.log(quality.ratio_to(controls.unpruned))
         low, high = (math.log(bound) for bound in quality.ratio_interval(controls.unpruned) or [quality.ratio_to(controls.unpruned)] * 2)
-        axes.barh(row, value, height=0.55, color=color)
+        axes.barh(row, value, height=0.55, color=own)
         axes.errorbar(
             value,
             row,

@@ -8,11 +8,10 @@ from experiments.race.engines.ours import Ours
 from experiments.race.results import COMPUTING, READING, TPOT, TTFT_512, WHOLE, EngineResult, Figure, GrowthPoint, RaceResult, tpot, ttft
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.results import percentile
+from gpt2opt.report.style import OUR_ENGINE, OUR_ENGINE_PALE, PEER_ENGINE, PEER_ENGINE_PALE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-OURS_COLOR, FULL_HEADS_OURS_COLOR, PEER_COLOR, FULL_HEADS_COLOR = "#c44e52", "#e0a3a5", "#4c72b0", "#9fb3d1"
 
 
 def plot_race(result: RaceResult) -> list["Axes"]:
@@ -45,7 +44,7 @@ def plot_growth(result: RaceResult) -> list["Axes"]:
     names = list(dict.fromkeys(point.engine for point in result.growth))
     for name in names:
         points = [point for point in result.growth if point.engine == name]
-        style = {"color": OURS_COLOR if name == Ours.name else PEER_COLOR, "marker": "o", "label": name}
+        style = {"color": OUR_ENGINE if name == Ours.name else PEER_ENGINE, "marker": "o", "label": name}
         shortest = min(point.case.prompt_tokens for point in points)
         over_context = [point for point in points if point.case.batch_size == 1]
         over_batch = [point for point in points if point.case.prompt_tokens == shortest]
@@ -106,5 +105,5 @@ def _short(value: float) -> str:
 
 def _color(engine: EngineResult) -> str:
     if engine.name in OURS:
-        return FULL_HEADS_OURS_COLOR if engine.full_heads else OURS_COLOR
-    return FULL_HEADS_COLOR if engine.full_heads else PEER_COLOR
+        return OUR_ENGINE_PALE if engine.full_heads else OUR_ENGINE
+    return PEER_ENGINE_PALE if engine.full_heads else PEER_ENGINE

@@ -310,7 +310,7 @@ def _bars(
         axes.annotate(text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(group)), [_label(m) for m in group])
     axes.set_ylim(len(group) - 0.5, -0.5)
-    room = 1.3 if not any(remarks) else 2.4  # for what stands behind the bars
+    room = 1.3 if not any(remarks) else 2.1  # for what stands behind the bars
     axes.set_xlim(0, room * max([1e-9, *(p95 or [value for value in values if value is not None])]))
 
 

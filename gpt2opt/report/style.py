@@ -9,10 +9,14 @@ COLORS = {
 }
 """The models of the stages. FP32 is also the reference that INT8 is held against, and grey is whatever is only compared with."""
 CONTROL = "#b3b3b3"
-OURS, PEER = COLORS["INT8"], COLORS["FP32"]
+OUR_ENGINE, PEER_ENGINE = COLORS["INT8"], COLORS["FP32"]
 """In races: the INT8 runtime of this project, and the engines that it races."""
-FIRST, SECOND = "#56b4e9", "#cc79a7"
-"""Two measurements of one thing, beside each other."""
+OUR_ENGINE_PALE, PEER_ENGINE_PALE = "#f2b48a", CONTROL
+"""The same with all heads."""
+FIRST, SECOND = COLORS["INT8"], "#f2b48a"
+"""Two measurements of INT8, beside each other."""
+BETTER, WORSE, SAME, WHOLE = "#56b4e9", "#cc79a7", "#808080", "#d9d9d9"
+"""What a step changes for the better or the worse, what it does not measurably change, and the whole."""
 
 
 def color(name: str) -> str:

@@ -8,7 +8,7 @@ import matplotlib as mpl
 import pytest
 
 from experiments.attribution import run as attribution_module
-from experiments.attribution.report import BETTER_COLOR, SAME_COLOR, WORSE_COLOR, attribution_caption, attribution_table, plot_attribution
+from experiments.attribution.report import attribution_caption, attribution_table, plot_attribution
 from experiments.attribution.run import (
     CASE,
     NO_BF16,
@@ -28,6 +28,7 @@ from experiments.race.engines.ours import Ours, OursBf16
 from experiments.race.turns import loaded
 from gpt2opt import environment
 from gpt2opt.measure.results import Quality
+from gpt2opt.report.style import BETTER, SAME, WORSE
 from gpt2opt.runtime import ir_model
 from gpt2opt.runtime.compile import cpu_properties
 from gpt2opt.sources.texts import find_texts
@@ -112,10 +113,10 @@ def test_a_bar_spans_what_its_step_changes(attribution):
     mpl.use("Agg")
     _, later, _, quality = plot_attribution(attribution)
     spans = {(bar.get_facecolor(), round(bar.get_x(), 1), round(bar.get_width(), 1)) for bar in later.patches}
-    better, same = (mpl.colors.to_rgba(color) for color in (BETTER_COLOR, SAME_COLOR))
+    better, same = (mpl.colors.to_rgba(color) for color in (BETTER, SAME))
     assert {(better, 44.0, -22.0), (same, 22.0, 0.4)} <= spans
     assert quality.patches[0].get_x() + quality.patches[0].get_width() == pytest.approx(attribution.chain[0].quality.perplexity)
-    assert {bar.get_facecolor() for bar in quality.patches} >= {mpl.colors.to_rgba(WORSE_COLOR)}
+    assert {bar.get_facecolor() for bar in quality.patches} >= {mpl.colors.to_rgba(WORSE)}
     assert [label.get_text() for label in later.figure.axes[0].get_yticklabels()] == ["first", "second", "same", "last"]
     assert "does not start at 0" in quality.get_xlabel()
     assert "absent is left out: no such instructions" in later.figure.get_supxlabel()
