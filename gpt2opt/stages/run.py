@@ -16,8 +16,8 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from gpt2opt import environment
 from gpt2opt.measure.quality import window_length
 from gpt2opt.measure.results import Comparison, Latency
-from gpt2opt.record import QUANTIZE, ROLES, STAGES, Measurement, Record, Role, Settings, StageResult
-from gpt2opt.report.tensorboard import write_tensorboard
+from gpt2opt.record import FINETUNE, QUANTIZE, ROLES, STAGES, Measurement, Record, Role, Settings, StageResult
+from gpt2opt.report.tensorboard import drop_host_names, empty_log, write_tensorboard
 from gpt2opt.sources.models import FoundModel, find_model, heads_per_layer, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
 from gpt2opt.stages.measurements import is_ir, measure_answers, measure_memory, time_in_turns
@@ -167,6 +167,7 @@ class Run:
         """Write the record; beside the traces and into TensorBoard too: these are handed in with the notebook, the weights are not."""
         for folder in (self.out, self.traces):
             self.record.write(folder / RECORD)
+        drop_host_names(self.traces / FINETUNE)
         write_tensorboard(self.record, self.traces / "report")
 
     def training_texts(self) -> tuple[list[str], list[str]]:
@@ -225,6 +226,7 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
     run = Run(out, traces, found, texts, tokenizer, workload, Record(created, environment.describe(), sources, chosen, prompts))
     for earlier in out.glob("[1-4]-*"):
         remove_folder(earlier)
+    empty_log(traces / FINETUNE)
     run.write()
     return run
 

@@ -1,6 +1,7 @@
 """A run begins only where it can end, and `measure` is the one way into its record."""
 
 import copy
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,17 @@ def test_a_run_removes_the_stages_of_the_one_before_it_and_nothing_else(model_di
 
 
 HOLD = "import sys; from gpt2opt.storage import claim_folder, take_lock; take_lock(claim_folder(sys.argv[1])); print(flush=True); input()"
+
+
+def test_a_log_of_training_carries_no_host_name_and_that_of_an_earlier_run_is_gone(model_dir, text_file, tmp_path):
+    logs = tmp_path / "traces" / "3-finetune"
+    logs.mkdir(parents=True)
+    (logs / "events.out.tfevents.7.gpt2opt").write_text("of an earlier run")
+    run = start_run(str(model_dir), str(text_file), tmp_path / "out", tmp_path / "traces")
+    assert not list(logs.iterdir())
+    (logs / f"events.out.tfevents.1.somebodys-laptop.{os.getpid()}.0").write_text("loss")
+    run.write()
+    assert [path.name for path in logs.iterdir()] == ["events.out.tfevents.0.gpt2opt"]
 
 
 def test_two_runs_in_one_folder_are_refused_and_the_one_at_work_is_named(model_dir, text_file, tmp_path):
