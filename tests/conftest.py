@@ -57,6 +57,11 @@ def make_model(tokenizer: GPT2TokenizerFast, heads: int = 12, **config) -> GPT2L
     return model
 
 
+def pytest_runtest_setup(item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> GPT2TokenizerFast:
     return make_tokenizer()

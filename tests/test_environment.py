@@ -41,7 +41,7 @@ def test_every_public_name_is_there():
     import gpt2opt
 
     for name in gpt2opt.__all__:
-        assert callable(getattr(gpt2opt, name)), name
+        assert getattr(gpt2opt, name) is not None, name
     with pytest.raises(AttributeError, match="has no attribute 'fly'"):
         gpt2opt.fly  # noqa: B018
 
@@ -126,6 +126,7 @@ quantize_int8(model, tokenizer, calibration, sys.argv[3], "w8")
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_left_in_the_home_of_a_user(model_dir, text_file, tmp_path):
     home = tmp_path / "home"
     home.mkdir()

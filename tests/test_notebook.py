@@ -36,6 +36,7 @@ def charts(cells) -> int:
     return sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
 
 
+@pytest.mark.slow
 def test_it_runs_from_top_to_bottom(executed):
     folder, done = executed
     assert done.returncode == 0, done.stderr

@@ -134,6 +134,7 @@ def test_a_step_that_fails_in_the_race_is_left_out_and_the_others_keep_their_tim
     assert (absent.timings, absent.left_out) == ((), "no such instructions")
 
 
+@pytest.mark.slow
 def test_attribution_of_a_tiny_model(model_dir, text_file, quantized, monkeypatch):
     """Quantization and processes take longest and have tests of their own: an INT8 model that is there and this process stand in."""
 
@@ -158,6 +159,7 @@ def test_attribution_of_a_tiny_model(model_dir, text_file, quantized, monkeypatc
     assert len(attribution_table(found).rows) == 6
 
 
+@pytest.mark.slow
 def test_on_a_cpu_with_bf16_only_the_branch_computes_in_it(model_dir, text_file, quantized, tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "has_bf16", lambda: True)
     monkeypatch.setattr(attribution_module, "quantize_int8", lambda *arguments: shutil.copytree(quantized[0], arguments[3]))

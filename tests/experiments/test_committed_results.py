@@ -155,6 +155,7 @@ def test_the_trace_that_is_handed_in_is_small_and_holds_operators():
     assert trace.stat().st_size < 5_000_000
 
 
+@pytest.mark.slow
 def test_the_bundled_model_codes_unseen_text_in_a_tenth_less_than_xz():
     """200 kB of packages it never saw. xz sees all that came before; the model sees at most its context."""
     quality, xz_bits_per_byte = score_held_out(BUNDLED)

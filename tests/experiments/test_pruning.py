@@ -105,6 +105,7 @@ def test_chart_has_a_curve_for_each_rule_and_a_band_for_the_seeds(controls):
     assert "50% [50%, 50%] recovered" in recovery.get_title()
 
 
+@pytest.mark.slow
 def test_controls_of_a_tiny_model(model_dir, text_file):
     found = compare_pruning(str(model_dir), str(text_file), fractions=(0, 0.5, 0.52), score_bytes=8000, epochs=0.3)
     assert (found.heads, found.counts) == (12, [2, 6])  # of the run's fraction, and one for two that come to the same

@@ -114,6 +114,7 @@ def test_engine_in_its_own_process_answers_and_its_death_is_told():
         engine.close()
 
 
+@pytest.mark.slow
 def test_run_names_what_is_missing_and_what_fails(model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "ENGINES", (OursStub, PeerStub, MissingStub, UnconvertibleStub))
     monkeypatch.setattr(run, "GROWTH_CASES", (Case(16, 2),))
@@ -136,6 +137,7 @@ def test_run_names_what_is_missing_and_what_fails(model_dir, tmp_path, monkeypat
     assert read_result_of("race", tmp_path) == result
 
 
+@pytest.mark.slow
 def test_a_race_that_is_interrupted_leaves_the_rounds_that_were_done(model_dir, tmp_path, monkeypatch):
     from experiments.race import turns as race_module
 

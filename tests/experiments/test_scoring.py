@@ -9,6 +9,7 @@ from experiments.scoring import WINDOWS, Scored, Scorer, ScoringComparison, comp
 from gpt2opt.storage import from_json
 
 
+@pytest.mark.slow
 def test_both_score_the_same_tokens_and_agree(model_dir, text_file):
     found = compare_scoring(str(model_dir), str(text_file), rounds=2)
     nats = [turn.nats for scorer in found.scorers for turn in scorer.turns]

@@ -138,6 +138,17 @@ def test_vram_is_not_measured_without_a_gpu():
     assert done
 
 
+@pytest.mark.gpu
+def test_200_megabytes_of_vram_read_as_200_megabytes():
+    import torch
+
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_allocated()
+    found = peak_vram(lambda: torch.empty(SIZE, dtype=torch.uint8, device="cuda"))
+    assert found.allocated_bytes - held == pytest.approx(SIZE, rel=0.1)
+    assert found.allocated_bytes <= found.reserved_bytes <= found.device_bytes
+
+
 def test_vram_of_what_came_before_is_not_counted(monkeypatch):
     """On a stand-in for torch.cuda that counts as it does: the peak stays until it is reset."""
     from torch import cuda

@@ -178,6 +178,7 @@ def stub_hub(model_dir):
     server.shutdown()
 
 
+@pytest.mark.slow
 def test_the_hub_is_asked_and_then_its_cache_serves(stub_hub, model_dir, tmp_path):
     _, model = load_model(model_dir)
     (origin, stand_in, parameters), _ = find_in_a_fresh_process(stub_hub, tmp_path, "auto")
@@ -186,6 +187,7 @@ def test_the_hub_is_asked_and_then_its_cache_serves(stub_hub, model_dir, tmp_pat
     assert origin == "local cache"
 
 
+@pytest.mark.slow
 def test_a_hub_that_never_answers_costs_seconds(tmp_path):
     silent = socket.create_server(("127.0.0.1", 0))
     (_, stand_in, _), spent = find_in_a_fresh_process(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path, "auto")

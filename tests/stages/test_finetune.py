@@ -102,6 +102,7 @@ def pruned_dir(pruned, tokenizer, tmp_path):
     return tmp_path / "model"
 
 
+@pytest.mark.slow
 def test_two_processes_joined_by_torchrun_and_accelerate_launch_train_as_one_does(pruned_dir, text_file, tmp_path):
     command = ["finetune", str(pruned_dir), "--text", str(text_file), "--out"]
     alone = subprocess.run([sys.executable, "-m", "gpt2opt", *command, str(tmp_path / "one")], env=on_the_cpu(), text=True, stdout=PIPE)

@@ -193,6 +193,7 @@ def test_each_way_of_not_being_int8_fails():
     assert len(dataclasses.replace(good, num_layers=1).failures) == 4
 
 
+@pytest.mark.slow
 def test_gpt2_sized_file_is_small_and_generates(tokenizer, tmp_path):
     """124M shape, random weights, 2 of 12 heads pruned in each layer: the embedding and the head share one INT8 tensor."""
     torch.manual_seed(0)

@@ -75,6 +75,7 @@ def test_two_runs_in_one_folder_are_refused_and_the_one_at_work_is_named(model_d
     start_run(str(model_dir), str(text_file), tmp_path, tmp_path / "traces")
 
 
+@pytest.mark.slow
 def test_a_model_with_a_small_context_runs_on_rows_and_prompts_that_fit(text_file, tmp_path, caplog):
     tokenizer = make_tokenizer(context=64)
     folder = saved(make_model(tokenizer), tokenizer, tmp_path / "small")
@@ -159,6 +160,7 @@ def test_what_can_not_be_measured_is_refused_before_anything_is_written(run, bas
         run.load("Pruned")
 
 
+@pytest.mark.slow
 def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again(run, baseline):
     run.measure("Pruned", baseline)
     assert [stage.name for stage in run.record.stages] == ["1-profile", "2-prune"]
