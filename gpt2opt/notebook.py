@@ -96,8 +96,11 @@ class _Progress:
 
 
 if __name__ == "__main__":
-    from argparse import Namespace
+    import argparse
 
     from gpt2opt.cli import guarded
 
-    sys.exit(guarded(Namespace(command=lambda options: execute_notebook(options.path), path=Path(sys.argv[1]))))
+    parser = argparse.ArgumentParser(prog="python -m gpt2opt.notebook", description="Execute a notebook in place, with progress.")
+    parser.add_argument("path", type=Path, help="an .ipynb file; it is left as it was if a cell fails")
+    parser.set_defaults(command=lambda options: execute_notebook(options.path))
+    sys.exit(guarded(parser.parse_args()))

@@ -93,12 +93,13 @@ def _beats(one: Measurement, other: Measurement) -> bool:
 class StageResult:
     """What one stage read, wrote and measured.
 
-    weights_in, weights_out: SHA-256 of the weight files of the model that it was made from, and of its own. seconds: of wall time that the
-    stage took. controls: other models measured the same way, to tell causes apart. comparisons: models timed in turns.
+    weights_in, weights_out: SHA-256 of the weight files that its model was loaded from before it was changed, None if that is not known,
+    and of those that were written. seconds: of wall time that the stage took. controls: other models measured the same way, to tell
+    causes apart. comparisons: models timed in turns.
     """
 
     name: str
-    weights_in: str
+    weights_in: str | None
     weights_out: str
     measurement: Measurement
     seconds: float

@@ -60,7 +60,7 @@ def write_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, folder:
         save_model(graph, folder / IR_NAME, compress_to_fp16=False)
         bits = {8 if linear.highest == 127 else 4 for name, linear in linears.items() if name != "lm_head"}
         weights, kept_in = (f"i{min(bits)}", kv_cache) if bits else ("f32", "f32")
-        write_manifest(folder, weights, kept_in, has_centered_residual(model))
+        write_manifest(folder, weights, kept_in, has_centered_residual(model), getattr(model, "made_from", None))
 
 
 @torch.inference_mode()

@@ -276,10 +276,13 @@ def provenance_table(record: Record) -> Table:
     """Show which weights each stage read and wrote, by the first 16 of the 64 digits of their SHA-256."""
     rows, before = [], None
     for stage in record.stages:
-        read = (
-            "the source" if before is None else before.name if stage.weights_in == before.weights_out else f"not what {before.name} wrote"
-        )
-        rows.append((stage.name, read, stage.weights_in[:16], stage.weights_out[:16], f"{stage.seconds:.0f}"))
+        if stage.weights_in is None:
+            read = "not known"
+        elif before is None:
+            read = "the source"
+        else:
+            read = before.name if stage.weights_in == before.weights_out else f"not what {before.name} wrote"
+        rows.append((stage.name, read, (stage.weights_in or MISSING)[:16], stage.weights_out[:16], f"{stage.seconds:.0f}"))
         before = stage
     return table(("stage", "read the weights of", "weights in", "weights out", "seconds"), rows)
 

@@ -20,13 +20,15 @@ class Manifest:
 
     weights: the type that the block matmuls are stored in, of `WEIGHTS`. kv_cache: the type that keys and values are to be kept in, of
     `KV_CACHES`. centered_residual: a promise that graph passes may rely on: what the blocks add to the residual stream has no mean over
-    the channels, up to rounding. sha256: of each file of the IR, by its name.
+    the channels, up to rounding. sha256: of each file of the IR, by its name. made_from: SHA-256 of the weight files that the exported
+    model was loaded from, see `storage.hash_weights`; None if that is not known.
     """
 
     weights: str
     kv_cache: str
     centered_residual: bool
     sha256: dict[str, str]
+    made_from: str | None = None
     schema: str = SCHEMA
 
     @property
@@ -35,10 +37,10 @@ class Manifest:
         return frozenset({"centered_residual"} if self.centered_residual else ())
 
 
-def write_manifest(directory: Path, weights: str, kv_cache: str, centered_residual: bool) -> None:
+def write_manifest(directory: Path, weights: str, kv_cache: str, centered_residual: bool, made_from: str | None) -> None:
     """Write the manifest of the IR in a directory, with the hashes of its files; see `Manifest` for the arguments."""
     hashes = {name: _sha256(directory / name) for name in IR_FILES}
-    content = dataclasses.asdict(Manifest(weights, kv_cache, centered_residual, hashes))
+    content = dataclasses.asdict(Manifest(weights, kv_cache, centered_residual, hashes, made_from))
     (directory / NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -77,6 +79,8 @@ def _manifest(content: Any) -> Manifest:
     hashes = found["sha256"]
     if not isinstance(hashes, dict) or not all(isinstance(hashes.get(name), str) for name in IR_FILES):
         raise ValueError(f"sha256 {hashes!r}, expected a hash for each of {', '.join(IR_FILES)}")
+    if found["made_from"] is not None and not isinstance(found["made_from"], str):
+        raise ValueError(f"made_from {found['made_from']!r}, expected a hash or null")
     return Manifest(**found)
 
 

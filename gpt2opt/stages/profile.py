@@ -11,6 +11,7 @@ from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.stages.run import Run
 from gpt2opt.stages.self_check import check_against_known
 from gpt2opt.stages.torch_model import device, generate_tokens, logits_of
+from gpt2opt.storage import hash_weights
 
 TRACED_TOKENS = 4
 """What is traced: a prompt is read and so many tokens are generated, the first of them by reading the prompt."""
@@ -28,7 +29,9 @@ def load_fp16_model(model_id: str | Path = "auto"):
     Raises:
         ValueError: the model can't be found, is damaged or is not a GPT-2.
     """
-    tokenizer, model = load_model(find_model(str(model_id)).path, "float16")
+    path = find_model(str(model_id)).path
+    tokenizer, model = load_model(path, "float16")
+    model.made_from = hash_weights(path)  # see `Run.load`
     return tokenizer, model.to(device())
 
 

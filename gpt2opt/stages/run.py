@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import logging
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,9 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from gpt2opt import environment
 from gpt2opt.measure.quality import window_length
 from gpt2opt.measure.results import Comparison, Latency
-from gpt2opt.record import FINETUNE, QUANTIZE, ROLES, STAGES, Measurement, Record, Role, Settings, StageResult
+from gpt2opt.record import FINETUNE, ROLES, STAGES, Measurement, Record, Role, Settings, StageResult
 from gpt2opt.report.tensorboard import drop_host_names, empty_log, write_tensorboard
+from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.sources.models import FoundModel, find_model, heads_per_layer, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
 from gpt2opt.stages.measurements import is_ir, measure_answers, measure_memory, time_in_turns
@@ -47,10 +49,16 @@ class Run:
     _controls: dict[str, dict[str, Measurement]] = field(default_factory=dict)
     _seconds: dict[str, float] = field(default_factory=dict)
     _mark: float = field(default_factory=time.perf_counter)
+    _scratch: tempfile.TemporaryDirectory = field(default_factory=tempfile.TemporaryDirectory)
 
     @property
     def settings(self) -> Settings:
         return self.record.settings
+
+    @property
+    def scratch(self) -> Path:
+        """Return a folder for what libraries want to write beside their results; it is gone when the run is."""
+        return Path(self._scratch.name)
 
     def folder(self, name: str) -> Path:
         """Return the folder of a model's weights: `2-prune` for "Pruned", `2-control-first-heads` for "Pruned, first heads"."""
@@ -60,17 +68,27 @@ class Run:
         return self.out / f"{role.stage[0]}-control-{name.split(', ')[-1].lower().replace(' ', '-')}"
 
     def role(self, name: str) -> Role:
-        """Return what a model is in the run. One of a name that the four stages don't know is a control of the last stage so far."""
-        return ROLES.get(name) or Role(self.record.stages[-1].name if self.record.stages else QUANTIZE, control=True, speed=False)
+        """Return what a model is in the run. One of a name that the four stages don't know is a control of the last stage so far.
+
+        Raises:
+            ValueError: there is no stage yet for such a model.
+        """
+        if name in ROLES:
+            return ROLES[name]
+        if not self.record.stages:
+            raise ValueError(f"{name!r} would be a control of the last stage so far, and there is none; measure 'Baseline' first")
+        return Role(self.record.stages[-1].name, control=True, speed=False)
 
     def load(self, name: str, dtype: str = "float32") -> GPT2LMHeadModel:
-        """Load the torch model that was measured under a name, onto the CPU.
+        """Load the torch model that was measured under a name, onto the CPU; its `made_from` says which weights it was loaded from.
 
         Raises:
             ValueError: it has not been measured.
         """
         self.record.measured(name)
-        return load_model(self.folder(name), dtype)[1]
+        _, model = load_model(self.folder(name), dtype)
+        model.made_from = hash_weights(self.folder(name))  # copies keep it, and so does whatever changes the model in place
+        return model
 
     def measure(self, name: str, model: GPT2LMHeadModel | Path, **facts: Any) -> Measurement:
         """Save a model, measure it as every other one, and put the result into the record.
@@ -99,7 +117,8 @@ class Run:
             latency, comparisons = self._time(name, folder, reference)
             memory = measure_memory(folder, self.workload, self.settings.new_tokens)
             measured = dataclasses.replace(measured, latency=latency, memory=memory)
-        self._record(role, measured, comparisons)
+        made_from = getattr(model, "made_from", None) if isinstance(model, GPT2LMHeadModel) else read_manifest(folder).made_from
+        self._record(role, measured, comparisons, made_from)
         return measured
 
     def note(self, name: str, **facts: Any) -> None:
@@ -120,7 +139,7 @@ class Run:
             try:
                 self.record.measured(other)
             except ValueError:
-                raise ValueError(f"{name!r} is compared with {other!r}, which has not been measured yet; measure that first") from None
+                raise ValueError(f"{name!r} needs {other!r}, which has not been measured yet; measure that first") from None
 
     def _keep(self, name: str, model: GPT2LMHeadModel | Path, folder: Path) -> None:
         if isinstance(model, GPT2LMHeadModel):
@@ -139,7 +158,7 @@ class Run:
         pairs = [Comparison(name, other, found[name], latency) for other, latency in found.items() if other != name]
         return found[name], tuple(pairs)
 
-    def _record(self, role: Role, measured: Measurement, comparisons: tuple[Comparison, ...]) -> None:
+    def _record(self, role: Role, measured: Measurement, comparisons: tuple[Comparison, ...], made_from: str | None) -> None:
         now = time.perf_counter()
         self._seconds[role.stage] = self._seconds.get(role.stage, 0.0) + now - self._mark
         self._mark = now
@@ -156,11 +175,8 @@ class Run:
             for later in STAGES[STAGES.index(role.stage) + 1 :]:
                 self._controls.pop(later, None)
                 self._seconds.pop(later, None)
-            before = hash_weights(self.folder(role.made_from) if role.made_from else self.model.path)
-            own = hash_weights(self.folder(measured.name))
-            self.record.add(
-                StageResult(role.stage, before, own, measured, self._seconds[role.stage], tuple(controls.values()), comparisons)
-            )
+            own, seconds = hash_weights(self.folder(measured.name)), self._seconds[role.stage]
+            self.record.add(StageResult(role.stage, made_from, own, measured, seconds, tuple(controls.values()), comparisons))
         self.write()
 
     def write(self) -> None:

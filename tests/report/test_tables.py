@@ -143,6 +143,8 @@ def test_provenance_follows_the_weights_and_sees_a_break(record):
     ]
     record.stages[2] = dataclasses.replace(record.stages[2], weights_in="x")
     assert provenance_table(record).rows[2][1] == "not what 2-prune wrote"
+    record.stages[2] = dataclasses.replace(record.stages[2], weights_in=None)
+    assert provenance_table(record).rows[2][1:3] == ("not known", "–")
 
 
 def test_every_measurement_says_where_its_samples_are(record):

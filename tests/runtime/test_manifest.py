@@ -30,6 +30,7 @@ def test_a_missing_changed_or_cut_file_is_refused_by_name(name, quantized, tmp_p
         ({"weights": 8}, "weights 8, expected one of f32, i8, i4"),
         ({"kv_cache": ["u8"]}, r"kv_cache \['u8'\], expected one of f32, f16, u8"),
         ({"centered_residual": 1}, "centered_residual 1, expected true or false"),
+        ({"made_from": 5}, "made_from 5, expected a hash or null"),
         ({"schema": "gpt2opt.ir/3"}, "schema 'gpt2opt.ir/3', expected 'gpt2opt.ir/4'"),
         ({"schema": None}, "schema None, expected 'gpt2opt.ir/4'"),
         (None, "a JSON list, expected an object"),

@@ -1,5 +1,6 @@
 """Stage 4's own work: INC → IR by every recipe, the audit of what came out, and what bad input gets."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -18,6 +19,7 @@ from gpt2opt.quantize.recipes import Recipe
 from gpt2opt.runtime.audit import Int8Audit, audit_int8
 from gpt2opt.runtime.graph import activation_quantizer, matmuls
 from gpt2opt.runtime.ir_model import load_ir
+from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.runtime.paged_attention import cut
 from gpt2opt.sources.models import load_model
 from gpt2opt.stages import quantize
@@ -87,7 +89,10 @@ def test_weight_only_recipes_store_integers_and_decode_with_them(recipe, stored,
 
 
 def test_the_naive_recipe_neither_smooths_nor_gates(pruned, tokenizer, calibration, tmp_path):
-    done = quantize_int8(pruned, tokenizer, calibration, tmp_path / "naive", "w8a8-naive")
+    model = copy.deepcopy(pruned)
+    model.made_from = "a hash"
+    done = quantize_int8(model, tokenizer, calibration, tmp_path / "naive", "w8a8-naive")
+    assert read_manifest(tmp_path / "naive").made_from == "a hash"  # of what it was loaded from, through smoothing and export
     assert done.sensitivity is None
     assert done.audit.float_inputs == ()
 

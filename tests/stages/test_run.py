@@ -151,7 +151,7 @@ def test_a_name_that_no_stage_knows_is_a_control_and_is_not_timed(run, baseline)
 def test_what_can_not_be_measured_is_refused_before_anything_is_written(run, baseline):
     with pytest.raises(ValueError, match=r"'Baseline' has parameters in torch\.float32, expected torch\.float16; cast it"):
         run.measure("Baseline", copy.deepcopy(baseline).float())
-    with pytest.raises(ValueError, match="'Fine-tuned' is compared with 'Pruned', which has not been measured yet"):
+    with pytest.raises(ValueError, match="'Fine-tuned' needs 'Pruned', which has not been measured yet"):
         run.measure("Fine-tuned", baseline)
     with pytest.raises(ValueError, match=r"'Pruned' is .*, expected a torch model or run\.folder\('Pruned'\) with an IR in it"):
         run.measure("Pruned", run.folder("Pruned"))
@@ -161,8 +161,27 @@ def test_what_can_not_be_measured_is_refused_before_anything_is_written(run, bas
 
 
 @pytest.mark.slow
+def test_a_control_before_any_stage_is_refused(model_dir, text_file, tmp_path):
+    begun = start_run(str(model_dir), str(text_file), tmp_path / "out", tmp_path / "traces")
+    with pytest.raises(
+        ValueError, match="'Halved' would be a control of the last stage so far, and there is none; measure 'Baseline' first"
+    ):
+        begun.measure("Halved", load_model(model_dir, "float16")[1])
+
+
+def test_the_scratch_folder_is_gone_with_the_run(model_dir, text_file, tmp_path):
+    begun = start_run(str(model_dir), str(text_file), tmp_path / "out", tmp_path / "traces")
+    (begun.scratch / "states").write_text("of a trainer")
+    scratch = begun.scratch
+    del begun
+    assert not scratch.exists()
+
+
 def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again(run, baseline):
-    run.measure("Pruned", baseline)
+    run.measure("Pruned", run.load("Baseline", "float16"))
+    assert run.record.stage("2-prune").weights_in == run.record.stage("1-profile").weights_out
+    run.measure("Pruned", baseline)  # it was not loaded from what stage 1 wrote, and nobody can tell from what
+    assert run.record.stage("2-prune").weights_in is None
     assert [stage.name for stage in run.record.stages] == ["1-profile", "2-prune"]
     assert run.record.stage("2-prune").comparisons[0].base == "Baseline"
     run.measure("Baseline", baseline)
