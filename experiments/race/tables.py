@@ -110,13 +110,12 @@ def resolution(result: RaceResult) -> str:
     if not again:
         return "Ours did not race against itself, so how small a difference this race can measure is not known."
     ratios = {figure.name: ratio for figure in FIGURES if (ratio := figure.ratio(again, result.ours))}
-    low, high = min(ratio.low for ratio in ratios.values()), max(ratio.high for ratio in ratios.values())
+    widest = max(ratios, key=lambda name: ratios[name].high / ratios[name].low)
     apart = [name for name, ratio in ratios.items() if ratio.measurable]
     return (
-        f"Against itself, with the same files in another process, the ratios of ours lie between {low:.2f} and {high:.2f} (the outermost "
-        f"ends of the {len(ratios)} intervals of the row "
-        f"`{OursAgain.name}`): a ratio within that range is no measurable difference. Intervals that exclude 1 although nothing differs: "
-        f"{', '.join(apart) or 'none'}."
+        f"The row `{OursAgain.name}` is ours in another process, over the same files: its true ratio is 1 in every column. The widest of "
+        f"its {len(ratios)} intervals, {widest}, is {ratios[widest]}: a smaller difference could not be seen there. Intervals that "
+        f"exclude 1 although nothing differs: {', '.join(apart) or 'none'}."
     )
 
 

@@ -265,7 +265,7 @@ def test_the_smallest_measurable_difference_comes_from_ours_against_itself(resul
     assert "not known" in tables.resolution(result)
     again = dataclasses.replace(result, engines=(*result.engines, engine_result("ours again", 0.0103)))
     said = tables.resolution(again)
-    assert "between 1.03 and 1.03" in said
+    assert "is 1.03 [1.03, 1.03]: a smaller difference could not be seen there" in said
     assert "TTFT 512" in said.split("exclude 1")[1]
     same = dataclasses.replace(result, engines=(*result.engines, engine_result("ours again", 0.01)))
     assert tables.resolution(same).endswith("although nothing differs: none.")
