@@ -14,7 +14,7 @@ def conclude_profile(record: Record) -> str:
     lines = [
         f"Reading a prompt of {latency.prompt_tokens} tokens takes {milliseconds(latency.ttft_s)} ms, each further token "
         f"{milliseconds(latency.tpot_s)} ms (p95 {milliseconds(latency.tpot_p95_s)}).",
-        f"{slowest} takes {seconds / sum(operators.values()):.0%} of the profiled time, so that is where a smaller or faster product pays.",
+        f"{slowest} takes {seconds / sum(operators.values()):.0%} of the profiled time, so a smaller or faster matrix product gains the most.",
         f"Generating takes {_peak(measured.memory)} at its peak; the weights are {megabytes(measured.memory.weight_bytes)} MB of it.",
         f"The perplexity is {show_perplexity(quality)} over {quality.num_tokens:,} tokens ({PERCENT} interval over documents).",
     ]
@@ -56,7 +56,7 @@ def conclude_finetune(record: Record) -> str:
         f"{abs(without):.3f} on the same budget.",
     ]
     if gained > 0 and without > 0:
-        lines.append("What both of them gained is the text that was learnt, not heads that recovered.")
+        lines.append("Both models learnt the text, so the gain alone does not show that heads recovered.")
     if cost > 0:
         share = 1 - left / cost
         lines.append(f"Pruning cost {cost:.4f} nats per token before, {left:.4f} when both are tuned: {share:.0%} of the cost came back.")

@@ -93,9 +93,9 @@ class Run:
     def measure(self, name: str, model: GPT2LMHeadModel | Path, **facts: Any) -> Measurement:
         """Save a model, measure it as every other one, and put the result into the record.
 
-        Measured are its answers (perplexity, distance from its reference model, sample texts) and, unless it is only there as a control,
-        its latency in turns with the reference model and the memory of a fresh process. What came later in the record is dropped when an
-        earlier stage is measured again.
+        Every model is scored (perplexity, distance from its reference model) and continues the sample prompts. Models whose role says so
+        are also timed, in turns with their reference model, and the memory of a fresh process is read. If a stage is measured again, the
+        stages after it are dropped from the record.
 
         Args:
             name: of the model, as in `record.ROLES`; under any other name it is a control of the last stage so far.
