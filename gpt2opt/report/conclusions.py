@@ -57,9 +57,11 @@ def conclude_finetune(record: Record) -> str:
     ]
     if gained > 0 and without > 0:
         lines.append("Both models learnt the text, so the gain alone does not show that heads recovered.")
-    if cost > 0:
+    if (pruned.ratio_interval(base) or (1.0,))[0] > 1:
         share = 1 - left / cost
         lines.append(f"Pruning cost {cost:.4f} nats per token before, {left:.4f} when both are tuned: {share:.0%} of the cost came back.")
+    else:
+        lines.append("Pruning cost nothing measurable, so no share of it can come back.")
     lines.append(f"Against the tuned control, the perplexity of the tuned pruned model is {_changed(tuned, control)}.")
     return "\n".join(lines)
 

@@ -65,6 +65,9 @@ def test_fine_tuning_is_told_apart_from_learning_the_text(scored):
     said = conclude_finetune(scored)
     assert "Fine-tuning lost 0.100 nats per token" in said
     assert "learnt" not in said
+    same = with_quality(scored.stages[1].measurement, (3000.0, 3101.0, 2899.0))
+    scored.stages[1] = dataclasses.replace(scored.stages[1], measurement=same)
+    assert "Pruning cost nothing measurable" in conclude_finetune(scored)
 
 
 def test_quantization_says_what_is_int8_and_what_that_is_worth(record):
