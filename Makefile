@@ -13,7 +13,7 @@ run: install
 	$(IN_ROOT) $(BIN)/python -m gpt2opt.notebook project.ipynb
 
 test: install
-	$(call with_extra,test) && $(BIN)/python -m pytest --durations=10
+	$(call with_extra,test) && $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 race: install
 	$(call with_extra,race) && $(BIN)/python -m experiments race

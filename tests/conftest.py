@@ -1,6 +1,7 @@
 """A GPT-2 small enough that every stage runs on it in seconds, and a text to go with it."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,12 @@ def make_model(tokenizer: GPT2TokenizerFast, heads: int = 12, **config) -> GPT2L
             if parameter.ndim == 1:  # biases of 0 and gains of 1 are folded away, and no trained model has them
                 parameter.add_(0.05 * torch.randn_like(parameter))
     return model
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Begin with the files that have slow tests, so that no worker is left alone with a long one at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_runtest_setup(item) -> None:
