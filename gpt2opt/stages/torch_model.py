@@ -83,8 +83,11 @@ class TorchDecoder:
             width = torch.arange(ids.shape[1], device=ids.device)
             positions = self.read[:, None] - ids.shape[1] + width
             layout = {"attention_mask": self.mask, "position_ids": positions.clamp(min=0)}
+        # By embeddings: where the config names a padding token, as it does once a model was fine-tuned, transformers searches ids for it.
+        # That would slow down such models alone, and on a GPU every step would wait for the answer.
+        embeddings = self.model.transformer.wte(ids)
         out = self.model(
-            input_ids=ids, past_key_values=self.past, use_cache=True, logits_to_keep=1, output_hidden_states=self.hidden, **layout
+            inputs_embeds=embeddings, past_key_values=self.past, use_cache=True, logits_to_keep=1, output_hidden_states=self.hidden, **layout
         )
         self.past = out.past_key_values
         if self.hidden:
