@@ -12,6 +12,9 @@ check_python()
 leave_home_alone()
 
 _NAMES = {
+    "decoding.generation": "generate stream",
+    "decoding.settings": "DecodingSettings",
+    "decoding.text_generation": "generate_text stream_text",
     "environment": "give_back_memory quiet set_seed",
     "measure.latency": "compare_latency measure_latency",
     "measure.memory": "in_fresh_process peak_ram peak_vram",
@@ -43,7 +46,7 @@ _NAMES = {
     "stages.quantize": "int8_facts optimum_generates_the_same prepare_calibration_dataset quantize_int8 run_quantize split_calibration",
     "stages.run": "start_run",
     "stages.score": "score_model",
-    "stages.torch_model": "device generate_from_torch generate_tokens logits_of",
+    "stages.torch_model": "TorchModel device generate_from_torch generate_tokens logits_of",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_HOMES)

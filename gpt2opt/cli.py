@@ -31,7 +31,7 @@ def guarded(options: argparse.Namespace) -> int:
     environment.quiet()
     try:
         return options.command(options)
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, MemoryError) as error:
         _print_error(error)
         return 2
     except RuntimeError as error:  # a check of ours that failed: an audit, an empty trace, a child process
@@ -143,13 +143,24 @@ def perplexity(options: argparse.Namespace) -> int:
 
 
 def generate(options: argparse.Namespace) -> int:
-    from gpt2opt.runtime.generate import continue_text
+    from gpt2opt.decoding.generation import collect
+    from gpt2opt.decoding.settings import DecodingSettings
+    from gpt2opt.runtime.generate import stream_from_ir
 
-    if options.new_tokens < 1:
-        raise ValueError(f"--new-tokens {options.new_tokens}, expected at least 1")
-    text = continue_text(options.directory, options.prompt, options.new_tokens, options.truncate)
-    print(text)
-    _print_json({"prompt": options.prompt, "text": text})
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(DecodingSettings) if hasattr(options, field.name)}
+    settings = DecodingSettings(**given | {"stop_strings": tuple(options.stop)})
+    tokens = []
+    for token in stream_from_ir(options.directory, options.prompt, settings, truncate=options.truncate):
+        tokens.append(token)
+        if len(options.prompt) == 1:
+            print(token.text, end="", flush=True)
+    results = collect(len(options.prompt), iter(tokens))
+    if len(options.prompt) == 1:
+        print()
+    for prompt, result in zip(options.prompt, results, strict=True):
+        if len(options.prompt) > 1:
+            print(f"{prompt} -> {result.text}")
+        _print_json({"prompt": prompt, "text": result.text, "tokens": len(result.ids), "finish": result.finish, "method": settings.method})
     return 0
 
 
@@ -248,13 +259,35 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--window", type=int, help="tokens read at once (default the model's context, at most 1024)")
     sub.add_argument("--stride", type=int, help="how far the window moves (default a whole window)")
 
-    sub = command("generate", generate, "continue a prompt greedily with an IR directory")
+    sub = command("generate", generate, "continue prompts with an IR directory, and show the text as it is generated")
     sub.add_argument("directory", type=Path)
-    sub.add_argument("--prompt", required=True)
-    sub.add_argument("--new-tokens", type=int, default=50)
+    sub.add_argument("--prompt", required=True, action="append", help="may be given several times")
     sub.add_argument("--truncate", action="store_true", help="keep the end of a prompt that is too long, instead of refusing it")
+    sub.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
+    _add_decoding(sub)
 
     sub = command("report", report, "show a run, or hold others against the first, and write that as one HTML file")
     sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run.json, or the folder that holds it")
     sub.add_argument("--out", type=Path, help="HTML file (default report.html beside the first run.json)")
     return parser
+
+
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
+    """Add the settings of decoding, by the names that transformers' `GenerationConfig` has for them."""
+    from gpt2opt.decoding.settings import DecodingSettings
+
+    parser.add_argument("--do-sample", action="store_true", help="draw tokens instead of taking the most probable one")
+    for name, kind, help in (
+        ("max_new_tokens", int, "most tokens that are generated"),
+        ("temperature", float, "of the distribution that is drawn from"),
+        ("top_k", int, "draw among this many most probable tokens; 0: among all"),
+        ("top_p", float, "draw among the fewest tokens that have this probability together"),
+        ("min_p", float, "draw among tokens of this share of the highest probability"),
+        ("typical_p", float, "draw among the most typical tokens that have this probability together"),
+        ("repetition_penalty", float, "divide the scores of tokens that the text has already"),
+        ("num_beams", int, "above 1: beam search"),
+        ("length_penalty", float, "beam search divides scores by length ** this"),
+        ("seed", int, "of the draws"),
+    ):
+        default = getattr(DecodingSettings, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, metavar="N", help=f"{help} (default {default})")

@@ -110,6 +110,13 @@ def float_dir(pruned, tokenizer, tmp_path_factory) -> Path:
     return export_ir(linearize(pruned), tokenizer, tmp_path_factory.mktemp("ir") / "fp32")
 
 
+@pytest.fixture(params=[True, False], ids=["dot product", "no dot product"])
+def either_cpu(request, monkeypatch) -> bool:
+    """Take the graphs for a CPU with INT8 dot products, or those for one without; return whether they are the former."""
+    monkeypatch.setattr("gpt2opt.runtime.compile.has_int8_dot_product", lambda: request.param)
+    return request.param
+
+
 @pytest.fixture
 def ids(calibration) -> np.ndarray:
     return np.array(calibration["input_ids"][:2])

@@ -68,14 +68,14 @@ def test_perplexity_of_torch_and_int8_is_close(model_dir, int8_dir, text_file, c
 
 
 def test_generate_cuts_a_long_prompt_when_asked_and_says_so(int8_dir):
-    arguments = ["generate", str(int8_dir), "--prompt", "Node 1 of graph 2", "--new-tokens", "255", "--truncate"]
+    arguments = ["generate", str(int8_dir), "--prompt", "Node 1 of graph 2", "--max-new-tokens", "255", "--truncate"]
     done = subprocess.run([sys.executable, "-m", "gpt2opt", *arguments], capture_output=True, text=True)
     assert done.returncode == 0
     assert "its last 1 are kept, 255 new ones fill the context" in done.stderr
 
 
 def test_generate_continues_the_prompt(int8_dir, capsys):
-    assert main(["generate", str(int8_dir), "--prompt", "Node 1 of", "--new-tokens", "4"]) == 0
+    assert main(["generate", str(int8_dir), "--prompt", "Node 1 of", "--max-new-tokens", "4"]) == 0
     answer = last_json(capsys)
     assert answer == {"prompt": "Node 1 of", "text": continue_text(int8_dir, "Node 1 of", 4)}
 
@@ -117,9 +117,9 @@ WRONG = {
     "text too short to calibrate": (["run", "--model", "{model}", "--text", "{few}"], "is too short; expected"),
     "missing directory": (["audit", "./missing"], "no openvino_model.xml in missing"),
     "damaged directory": (["generate", "{damaged}", "--prompt", "a"], "was changed or cut short"),
-    "prompt too long": (["generate", "{int8}", "--prompt", "Node 1 of graph 2", "--new-tokens", "255"], "from 1 to 1 fit into the context"),
+    "prompt too long": (["generate", "{int8}", "--prompt", "Node 1 of graph 2", "--max-new-tokens", "255"], "from 1 to 1 fit into the context"),
     "more new tokens than the context": (
-        ["generate", "{int8}", "--prompt", "Node", "--new-tokens", "600"],
+        ["generate", "{int8}", "--prompt", "Node", "--max-new-tokens", "600"],
         "600 new tokens don't fit into the context of 256",
     ),
     "a prompt that is no text": (["generate", "{int8}", "--prompt", "\udcff"], "character 0 of the prompt is not text"),

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from gpt2opt.decoding import Decoder, Greedy
+from gpt2opt.decoding.decoder import Decoder, Greedy
 from gpt2opt.environment import CpuWatch
 from gpt2opt.measure.results import Latency
 

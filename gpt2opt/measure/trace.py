@@ -41,12 +41,12 @@ def trace_handler(log_dir: Path | str) -> Callable[[Any], None]:
 
     Example:
         >>> import tempfile
-        >>> from torch import ones
+        >>> from torch import cuda, ones
         >>> from torch.profiler import profile, schedule
-        >>> log_dir = tempfile.mkdtemp()
+        >>> log_dir, table = tempfile.mkdtemp(), ones(8, 8, device="cuda" if cuda.is_available() else "cpu")
         >>> with profile(schedule=schedule(wait=0, warmup=1, active=1), on_trace_ready=trace_handler(log_dir)) as profiler:
         ...     for _ in range(2):
-        ...         product = ones(8, 8) @ ones(8, 8)
+        ...         product = table @ table
         ...         profiler.step()
         >>> "aten::mm" in read_trace(log_dir).operators
         True

@@ -1,42 +1,43 @@
 """From text to text with an IR directory, and the generation that the memory of serving is measured on."""
 
-import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from gpt2opt.decoding.generation import Token
+from gpt2opt.decoding.prompt_lookup import LONGEST_GUESS
+from gpt2opt.decoding.settings import DecodingSettings
+from gpt2opt.decoding.text_generation import stream_text
 from gpt2opt.runtime.ir_model import load_ir
 
-logger = logging.getLogger(__name__)
 
-
-def continue_text(directory: Path | str, prompt: str, new_tokens: int = 50, truncate: bool = False) -> str:
+def continue_text(directory: Path | str, prompt: str, max_new_tokens: int = 50, truncate: bool = False) -> str:
     """Continue a prompt greedily with the IR and the tokenizer in `directory`; return the new text.
 
     Args:
         directory: what `quantize_int8` or `export_ir` wrote.
         prompt: any text.
-        new_tokens: how many tokens to generate.
+        max_new_tokens: most tokens to generate; an end-of-text token ends the text earlier.
         truncate: shorten a prompt that is too long to its end, with a warning, instead of refusing it.
 
     Raises:
         ValueError: no IR, an empty prompt, a prompt that is not Unicode text, or more tokens than the model's context holds.
     """
+    settings = DecodingSettings(max_new_tokens=max_new_tokens, prompt_lookup_num_tokens=LONGEST_GUESS)
+    return "".join(token.text for token in stream_from_ir(directory, [prompt], settings, truncate=truncate))
+
+
+def stream_from_ir(directory: Path | str, prompts: Sequence[str], settings: DecodingSettings, **options: Any) -> Iterator[Token]:
+    """Load the IR and the tokenizer in `directory`, continue prompts, and yield each token; see `stream_text`.
+
+    Raises:
+        ValueError: as `load_ir` and `stream_text`.
+    """
     from gpt2opt.sources.models import load_tokenizer
 
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"character {error.start} of the prompt is not text but {prompt[error.start]!r}; give it in UTF-8") from None
-    model = load_ir(directory)
-    tokenizer = load_tokenizer(directory)
-    ids = tokenizer(prompt, verbose=False).input_ids
-    room = model.context - new_tokens
-    if truncate and 0 < room < len(ids):
-        logger.warning("the prompt has %d tokens; its last %d are kept, %d new ones fill the context", len(ids), room, new_tokens)
-        ids = ids[-room:]
-    return tokenizer.decode(model.generate(np.array([ids]), new_tokens, prompt_lookup=True)[0])
+    return stream_text(load_ir(directory), load_tokenizer(directory), prompts, settings, **options)
 
 
 def generate_from_ir(directory: str, ids: list[int], new_tokens: int) -> Generator[str, None, list[int]]:

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import openvino
 
-from gpt2opt.decoding import Greedy
+from gpt2opt.decoding.decoder import Greedy, check_fits, check_prompts
 from gpt2opt.runtime import attention_inputs
 from gpt2opt.runtime.bound_graph import BoundGraph
 from gpt2opt.runtime.compile import CompiledIr, compile_ir, give_back_pages
 from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache
 from gpt2opt.runtime.manifest import read_config
 from gpt2opt.runtime.paged_attention import LAST, ROWS, SEQUENCES
-from gpt2opt.runtime.prompt_lookup import PromptLookup
+from gpt2opt.decoding.prompt_lookup import PromptLookup
 
 MANY_SEQUENCES = 16
 """From this number of rows on, a matmul is bound by arithmetic, and the prefill graph decodes faster than the decode graph."""
@@ -41,9 +41,9 @@ def load_ir(directory: Path | str, num_threads: int | None = None, precision: st
     # The CPU plugin packs the weights when they are first used: here, one graph after the other, and not during the first prompt.
     token, cache = np.zeros(1, np.int64), model._take_cache(1)
     for first_use in (
-        lambda: model._prefill(model.prefill_graph, cache, token[None], 0),
-        lambda: model._decode(cache, np.append(token, 0), 0),
-        lambda: model._decode(cache, token, 0),
+        lambda: model._prefill(model.prefill_graph, cache, [token], token, token),
+        lambda: model._decode(cache, np.append(token, 0), 0, 0),
+        lambda: model._decode(cache, token, 0, 0),
     ):
         first_use()
         give_back_pages(Path(directory) / "openvino_model.bin")
@@ -68,7 +68,7 @@ class IrModel:
         # What a deleted decoder leaves for the next one: new memory costs time when it is first written.
         self._left: KvCache | None = None
         if self.single_step_graph:
-            self.single_step_graph.bind(attention_inputs.token_by_token(np.zeros(1), 0, context))
+            self.single_step_graph.bind(attention_inputs.token_by_token(np.zeros(1), 0, 0, context))
 
     def logits(self, input_ids: np.ndarray) -> np.ndarray:
         """Return the logits (B, T, V) float32 of whole sequences (B, T), computed by the prefill graph.
@@ -76,12 +76,10 @@ class IrModel:
         Raises:
             ValueError: the sequences are longer than the context, or are no token ids of this model.
         """
-        input_ids = self._check_ids(input_ids)
-        batch, length = input_ids.shape
-        self._check_fits(length, 0)
-        cache = self._take_cache(batch)
-        rows = self._prefill(self.prefill_graph, cache, input_ids, 0, every=True)
-        logits = rows.reshape(batch, length, -1).copy()  # the next call overwrites the rows
+        texts = self._check(input_ids)
+        cache = self._take_cache(len(texts))
+        rows = self._prefill(self.prefill_graph, cache, texts, np.zeros(len(texts), int), np.arange(len(texts)), every=True)
+        logits = rows.reshape(*np.shape(texts), -1).copy()  # the next call overwrites the rows
         self._return_cache(cache)
         return logits
 
@@ -99,69 +97,57 @@ class IrModel:
         """
         if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens!r}, expected an integer of at least 1")
-        decoder = self.decoder(input_ids)
-        self._check_fits(decoder.prompt_ids.shape[1], max_new_tokens)
+        decoder = self.decoder(input_ids, max_new_tokens)
         if prompt_lookup:
             return np.array([PromptLookup(decoder).generate(max_new_tokens)])
         return np.array(Greedy(decoder).generate(max_new_tokens))
 
-    def decoder(self, input_ids: np.ndarray) -> "IrDecoder":
-        """Return a decoder of (B, T) prompts; several may be in use at once.
+    def decoder(self, prompts: np.ndarray | Sequence[Sequence[int]], max_new_tokens: int = 0) -> "IrDecoder":
+        """Return a decoder of B prompts of any lengths; several decoders may be in use at once.
+
+        Args:
+            prompts: token ids, (B, T) or a list for each prompt.
+            max_new_tokens: how many tokens of each have to fit into the context behind it.
 
         Raises:
-            ValueError: `input_ids` are no token ids of this model.
+            ValueError: the prompts are no token ids of this model, or they and the new tokens don't fit into the context.
             MemoryError: there is no memory for its KV cache.
         """
-        return IrDecoder(self, self._check_ids(input_ids))
+        return IrDecoder(self, self._check(prompts, max_new_tokens))
 
-    def _check_ids(self, input_ids: np.ndarray) -> np.ndarray:
-        ids = np.asarray(input_ids)
-        if ids.ndim != 2 or not len(ids):
-            raise ValueError(f"ids of shape {ids.shape}, expected (prompts, tokens) with at least one prompt")
-        if ids.size and ids.dtype.kind not in "iu":
-            raise ValueError(f"ids of type {ids.dtype}, expected integers")
-        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
-            raise ValueError(
-                f"token ids from {ids.min()} to {ids.max()}, expected from 0 to {self.vocab_size - 1}; use the model's own tokenizer"
-            )
-        return ids.astype(np.int64)
+    def _check(self, prompts: np.ndarray | Sequence[Sequence[int]], new_tokens: int = 0) -> list[np.ndarray]:
+        return check_prompts(prompts, new_tokens, self.context, self.vocab_size)
 
-    def _check_fits(self, length: int, new_tokens: int) -> None:
-        if new_tokens >= self.context:
-            raise ValueError(f"{new_tokens} new tokens don't fit into the context of {self.context}; ask for at most {self.context - 1}")
-        if not 0 < length <= self.context - new_tokens:
-            advice = "shorten it, or keep its end with truncate" if length else "write at least a word"
-            raise ValueError(
-                f"the prompt has {length} tokens; with {new_tokens} new ones, from 1 to {self.context - new_tokens} fit into the context "
-                f"of {self.context}: {advice}"
-            )
+    def _prefill(
+        self, graph: BoundGraph, cache: KvCache, texts: Sequence[np.ndarray], pasts: np.ndarray, slots: np.ndarray, every: bool = False
+    ) -> np.ndarray:
+        """Read further tokens of B texts, which have `pasts` (B,) tokens in these slots of the cache; return the last ones' logits (B, V).
 
-    def _prefill(self, graph: BoundGraph, cache: KvCache, ids: np.ndarray, past: int, every: bool = False) -> np.ndarray:
-        """Read (B, T) further tokens of B sequences that have `past` tokens in the cache; return the logits (B, V) of their last tokens.
-
-        With `every`, return those of all tokens (B · T, V).
+        With `every`, return those of all tokens, end to end.
         """
-        batch, length = ids.shape
-        whole = attention_inputs.whole_texts(past, batch, length, self.context)
-        last = whole if every else attention_inputs.texts_cut_at_blocks(past, batch, length, self.context)
+        lengths = np.array([len(ids) for ids in texts])
+        ends = lengths.cumsum()
+        whole = attention_inputs.whole_texts(pasts, lengths, slots, self.context)
+        cut = not every and ends[-1] > len(texts)  # one token each: there is nothing to cut
+        last = attention_inputs.texts_cut_at_blocks(pasts, lengths, slots, self.context) if cut else whole
         inputs = {
-            "input_ids": ids.reshape(-1),
-            "position_ids": np.tile(np.arange(past, past + length), batch),
+            "input_ids": np.concatenate(texts),
+            "position_ids": np.arange(ends[-1]) + np.repeat(pasts - ends + lengths, lengths),
             **whole,
             **self._for_last_attention(last),
-            "max_context_len": np.array(past + length),
-            ROWS: np.arange(batch * length) if every else np.arange(1, batch + 1) * length - 1,
+            "max_context_len": np.array((pasts + lengths).max()),
+            ROWS: np.arange(ends[-1]) if every else ends - 1,
         }
         return self._project(graph.run(cache, inputs))
 
-    def _decode(self, cache: KvCache, ids: np.ndarray, past: int) -> np.ndarray:
-        """Read (T,) further tokens of one sequence that has `past` tokens in the cache; return their logits (T, V).
+    def _decode(self, cache: KvCache, ids: np.ndarray, past: int, slot: int) -> np.ndarray:
+        """Read (T,) further tokens of one text that has `past` tokens in this slot of the cache; return their logits (T, V).
 
         Each token is a sequence of its own, see `attention_inputs.token_by_token`. That is faster than `_prefill`, and if inputs are
         quantized, the bits of the hidden states don't depend on how many tokens are read at once.
         """
-        if len(ids) > 1 or not self.single_step_graph:
-            inputs = attention_inputs.token_by_token(ids, past, self.context)
+        if len(ids) > 1 or slot or not self.single_step_graph:
+            inputs = attention_inputs.token_by_token(ids, past, slot, self.context)
             return self._project(self.decode_graph.run(cache, {**inputs, **self._for_last_attention(inputs)}))
         past_lens = np.array([past, 0])
         changed = {"input_ids": ids, "position_ids": past_lens[:1], "past_lens": past_lens, "max_context_len": past_lens[0] + 1}
@@ -195,23 +181,24 @@ class IrModel:
 
 
 class IrDecoder:
-    """A `Decoder` of B prompts of one length, with a KV cache of its own. `IrModel.decoder` makes them."""
+    """A `Decoder` of B prompts of any lengths, with a KV cache of its own. `IrModel.decoder` makes them.
 
-    def __init__(self, model: IrModel, prompt_ids: np.ndarray):
-        self.model, self.prompt_ids = model, prompt_ids
-        self.cache = model._take_cache(len(prompt_ids))
-        weakref.finalize(self, model._return_cache, self.cache)
+    pasts: (B,) tokens of each sequence in the cache. slots: (B,) where in the cache each lies.
+    """
+
+    def __init__(self, model: IrModel, prompts: list[np.ndarray]):
+        self.model, self.prompts = model, prompts
+        self._own(model._take_cache(len(prompts)))
+
+    def _own(self, cache: KvCache) -> None:
+        self.cache = cache
+        self._give_back = weakref.finalize(self, self.model._return_cache, cache)
 
     def prefill(self) -> np.ndarray:
-        """Read the prompts; return the logits (B, V) of their last tokens, which the next call overwrites.
-
-        Raises:
-            ValueError: they don't fit into the context.
-        """
-        length = self.prompt_ids.shape[1]
-        self.model._check_fits(length, 0)
-        logits = self.model._prefill(self.model.prefill_graph, self.cache, self.prompt_ids, 0)
-        self.past = length
+        """Read the prompts; return the logits (B, V) of their last tokens, which the next call overwrites."""
+        nothing, self.slots = np.zeros(len(self.prompts), int), np.arange(len(self.prompts))
+        logits = self.model._prefill(self.model.prefill_graph, self.cache, self.prompts, nothing, self.slots)
+        self.pasts = np.array([len(ids) for ids in self.prompts])
         return logits
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
@@ -220,28 +207,58 @@ class IrDecoder:
         Raises:
             ValueError: the context is full.
         """
-        self.model._check_fits(self.past + 1, 0)
-        batch = len(self.prompt_ids)
+        check_fits(int(self.pasts.max()) + 1, 0, self.model.context)
+        batch = len(self.slots)
         if batch == 1:
-            logits = self.model._decode(self.cache, ids[0], self.past)
+            logits = self.model._decode(self.cache, ids[0], int(self.pasts[0]), int(self.slots[0]))
         else:
             graph = self.model.decode_graph if batch < MANY_SEQUENCES else self.model.prefill_graph
-            logits = self.model._prefill(graph, self.cache, ids, self.past)
-        self.past += 1
+            logits = self.model._prefill(graph, self.cache, ids, self.pasts, self.slots)
+        self.pasts = self.pasts + 1
         return logits
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these sequences, in this order; one that is named twice is copied in the cache.
+
+        Raises:
+            MemoryError: there is no memory for the copies.
+        """
+        kept, copies, slots = set(), [], self.slots[list(rows)]
+        free = [slot for slot in range(self.cache.sequences) if slot not in set(slots.tolist())]
+        for place, slot in enumerate(slots.tolist()):
+            if slot in kept:
+                copies.append((place, slot))
+            kept.add(slot)
+        pasts = self.pasts[list(rows)]
+        if len(copies) > len(free):
+            self._grow(len(rows))
+            free = [slot for slot in range(self.cache.sequences) if slot not in kept]
+        targets = free[: len(copies)]
+        pairs = [(slot, target) for (_, slot), target in zip(copies, targets, strict=True)]
+        self.cache.copy(self.cache, pairs, [int(pasts[place]) for place, _ in copies])
+        for (place, _), target in zip(copies, targets, strict=True):
+            slots[place] = target
+        self.slots, self.pasts = slots, pasts
+
+    def _grow(self, sequences: int) -> None:
+        """Move to a cache of this many sequences more."""
+        before = self.cache
+        self._give_back.detach()
+        self._own(self.model._take_cache(before.sequences + sequences))
+        self.cache.copy(before, [(slot, slot) for slot in self.slots], self.pasts)
 
     def verify(self, last: int, guessed: list[int]) -> list[int]:
         """Read the last token of one sequence and guesses of what follows; return the guesses that are right and one token more.
 
         The cache keeps the rejected guesses too; the tokens that are read next overwrite them.
         """
-        if len(self.prompt_ids) != 1:
-            raise ValueError(f"{len(self.prompt_ids)} prompts, prompt lookup takes one at a time")
-        ids = np.array([last, *guessed])
-        self.model._check_fits(self.past + len(ids), 0)
-        chosen = self.model._decode(self.cache, ids, self.past).argmax(-1)
+        if len(self.slots) != 1:
+            raise ValueError(f"{len(self.slots)} prompts, prompt lookup takes one at a time")
+        ids, past = np.array([last, *guessed]), int(self.pasts[0])
+        check_fits(past + len(ids), 0, self.model.context)
+        chosen = self.model._decode(self.cache, ids, past, int(self.slots[0])).argmax(-1)
         right = 0
         while right < len(guessed) and chosen[right] == guessed[right]:
             right += 1
-        self.past += right + 1
+        self.pasts = self.pasts + right + 1
         return chosen[: right + 1].tolist()

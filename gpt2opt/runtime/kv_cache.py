@@ -1,7 +1,7 @@
 """The memory of keys and values, in the blocks that the CPU plugin's paged attention reads and writes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +26,18 @@ class KvCache:
     """Keys and values of some sequences, each as long as the context may be.
 
     tensors: input of a graph (`key_cache.0`, `value_cache.0`, ...) -> (sequences · blocks of the context, ...), of the type that the
-    graph has there. Text i of a call owns the blocks from i · blocks(context) on.
+    graph has there. The text in slot i owns the blocks from i · blocks(context) on. memory: their bytes, (sequences, blocks, bytes).
     """
 
     sequences: int
     tensors: dict[str, openvino.Tensor]
+    memory: dict[str, np.ndarray]
+
+    def copy(self, source: "KvCache", pairs: Sequence[tuple[int, int]], tokens: Sequence[int]) -> None:
+        """For each pair (slot of `source`, slot here), copy the first blocks, those of this number of tokens."""
+        for name, memory in self.memory.items():
+            for (there, here), count in zip(pairs, tokens, strict=True):
+                memory[here, : blocks(count)] = source.memory[name][there, : blocks(count)]
 
 
 def new_kv_cache(ports: Mapping[str, openvino.ConstOutput], sequences: int, context: int) -> KvCache:
@@ -44,7 +51,7 @@ def new_kv_cache(ports: Mapping[str, openvino.ConstOutput], sequences: int, cont
     Raises:
         MemoryError: there is no memory for it.
     """
-    tensors = {}
+    tensors, memories = {}, {}
     for name, port in ports.items():
         shape = [sequences * blocks(context), *(size.get_length() for size in list(port.get_partial_shape())[1:])]
         kind = port.get_element_type()
@@ -53,4 +60,5 @@ def new_kv_cache(ports: Mapping[str, openvino.ConstOutput], sequences: int, cont
         except MemoryError:
             raise MemoryError(f"no memory for the KV cache of {sequences} sequences; decode fewer at once") from None
         tensors[name] = openvino.Tensor(memory, shape, kind)
-    return KvCache(sequences, tensors)
+        memories[name] = memory.reshape(sequences, blocks(context), -1) if sequences else memory
+    return KvCache(sequences, tensors, memories)

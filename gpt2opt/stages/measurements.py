@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from gpt2opt import environment
-from gpt2opt.decoding import Decoder
+from gpt2opt.decoding.decoder import Decoder
 from gpt2opt.measure.latency import compare_latency, cuda_time, wall_time
 from gpt2opt.measure.memory import ChildRun, device_vram, in_fresh_process
 from gpt2opt.measure.quality import measure_agreement, perplexity

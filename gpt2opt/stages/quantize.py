@@ -26,7 +26,7 @@ from gpt2opt.runtime.compile import cpu_properties
 from gpt2opt.runtime.generate import generate_from_ir
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
-from gpt2opt.runtime.prompt_lookup import PromptLookup
+from gpt2opt.decoding.prompt_lookup import PromptLookup
 from gpt2opt.sources.models import check_finite
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run

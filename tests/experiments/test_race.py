@@ -33,7 +33,7 @@ from experiments.race.results import (
     throughput,
 )
 from experiments.race.turns import TOO_SLOW, Case, RemoteEngine, make_prompts, race
-from gpt2opt.decoding import Greedy
+from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.stats import Estimate, paired_ratio
 from tests.experiments.stubs import Broken, MissingStub, OursStub, PeerStub, Printing, Stub, UnconvertibleStub
 

@@ -18,7 +18,7 @@ from gpt2opt.runtime.ir_model import load_ir
 
 def test_text_is_continued(quantized):
     assert isinstance(continue_text(quantized[0], "Node 1 of", 5), str)
-    with pytest.raises(ValueError, match="the prompt has 0 tokens"):
+    with pytest.raises(ValueError, match="the prompt is empty"):
         continue_text(quantized[0], "", 5)
     with pytest.raises(ValueError, match="character 2 of the prompt is not text"):
         continue_text(quantized[0], "a \udcff", 5)  # what a shell makes of a byte that is not UTF-8

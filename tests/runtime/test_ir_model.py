@@ -7,14 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2opt.decoding import Greedy
+from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.runtime.bound_graph import BoundGraph
 from gpt2opt.runtime.ir_model import MANY_SEQUENCES, load_ir
 from gpt2opt.runtime.kv_cache import BLOCK
 from gpt2opt.runtime.paged_attention import LAST
-from gpt2opt.runtime.prompt_lookup import PromptLookup
+from gpt2opt.decoding.prompt_lookup import PromptLookup
 from tests.conftest import relative_error, torch_logits
+
+
+def read(model, graph, cache, ids, past) -> np.ndarray:
+    """Read further tokens (B, T) of texts that have `past` tokens each in the first slots of the cache."""
+    return model._prefill(graph, cache, ids, np.full(len(ids), past), np.arange(len(ids)))
 
 
 def test_float_ir_of_a_pruned_model_equals_torch(float_dir, pruned, ids):
@@ -34,8 +39,8 @@ def test_tokens_are_decoded_on_the_cache_that_the_prompt_left(either_cpu, quanti
     assert (model.single_step_graph is None) == either_cpu
     expected = torch_logits(pruned, ids)[:, 20]
     for prompt, decode in (
-        (ids[:, :20], lambda cache, past: model._prefill(model.decode_graph, cache, ids[:, 20:21], past)),
-        (ids[:1, :20], lambda cache, past: model._decode(cache, ids[0, 20:21], past)),
+        (ids[:, :20], lambda cache, past: read(model, model.decode_graph, cache, ids[:, 20:21], past)),
+        (ids[:1, :20], lambda cache, past: model._decode(cache, ids[0, 20:21], past, 0)),
     ):
         decoder = model.decoder(prompt)
         decoder.prefill()
@@ -49,7 +54,7 @@ def test_tokens_are_decoded_on_the_cache_that_the_prompt_left(either_cpu, quanti
 def test_wanted_rows_alone_get_the_logits_that_they_get_with_all_rows(either_cpu, quantized, calibration):
     ids = np.array(calibration["input_ids"][:8]).reshape(2, 128)  # several blocks of the cache
     model = load_ir(quantized[0])
-    last = model._prefill(model.prefill_graph, model._take_cache(2), ids, 0).copy()
+    last = read(model, model.prefill_graph, model._take_cache(2), ids, 0).copy()
     assert relative_error(last, model.logits(ids)[:, -1]) < 1e-3
 
 
@@ -60,14 +65,14 @@ def test_the_last_attention_computes_only_the_wanted_rows(past, length, float_di
     model = load_ir(float_dir)
     cache = model._take_cache(2)
     if past:
-        model._prefill(model.prefill_graph, cache, ids[:, :past], 0)
-    last = model._prefill(model.prefill_graph, cache, ids[:, past:end], past)
+        read(model, model.prefill_graph, cache, ids[:, :past], 0)
+    last = read(model, model.prefill_graph, cache, ids[:, past:end], past)
     np.testing.assert_allclose(last, expected[:, end - 1], atol=1e-3)
     begins, pasts = (model.prefill_graph.inputs[LAST + name] for name in ("subsequence_begins", "past_lens"))
     assert begins[-1] == 2 * length
     within = (pasts % BLOCK + np.diff(begins)).reshape(2, -1)
     assert (within <= BLOCK).all()  # of its block of the cache
-    following = model._prefill(model.prefill_graph, cache, ids[:, end : end + 1], end)  # finds all keys and values in the cache
+    following = read(model, model.prefill_graph, cache, ids[:, end : end + 1], end)  # finds all keys and values in the cache
     np.testing.assert_allclose(following, expected[:, end], atol=1e-3)
     np.testing.assert_allclose(model.logits(ids), expected, atol=1e-3)
 
@@ -131,7 +136,7 @@ def test_decoders_of_one_model_do_not_disturb_each_other(either_cpu, quantized, 
 def test_prompt_lookups_of_one_model_do_not_disturb_each_other(quantized, ids):
     model = load_ir(quantized[0])
     first, second = (model.decoder(ids[row : row + 1, :24]) for row in range(2))
-    expected = [model.generate(decoder.prompt_ids, 40).tolist()[0] for decoder in (first, second)]
+    expected = [model.generate(decoder.prompts, 40).tolist()[0] for decoder in (first, second)]
     chosen = [int(first.prefill().argmax())]
     assert PromptLookup(second).generate(40) == expected[1]
     while len(chosen) < 40:

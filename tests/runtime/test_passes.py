@@ -46,7 +46,7 @@ def test_several_tokens_at_once_give_the_bits_of_one_by_one(quantized, ids, thre
     decoder = model.decoder(ids[:1, :25])
 
     def hidden(graph, tokens, past):
-        model._decode(decoder.cache, tokens, past)
+        model._decode(decoder.cache, tokens, past, 0)
         return graph.request.get_output_tensor().data.copy()
 
     for count in (2, 3, 16):

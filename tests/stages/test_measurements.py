@@ -1,5 +1,6 @@
 """What a stage measures is what the model answers, and what a fresh process reports."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from gpt2opt.measure.memory import ChildRun, Vram
 from gpt2opt.measure.results import Resident
 from gpt2opt.stages import measurements
-from gpt2opt.stages.torch_model import logits_of
+from gpt2opt.stages.torch_model import TorchDecoder, logits_of
 
 
 def test_vram_is_the_childs_own_and_its_ram_stands_beside_it(model_dir, monkeypatch):
@@ -30,3 +31,29 @@ def test_logits_of_a_torch_model_are_its_own_for_windows_of_any_length(model, id
         with torch.inference_mode():
             expected = model(torch.as_tensor(window)).logits
         torch.testing.assert_close(logits(torch.as_tensor(window)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_generation_takes_the_same_steps_whether_or_not_a_padding_token_is_named(model, ids):
+    """A fine-tuned model names one, and is timed beside models that don't."""
+
+    def answers(padding: int | None):
+        model.config.pad_token_id = padding
+        decoder = TorchDecoder(model, torch.as_tensor(ids))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            logits = [decoder.prefill(), decoder.decode(torch.as_tensor(ids[:, :1]))]
+        return logits, Counter(event.name for event in profiler.events())
+
+    (plain, operators), (padded, operators_with_padding) = answers(None), answers(int(ids[0, -1]))
+    assert operators == operators_with_padding
+    assert "aten::item" not in operators, "a step waits for the device"
+    for one, other in zip(plain, padded, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_decoder_answers_as_the_model_does(model, ids):
+    ids = torch.as_tensor(ids)
+    decoder = TorchDecoder(model, ids[:, :-1])
+    with torch.inference_mode():
+        expected = model(ids).logits
+    torch.testing.assert_close(decoder.prefill(), expected[:, -2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(decoder.decode(ids[:, -1:]), expected[:, -1], rtol=1e-4, atol=1e-4)

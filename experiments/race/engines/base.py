@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2opt.decoding import Decoder, Greedy, Logits
+from gpt2opt.decoding.decoder import Decoder, Greedy, Logits
 
 
 @dataclass(frozen=True)

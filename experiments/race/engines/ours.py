@@ -74,7 +74,7 @@ class OursPromptLookup(OursAgain):
     note = "several tokens per step where they can be guessed, each with an equal share of the time"
 
     def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
-        from gpt2opt.runtime.prompt_lookup import PromptLookup
+        from gpt2opt.decoding.prompt_lookup import PromptLookup
 
         decoder = self.model.decoder(prompts)
         marks = [time.perf_counter()]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.race.engines.base import Stepwise
-from gpt2opt.decoding import Logits
+from gpt2opt.decoding.decoder import Logits
 
 
 class TorchFp32(Stepwise):

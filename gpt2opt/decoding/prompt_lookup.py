@@ -4,9 +4,12 @@ The output is that of greedy decoding: a guessed token is kept only if the model
 Decoding", A. Saxena 2023, a case of speculative decoding (Leviathan et al. 2023) whose draft is the text so far.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
+
+from gpt2opt.decoding.decoder import Decoder
 
 LONGEST_MATCH, SHORTEST_MATCH = 4, 2
 """How many tokens have to repeat before the tokens after them are guessed; guesses after a single token are right too seldom."""
@@ -38,27 +41,43 @@ def guess(tokens: Sequence[int], count: int) -> list[int]:
     return []
 
 
+class CanVerify(Decoder, Protocol):
+    """A decoder of one sequence that also reads several tokens in one step."""
+
+    prompts: Sequence[Sequence[int]]
+
+    def verify(self, last: int, guessed: list[int]) -> list[int]:
+        """Read the last token and guesses of what follows; return the guesses that are right and one token more."""
+        ...
+
+
 class PromptLookup:
     """Greedy generation from one prompt, with several tokens per step if they can be guessed.
 
     accepted: the number of tokens that each step gave: 1 and the guesses that were right.
     """
 
-    def __init__(self, decoder):
-        """Take an `IrDecoder` of one sequence."""
-        self.decoder = decoder
+    def __init__(self, decoder: CanVerify, longest_guess: int = LONGEST_GUESS):
+        self.decoder, self.longest_guess = decoder, longest_guess
         self.accepted: list[int] = []
 
     def generate(self, max_new_tokens: int) -> list[int]:
         """Return `max_new_tokens` tokens, the same as plain greedy decoding returns."""
-        prompt = self.decoder.prompt_ids[0].tolist()
-        new = [int(self.decoder.prefill()[0].argmax())]
-        self.accepted, count = [], FIRST_GUESS
-        while len(new) < max_new_tokens:
-            guessed = guess(prompt + new, min(count, max_new_tokens - len(new) - 1))
-            chosen = self.decoder.verify(new[-1], guessed)
-            new += chosen
+        return [token for step in self.steps(max_new_tokens) for token in step]
+
+    def steps(self, max_new_tokens: int) -> Iterator[list[int]]:
+        """Yield the tokens that each step gives, `max_new_tokens` in all."""
+        text = list(self.decoder.prompts[0])
+        end = len(text) + max_new_tokens
+        chosen = [int(self.decoder.prefill()[0].argmax())]
+        self.accepted, count = [], min(FIRST_GUESS, self.longest_guess)
+        while True:
+            text += chosen
+            yield chosen
+            if len(text) == end:
+                return
+            guessed = guess(text, min(count, end - len(text) - 1))
+            chosen = self.decoder.verify(text[-1], guessed)
             self.accepted.append(len(chosen))
             if guessed:
-                count = min(2 * count, LONGEST_GUESS) if len(chosen) > len(guessed) else max(count // 2, 1)
-        return new
+                count = min(2 * count, self.longest_guess) if len(chosen) > len(guessed) else max(count // 2, 1)

@@ -1,16 +1,16 @@
 import numpy as np
 
-from gpt2opt.runtime.prompt_lookup import LONGEST_GUESS, PromptLookup, guess
+from gpt2opt.decoding.prompt_lookup import LONGEST_GUESS, PromptLookup, guess
 
 
 class Reciter:
     """Stands for a decoder: it always continues as a known text does, whatever is guessed."""
 
     def __init__(self, text: list[int], prompt: int):
-        self.text, self.prompt_ids = text, np.array([text[:prompt]])
+        self.text, self.prompts = text, [text[:prompt]]
 
     def prefill(self) -> np.ndarray:
-        self.past = self.prompt_ids.shape[1]
+        self.past = len(self.prompts[0])
         return np.eye(max(self.text) + 1)[[self.text[self.past]]]
 
     def verify(self, last: int, guessed: list[int]) -> list[int]:

@@ -1,0 +1,91 @@
+"""How tokens are chosen and when a text ends. Names, meanings and defaults are those of transformers' `GenerationConfig`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """The settings of one generation.
+
+    max_new_tokens: most tokens that are generated. do_sample: draw from the distribution instead of taking its most probable token.
+    temperature, top_k, top_p, min_p, typical_p: how the distribution is changed before a token is drawn, see `processors`; without
+    `do_sample` they have no effect. top_k: 0 keeps all tokens. repetition_penalty: scores of tokens that the text already has are
+    divided by it. num_beams: above 1, beam search. length_penalty: the beams' scores are divided by length ** length_penalty.
+    early_stopping: when beam search stops, see `beam`. penalty_alpha: above 0, contrastive search among the `top_k` tokens.
+    eos_token_id: the token that ends a text; None: only the other limits end it. stop_strings: a text ends before the first of these.
+    seed: of the draws. top_logprobs: report the log-probability of each token that was chosen, and the ids and log-probabilities of
+    this many most probable ones; None: neither. prompt_lookup_num_tokens: in greedy decoding of one prompt, guess up to this many tokens
+    of a text that repeats itself and check them in one step, which changes no token; see `prompt_lookup`.
+    """
+
+    max_new_tokens: int = 20
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float | None = None
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    penalty_alpha: float | None = None
+    eos_token_id: int | None = None
+    stop_strings: tuple[str, ...] = ()
+    seed: int = 0
+    top_logprobs: int | None = None
+    prompt_lookup_num_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, in one line, for a setting that no generation can follow."""
+        for name, right, expected in (
+            ("max_new_tokens", _whole(self.max_new_tokens, 1), "a whole number of at least 1"),
+            ("temperature", _number(self.temperature) and self.temperature > 0, "a number above 0; for greedy decoding leave do_sample out"),
+            ("top_k", _whole(self.top_k, 0), "a whole number of at least 0; 0 keeps all tokens"),
+            ("top_p", _number(self.top_p) and 0 < self.top_p <= 1, "a number above 0 and at most 1; 1 keeps all tokens"),
+            ("min_p", self.min_p is None or (_number(self.min_p) and 0 <= self.min_p <= 1), "a number from 0 to 1, or None"),
+            ("typical_p", _number(self.typical_p) and 0 < self.typical_p <= 1, "a number above 0 and at most 1; 1 keeps all tokens"),
+            ("repetition_penalty", _number(self.repetition_penalty) and self.repetition_penalty > 0, "a number above 0; 1 is no penalty"),
+            ("num_beams", _whole(self.num_beams, 1), "a whole number of at least 1; 1 is no beam search"),
+            ("length_penalty", _number(self.length_penalty), "a number"),
+            ("early_stopping", self.early_stopping in (True, False, "never"), 'True, False or "never"'),
+            ("penalty_alpha", self.penalty_alpha is None or (_number(self.penalty_alpha) and 0 <= self.penalty_alpha <= 1), "from 0 to 1"),
+            ("seed", _whole(self.seed, 0), "a whole number of at least 0"),
+            ("top_logprobs", self.top_logprobs is None or _whole(self.top_logprobs, 0), "a whole number of at least 0, or None"),
+            (
+                "prompt_lookup_num_tokens",
+                self.prompt_lookup_num_tokens is None or _whole(self.prompt_lookup_num_tokens, 1),
+                "a whole number of at least 1, or None",
+            ),
+            (
+                "stop_strings",
+                isinstance(self.stop_strings, tuple) and all(isinstance(stop, str) and stop for stop in self.stop_strings),
+                "a tuple of strings, none of them empty",
+            ),
+        ):
+            if not right:
+                raise ValueError(f"{name}={getattr(self, name)!r}, expected {expected}")
+        if sum([self.do_sample, self.num_beams > 1, bool(self.penalty_alpha)]) > 1:
+            raise ValueError("do_sample, num_beams > 1 and penalty_alpha are three methods: choose one of them")
+        plain = self.method == "greedy" and self.repetition_penalty == 1 and self.top_logprobs is None
+        if self.prompt_lookup_num_tokens and not plain:
+            raise ValueError("prompt_lookup_num_tokens works with greedy decoding alone, without repetition_penalty and top_logprobs")
+        if self.penalty_alpha and self.top_k < 2:
+            raise ValueError(f"top_k={self.top_k}: contrastive search chooses among at least 2 tokens")
+
+    @property
+    def method(self) -> str:
+        """Return the name of the method: greedy, sampling, beam search or contrastive search."""
+        if self.num_beams > 1:
+            return "beam search"
+        if self.penalty_alpha:
+            return "contrastive search"
+        return "sampling" if self.do_sample else "greedy"
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) != float("inf")
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

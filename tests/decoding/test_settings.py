@@ -1,0 +1,51 @@
+"""Settings that no generation can follow are refused in one line."""
+
+import pytest
+from transformers import GenerationConfig
+
+from gpt2opt.decoding.settings import DecodingSettings
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"top_p": 0}, "top_p=0, expected a number above 0"),
+        ({"top_p": 1.5}, "top_p=1.5"),
+        ({"temperature": 0}, "temperature=0, expected a number above 0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"temperature": "warm"}, "temperature='warm'"),
+        ({"top_k": -1}, "top_k=-1"),
+        ({"min_p": 2}, "min_p=2"),
+        ({"typical_p": 0}, "typical_p=0"),
+        ({"repetition_penalty": 0}, "repetition_penalty=0"),
+        ({"num_beams": 0}, "num_beams=0"),
+        ({"early_stopping": "soon"}, "early_stopping='soon'"),
+        ({"penalty_alpha": 1.1}, "penalty_alpha=1.1"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"max_new_tokens": True}, "max_new_tokens=True"),
+        ({"seed": -1}, "seed=-1"),
+        ({"stop_strings": ("",)}, "stop_strings=('',)"),
+        ({"stop_strings": "end"}, "stop_strings='end'"),
+        ({"do_sample": True, "num_beams": 2}, "three methods"),
+        ({"penalty_alpha": 0.6, "top_k": 1}, "at least 2 tokens"),
+    ],
+)
+def test_a_wrong_setting_is_named(wrong, message):
+    with pytest.raises(ValueError) as refused:
+        DecodingSettings(**wrong)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_defaults_are_those_of_transformers():
+    theirs = GenerationConfig()
+    shared = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
+    shared += ("num_beams", "length_penalty", "early_stopping", "penalty_alpha")
+    ours = DecodingSettings()
+    assert {name: getattr(ours, name) for name in shared} == {name: getattr(theirs, name, None) for name in shared}
+    assert ours.max_new_tokens == theirs.max_length
+
+
+def test_the_method_has_a_name():
+    cases = [{}, {"do_sample": True}, {"num_beams": 2}, {"penalty_alpha": 0.6}]
+    assert [DecodingSettings(**case).method for case in cases] == ["greedy", "sampling", "beam search", "contrastive search"]
