@@ -117,7 +117,10 @@ WRONG = {
     "text too short to calibrate": (["run", "--model", "{model}", "--text", "{few}"], "is too short; expected"),
     "missing directory": (["audit", "./missing"], "no openvino_model.xml in missing"),
     "damaged directory": (["generate", "{damaged}", "--prompt", "a"], "was changed or cut short"),
-    "prompt too long": (["generate", "{int8}", "--prompt", "Node 1 of graph 2", "--max-new-tokens", "255"], "from 1 to 1 fit into the context"),
+    "prompt too long": (
+        ["generate", "{int8}", "--prompt", "Node 1 of graph 2", "--max-new-tokens", "255"],
+        "from 1 to 1 fit into the context",
+    ),
     "more new tokens than the context": (
         ["generate", "{int8}", "--prompt", "Node", "--max-new-tokens", "600"],
         "600 new tokens don't fit into the context of 256",

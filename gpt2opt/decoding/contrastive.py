@@ -31,7 +31,9 @@ def contrastive_search(
         ValueError: the decoder does not show its hidden states.
     """
     if not hasattr(decoder, "hidden_states"):
-        raise ValueError("contrastive search needs hidden states, which this engine does not give; choose torch, or leave penalty_alpha out")
+        raise ValueError(
+            "contrastive search needs hidden states, which this engine does not give; choose torch, or leave penalty_alpha out"
+        )
     alpha, k = float(settings.penalty_alpha or 0), settings.top_k
     texts, sequences = [list(prompt) for prompt in prompts], list(range(len(prompts)))
     logits = as_numpy(decoder.prefill())

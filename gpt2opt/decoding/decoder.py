@@ -92,7 +92,9 @@ def check_prompts(prompts: Sequence[Any] | np.ndarray, new_tokens: int, context:
         if ids.size and ids.dtype.kind not in "iu":
             raise ValueError(f"ids of type {ids.dtype}, expected integers")
         if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
-            raise ValueError(f"token ids from {ids.min()} to {ids.max()}, expected from 0 to {vocab_size - 1}; use the model's own tokenizer")
+            raise ValueError(
+                f"token ids from {ids.min()} to {ids.max()}, expected from 0 to {vocab_size - 1}; use the model's own tokenizer"
+            )
         check_fits(len(ids), new_tokens, context)
     return [ids.astype(np.int64) for ids in texts]
 

@@ -198,4 +198,3 @@ def _log_probabilities(logits: np.ndarray, token: int, count: int) -> tuple[floa
     best = np.argpartition(found, -count)[-count:] if 0 < count < len(found) else np.arange(len(found) if count else 0)
     best = best[np.argsort(-found[best], kind="stable")]
     return float(found[token]), tuple((int(each), float(found[each])) for each in best)
-

@@ -53,14 +53,20 @@ def penalize_repetition(ids: Sequence[int], scores: np.ndarray, penalty: float) 
 
 
 def keep_top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Keep the k tokens of the highest scores, and those that score as much as the last of them (Fan et al. 2018). As `TopKLogitsWarper`."""
+    """Keep the k tokens of the highest scores, and those that score as much as the last of them (Fan et al. 2018).
+
+    As `TopKLogitsWarper`.
+    """
     if k >= len(scores):
         return scores
     return np.where(scores < np.partition(scores, -k)[-k], -np.inf, scores)
 
 
 def keep_top_p(scores: np.ndarray, top_p: float) -> np.ndarray:
-    """Keep the fewest tokens that have `top_p` of the probability together (nucleus sampling, Holtzman et al. 2020). As `TopPLogitsWarper`."""
+    """Keep the fewest tokens that have `top_p` of the probability together (nucleus sampling, Holtzman et al. 2020).
+
+    As `TopPLogitsWarper`.
+    """
     probabilities = np.exp(log_softmax(scores))
     # All tokens below this have less than 1 - top_p together, so they leave in any case, and only the rest needs to be sorted.
     (candidates,) = np.nonzero(probabilities * len(scores) > 1 - top_p)

@@ -40,7 +40,11 @@ class DecodingSettings:
         """Raise ValueError, in one line, for a setting that no generation can follow."""
         for name, right, expected in (
             ("max_new_tokens", _whole(self.max_new_tokens, 1), "a whole number of at least 1"),
-            ("temperature", _number(self.temperature) and self.temperature > 0, "a number above 0; for greedy decoding leave do_sample out"),
+            (
+                "temperature",
+                _number(self.temperature) and self.temperature > 0,
+                "a number above 0; for greedy decoding leave do_sample out",
+            ),
             ("top_k", _whole(self.top_k, 0), "a whole number of at least 0; 0 keeps all tokens"),
             ("top_p", _number(self.top_p) and 0 < self.top_p <= 1, "a number above 0 and at most 1; 1 keeps all tokens"),
             ("min_p", self.min_p is None or (_number(self.min_p) and 0 <= self.min_p <= 1), "a number from 0 to 1, or None"),

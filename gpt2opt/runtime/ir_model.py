@@ -12,13 +12,13 @@ import numpy as np
 import openvino
 
 from gpt2opt.decoding.decoder import Greedy, check_fits, check_prompts
+from gpt2opt.decoding.prompt_lookup import PromptLookup
 from gpt2opt.runtime import attention_inputs
 from gpt2opt.runtime.bound_graph import BoundGraph
 from gpt2opt.runtime.compile import CompiledIr, compile_ir, give_back_pages
 from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache
 from gpt2opt.runtime.manifest import read_config
 from gpt2opt.runtime.paged_attention import LAST, ROWS, SEQUENCES
-from gpt2opt.decoding.prompt_lookup import PromptLookup
 
 MANY_SEQUENCES = 16
 """From this number of rows on, a matmul is bound by arithmetic, and the prefill graph decodes faster than the decode graph."""

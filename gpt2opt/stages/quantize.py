@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from gpt2opt.decoding.prompt_lookup import PromptLookup
 from gpt2opt.environment import give_back_memory, has_int8_dot_product
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.measure.quality import window_length
@@ -26,7 +27,6 @@ from gpt2opt.runtime.compile import cpu_properties
 from gpt2opt.runtime.generate import generate_from_ir
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
-from gpt2opt.decoding.prompt_lookup import PromptLookup
 from gpt2opt.sources.models import check_finite
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,7 @@ class TorchDecoder:
         self.lengths = torch.tensor([len(ids) for ids in texts]).to(model.device)
         self.prompts = pad_sequence(texts, batch_first=True, padding_side="left").to(model.device)
         self.padded = len({len(ids) for ids in texts}) > 1
+        self.past: Any = None
 
     def prefill(self) -> torch.Tensor:
         self.past, width = None, self.prompts.shape[1]
@@ -87,7 +89,12 @@ class TorchDecoder:
         # That would slow down such models alone, and on a GPU every step would wait for the answer.
         embeddings = self.model.transformer.wte(ids)
         out = self.model(
-            inputs_embeds=embeddings, past_key_values=self.past, use_cache=True, logits_to_keep=1, output_hidden_states=self.hidden, **layout
+            inputs_embeds=embeddings,
+            past_key_values=self.past,
+            use_cache=True,
+            logits_to_keep=1,
+            output_hidden_states=self.hidden,
+            **layout,
         )
         self.past = out.past_key_values
         if self.hidden:

@@ -45,7 +45,14 @@ def test_greedy_is_that_of_transformers(pruned, float_ir, prompts):
 
 @pytest.mark.parametrize(
     "changed",
-    [{}, {"length_penalty": 2.0}, {"length_penalty": -1.0}, {"early_stopping": True}, {"early_stopping": "never"}, {"repetition_penalty": 1.5}],
+    [
+        {},
+        {"length_penalty": 2.0},
+        {"length_penalty": -1.0},
+        {"early_stopping": True},
+        {"early_stopping": "never"},
+        {"repetition_penalty": 1.5},
+    ],
     ids=str,
 )
 def test_beams_are_those_of_transformers(changed, pruned, float_ir, prompts):

@@ -49,7 +49,9 @@ def test_without_sampling_only_the_repetition_penalty_counts():
     )
 
 
-@pytest.mark.parametrize("changed", [{}, {"top_k": 4}, {"top_k": 0, "top_p": 0.7}, {"top_k": 0, "temperature": 1.5, "min_p": 0.05}], ids=str)
+@pytest.mark.parametrize(
+    "changed", [{}, {"top_k": 4}, {"top_k": 0, "top_p": 0.7}, {"top_k": 0, "temperature": 1.5, "min_p": 0.05}], ids=str
+)
 def test_draws_follow_the_distribution_of_transformers(changed, table):
     """10,000 draws of one token, and as many by transformers' `generate` on the same logits, against the same expectation."""
     settings, draws = DecodingSettings(do_sample=True, max_new_tokens=1, seed=3, **changed), 10_000

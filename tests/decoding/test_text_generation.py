@@ -42,7 +42,12 @@ def test_lookup_changes_no_text(model, tokenizer):
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [("", "the prompt is empty"), (b"bytes", "type bytes, expected text"), ("a \udcff", "character 2 of the prompt"), ("a " * 300, "fit into")],
+    [
+        ("", "the prompt is empty"),
+        (b"bytes", "type bytes, expected text"),
+        ("a \udcff", "character 2 of the prompt"),
+        ("a " * 300, "fit into"),
+    ],
 )
 def test_a_prompt_that_can_not_be_continued_is_refused_before_anything_is_generated(prompt, message, model, tokenizer):
     with pytest.raises(ValueError, match=message):
