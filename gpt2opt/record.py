@@ -73,20 +73,22 @@ def dominated_by(measurement: Measurement, others: typing.Iterable[Measurement])
     Measurements that no other dominates are the Pareto front. Only those of the same device, scored text and timed prompt are held
     against each other, and only if all three were measured. It goes by the figures alone: their intervals may overlap.
     """
-    setting = _setting(measurement)
-    return [other for other in others if setting and _setting(other) == setting and _beats(other, measurement)]
+    own = _figures(measurement)
+    return [other for other in others if own and (theirs := _figures(other)) and _beats(theirs, own)]
 
 
-def _setting(measurement: Measurement) -> tuple | None:
+def _figures(measurement: Measurement) -> tuple[tuple, tuple[float, ...]] | None:
+    """Return how a measurement was taken and what it found, perplexity, TPOT and bytes; None if one of them was not measured."""
     latency, memory, quality = measurement.latency, measurement.memory, measurement.quality
     if not (latency and memory and quality):
         return None
-    return measurement.device, quality.protocol, latency.prompt_tokens, latency.new_tokens, latency.batch_size
+    setting = (measurement.device, quality.protocol, latency.prompt_tokens, latency.new_tokens, latency.batch_size)
+    return setting, (quality.perplexity, latency.tpot_s, memory.weight_bytes)
 
 
-def _beats(one: Measurement, other: Measurement) -> bool:
-    a, b = ((m.quality.perplexity, m.latency.tpot_s, m.memory.weight_bytes) for m in (one, other))
-    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+def _beats(one: tuple[tuple, tuple[float, ...]], other: tuple[tuple, tuple[float, ...]]) -> bool:
+    (setting, a), (others_setting, b) = one, other
+    return setting == others_setting and a != b and all(x <= y for x, y in zip(a, b, strict=True))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Decoding", A. Saxena 2023, a case of speculative decoding (Leviathan et al. 2023
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -44,7 +44,10 @@ def guess(tokens: Sequence[int], count: int) -> list[int]:
 class CanVerify(Decoder, Protocol):
     """A decoder of one sequence that also reads several tokens in one step."""
 
-    prompts: Sequence[Sequence[int]]
+    @property
+    def prompts(self) -> Sequence[Any]:
+        """Return a list with the prompt's token ids as its only entry."""
+        ...
 
     def verify(self, last: int, guessed: list[int]) -> list[int]:
         """Read the last token and guesses of what follows; return the guesses that are right and one token more."""
@@ -67,7 +70,7 @@ class PromptLookup:
 
     def steps(self, max_new_tokens: int) -> Iterator[list[int]]:
         """Yield the tokens that each step gives, `max_new_tokens` in all."""
-        text = list(self.decoder.prompts[0])
+        text = [int(token) for token in self.decoder.prompts[0]]
         end = len(text) + max_new_tokens
         chosen = [int(self.decoder.prefill()[0].argmax())]
         self.accepted, count = [], min(FIRST_GUESS, self.longest_guess)

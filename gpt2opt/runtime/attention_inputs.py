@@ -43,7 +43,7 @@ def texts_cut_at_blocks(pasts: np.ndarray, lengths: np.ndarray, slots: np.ndarra
     The last sequence of each text attends to everything before it.
     """
     per_text = blocks(context)
-    sequences = []  # of each: the tokens before it that it attends to, how many it has, its blocks
+    sequences: list[tuple[int, int, Sequence[int]]] = []  # of each: the tokens before it that it attends to, how many it has, its blocks
     for past, length, slot in zip(pasts, lengths, slots, strict=True):
         starts = [past, *range((past // BLOCK + 1) * BLOCK, past + length, BLOCK)]
         first = slot * per_text

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,10 +88,11 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
     graph = openvino.Core().read_model(str(directory / "openvino_model.xml"))
     stored, float_inputs = {}, []
     for node in matmuls(graph):
-        if name := _matmul(node.get_friendly_name()):
-            stored[name] = stored_weight(node).get_element_type().get_type_name()
+        weight, name = stored_weight(node), _matmul(node.get_friendly_name())
+        if weight and name:
+            stored[name] = weight.get_element_type().get_type_name()
             float_inputs += [] if activation_quantizer(node) else [name]
-    constants = Counter()
+    constants: Counter[str] = Counter()
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "Constant":
             constants[node.get_element_type().get_type_name()] += node.get_byte_size()
@@ -108,13 +110,17 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
 
 def _executed(compiled: openvino.CompiledModel) -> dict[str, tuple[str, str]]:
     """Return matmul -> (type of its input, type of its weight) in a compiled graph; all types if its parts differ."""
-    parts = {}
+    parts: dict[str, list[list[str]]] = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
         if _fact(node, "layerType") in ("FullyConnected", "MatMul", "Convolution") and (name := _matmul(node.get_friendly_name())):
             # A node that feeds several others lists the type of each output.
             types = [_fact(node.input_value(port).get_node(), "outputPrecisions").split(",")[0] for port in (0, 1)]
             parts.setdefault(name, []).append(types)
-    return {name: tuple(" and ".join(sorted(set(types))) for types in zip(*found, strict=True)) for name, found in parts.items()}
+    return {name: (_one_or_all(pair[0] for pair in found), _one_or_all(pair[1] for pair in found)) for name, found in parts.items()}
+
+
+def _one_or_all(types: Iterable[str]) -> str:
+    return " and ".join(sorted(set(types)))
 
 
 def _fact(node: openvino.Node, name: str) -> str:

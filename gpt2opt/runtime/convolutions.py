@@ -25,10 +25,13 @@ def multiply_parts(graph: Model) -> Model:
     """
     for split in graph.get_ordered_ops():
         total = split.input_value(0).get_node() if split.get_type_name() == "VariadicSplit" else None
-        matmul = total.input_value(0).get_node() if total and total.get_type_name() == "Add" else None
-        if not matmul or not stored_weight(matmul) or not activation_quantizer(matmul):
+        if total is None or total.get_type_name() != "Add":
             continue
-        weight, scales, bias, first = stored_weight(matmul), weight_scales(matmul), constant_data(total.input_value(1)), 0
+        matmul = total.input_value(0).get_node()
+        weight = stored_weight(matmul)
+        if weight is None or not activation_quantizer(matmul):
+            continue
+        scales, bias, first = weight_scales(matmul), constant_data(total.input_value(1)), 0
         for part in split.outputs():
             rows = slice(first, first + num_channels(part))
             first = rows.stop

@@ -119,7 +119,13 @@ class IrModel:
         return check_prompts(prompts, new_tokens, self.context, self.vocab_size)
 
     def _prefill(
-        self, graph: BoundGraph, cache: KvCache, texts: Sequence[np.ndarray], pasts: np.ndarray, slots: np.ndarray, every: bool = False
+        self,
+        graph: BoundGraph,
+        cache: KvCache,
+        texts: Sequence[np.ndarray] | np.ndarray,
+        pasts: np.ndarray,
+        slots: np.ndarray,
+        every: bool = False,
     ) -> np.ndarray:
         """Read further tokens of B texts, which have `pasts` (B,) tokens in these slots of the cache; return the last ones' logits (B, V).
 
@@ -172,8 +178,9 @@ class IrModel:
         if left and left.sequences == sequences:
             return left
         del left
-        for graph in {self.prefill_graph, self.decode_graph, self.single_step_graph} - {None}:
-            graph.bind_cache(self._no_cache)  # a cache that stays bound would keep its memory
+        for graph in (self.prefill_graph, self.decode_graph, self.single_step_graph):
+            if graph:
+                graph.bind_cache(self._no_cache)  # a cache that stays bound would keep its memory
         return new_kv_cache(self._cache_ports, sequences, self.context)
 
     def _return_cache(self, cache: KvCache) -> None:

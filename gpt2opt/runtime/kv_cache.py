@@ -33,7 +33,7 @@ class KvCache:
     tensors: dict[str, openvino.Tensor]
     memory: dict[str, np.ndarray]
 
-    def copy(self, source: "KvCache", pairs: Sequence[tuple[int, int]], tokens: Sequence[int]) -> None:
+    def copy(self, source: "KvCache", pairs: Sequence[tuple[int, int]], tokens: Sequence[int] | np.ndarray) -> None:
         """For each pair (slot of `source`, slot here), copy the first blocks, those of this number of tokens."""
         for name, memory in self.memory.items():
             for (there, here), count in zip(pairs, tokens, strict=True):

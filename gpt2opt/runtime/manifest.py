@@ -68,7 +68,7 @@ def _manifest(content: Any) -> Manifest:
     """Return a JSON value as a manifest, or raise ValueError with what is wrong in it."""
     if not isinstance(content, dict):
         raise ValueError(f"a JSON {type(content).__name__}, expected an object")
-    found = {field.name: content.get(field.name) for field in dataclasses.fields(Manifest)}
+    found: dict[str, Any] = {field.name: content.get(field.name) for field in dataclasses.fields(Manifest)}
     if found["schema"] != SCHEMA:
         raise ValueError(f"schema {found['schema']!r}, expected {SCHEMA!r}")
     for name, known in (("weights", WEIGHTS), ("kv_cache", KV_CACHES)):
