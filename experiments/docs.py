@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.contract import EXPERIMENTS, hash_of, json_path, read_result_of, write_charts
 from gpt2opt.environment import cpu_kind, machine_label
-from gpt2opt.record import Record, read_record
+from gpt2opt.record import QUANTIZE, Record, read_record
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.conclusions import conclude_finetune, conclude_profile, conclude_prune, conclude_quantize
 from gpt2opt.report.tables import memory_table, perplexity_ratio, quality_table, speed_table, summary_table, table
@@ -42,9 +42,11 @@ def documents() -> list[Path]:
 
 
 def take_run() -> Path:
-    """Copy the record of the last run of the notebook, traces/run.json, to the results of its kind of CPU."""
+    """Copy the record of the last run of the notebook, traces/run.json, to the results of its GPU, or of its kind of CPU."""
     source = ROOT / "traces" / "run.json"
-    target = RESULTS / cpu_kind(read_record(source).environment["cpu_flags"]) / "run.json"
+    facts = read_record(source).environment
+    folder = re.sub(r"\W+", "_", facts["gpu"].lower()) if facts["gpu"] else cpu_kind(facts["cpu_flags"])
+    target = RESULTS / folder / "run.json"
     write_whole(target, source.read_bytes())
     return target
 
@@ -127,16 +129,18 @@ def _taken_on(record: Record) -> str:
 
 
 def _summary(record: Record, link: str) -> str:
-    int8, fp32 = record.measured("INT8"), record.measured("FP32")
-    return (
-        f"{summary_table(record).markdown()}\n\n{_taken_on(record)} INT8 has {perplexity_ratio(int8.quality, fp32.quality)} times the "
-        f"perplexity of its FP32 control. Every number comes from [`run.json`]({link}/run.json), which also holds the raw samples."
-    )
+    parts = [_taken_on(record)]
+    if record.stages[-1].name == QUANTIZE:
+        int8, fp32 = record.measured("INT8").quality, record.measured("FP32").quality
+        parts.append(f"INT8 has {perplexity_ratio(int8, fp32)} times the perplexity of its FP32 control.")
+    parts.append(f"Every number comes from [`run.json`]({link}/run.json), which also holds the raw samples.")
+    return f"{summary_table(record).markdown()}\n\n{' '.join(parts)}"
 
 
 def _conclusions(record: Record, link: str) -> str:
     parts = (conclude_profile, conclude_prune, conclude_finetune, conclude_quantize)
-    return "\n\n".join(f"**Part {number}.** {' '.join(said(record).splitlines())}" for number, said in enumerate(parts, 1))
+    said = [conclude(record) for conclude, _ in zip(parts, record.stages, strict=False)]  # a run may end before the last stage
+    return "\n\n".join(f"**Part {number}.** {' '.join(words.splitlines())}" for number, words in enumerate(said, 1))
 
 
 def _charts(record: Record, link: str) -> str:

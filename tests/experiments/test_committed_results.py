@@ -12,7 +12,7 @@ from experiments.contract import EXPERIMENTS, hash_of, read_result_of
 from experiments.pruning.run import IMPORTANCE, RANDOM
 from gpt2opt.environment import cpu_kind
 from gpt2opt.measure.trace import check_trace
-from gpt2opt.record import PROFILE, read_record
+from gpt2opt.record import PROFILE, PRUNE, QUANTIZE, read_record
 from gpt2opt.sources.models import BUNDLED, load_model
 from gpt2opt.stages.quantize import NO_DOT_PRODUCT
 
@@ -129,9 +129,20 @@ def test_importance_beats_the_first_heads_and_random_ones_in_the_committed_contr
             assert controls.mean(IMPORTANCE, count).ratio_interval(controls.mean(rule, count))[1] < 1
 
 
-@pytest.fixture(params=kinds("run"))
+RUNS = {kind: read_record(docs.RESULTS / kind / "run.json") for kind in kinds("run")}
+
+
+@pytest.fixture(params=[kind for kind, run in RUNS.items() if run.stages[-1].name == QUANTIZE])
 def record(request):
-    return read_record(docs.RESULTS / request.param / "run.json")
+    return RUNS[request.param]
+
+
+def test_a_run_with_a_gpu_chose_the_same_heads_and_found_the_same_losses_as_one_without():
+    cpu, gpu = RUNS["avx2"], RUNS["nvidia_h200"]
+    assert gpu.stage(PRUNE).measurement.facts["pruned_heads"] == cpu.stage(PRUNE).measurement.facts["pruned_heads"]
+    for one, other in zip(gpu.stages, cpu.stages, strict=False):
+        assert one.measurement.device == "NVIDIA H200"
+        assert one.measurement.quality.perplexity == pytest.approx(other.measurement.quality.perplexity, rel=1e-3)
 
 
 def test_pruning_costs_fine_tuning_pays_back_and_int8_keeps_it(record):
