@@ -62,12 +62,12 @@ def size_table(result: ClassifierResult) -> Table:
     rows = []
     for variant in result.variants:
         if variant.left_out:
-            rows.append((variant.name, *[MISSING] * 4, f"left out: {variant.left_out}"))
+            rows.append((variant.name, *[MISSING] * 5, f"left out: {variant.left_out}"))
             continue
         smaller = f"{result.base.size_bytes / variant.size_bytes:.2f}"
         layers = [f"{count} of {result.linears}" for count in (variant.int8.stored, variant.int8.multiplied)]
-        rows.append((variant.name, megabytes(variant.size_bytes), smaller, *layers, variant.note))
-    return table(("variant", "saved, MB", "times smaller", "Linear stored in INT8", "Linear multiplied in INT8", "how"), rows)
+        rows.append((variant.name, megabytes(variant.size_bytes), smaller, *layers, f"{variant.package} {variant.version}", variant.note))
+    return table(("variant", "saved, MB", "times smaller", "Linear stored in INT8", "Linear multiplied in INT8", "package", "how"), rows)
 
 
 def latency_table(result: ClassifierResult) -> Table:

@@ -7,17 +7,17 @@ a small DistilBERT that is trained here gives the answers.
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from experiments.classifier.tasks import CALIBRATION_TEXTS, Task, find_task
 from experiments.classifier.training import random_full_size, train_small
-from experiments.classifier.variants import VARIANTS, Int8Layers, Subject, TorchFp32, Variant
+from experiments.classifier.variants import VARIANTS, Int8Layers, Subject, TorchFp32, Variant, Worker
 from experiments.race.turns import SETTLE_S, Case, make_prompts, one_line, thread_settings
 from gpt2opt import environment
 from gpt2opt.measure.child import Child
@@ -91,25 +91,6 @@ class ClassifierResult:
     def fp32_of(self, variant: VariantResult) -> VariantResult | None:
         """Return the FP32 form in the same runtime; None if it was left out."""
         return next((each for each in self.measured if each.name == variant.fp32), None)
-
-
-class Worker:
-    """One form of the classifier in a process of its own."""
-
-    def __init__(self, variant: type[Variant], folder: Path, threads: int):
-        self.variant = variant()
-        self.variant.load(folder, threads)
-
-    def int8_layers(self) -> Int8Layers:
-        return self.variant.int8_layers()
-
-    def seconds(self, ids: np.ndarray) -> float:
-        start = time.perf_counter()
-        self.variant.logits(ids)
-        return time.perf_counter() - start
-
-    def answers(self, rows: list[list[int]]) -> list[int]:
-        return [int(self.variant.logits(np.array([row])).argmax()) for row in rows]
 
 
 Facts = dict[str, dict[str, Any]]
@@ -273,11 +254,14 @@ class _Bench:
     """The variants of one subject, each in a process of its own; one that fails leaves, and `facts` says why."""
 
     def __init__(self, chosen: Sequence[type[Variant]], subject: Subject, folder: Path, facts: Facts):
-        self.subject, self.facts, self.workers = subject, facts, {}
-        for variant in tqdm([each for each in chosen if not facts[each.name].get("left_out")], desc="making the variants", file=sys.stderr):
+        self.subject, self.facts = subject, facts
+        self.workers: dict[str, Child] = {}
+        for variant in tqdm(chosen, desc="making the variants", file=sys.stderr):
+            if facts[variant.name].get("left_out"):
+                continue
             try:
                 self._start(variant, folder / variant.slug())
-            except (RuntimeError, OSError, MemoryError) as error:
+            except Exception as error:  # each library raises its own errors for an architecture that it can't convert
                 self._leave(variant.name, error)
 
     def __enter__(self) -> "_Bench":
@@ -290,16 +274,17 @@ class _Bench:
     def _start(self, variant: type[Variant], folder: Path) -> None:
         import psutil
 
+        if self.facts[variant.fp32.name].get("left_out"):
+            raise RuntimeError(f"{variant.fp32.name}, which it is compared with, was left out")
         folder.mkdir(parents=True)
         variant().make(self.subject, folder)
         environment.give_back_memory()
-        threads = environment.threads()
+        threads, found = environment.threads(), self.facts[variant.name]
         self.workers[variant.name] = Child(Worker, variant, folder, threads, environment=thread_settings(threads))
         if psutil.virtual_memory().available < RESERVE_BYTES:
-            raise MemoryError("no memory left beside the variants before it; name fewer with --variants")
-        # Of the timed model, which comes first.
-        self.facts[variant.name].setdefault("size_bytes", variant().size_bytes(folder))
-        self.facts[variant.name].setdefault("int8", self.workers[variant.name].call("int8_layers"))
+            raise MemoryError("no memory is left beside the variants before it; name fewer with --variants")
+        if "size_bytes" not in found:  # of the timed model, which comes first
+            found["size_bytes"], found["int8"] = variant().size_bytes(folder), self.workers[variant.name].call("int8_layers")
 
     def time(self, runs: int, tokens: int) -> None:
         """Time all variants in turns, after a warm-up of each, on a new text in each round."""
@@ -310,15 +295,15 @@ class _Bench:
             time.sleep(SETTLE_S)
             return self.workers[name].call("seconds", make_prompts(Case(tokens, 1), vocabulary, 0, number))
 
-        for name in list(self.workers):
-            try:
+        for name in samples:
+            with self._leaving_if_it_fails(name):
                 self.facts[name]["warmup_runs"], _ = warm_up(lambda name=name: [turn(name, 0)])
-            except RuntimeError as error:
-                self._leave(name, error)
         orders = tqdm(turn_orders(list(self.workers), runs), total=runs, desc="timing in turns", file=sys.stderr)
         for number, order in enumerate(orders, 1):
             for name in order:
-                samples[name].append(turn(name, number))
+                if name in self.workers:
+                    with self._leaving_if_it_fails(name):
+                        samples[name].append(turn(name, number))
         for name in self.workers:
             self.facts[name]["samples_s"] = tuple(samples[name])
 
@@ -328,15 +313,20 @@ class _Bench:
         with tqdm(total=len(chunks) * len(self.workers), desc=f"answering {len(rows):,} texts", file=sys.stderr) as bar:
             for name in list(self.workers):
                 answers: list[int] = []
-                try:
+                with self._leaving_if_it_fails(name):
                     for chunk in chunks:
                         answers += self.workers[name].call("answers", chunk)
                         bar.update()
-                except RuntimeError as error:
-                    self._leave(name, error)
-                self.facts[name]["answers"] = tuple(answers)
+                    self.facts[name]["answers"] = tuple(answers)
 
-    def _leave(self, name: str, error: BaseException) -> None:
-        self.facts[name]["left_out"] = f"failed: {one_line(str(error))}"
+    @contextmanager
+    def _leaving_if_it_fails(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            self._leave(name, error)
+
+    def _leave(self, name: str, error: Exception) -> None:
+        self.facts[name]["left_out"] = f"failed: {one_line(str(error)) or type(error).__name__}"
         if worker := self.workers.pop(name, None):
             worker.close()

@@ -5,6 +5,7 @@ A class each. `make` writes the form into an empty folder; `load` reads it in a 
 
 import copy
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -264,6 +265,25 @@ class OpenVinoInt8Weights(OpenVinoFp32):
 
         graph = openvino.Core().read_model(self._beside(folder) / "openvino_model.xml")
         openvino.save_model(nncf.compress_weights(graph), folder / "openvino_model.xml", compress_to_fp16=False)
+
+
+class Worker:
+    """One form of the classifier in a process of its own."""
+
+    def __init__(self, variant: type[Variant], folder: Path, threads: int):
+        self.variant = variant()
+        self.variant.load(folder, threads)
+
+    def int8_layers(self) -> Int8Layers:
+        return self.variant.int8_layers()
+
+    def seconds(self, ids: np.ndarray) -> float:
+        start = time.perf_counter()
+        self.variant.logits(ids)
+        return time.perf_counter() - start
+
+    def answers(self, rows: list[list[int]]) -> list[int]:
+        return [int(self.variant.logits(np.array([row])).argmax()) for row in rows]
 
 
 TorchFp32.fp32, OnnxFp32.fp32, OpenVinoFp32.fp32 = TorchFp32, OnnxFp32, OpenVinoFp32
