@@ -102,9 +102,10 @@ def answer_table(result: ClassifierResult) -> Table:
             continue
         changed = sum(a != b for a, b in zip(variant.answers, result.base.answers, strict=True))
         won, lost = only_one_hits(right, base)
+        f1 = _signed(f1_difference(result, variant)) if changed else "none: the same answers"  # the jackknife would give it no width
         rows.append(
             (
-                *row, _signed(paired_share_difference(right, base)), _signed(f1_difference(result, variant)),
+                *row, _signed(paired_share_difference(right, base)), f1,
                 f"{changed} ({won} gained, {lost} lost)", f"{mcnemar(right, base):.3f}",
             )
         )  # fmt: skip
@@ -127,8 +128,8 @@ def caption(result: ClassifierResult) -> str:
     )
     left = "".join(f" Left out: {variant.name} ({variant.left_out})." for variant in result.variants if variant.left_out)
     return (
-        f"Size and speed: {result.timed}, {result.linears} Linear layers. Answers: {_scored_by(result)} on {result.data}. {answers}{left} "
-        f"{machine_label(result.environment)}; one text of {result.tokens} tokens, {result.runs} runs of each variant in turns, each in a "
+        f"Size and speed: {result.timed}, {result.linears} Linear layers. Answers: by {_scored_by(result)}; task: {result.data}. "
+        f"{answers}{left} {machine_label(result.environment)}; one text of {result.tokens} tokens, {result.runs} runs of each variant in turns, each in a "
         f"process of its own; factors are medians of the ratios within a round. Sizes are counted and have no interval."
     )
 
@@ -151,7 +152,7 @@ def plot_classifier(result: ClassifierResult) -> list["Axes"]:
         own = PRECISION_COLORS.get(variant.bits, CONTROL)
         _bar(size, row, variant.size_bytes / 1e6, variant.size_bytes / 1e6, own, megabytes(variant.size_bytes))
         p50, p95, p99 = (percentile(variant.samples_s, share) * 1e3 for share in (0.5, 0.95, 0.99))
-        _bar(latency, row, p50, p99, own, f"{p50:.3g}")
+        _bar(latency, row, p50, p99, own, f"p50 {p50:.3g}")
         latency.errorbar(p50, row, xerr=[[0], [p95 - p50]], fmt="none", color="black", capsize=3, linewidth=1)
         latency.plot(p99, row, "o", color="black", markersize=3)
         if variant is not result.base:

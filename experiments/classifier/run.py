@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -291,19 +292,19 @@ class _Bench:
         vocabulary = self.subject.model.config.vocab_size
         samples: dict[str, list[float]] = {name: [] for name in self.workers}
 
-        def turn(name: str, number: int) -> float:
+        def turn(name: str, number: int) -> list[float]:
             time.sleep(SETTLE_S)
-            return self.workers[name].call("seconds", make_prompts(Case(tokens, 1), vocabulary, 0, number))
+            return [self.workers[name].call("seconds", make_prompts(Case(tokens, 1), vocabulary, 0, number))]
 
         for name in samples:
             with self._leaving_if_it_fails(name):
-                self.facts[name]["warmup_runs"], _ = warm_up(lambda name=name: [turn(name, 0)])
+                self.facts[name]["warmup_runs"], _ = warm_up(partial(turn, name, 0))
         orders = tqdm(turn_orders(list(self.workers), runs), total=runs, desc="timing in turns", file=sys.stderr)
         for number, order in enumerate(orders, 1):
             for name in order:
                 if name in self.workers:
                     with self._leaving_if_it_fails(name):
-                        samples[name].append(turn(name, number))
+                        samples[name] += turn(name, number)
         for name in self.workers:
             self.facts[name]["samples_s"] = tuple(samples[name])
 

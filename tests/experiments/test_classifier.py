@@ -354,7 +354,8 @@ def test_sizes_and_layers_are_shown_with_what_was_left_out(result):
 
 
 def test_answers_are_paired_with_those_of_fp32(result):
-    row = answer_table(result).rows[2]
+    _, same, row = answer_table(result).rows
+    assert same[4:] == ("none: the same answers", "0 (0 gained, 0 lost)", "1.000")
     assert row[1].startswith("0.7500 [")
     assert row[2] == f"{(2 * 2 / (2 + 4) + 2 * 4 / (6 + 4)) / 2:.4f}"  # class 0: two of four found; class 1: six named, four right
     assert row[3].startswith("-0.2500 [")
