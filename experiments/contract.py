@@ -104,6 +104,18 @@ EXPERIMENTS = {
         "time the scoring of a text beside lm-evaluation-harness, in turns",
         (SIZE, TEXT, Option("rounds", int, 5, "timed rounds")),
     ),
+    "classifier": Entry(
+        "experiments.classifier.report",
+        "take DistilBERT, or any sequence classifier, through FP16 and INT8 in three runtimes: size, latency, INT8 layers and answers",
+        (
+            Option("model", str, "auto", "directory, hub id, random (DistilBERT's architecture with random weights) or auto"),
+            Option("data", str, "auto", "folder with SST-2, sst2, docstrings or auto"),
+            Option("runs", int, 100, "timed runs of each variant"),
+            Option("tokens", int, 16, "tokens of a timed text"),
+            Option("variants", str, "", "names with commas between them, such as openvino-int8-static; all where empty"),
+        ),
+        ("classifier",),
+    ),
 }
 
 
