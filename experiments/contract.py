@@ -104,6 +104,12 @@ EXPERIMENTS = {
         "time the scoring of a text beside lm-evaluation-harness, in turns",
         (SIZE, TEXT, Option("rounds", int, 5, "timed rounds")),
     ),
+    "deployed": Entry(
+        "experiments.deployed",
+        "compile for each back-end, and measure latency statistics and the scaling over cores",
+        (MODEL, Option("runs", int, 12, "timed runs")),
+        ("deployed", "deployed-full-size"),
+    ),
 }
 
 
