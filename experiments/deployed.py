@@ -129,8 +129,8 @@ def deployed_charts(result: DeployedResult) -> dict[str, "Figure"]:
 
 def deployed_caption(result: DeployedResult) -> str:
     said = [
-        f"{environment.machine_label(result.environment)}. A rate's p95 is what 95% of the samples reach. The back-ends were timed one after "
-        "the other, the numbers of cores in turns."
+        f"{environment.machine_label(result.environment)}. A rate's p95 is what 95% of the samples reach. The back-ends were timed one "
+        "after the other, the numbers of cores in turns."
     ]
     said += [
         f"After “{result.prompt}” {model.name} says: “{' '.join(model.text.split())}”" for model in result.models if model.text is not None
