@@ -52,6 +52,13 @@ def model(request):
     return found
 
 
+@pytest.fixture(scope="module")
+def compiled(model_dir) -> GPT2Deployed:
+    found = GPT2Deployed.from_pretrained(model_dir)
+    found.compile(num_cores=1)
+    return found
+
+
 # --- the way from weights to tokens
 
 
@@ -83,12 +90,10 @@ def test_the_logits_of_the_ir_are_those_of_torch(model):
         np.testing.assert_allclose(decoder.decode(ids[:, place : place + 1]), expected[:, place], atol=1e-3)
 
 
-def test_one_prompt_is_streamed(model_dir, known_limits, monkeypatch):
+def test_one_prompt_is_streamed(compiled, monkeypatch):
     """Each token is printed before the next one is chosen."""
-    model = GPT2Deployed.from_pretrained(model_dir)
-    model.compile(num_cores=1)
     seen, printed = [], []
-    decoder_of = model.compiled.model.decoder
+    decoder_of = compiled.compiled.model.decoder
 
     def noting(*arguments):
         decoder = decoder_of(*arguments)
@@ -96,9 +101,9 @@ def test_one_prompt_is_streamed(model_dir, known_limits, monkeypatch):
         decoder.decode = lambda ids: (seen.append(len(printed)), decode(ids))[1]
         return decoder
 
-    monkeypatch.setattr(model.compiled.model, "decoder", noting)
+    monkeypatch.setattr(compiled.compiled.model, "decoder", noting)
     monkeypatch.setattr(deployed, "_print_token", printed.append)
-    model.generate("Node 3", settings=DecodingSettings(max_new_tokens=6), runs=0)
+    compiled.generate("Node 3", settings=DecodingSettings(max_new_tokens=6), runs=0)
     assert seen == [1, 2, 3, 4, 5]
 
 
@@ -296,9 +301,7 @@ def test_statistics_of_known_runs(served):
     assert "A ratio below 1" in statistics_caption(short)
 
 
-def test_times_are_those_of_steps_without_the_printing(model_dir, known_limits, monkeypatch):
-    model = GPT2Deployed.from_pretrained(model_dir)
-    model.compile(num_cores=1)
+def test_times_are_those_of_steps_without_the_printing(compiled, monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(deployed.time, "perf_counter", lambda: float(next(clock)))
 
@@ -308,7 +311,9 @@ def test_times_are_those_of_steps_without_the_printing(model_dir, known_limits, 
 
     stream = deployed.stream_text
     settings = DecodingSettings(max_new_tokens=4)
-    tokens, seconds, sequences = deployed._timed(lambda: stream(model.compiled.model, model.tokenizer, ["Hi", "Node 3"], settings), slow)
+    tokens, seconds, sequences = deployed._timed(
+        lambda: stream(compiled.compiled.model, compiled.tokenizer, ["Hi", "Node 3"], settings), slow
+    )
     assert len(tokens) == 8
     assert seconds == [2.0] * 4  # two tokens a step, and the clock was read once before and once after each
     assert sequences == [[0, 1]] * 4
@@ -342,9 +347,8 @@ def test_table_and_chart_of_a_known_scaling(scaling):
     assert memory.get_ydata() == pytest.approx([1 / scaling.least_tpot_s(scaling.points[0])] * 3)
 
 
-def test_scaling_times_every_number_of_cores_in_turns(model_dir, known_limits, capsys):
-    model = GPT2Deployed.from_pretrained(model_dir)
-    found = model.scaling(prompt_tokens=8, new_tokens=4, runs=3)
+def test_scaling_times_every_number_of_cores_in_turns(compiled, known_limits, capsys):
+    found = compiled.scaling(prompt_tokens=8, new_tokens=4, runs=3)
     assert [point.num_cores for point in found.points] == core_counts(threads())
     assert all(len(point.latency.tpot_samples_s) == 9 for point in found.points)
     assert statistics.median(found.points[0].latency.ttft_samples_s) > 0

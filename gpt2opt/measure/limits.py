@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from gpt2opt.measure.child import Child, thread_settings
 
@@ -80,10 +81,7 @@ def _int8_matmuls(inputs, weight) -> list[Callable[[], object]]:
         torch.backends.quantized.engine = engine
         linear = quantized.linear_prepack(weight, None)
         convolution = quantized.conv2d_prepack(weight.reshape(OUTER, INNER, 1, 1), None, [1, 1], [0, 0], [1, 1], 1)
-        ways += [
-            lambda linear=linear: quantized.linear(inputs, linear, 1.0, 128),
-            lambda convolution=convolution: quantized.conv2d(pixels, convolution, 1.0, 128),
-        ]
+        ways += [partial(quantized.linear, inputs, linear, 1.0, 128), partial(quantized.conv2d, pixels, convolution, 1.0, 128)]
     return ways
 
 

@@ -87,30 +87,16 @@ class ServingStatistics:
     def figures(self) -> tuple[Statistic, ...]:
         """Return TTFT, decode tokens/s, total tokens/s and end to end; decoding is left out if every text ended with its first token."""
         runs, later = self.runs, [run for run in self.runs if len(run.seconds) > 1]
-        whole = [sum(run.seconds) for run in runs]
-        least = [sum(run.least_s) for run in runs]
-        first = Statistic(
-            "time to first token",
-            "ms",
-            tuple(run.seconds[0] for run in runs),
-            paired_ratio([run.seconds[0] for run in runs], [run.least_s[0] for run in runs]),
-        )
-        decode = [
-            Statistic(
-                "decode",
-                "tokens/s",
-                tuple(tokens / seconds for run in later for tokens, seconds in zip(run.tokens[1:], run.seconds[1:], strict=True)),
-                paired_ratio([sum(run.seconds[1:]) for run in later], [sum(run.least_s[1:]) for run in later]),
-            )
-        ]
-        return (
-            first,
-            *(decode if later else ()),
-            Statistic(
-                "total", "tokens/s", tuple(sum(run.tokens) / s for run, s in zip(runs, whole, strict=True)), paired_ratio(whole, least)
-            ),
-            Statistic("end to end", "ms", tuple(whole), paired_ratio(whole, least)),
-        )
+        first_s, whole_s = [run.seconds[0] for run in runs], [sum(run.seconds) for run in runs]
+        to_whole = paired_ratio(whole_s, [sum(run.least_s) for run in runs])
+        first = Statistic("time to first token", "ms", tuple(first_s), paired_ratio(first_s, [run.least_s[0] for run in runs]))
+        total = Statistic("total", "tokens/s", tuple(sum(run.tokens) / s for run, s in zip(runs, whole_s, strict=True)), to_whole)
+        whole = Statistic("end to end", "ms", tuple(whole_s), to_whole)
+        if not later:
+            return first, total, whole
+        rates = tuple(tokens / s for run in later for tokens, s in zip(run.tokens[1:], run.seconds[1:], strict=True))
+        to_decode = paired_ratio([sum(run.seconds[1:]) for run in later], [sum(run.least_s[1:]) for run in later])
+        return first, Statistic("decode", "tokens/s", rates, to_decode), total, whole
 
 
 def timed_run(
