@@ -10,18 +10,15 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.contract import Experiment
 from gpt2opt import environment
 from gpt2opt.deployed import BACKENDS, HERE, GPT2Deployed
 from gpt2opt.measure.serving import Scaling, ServingStatistics
-from gpt2opt.report.serving import plot_scaling, scaling_table, statistics_caption, statistics_table
+from gpt2opt.report.serving import plot_scaling, scaling_table, statistics_table
 from gpt2opt.report.tables import Table, table
 from gpt2opt.storage import save_model
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SCHEMA = "gpt2opt.deployed/1"
 PROMPT = "Hi there!!"
@@ -38,11 +35,17 @@ class Deployment:
 
 @dataclass(frozen=True)
 class DeployedModel:
-    """One model on all back-ends of this machine. text: what it says after the prompt; None if its weights are random."""
+    """One model on all back-ends of this machine. source: what it is and where it was found. text: what it says after the prompt; None if
+    its weights are random."""
 
-    name: str
+    source: str
     text: str | None
     deployments: tuple[Deployment, ...]
+
+    @property
+    def name(self) -> str:
+        """Return the source without where it was found."""
+        return self.source.partition(" (from")[0]
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def _full_size(small: GPT2Deployed, folder: Path) -> GPT2Deployed:
     environment.set_seed(0)
     save_model(folder, small.tokenizer, GPT2LMHeadModel(GPT2Config()))
     model = GPT2Deployed.from_pretrained(folder)
-    model.source = dataclasses.replace(model.source, name="random weights", origin="config of gpt2")
+    model.source = dataclasses.replace(model.source, name="GPT-2 124M with random weights", origin="config of gpt2")
     return model
 
 
@@ -118,24 +121,28 @@ def _by_backend(model: DeployedModel, tables: list[Table]) -> Table:
     return table(("back-end", *tables[0].header), rows)
 
 
-def deployed_charts(result: DeployedResult) -> dict[str, "Figure"]:
+def deployed_charts(result: DeployedResult) -> dict[str, Any]:
     """Draw the scaling of each model."""
-    names = ("deployed", "deployed-full-size")
-    return {
-        name: plot_scaling([each.scaling for each in model.deployments])[0].figure
-        for name, model in zip(names, result.models, strict=False)
-    }
+    drawn = [plot_scaling([each.scaling for each in model.deployments])[0].figure for model in result.models]
+    return dict(zip(("deployed", "deployed-full-size"), drawn, strict=False))
 
 
 def deployed_caption(result: DeployedResult) -> str:
+    """Say what was measured where, what the models are and say, and what the machine allows."""
+    timed = result.models[0].deployments[0].statistics
+    counts = f"{len(timed.runs)} runs of {sum(timed.runs[0].tokens)} new tokens after a prompt of {timed.prompt_tokens[0]}"
     said = [
-        f"{environment.machine_label(result.environment)}. A rate's p95 is what 95% of the samples reach. The back-ends were timed one "
-        "after the other, the numbers of cores in turns."
+        f"{environment.machine_label(result.environment)}. Statistics: {counts}; a rate's p95 is what 95% of the samples reach. The back-ends "
+        "were timed one after the other, the numbers of cores in turns."
     ]
-    said += [
-        f"After “{result.prompt}” {model.name} says: “{' '.join(model.text.split())}”" for model in result.models if model.text is not None
-    ]
-    said += [statistics_caption(each.statistics) for model in result.models for each in model.deployments]
+    for model in result.models:
+        limits = model.deployments[0].statistics.limits
+        said.append(
+            f"{model.source}: memory read at {limits.read_bytes_per_s / 1e9:.1f} GB/s and FP32 multiplied at "
+            f"{limits.fp32_ops_per_s / 1e9:.0f} GFLOPS with all cores."
+        )
+        if model.text is not None:
+            said[-1] += f" After “{result.prompt}” it says: `{' '.join(model.text.split())}`"
     return "\n\n".join(said)
 
 

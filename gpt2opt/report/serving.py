@@ -93,7 +93,7 @@ def plot_scaling(scalings: Sequence[Scaling]) -> list["Axes"]:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle(f"{reference.model} over cores (median, whiskers: {PERCENT} intervals)")
+    figure.suptitle(f"{reference.model.partition(' (from')[0]} over cores (median, whiskers: {PERCENT} intervals)")
     return [first, later]
 
 

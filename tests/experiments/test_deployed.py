@@ -27,7 +27,9 @@ def test_every_back_end_is_measured_and_the_result_survives_json(model_dir, monk
     tables = experiment.deployed_tables(again)
     assert [len(table.rows) for table in tables.values()] == [2 * 4, 2 * len(core_counts(threads()))]
     assert list(experiment.deployed_charts(again)) == ["deployed"]
-    assert f"After “Hi there!!” {model.name} says: “" in experiment.deployed_caption(again)
+    caption = experiment.deployed_caption(again)
+    assert f"{model.source}: memory read at 1.0 GB/s and FP32 multiplied at 10 GFLOPS" in caption
+    assert "After “Hi there!!” it says: `" in caption
 
 
 def test_one_run_is_refused(model_dir):
