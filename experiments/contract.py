@@ -116,6 +116,12 @@ EXPERIMENTS = {
         ),
         ("classifier",),
     ),
+    "deployed": Entry(
+        "experiments.deployed",
+        "compile for each back-end, and measure latency statistics and the scaling over cores",
+        (MODEL, Option("runs", int, 12, "timed runs")),
+        ("deployed", "deployed-full-size"),
+    ),
 }
 
 

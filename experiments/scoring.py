@@ -16,9 +16,8 @@ from typing import Any
 
 from experiments.contract import Experiment
 from experiments.race.run import check_size, prepare_models
-from experiments.race.turns import thread_settings
 from gpt2opt import environment
-from gpt2opt.measure.child import Child
+from gpt2opt.measure.child import Child, thread_settings
 from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import perplexity, prepare_text
 from gpt2opt.report.tables import MISSING, Table, megabytes, table

@@ -15,6 +15,7 @@ _NAMES = {
     "decoding.generation": "generate stream",
     "decoding.settings": "DecodingSettings",
     "decoding.text_generation": "generate_text stream_text",
+    "deployed": "GPT2Deployed",
     "environment": "give_back_memory quiet set_seed",
     "measure.latency": "compare_latency measure_latency",
     "measure.memory": "in_fresh_process peak_ram peak_vram",
@@ -33,6 +34,7 @@ _NAMES = {
     "report.page": "write_report",
     "report.tables": "audit_table environment_table memory_table perplexity_ratio quality_table samples_table speed_table stage_table "
     "stand_in_notice summary_table",
+    "report.serving": "plot_scaling scaling_table statistics_table",
     "report.tensorboard": "write_tensorboard",
     "runtime.audit": "audit_int8",
     "runtime.generate": "continue_text",

@@ -9,8 +9,8 @@ from typing import Any
 from experiments.race.engines import OURS
 from experiments.race.engines.base import Timing
 from experiments.race.engines.ours import Ours
-from experiments.race.limits import Limits
 from experiments.race.turns import Case
+from gpt2opt.measure.limits import Limits
 from gpt2opt.stats import Estimate, paired_ratio
 
 SCHEMA = "gpt2opt.race/4"

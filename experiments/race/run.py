@@ -17,11 +17,11 @@ from experiments.contract import json_path, write_json
 from experiments.race.engines import ENGINES
 from experiments.race.engines.base import Engine
 from experiments.race.engines.ours import Ours
-from experiments.race.limits import Probe
 from experiments.race.results import CASES, MAIN, SHORT, CaseTimings, EngineResult, GrowthPoint, Models, RaceResult, Shape, best_peer
-from experiments.race.turns import Case, Outcome, RemoteEngine, loaded, make_prompts, one_line, race, thread_settings
+from experiments.race.turns import Case, Outcome, RemoteEngine, loaded, make_prompts, one_line, race
 from gpt2opt import environment
-from gpt2opt.measure.child import Child
+from gpt2opt.measure.child import Child, thread_settings
+from gpt2opt.measure.limits import Probe
 from gpt2opt.measure.memory import ChildRun, in_fresh_process
 from gpt2opt.storage import check_folder, claim_folder, new_folder, remove_folder, save_model, take_lock
 

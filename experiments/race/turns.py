@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from experiments.race.engines.base import Timing
-from gpt2opt.measure.child import Child
+from gpt2opt.measure.child import Child, thread_settings
 
 SETTLE_S = 0.05
 """Between two turns: the threads of the one before spin for some milliseconds before they sleep."""
@@ -53,13 +53,6 @@ def loaded(engine: type, folder, threads: int):
     contestant = engine()
     contestant.load(folder, threads)
     return contestant
-
-
-def thread_settings(threads: int) -> dict[str, str]:
-    """Return the environment that gives every library the same threads and lets the threads of an idle process sleep."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    # Intel's OpenMP would spin for 200 ms into the turn of the next engine; a millisecond outlasts the gaps within a token.
-    return {**dict.fromkeys(names, str(threads)), "KMP_BLOCKTIME": "1"}
 
 
 def one_line(text: str, limit: int = 160) -> str:

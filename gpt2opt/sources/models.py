@@ -26,6 +26,9 @@ class FoundModel:
         return f"{self.name} (from the {self.origin})"
 
 
+STAND_IN = FoundModel("bundled", "package, as a stand-in for gpt2, which neither the local cache nor the hub gave", BUNDLED, True)
+
+
 def find_model(model_id: str = "auto") -> FoundModel:
     """Find a GPT-2 on this disk or on the hub.
 
@@ -53,7 +56,21 @@ def find_model(model_id: str = "auto") -> FoundModel:
             f"model {asked!r} is no directory, is not in the local cache and the hub did not give it; "
             "check the name and the connection, or use model='bundled'"
         )
-    return FoundModel("bundled", "package, as a stand-in for gpt2, which neither the local cache nor the hub gave", BUNDLED, True)
+    return STAND_IN
+
+
+def find_model_or_stand_in(model_id: str) -> FoundModel:
+    """Find a GPT-2 as `find_model` does; the bundled model stands in for `gpt2` by name too, where that can't be had.
+
+    Raises:
+        ValueError: another model that was asked for can't be found, or is not a GPT-2.
+    """
+    try:
+        return find_model(model_id)
+    except ValueError:
+        if model_id != DEFAULT or Path(model_id).exists():
+            raise
+        return STAND_IN
 
 
 def load_model(path: Path, dtype: str = "float32"):

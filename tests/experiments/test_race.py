@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from experiments.contract import read_result_of, write_json
-from experiments.race import limits, run, tables
+from experiments.race import run, tables
 from experiments.race.charts import plot_growth, plot_race
 from experiments.race.engines import LlamaCpp, OnnxFp32, OpenVinoFp32, TorchFp32
-from experiments.race.engines.base import StepwiseDecoder, Timing, timing
-from experiments.race.limits import Limits
+from experiments.race.engines.base import Engine, Stepwise, StepwiseDecoder, Timing, timing
 from experiments.race.results import (
     BATCHED,
     MAIN,
@@ -34,6 +33,8 @@ from experiments.race.results import (
 )
 from experiments.race.turns import TOO_SLOW, Case, RemoteEngine, make_prompts, race
 from gpt2opt.decoding.decoder import Greedy
+from gpt2opt.measure import limits
+from gpt2opt.measure.limits import Limits
 from gpt2opt.stats import Estimate, paired_ratio
 from tests.experiments.stubs import Broken, MissingStub, OursStub, PeerStub, Printing, Stub, UnconvertibleStub
 
@@ -308,6 +309,13 @@ def test_charts_show_every_engine_that_raced(result):
 # --- the engines themselves
 
 
+def decoder_of(engine: Engine, prompts: np.ndarray, new_tokens: int):
+    if not isinstance(engine, Stepwise):
+        return engine.model.decoder(prompts, new_tokens)
+    engine.open(len(prompts), prompts.shape[1] + new_tokens)
+    return StepwiseDecoder(engine, prompts)
+
+
 @pytest.mark.parametrize("engine", [TorchFp32, OpenVinoFp32, OnnxFp32, LlamaCpp])
 def test_engine_generates_what_torch_generates(engine, model, tokenizer, tmp_path):
     """Greedy tokens of two sequences; the engines that can, with pruned heads."""
@@ -326,8 +334,7 @@ def test_engine_generates_what_torch_generates(engine, model, tokenizer, tmp_pat
     loaded = engine()
     loaded.load(folder, 1)
     for asked in (prompts[:, ::-1].copy(), prompts):  # the second call finds nothing of the first
-        loaded.open(2, 18)
-        tokens = Greedy(StepwiseDecoder(loaded, asked)).generate(6)
+        tokens = Greedy(decoder_of(loaded, asked, 6)).generate(6)
     assert tokens == expected[:, 12:].tolist()
 
 

@@ -1,13 +1,17 @@
 """What the machine can do at best: bytes read, INT8 and FP32 operations per second.
 
 No one way of reading or multiplying is the fastest on every CPU, and a shared machine is slower now and then. So the limit is the best that
-any of several ways reached in the whole race; see `Bound` for what is said where an engine was faster still.
+any of several ways reached. An engine can still be faster: no probe reads at the limit of every machine, and weights that fit into the
+CPU's caches need not be read from memory at all.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+
+from gpt2opt.measure.child import Child, thread_settings
 
 BUFFER_BYTES = 512 * 2**20  # far more than any L3 cache holds
 ROWS, INNER, OUTER = 1024, 2048, 2048
@@ -47,6 +51,12 @@ class Probe:
             return Limits(BUFFER_BYTES / _best(self.reads), operations / _best(self.int8_matmuls), operations / _best(self.fp32_matmuls))
 
 
+def measure_limits(threads: int) -> Limits:
+    """Measure the limits with so many threads, in a fresh process: how many threads a library uses is settled when it is loaded."""
+    with Child(Probe, threads, environment=thread_settings(threads)) as probe:
+        return probe.call("measure")
+
+
 def _reads(threads: int) -> list[Callable[[], object]]:
     """Return ways of reading a buffer once. A matrix × vector product, which decoding is, reads up to a fifth slower in torch."""
     import numpy as np
@@ -65,16 +75,13 @@ def _int8_matmuls(inputs, weight) -> list[Callable[[], object]]:
     # 7 bits: products of full range saturate where two of them are added in 16 bits; the speed is the same.
     weight = torch.quantize_per_tensor(weight.clamp(-1, 1), 1 / 64, 0, torch.qint8)
     pixels = inputs.T.reshape(1, INNER, ROWS, 1).contiguous(memory_format=torch.channels_last)
-    ways = []
+    ways: list[Callable[[], object]] = []
     supported = torch.backends.quantized.supported_engines
     for engine in [name for name in ("onednn", "fbgemm") if name in supported] or supported:
         torch.backends.quantized.engine = engine
         linear = quantized.linear_prepack(weight, None)
         convolution = quantized.conv2d_prepack(weight.reshape(OUTER, INNER, 1, 1), None, [1, 1], [0, 0], [1, 1], 1)
-        ways += [
-            lambda linear=linear: quantized.linear(inputs, linear, 1.0, 128),
-            lambda convolution=convolution: quantized.conv2d(pixels, convolution, 1.0, 128),
-        ]
+        ways += [partial(quantized.linear, inputs, linear, 1.0, 128), partial(quantized.conv2d, pixels, convolution, 1.0, 128)]
     return ways
 
 

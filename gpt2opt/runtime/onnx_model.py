@@ -1,0 +1,170 @@
+"""GPT-2 in ONNX Runtime: the export with a retained KV cache, and the model that the generation loop drives.
+
+The graph takes the keys and values of the tokens read so far and returns them with those of the new tokens. They never pass through
+Python: IO binding hands the outputs of one call to the next as its inputs.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2opt.decoding.decoder import check_fits, check_prompts
+from gpt2opt.environment import threads
+from gpt2opt.runtime.manifest import read_config
+from gpt2opt.storage import new_folder
+
+ONNX_NAME = "model.onnx"
+MISSING = "ONNX Runtime is not installed: `pip install 'gpt2opt[onnx]'` brings it, and backend='openvino' works without it"
+
+
+def export_onnx(model: Any, tokenizer: Any, out_dir: Path | str) -> Path:
+    """Write an FP32 GPT-2 as ONNX with its KV cache, config and tokenizer; return the folder. It appears whole or not at all.
+
+    Inputs are `input_ids` and `position_ids` (B, T), `attention_mask` (B, past + T) and `past_key_values.LAYER.key` and `.value`
+    (B, H, past, D). Outputs are the logits (B, 1, V) of the last position and `present.LAYER.key` and `.value` (B, H, past + T, D).
+
+    Args:
+        model: a torch GPT-2; heads may be pruned, the same number in every layer.
+        tokenizer: is saved beside the graph.
+        out_dir: a new or empty folder, or one that was written here before.
+
+    Raises:
+        ValueError: a weight is NaN or infinite, layers kept different numbers of heads, or `out_dir` can't be written.
+    """
+    from optimum.exporters.onnx import onnx_export_from_model
+    from optimum.exporters.onnx.model_configs import GPT2OnnxConfig
+
+    from gpt2opt.quantize.export import kept_heads_config
+    from gpt2opt.sources.models import check_finite
+
+    check_finite(model)
+    configs = {"model": kept_heads_config(model, GPT2OnnxConfig)}
+    # Only the last position's logits, as `logits_to_keep=1` gives them in torch.
+    cut = model.lm_head.register_forward_pre_hook(lambda head, inputs: (inputs[0][:, -1:],))
+    try:
+        with new_folder(out_dir) as partial:
+            onnx_export_from_model(model, partial, task="text-generation-with-past", custom_onnx_configs=configs, do_validation=False)
+            tokenizer.save_pretrained(partial)
+    finally:
+        cut.remove()
+    return Path(out_dir)
+
+
+def load_onnx(directory: Path | str, num_threads: int | None = None) -> "OnnxModel":
+    """Load what `export_onnx` wrote, for the CPU.
+
+    Args:
+        directory: the folder.
+        num_threads: CPU threads; None: all that this process may use.
+
+    Raises:
+        ImportError: ONNX Runtime is not installed.
+        ValueError: there is no such export, or it is damaged.
+    """
+    onnxruntime = require_onnxruntime()
+    path, context = Path(directory, ONNX_NAME), read_config(directory, "n_positions")
+    if not path.is_file():
+        raise ValueError(f"no {ONNX_NAME} in {directory}; name a directory that export_onnx wrote")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = num_threads or threads(), 1
+    options.log_severity_level = 3  # errors; they are raised too
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # each kind of damage raises an error of its own
+        raise ValueError(f"can't load {path} ({str(error).strip()[:200]!r}); export the model again") from error
+    return OnnxModel(session, context)
+
+
+def require_onnxruntime() -> Any:
+    """Return the module onnxruntime, or raise ImportError with what to do."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ImportError(MISSING) from None
+    return onnxruntime
+
+
+class OnnxModel:
+    """A GPT-2 in ONNX Runtime, as a `Model` of the generation loop. Several decoders may take turns on it."""
+
+    def __init__(self, session: Any, context: int):
+        self.session, self.context = session, context
+        self.inputs = {port.name: port for port in session.get_inputs()}
+        self.outputs = [port.name for port in session.get_outputs()]
+        self.vocab_size = session.get_outputs()[0].shape[-1]
+
+    def decoder(self, prompts: np.ndarray | Sequence[Sequence[int]], max_new_tokens: int = 0) -> "OnnxDecoder":
+        """Return a decoder of B prompts of any lengths; see `gpt2opt.decoding.decoder.Model`.
+
+        Raises:
+            ValueError: the prompts are no token ids of this model, or they and the new tokens don't fit into the context.
+        """
+        return OnnxDecoder(self, check_prompts(prompts, max_new_tokens, self.context, self.vocab_size))
+
+
+class OnnxDecoder:
+    """A `Decoder` of B prompts of any lengths; the shorter ones are padded on the left, behind a mask.
+
+    read: (B,) tokens of each sequence in the cache. mask: (B, past) 1 where the cache holds a token, 0 where it holds padding. cache: the
+    keys and values (B, H, past, D), by the names of the graph's inputs.
+    """
+
+    def __init__(self, model: OnnxModel, prompts: list[np.ndarray]):
+        self.model, self.prompts = model, prompts
+
+    def prefill(self) -> np.ndarray:
+        """Read the prompts; return the logits (B, V) of their last tokens."""
+        self.read = np.array([len(ids) for ids in self.prompts])
+        width = self.read.max()
+        self.mask = (np.arange(width) >= width - self.read[:, None]).astype(np.int64)
+        ids = np.zeros_like(self.mask)
+        for row, prompt in zip(ids, self.prompts, strict=True):
+            row[width - len(prompt) :] = prompt
+        names = [name for name in self.model.inputs if name.startswith("past")]
+        self.cache = {name: _no_past(self.model.inputs[name], len(ids)) for name in names}
+        return self._run(ids)
+
+    def decode(self, ids: np.ndarray) -> np.ndarray:
+        """Read one further token of each sequence, ids (B, 1); return the logits (B, V) behind them.
+
+        Raises:
+            ValueError: the context is full.
+        """
+        check_fits(int(self.read.max()) + 1, 0, self.model.context)
+        self.read = self.read + 1
+        self.mask = np.pad(self.mask, ((0, 0), (0, 1)), constant_values=1)
+        return self._run(np.ascontiguousarray(ids, np.int64))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these sequences, in this order; columns that only padded for those that leave are dropped."""
+        from onnxruntime import OrtValue
+
+        kept = list(rows)
+        padding = self.mask[kept].argmax(1).min()
+        self.read, self.mask = self.read[kept], self.mask[kept, padding:]
+        for name, value in self.cache.items():
+            self.cache[name] = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[kept, :, padding:]))
+
+    def _run(self, ids: np.ndarray) -> np.ndarray:
+        session, binding = self.model.session, self.model.session.io_binding()
+        positions = self.read[:, None] - ids.shape[1] + np.arange(ids.shape[1])
+        for name, value in {"input_ids": ids, "attention_mask": self.mask, "position_ids": positions.clip(0)}.items():
+            binding.bind_cpu_input(name, value)
+        for name, value in self.cache.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self.model.outputs:
+            binding.bind_output(name)
+        session.run_with_iobinding(binding)
+        out = dict(zip(self.model.outputs, binding.get_outputs(), strict=True))
+        self.cache = {name: out[name.replace("past_key_values", "present")] for name in self.cache}
+        return out["logits"].numpy()[:, -1]
+
+
+def _no_past(port: Any, batch: int) -> Any:
+    """Return the empty cache (B, H, 0, D) of one of the graph's inputs."""
+    from onnxruntime import OrtValue
+
+    _, heads, _, head_dim = port.shape
+    return OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, head_dim), np.float32))
