@@ -1,0 +1,175 @@
+"""Every decoding method on every model: what it writes, what it costs; then the engines of the seed, and the cost of our own loop."""
+
+import datetime
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import GPT2LMHeadModel
+
+from experiments.decoding.engines import LOOP_RUNS, choose_engines, count_steps, time_engines, time_loop
+from experiments.decoding.methods import CONTRASTIVE, GREEDY, METHODS, choose, settings_of
+from experiments.decoding.models import Candidate, find_candidates, tell_stand_ins
+from experiments.decoding.results import ITSELF, Decoding, MethodTexts, MethodTimes, ModelResult, Output
+from experiments.decoding.texts import find_prompts, judge, write_texts
+from experiments.race.turns import Case, make_prompts
+from gpt2opt import environment
+from gpt2opt.decoding.generation import generate
+from gpt2opt.sources.texts import find_texts
+from gpt2opt.stages.torch_model import TorchModel
+from gpt2opt.storage import save_model
+
+PROMPT_TOKENS, NEW_TOKENS = 32, 64
+TIMED = Case(32, 8)
+"""Of the timed generations: so short because the largest model has to fit into minutes too."""
+ROUNDS, ENGINE_ROUNDS, ENGINE_TOKENS = 3, 5, 16
+LEAST_PROMPTS, LEAST_SEEDS = 10, 3
+
+
+def compare_decoding(
+    models: str = "auto",
+    text: str = "auto",
+    methods: str = "",
+    engines: str = "",
+    prompts: int = LEAST_PROMPTS,
+    seeds: int = LEAST_SEEDS,
+    *,
+    timed: Case = TIMED,
+    engine_tokens: int = ENGINE_TOKENS,
+    loop_runs: int = LOOP_RUNS,
+) -> Decoding:
+    """Compare the methods on the models, time the engines in turns, and measure what the generation loop costs; progress goes to stderr.
+
+    Args:
+        models: see `find_candidates`.
+        text: see `find_texts`; prompts are beginnings of its held-out documents.
+        methods: names with commas between them, such as `top-p`; all where empty. Greedy always takes part: the others are held against it.
+        engines: likewise; torch in FP32 always takes part.
+        prompts, seeds: how many of each, at least 10 and 3. Methods that draw nothing write one text behind each prompt.
+        timed: prompt and new tokens of a timed generation.
+        engine_tokens: new tokens of a timed generation of an engine.
+        loop_runs: of each of both loops.
+
+    Raises:
+        ValueError: a name is not known, there are too few prompts or seeds, or the text has too few documents.
+        RuntimeError: a process died.
+    """
+    for name, found, least in (("prompts", prompts, LEAST_PROMPTS), ("seeds", seeds, LEAST_SEEDS)):
+        if found < least:
+            raise ValueError(f"{name}={found}, expected at least {least}: intervals and ranges over fewer say little")
+    chosen = tuple(name for name in METHODS if name in (*choose("method", methods, METHODS), GREEDY))
+    chosen_engines, candidates, texts = choose_engines(engines), find_candidates(models), find_texts(text)
+    tell_stand_ins(candidates, texts)
+    torch.set_num_threads(environment.threads())
+    steps = sum((prompts * len(chosen) if writes(each) else 0) + (ROUNDS + 1) * len(chosen) for each in candidates)
+    steps += count_steps(chosen_engines, ENGINE_ROUNDS) + 2  # the loop's
+    served = next((each for each in candidates if each.name == "gpt2"), candidates[0])
+    measured, shown = [], tuple[str, ...]()
+    with tqdm(total=steps, unit="step") as bar, tempfile.TemporaryDirectory() as scratch:
+
+        def step(what: str) -> None:
+            bar.set_description(what)
+            bar.update()
+
+        source = Path(scratch, "models", "model")
+        for candidate in candidates:
+            tokenizer, model = candidate.load()
+            texts_of = find_prompts(texts, tokenizer, prompts, PROMPT_TOKENS, NEW_TOKENS) if writes(candidate) else []
+            shown = shown or tuple(tokenizer.decode(prompt) for prompt, _ in texts_of)
+            measured.append(measure_model(candidate, tokenizer, model, chosen, texts_of, seeds, timed, step))
+            if candidate is served:
+                save_model(source, tokenizer, model)
+                case, vocab_size = Case(timed.prompt_tokens, engine_tokens), model.config.vocab_size
+            del model
+            environment.give_back_memory()
+        raced = time_engines(chosen_engines, source, vocab_size, case, ENGINE_ROUNDS, step)
+        loop = time_loop(source, make_prompts(case, vocab_size, 0)[0].tolist(), step, loop_runs)
+    return Decoding(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        environment=environment.describe(),
+        text=f"{texts} {texts.revision}",
+        prompts=shown,
+        draws=seeds,
+        prompt_tokens=PROMPT_TOKENS,
+        new_tokens=NEW_TOKENS,
+        timed_prompt_tokens=timed.prompt_tokens,
+        timed_new_tokens=timed.new_tokens,
+        models=tuple(measured),
+        engine_model=f"{served.name}: {served.weights}",
+        engine_tokens=engine_tokens,
+        engines=tuple(raced),
+        loop=loop,
+    )
+
+
+def measure_model(
+    candidate: Candidate,
+    tokenizer,
+    model: GPT2LMHeadModel,
+    methods: Sequence[str],
+    prompts: Sequence[tuple[list[int], list[int]]],
+    draws: int,
+    case: Case,
+    step: Callable[[str], None],
+) -> ModelResult:
+    """Let every method write behind the prompts, if there are any, and time it."""
+
+    def told(what: str) -> None:
+        step(f"{candidate.name}: {what}")
+
+    return ModelResult(
+        candidate.name,
+        candidate.weights,
+        candidate.stand_in,
+        sum(parameter.numel() for parameter in model.parameters()),
+        time_methods(model, methods, case, told),
+        tuple(compare_texts(model, tokenizer, methods, prompts, draws, told)) if prompts else (),
+    )
+
+
+def writes(candidate: Candidate) -> bool:
+    """Return whether a model's texts mean something: not those of random weights."""
+    return candidate.path is not None
+
+
+def compare_texts(
+    model: GPT2LMHeadModel,
+    tokenizer,
+    methods: Sequence[str],
+    prompts: Sequence[tuple[list[int], list[int]]],
+    draws: int,
+    step: Callable[[str], None],
+) -> list[MethodTexts]:
+    """Let every method continue every prompt, and judge that beside how the text itself goes on."""
+    itself = [
+        output for number, (prompt, following) in enumerate(prompts) for output in judge(model, tokenizer, number, prompt, [following])
+    ]
+    found = [MethodTexts(ITSELF, tuple(itself))]
+    for method in methods:
+        outputs: list[Output] = []
+        for number, (prompt, following) in enumerate(prompts):
+            step(f"{method} writes")
+            written = write_texts(model, method, prompt, draws, len(following), seed=number)
+            outputs += judge(model, tokenizer, number, prompt, written)
+        found.append(MethodTexts(method, tuple(outputs)))
+    return found
+
+
+def time_methods(model: GPT2LMHeadModel, methods: Sequence[str], case: Case, step: Callable[[str], None]) -> tuple[MethodTimes, ...]:
+    """Time whole generations of one prompt by every method, in a new random order in each round, after a warm-up round."""
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
+    draw = random.Random(0)
+    for number in range(ROUNDS + 1):
+        prompt = make_prompts(case, model.config.vocab_size, number).tolist()
+        for method in draw.sample(methods, len(methods)):
+            step(f"timing {method}")
+            settings = settings_of(method, case.new_tokens)
+            start = time.perf_counter()
+            generate(TorchModel(model, hidden=method == CONTRASTIVE).decoder(prompt, case.new_tokens), prompt, settings)
+            if number:
+                seconds[method].append(time.perf_counter() - start)
+    return tuple(MethodTimes(method, tuple(taken)) for method, taken in seconds.items())
