@@ -4,7 +4,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from experiments.contract import Experiment
-from experiments.decoding.findings import find_all
+from experiments.decoding.findings import find_all, findings_table
 from experiments.decoding.methods import GREEDY, METHODS, SAMPLING
 from experiments.decoding.results import (
     ITSELF,
@@ -19,11 +19,10 @@ from experiments.decoding.results import (
     slower_than_greedy,
 )
 from experiments.decoding.run import compare_decoding
-from experiments.race.engines import TorchFp32
 from gpt2opt.environment import machine_label
-from gpt2opt.report.style import COLORS, CONTROL, OUR_ENGINE, PEER_ENGINE
+from gpt2opt.report.style import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, milliseconds, table
-from gpt2opt.stats import PERCENT, Estimate, median, paired_ratio
+from gpt2opt.stats import PERCENT, Estimate, median
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,27 +94,6 @@ def speed_table(result: Decoding) -> Table:
     return table(("method; time ÷ greedy", *(_labelled(model) for model in result.models)), rows)
 
 
-def engines_table(result: Decoding) -> Table:
-    """Show the engines of the seed with each number of threads, greedy and sampling."""
-    base = next((row for row in result.engines if row.name == TorchFp32.name and row.threads == 1 and row.greedy_s), None)
-    rows = []
-    for row in result.engines:
-        if row.left_out:
-            rows.append((row.name, str(row.threads), *[MISSING] * 4, f"left out: {row.left_out}"))
-            continue
-        per_token = [milliseconds(statistics.median(taken) / result.engine_tokens) for taken in (row.greedy_s, row.sampling_s)]
-        ratio = str(paired_ratio(row.greedy_s, base.greedy_s)) if base else MISSING
-        rows.append((row.name, str(row.threads), *per_token, ratio, str(paired_ratio(row.sampling_s, row.greedy_s)), row.note))
-    base_name = f"{TorchFp32.name}, one thread"
-    return table(
-        (
-            "engine", "threads", "greedy, ms per token", "sampling, ms per token", f"greedy ÷ {base_name} [{PERCENT}]",
-            f"sampling ÷ greedy [{PERCENT}]", "remark",
-        ),
-        rows,
-    )  # fmt: skip
-
-
 def loop_table(result: Decoding) -> Table:
     """Show what the generation loop adds to the time per token of our INT8 runtime."""
     loop = result.loop
@@ -138,19 +116,14 @@ def samples_table(result: Decoding) -> Table:
     return table(("method", "text"), rows)
 
 
-def findings_table(result: Decoding) -> Table:
-    return table(("the seed found that", "verdict", "figure"), [(f.claim, f.verdict, f.figure) for f in find_all(result)])
-
-
 def all_tables(result: Decoding) -> dict[str, Table]:
-    tables = {"What the seed found": findings_table(result)}
+    tables = {"What the seed found": findings_table(find_all(result))}
     for model in result.writers:
         tables[f"What the methods write: {_labelled(model)}"] = texts_table(model)
         tables[f"Each method against greedy, paired: {_labelled(model)}"] = paired_table(model)
     return tables | {
         "Speed of every method on every model": speed_table(result),
-        f"Engines, threads and sampling: {result.engine_model}": engines_table(result),
-        f"What our generation loop costs: {result.engine_model}": loop_table(result),
+        f"What our generation loop costs: {result.loop_model}": loop_table(result),
         "Samples": samples_table(result),
     }
 
@@ -172,8 +145,8 @@ def caption(result: Decoding) -> str:
             "texts. Perplexity is that of the new tokens behind their prompt under the FP32 model that wrote them. A low one is not a good "
             f"one: the row `{ITSELF}` shows where people are. What the prompt explains is the mutual information of prompt and text: the "
             "NLL behind an end-of-text minus the NLL behind the prompt.",
-            f"Times are of whole generations of one prompt of {result.timed_prompt_tokens} tokens, {result.timed_new_tokens} new ones "
-            f"({result.engine_tokens} of the engines), prefill included, in turns. The generation loop takes {_fine(ratio)} times as long "
+            f"Times are of whole generations of one prompt of {result.timed_prompt_tokens} tokens, {result.timed_new_tokens} new "
+            f"ones, prefill included, in turns. The generation loop takes {_fine(ratio)} times as long "
             f"per token as the plain loop: {within} the {LOOP_MOST - 1:.0%} that are allowed. Measured on "
             f"{machine_label(result.environment)}.",
         )
@@ -190,9 +163,9 @@ def plot_decoding(result: Decoding) -> list["Axes"]:
         for number, method in enumerate((ITSELF, *model.methods)):
             style = _style(method, number)
             quality = exponential(mean(model.by_prompt(method, nats)))
-            _point(repeats, _scaled(mean(model.by_prompt(method, rep4)), 100), quality, method, style)
+            _point(repeats, scaled(mean(model.by_prompt(method, rep4)), 100), quality, method, style)
             if method != ITSELF:
-                _point(times, _scaled(median(model.seconds(method)), 1e3 / result.timed_new_tokens), quality, method, style)
+                _point(times, scaled(median(model.seconds(method)), 1e3 / result.timed_new_tokens), quality, method, style)
         times.axhline(exponential(mean(model.by_prompt(ITSELF, nats))).value, color="black", linestyle=":", linewidth=1)
         repeats.set(title=f"{model.name}: perplexity and repetition", xlabel="rep-4, %", ylabel="perplexity, logarithmic")
         times.set(title=f"{model.name}: perplexity and time", xlabel="ms per token, prefill included; dotted: the text itself")
@@ -206,29 +179,8 @@ def plot_decoding(result: Decoding) -> list["Axes"]:
     return list(grid.flat)
 
 
-def plot_engines(result: Decoding) -> list["Axes"]:
-    """Draw the time per token of every engine and number of threads, greedy and sampling; whiskers are intervals over the rounds."""
-    import matplotlib.pyplot as plt
-
-    rows = sorted((row for row in result.engines if not row.left_out), key=lambda row: statistics.median(row.greedy_s))
-    _, axes = plt.subplots(figsize=(10, 1.6 + 0.55 * len(rows)), layout="constrained")
-    for place, row in enumerate(rows):
-        for offset, samples, own, label in (
-            (-0.2, row.greedy_s, OUR_ENGINE, "greedy"),
-            (0.2, row.sampling_s, PEER_ENGINE, "sampling (top-k)"),
-        ):
-            found = _scaled(median(samples), 1e3 / result.engine_tokens)
-            axes.barh(place + offset, found.value, height=0.38, color=own, label=label if not place else None)
-            axes.errorbar(found.value, place + offset, xerr=_reach(found), fmt="none", color="black", capsize=2, linewidth=1)
-    axes.set_yticks(range(len(rows)), [f"{row.name}, {row.threads} thread{'s' if row.threads > 1 else ''}" for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set(title=f"{result.engine_model.split(',')[0]}", xlabel="ms per token, prefill included; less is better")
-    axes.legend()
-    return [axes]
-
-
 def charts(result: Decoding) -> dict[str, "Figure"]:
-    return {"decoding": plot_decoding(result)[0].figure, "decoding-engines": plot_engines(result)[0].figure}
+    return {"decoding": plot_decoding(result)[0].figure}
 
 
 def _style(method: str, number: int) -> dict:
@@ -239,14 +191,15 @@ def _style(method: str, number: int) -> dict:
 
 
 def _point(axes: "Axes", x: Estimate, y: Estimate, label: str, style: dict) -> None:
-    axes.errorbar(x.value, y.value, xerr=_reach(x), yerr=_reach(y), label=label, linestyle="none", elinewidth=0.8, **style)
+    axes.errorbar(x.value, y.value, xerr=reach(x), yerr=reach(y), label=label, linestyle="none", elinewidth=0.8, **style)
 
 
-def _reach(found: Estimate) -> list[list[float]]:
+def reach(found: Estimate) -> list[list[float]]:
+    """Return an interval as an error bar: below and above the value."""
     return [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]  # an interval of no width may miss by rounding
 
 
-def _scaled(found: Estimate, factor: float) -> Estimate:
+def scaled(found: Estimate, factor: float) -> Estimate:
     return Estimate(found.value * factor, found.low * factor, found.high * factor)
 
 

@@ -112,19 +112,6 @@ class ModelResult:
 
 
 @dataclass(frozen=True)
-class EngineTimes:
-    """One engine with so many threads. greedy_s, sampling_s: seconds of whole generations, one per round. left_out: why there are none."""
-
-    name: str
-    note: str
-    version: str | None
-    threads: int
-    greedy_s: tuple[float, ...] = ()
-    sampling_s: tuple[float, ...] = ()
-    left_out: str | None = None
-
-
-@dataclass(frozen=True)
 class LoopTimes:
     """The time per output token (TPOT) of an INT8 IR, driven by the plain loop of the measurements and by the generation loop, in turns."""
 
@@ -141,8 +128,7 @@ class Decoding:
     """The whole experiment.
 
     prompts: their text. draws: of each method that samples. prompt_tokens, new_tokens: of the texts. timed_prompt_tokens,
-    timed_new_tokens: of every timed generation. engine_model: the model of the engines and of the loop. engine_tokens: new tokens of each
-    timed generation of an engine.
+    timed_new_tokens: of every timed generation. loop_model: the model that both loops drive.
     """
 
     created: str
@@ -155,9 +141,7 @@ class Decoding:
     timed_prompt_tokens: int
     timed_new_tokens: int
     models: tuple[ModelResult, ...]
-    engine_model: str
-    engine_tokens: int
-    engines: tuple[EngineTimes, ...]
+    loop_model: str
     loop: LoopTimes
     schema: str = SCHEMA
 

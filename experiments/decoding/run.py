@@ -1,4 +1,4 @@
-"""Every decoding method on every model: what it writes, what it costs; then the engines of the seed, and the cost of our own loop."""
+"""Every decoding method on every model: what it writes and what it costs; and the cost of our own generation loop."""
 
 import datetime
 import random
@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from experiments.decoding.engines import LOOP_RUNS, choose_engines, count_steps, time_engines, time_loop
+from experiments.decoding.loop import LOOP_RUNS, time_loop
 from experiments.decoding.methods import CONTRASTIVE, GREEDY, METHODS, choose, settings_of
 from experiments.decoding.models import Candidate, find_candidates, tell_stand_ins
 from experiments.decoding.results import ITSELF, Decoding, MethodTexts, MethodTimes, ModelResult, Output
@@ -26,7 +26,7 @@ from gpt2opt.storage import save_model
 PROMPT_TOKENS, NEW_TOKENS = 32, 64
 TIMED = Case(32, 8)
 """Of the timed generations: so short because the largest model has to fit into minutes too."""
-ROUNDS, ENGINE_ROUNDS, ENGINE_TOKENS = 3, 5, 16
+ROUNDS = 3
 LEAST_PROMPTS, LEAST_SEEDS = 10, 3
 
 
@@ -34,24 +34,20 @@ def compare_decoding(
     models: str = "auto",
     text: str = "auto",
     methods: str = "",
-    engines: str = "",
     prompts: int = LEAST_PROMPTS,
     seeds: int = LEAST_SEEDS,
     *,
     timed: Case = TIMED,
-    engine_tokens: int = ENGINE_TOKENS,
     loop_runs: int = LOOP_RUNS,
 ) -> Decoding:
-    """Compare the methods on the models, time the engines in turns, and measure what the generation loop costs; progress goes to stderr.
+    """Compare the methods on the models, and measure what the generation loop costs; progress goes to stderr.
 
     Args:
         models: see `find_candidates`.
         text: see `find_texts`; prompts are beginnings of its held-out documents.
         methods: names with commas between them, such as `top-p`; all where empty. Greedy always takes part: the others are held against it.
-        engines: likewise; torch in FP32 always takes part.
         prompts, seeds: how many of each, at least 10 and 3. Methods that draw nothing write one text behind each prompt.
         timed: prompt and new tokens of a timed generation.
-        engine_tokens: new tokens of a timed generation of an engine.
         loop_runs: of each of both loops.
 
     Raises:
@@ -62,11 +58,11 @@ def compare_decoding(
         if found < least:
             raise ValueError(f"{name}={found}, expected at least {least}: intervals and ranges over fewer say little")
     chosen = tuple(name for name in METHODS if name in (*choose("method", methods, METHODS), GREEDY))
-    chosen_engines, candidates, texts = choose_engines(engines), find_candidates(models), find_texts(text)
+    candidates, texts = find_candidates(models), find_texts(text)
     tell_stand_ins(candidates, texts)
     torch.set_num_threads(environment.threads())
-    steps = sum((prompts * len(chosen) if writes(each) else 0) + (ROUNDS + 1) * len(chosen) for each in candidates)
-    steps += count_steps(chosen_engines, ENGINE_ROUNDS) + 2  # the loop's
+    steps = sum((prompts * len(chosen) if writes(each) else 0) + ROUNDS * len(chosen) for each in candidates)
+    steps += 2  # the loop's
     served = next((each for each in candidates if each.name == "gpt2"), candidates[0])
     measured, shown = [], tuple[str, ...]()
     with tqdm(total=steps, unit="step") as bar, tempfile.TemporaryDirectory() as scratch:
@@ -83,11 +79,10 @@ def compare_decoding(
             measured.append(measure_model(candidate, tokenizer, model, chosen, texts_of, seeds, timed, step))
             if candidate is served:
                 save_model(source, tokenizer, model)
-                case, vocab_size = Case(timed.prompt_tokens, engine_tokens), model.config.vocab_size
+                prompt = make_prompts(timed, model.config.vocab_size, 0)[0].tolist()
             del model
             environment.give_back_memory()
-        raced = time_engines(chosen_engines, source, vocab_size, case, ENGINE_ROUNDS, step)
-        loop = time_loop(source, make_prompts(case, vocab_size, 0)[0].tolist(), step, loop_runs)
+        loop = time_loop(source, prompt, step, loop_runs)
     return Decoding(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         environment=environment.describe(),
@@ -99,9 +94,7 @@ def compare_decoding(
         timed_prompt_tokens=timed.prompt_tokens,
         timed_new_tokens=timed.new_tokens,
         models=tuple(measured),
-        engine_model=f"{served.name}: {served.weights}",
-        engine_tokens=engine_tokens,
-        engines=tuple(raced),
+        loop_model=f"{served.name}: {served.weights}",
         loop=loop,
     )
 
@@ -160,16 +153,21 @@ def compare_texts(
 
 
 def time_methods(model: GPT2LMHeadModel, methods: Sequence[str], case: Case, step: Callable[[str], None]) -> tuple[MethodTimes, ...]:
-    """Time whole generations of one prompt by every method, in a new random order in each round, after a warm-up round."""
+    """Time whole generations of one prompt by every method, in a new random order in each round, after two to warm up."""
     seconds: dict[str, list[float]] = {method: [] for method in methods}
     draw = random.Random(0)
-    for number in range(ROUNDS + 1):
+
+    def timed(method: str, number: int) -> float:
         prompt = make_prompts(case, model.config.vocab_size, number).tolist()
+        start = time.perf_counter()
+        decoder = TorchModel(model, hidden=method == CONTRASTIVE).decoder(prompt, case.new_tokens)
+        generate(decoder, prompt, settings_of(method, case.new_tokens))
+        return time.perf_counter() - start
+
+    for method in (GREEDY, methods[-1]):
+        timed(method, 0)
+    for number in range(1, ROUNDS + 1):
         for method in draw.sample(methods, len(methods)):
             step(f"timing {method}")
-            settings = settings_of(method, case.new_tokens)
-            start = time.perf_counter()
-            generate(TorchModel(model, hidden=method == CONTRASTIVE).decoder(prompt, case.new_tokens), prompt, settings)
-            if number:
-                seconds[method].append(time.perf_counter() - start)
+            seconds[method].append(timed(method, number))
     return tuple(MethodTimes(method, tuple(taken)) for method, taken in seconds.items())

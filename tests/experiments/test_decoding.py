@@ -1,4 +1,4 @@
-"""Metrics and findings by arithmetic, engines as stubs, and the whole experiment on a tiny model."""
+"""Metrics and findings by arithmetic, and the whole experiment on a tiny model."""
 
 import dataclasses
 import json
@@ -8,16 +8,15 @@ import matplotlib as mpl
 import pytest
 import torch
 
-from experiments.decoding import engines, run
-from experiments.decoding.engines import LoopContestant, choose_engines, count_steps, rows_of, time_engines
+from experiments.decoding import run
 from experiments.decoding.findings import CONFIRMED, OPEN, REFUTED, find_all
+from experiments.decoding.loop import LoopContestant
 from experiments.decoding.methods import GREEDY, METHODS, SAMPLING, choose, settings_of
 from experiments.decoding.models import find_candidates, random_model
-from experiments.decoding.report import all_tables, caption, plot_decoding, plot_engines
+from experiments.decoding.report import all_tables, caption, plot_decoding
 from experiments.decoding.results import (
     ITSELF,
     Decoding,
-    EngineTimes,
     LoopTimes,
     MethodTexts,
     MethodTimes,
@@ -27,10 +26,8 @@ from experiments.decoding.results import (
     repetition,
 )
 from experiments.decoding.texts import judge, write_texts
-from experiments.race.turns import Case
 from gpt2opt.storage import from_json
 from tests.conftest import END_OF_TEXT, sample_text
-from tests.experiments.stubs import Int8Stub, TorchStub, UnconvertibleTorchStub
 
 PROMPTS = 10
 MACHINE = {"cpu": "a CPU", "cpu_flags": ["avx2"], "threads": 2}
@@ -55,7 +52,7 @@ def test_repetition_and_distinct_count_n_grams():
 
 def test_distinct_of_draws_is_that_of_one_draw_at_a_time():
     """Three draws of the same text are no less diverse than one."""
-    outputs = tuple(Output(prompt, draw, f"{prompt} 1 2", "", 1, 2) for prompt in range(2) for draw in range(3))
+    outputs = tuple(Output(prompt, draw, f"{prompt + 7} 1 2", "", 1, 2) for prompt in range(2) for draw in range(3))
     assert model_of("a", {"top-k": outputs}, {}).distinct("top-k", 1) == pytest.approx(4 / 6)
 
 
@@ -94,28 +91,6 @@ def test_random_weights_have_a_distribution_like_that_of_a_trained_model():
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
-# --- engines and the loop
-
-
-def test_engines_take_turns_with_every_number_of_threads_and_what_fails_is_told(model_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(engines.environment, "threads", lambda: 2)
-    source = tmp_path / "model"
-    source.symlink_to(model_dir)
-    steps = []
-    raced = (TorchStub, Int8Stub, UnconvertibleTorchStub)
-    found = time_engines(raced, source, 320, Case(4, 3), 2, steps.append)
-    assert [(row.name, row.threads) for row in found] == [(engine.name, threads) for engine in raced for threads in (1, 2)]
-    assert [len(row.greedy_s) for row in found] == [len(row.sampling_s) for row in found] == [2, 2, 2, 2, 0, 0]
-    assert [row.left_out for row in found] == [None] * 4 + ["ValueError: no such operator"] * 2
-    assert len(steps) == count_steps(raced, 2)
-
-
-def test_compiled_engines_run_with_all_threads_only(monkeypatch):
-    monkeypatch.setattr(engines.environment, "threads", lambda: 3)
-    rows = [(engine.name, threads) for engine, threads in rows_of(choose_engines("torch.compile-fp32"))]
-    assert rows == [("torch eager FP32", 1), ("torch eager FP32", 2), ("torch eager FP32", 3), ("torch.compile FP32", 3)]
-
-
 def test_both_loops_are_timed_on_an_ir(float_dir):
     contestant = LoopContestant(float_dir, [5, 6, 7])
     assert all(0 < seconds < 1 for seconds in (contestant.plain(4), contestant.loop(4)))
@@ -130,37 +105,21 @@ def model_of(name, outputs, seconds, stand_in=False, weights="trained"):
 
 
 def outputs_of(nats: float, explained: float, repeated: int, draws: int = 1) -> tuple[Output, ...]:
-    """Return texts of 8 tokens; the last `repeated` ones repeat the first. A prompt's number changes the NLL a little."""
+    """Return texts of 8 tokens, of whose five 4-grams `repeated` repeat. A prompt's number changes the NLL a little."""
     found = []
     for prompt in range(PROMPTS):
-        ids = [*range(8 - repeated), *[0, 1, 2, 3, 4, 5][:repeated]]
+        ids = [0] * (4 + repeated) + list(range(1, 5 - repeated))
         total = 8 * (nats + 0.01 * prompt)
         found += [Output(prompt, draw, " ".join(map(str, ids)), "a | `text`", total, total + 8 * explained) for draw in range(draws)]
     return tuple(found)
 
 
-def written(greedy=(2.0, 0.5, 4), sampled=(3.0, 0.6, 0), itself=(3.5, 0.7, 0)):
+def written(greedy=(2.0, 0.5, 1), sampled=(3.0, 0.6, 0), itself=(3.5, 0.7, 0)):
     return {ITSELF: outputs_of(*itself), GREEDY: outputs_of(*greedy), "top-k": outputs_of(*sampled, draws=3)}
 
 
 def times(base: float) -> dict[str, tuple[float, ...]]:
     return {GREEDY: (base, 1.01 * base, 0.99 * base), "top-k": (1.1 * base, 1.111 * base, 1.089 * base)}
-
-
-def engine(name: str, threads: int, seconds: float, **fields) -> EngineTimes:
-    slow = (1.0, 1.01, 1.5)
-    return EngineTimes(name, "a note", "1", threads, tuple(seconds * s for s in slow), tuple(1.2 * seconds * s for s in slow), **fields)
-
-
-RACED = (
-    engine("torch eager FP32", 1, 2.0),
-    engine("torch eager FP32", 2, 1.5),
-    engine("torch FP32 without SDPA", 2, 1.51),
-    engine("torch.compile FP32", 2, 1.0),
-    engine("torch dynamic INT8", 1, 1.0),
-    engine("torch dynamic INT8", 2, 0.5),
-    EngineTimes("ONNX Runtime FP32", "a note", None, 2, left_out="onnxruntime is not installed"),
-)
 
 
 @pytest.fixture
@@ -172,7 +131,7 @@ def result() -> Decoding:
     )
     loop = LoopTimes((0.010, 0.011, 0.012), (0.0101, 0.01111, 0.01212))
     prompts = tuple(f"prompt {number}" for number in range(PROMPTS))
-    return Decoding("2026", MACHINE, "a text", prompts, 3, 4, 8, 4, 8, models, "gpt2: random weights", 8, RACED, loop)
+    return Decoding("2026", MACHINE, "a text", prompts, 3, 4, 8, 4, 8, models, "gpt2: random weights", loop)
 
 
 def verdicts(result: Decoding) -> dict[str, tuple[str, str]]:
@@ -198,10 +157,10 @@ def test_sampling_is_held_against_greedy_by_repetition_and_by_what_the_prompt_ex
     assert "explains +0.10 [+0.10, +0.10] nats per token more" in figure
     assert "of the text itself it explains 0.70" in figure
     assert "cost +1.00 [+1.00, +1.00]" in figure
-    worse = verdicts(changed(result, "bundled", sampled=(3.0, 0.4, 6)))
+    worse = verdicts(changed(result, "bundled", sampled=(3.0, 0.4, 3)))
     assert worse["sampling repeats itself less (bundled)"][0] == REFUTED
     assert worse["sampling is more coherent (bundled)"][0] == REFUTED
-    same = verdicts(changed(result, "bundled", sampled=(3.0, 0.5, 4)))
+    same = verdicts(changed(result, "bundled", sampled=(3.0, 0.5, 1)))
     assert same["sampling repeats itself less (bundled)"][0] == OPEN
 
 
@@ -226,23 +185,6 @@ def test_with_the_real_models_the_balance_is_what_a_doubling_of_the_time_gains(r
     assert found["larger models are not much better"][0] == REFUTED
 
 
-def test_the_engines_confirm_or_refute_what_the_seed_found_of_them(result):
-    found = verdicts(result)
-    verdict, figure = found["dynamic INT8 with threads is the fastest"]
-    assert verdict == CONFIRMED
-    assert "its time ÷ FP32's with 2 threads: 0.33" in figure
-    assert "2 threads ÷ one: INT8 0.50 [0.50, 0.50], FP32 0.75" in figure
-    assert found["torch.compile gains little (less than 10%)"][0] == REFUTED + ": it gains more"
-    assert found["SDPA gains little (less than 10%)"][0] == CONFIRMED
-    fast = dataclasses.replace(result, engines=(*result.engines, engine("ONNX Runtime INT8", 2, 0.25)))
-    verdict, figure = verdicts(fast)["dynamic INT8 with threads is the fastest"]
-    assert verdict == REFUTED
-    assert figure.startswith("ONNX Runtime INT8 with 2 threads takes 0.50")
-    alone = verdicts(dataclasses.replace(result, engines=result.engines[:2]))
-    assert alone["dynamic INT8 with threads is the fastest"][0] == "not measured here: needs torch dynamic INT8"
-    assert alone["torch.compile gains little (less than 10%)"][0].startswith("not measured here: needs torch.compile FP32")
-
-
 def test_tables_name_the_stand_ins_and_pair_what_was_measured_together(result):
     tables = all_tables(result)
     texts = tables["What the methods write: bundled (stand-in)"]
@@ -254,9 +196,6 @@ def test_tables_name_the_stand_ins_and_pair_what_was_measured_together(result):
     speed = tables["Speed of every method on every model"]
     assert speed.header[1:] == ("bundled (stand-in)", "gpt2 (stand-in)", "gpt2-large (stand-in)")
     assert speed.rows[1][2] == "7.3 tokens/s; 1.10 [1.10, 1.10]"
-    rows = tables["Engines, threads and sampling: gpt2: random weights"].rows
-    assert rows[5][:6] == ("torch dynamic INT8", "2", "63.1", "75.8", "0.25 [0.25, 0.25]", "1.20 [1.20, 1.20]")
-    assert rows[6][-1] == "left out: onnxruntime is not installed"
     assert tables["What our generation loop costs: gpt2: random weights"].rows[1][2] == "1.010 [1.010, 1.010]"
     said = caption(result)
     assert "bundled (a stand-in for gpt2)" in said
@@ -264,27 +203,22 @@ def test_tables_name_the_stand_ins_and_pair_what_was_measured_together(result):
     assert "1.010 [1.010, 1.010] times as long per token as the plain loop: within the 3%" in said
 
 
-def test_charts_show_every_method_and_every_engine(result):
+def test_the_chart_shows_every_method(result):
     mpl.use("Agg")
     repeats, spent = plot_decoding(result)
     assert [label.get_text() for label in repeats.get_legend().get_texts()] == [ITSELF, GREEDY, "top-k"]
     greedy = repeats.containers[1].lines[0]
     assert (greedy.get_xdata()[0], greedy.get_ydata()[0]) == pytest.approx((20, math.exp(2.045)))
     assert spent.containers[0].lines[0].get_xdata()[0] == pytest.approx(1e3 * 0.1 / 8)
-    (bars,) = plot_engines(result)
-    assert len(bars.patches) == 12
-    assert bars.patches[0].get_width() == pytest.approx(1e3 * 0.505 / 8)
 
 
 # --- the whole
 
 
 def test_the_experiment_on_a_tiny_model(model_dir, long_text, monkeypatch):
-    monkeypatch.setattr(engines, "ENGINES", (TorchStub,))
-    monkeypatch.setattr(engines, "TorchFp32", TorchStub)
     monkeypatch.setattr(run, "time_loop", lambda *_: LoopTimes((0.01,) * 2, (0.01,) * 2))
     monkeypatch.setattr(run, "NEW_TOKENS", 16)
-    found = run.compare_decoding(str(model_dir), str(long_text), engine_tokens=4)
+    found = run.compare_decoding(str(model_dir), str(long_text))
     (model,) = found.writers
     assert model.methods == list(METHODS)
     assert [len(model.outputs(method)) for method in METHODS] == [3 * PROMPTS if method in SAMPLING else PROMPTS for method in METHODS]
@@ -314,7 +248,6 @@ def test_a_size_that_can_not_be_had_gets_random_weights_and_is_named(monkeypatch
     ("wrong", "message"),
     [
         ({"methods": "beam"}, "method 'beam' is not known; expected some of greedy, temperature, top-k, .*beam-search, contrastive-search"),
-        ({"engines": "torch-int3"}, "engine 'torch-int3' is not known; expected some of torch-eager-fp32, .*onnx-runtime-int8"),
         ({"models": "bundled,./nowhere"}, "no directory './nowhere'.*Expected some of auto, bundled, gpt2, gpt2-medium, gpt2-large"),
         ({"prompts": 9}, "prompts=9, expected at least 10"),
         ({"seeds": 2}, "seeds=2, expected at least 3"),
@@ -331,4 +264,3 @@ def test_wrong_input_is_said_at_once(wrong, message, tmp_path, monkeypatch):
 def test_methods_are_chosen_in_their_order_whatever_way_they_are_typed():
     assert choose("method", "Beam-Search, top-p", METHODS) == ("top-p", "beam search")
     assert choose("method", "", METHODS) == tuple(METHODS)
-    assert [engine.name for engine in choose_engines("torch-dynamic-int8")] == ["torch eager FP32", "torch dynamic INT8"]

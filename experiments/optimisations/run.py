@@ -5,33 +5,108 @@ decoding in nothing but the choice of the token. BetterTransformer, which the se
 attention (SDPA) that transformers takes today, and the row without it shows what it is worth.
 """
 
+import datetime
 import random
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from experiments.decoding.methods import GREEDY, choose, settings_of
-from experiments.decoding.results import EngineTimes, LoopTimes
 from experiments.race.engines import OnnxFp32, OnnxInt8, TorchCompile, TorchEagerAttention, TorchFp32, TorchInt8, TorchInt8Compile
 from experiments.race.engines.base import Engine, Stepwise, StepwiseDecoder
-from experiments.race.run import convert
+from experiments.race.run import check_size, convert, prepare_models
 from experiments.race.turns import SETTLE_S, Case, loaded, make_prompts, one_line, thread_settings
 from gpt2opt import environment
-from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.decoding.generation import stream
 from gpt2opt.measure.child import Child
 from gpt2opt.measure.memory import in_fresh_process
 
+SCHEMA = "gpt2opt.optimisations/1"
 ENGINES: tuple[type[Stepwise], ...] = (TorchFp32, TorchEagerAttention, TorchCompile, TorchInt8, TorchInt8Compile, OnnxFp32, OnnxInt8)
 COMPILED = (TorchCompile, TorchInt8Compile)
 """Compiling takes most of a minute, so these run with all threads only."""
 SAMPLING = "top-k"
 """What transformers' sampling does unless told otherwise."""
-LOOP_RUNS, LOOP_TOKENS = 21, 32
+CASE = Case(32, 16)
+
+
+@dataclass(frozen=True)
+class EngineTimes:
+    """One engine with so many threads. greedy_s, sampling_s: seconds of whole generations, one per round. left_out: why there are none."""
+
+    name: str
+    note: str
+    package: str
+    version: str | None
+    threads: int
+    greedy_s: tuple[float, ...] = ()
+    sampling_s: tuple[float, ...] = ()
+    left_out: str | None = None
+
+
+@dataclass(frozen=True)
+class Optimisations:
+    """All engines on one model. weights: where its weights are from, in words. case: prompt and new tokens of each generation."""
+
+    created: str
+    environment: dict[str, Any]
+    size: str
+    weights: str
+    case: Case
+    rounds: int
+    rows: tuple[EngineTimes, ...]
+    schema: str = SCHEMA
+
+    @property
+    def timed(self) -> list[EngineTimes]:
+        return [row for row in self.rows if not row.left_out]
+
+    @property
+    def most_threads(self) -> int:
+        return max(row.threads for row in self.rows)
+
+    def row(self, engine: type[Engine], threads: int) -> EngineTimes | None:
+        """Return a row that was timed, None where there is none."""
+        return next((row for row in self.timed if (row.name, row.threads) == (engine.name, threads)), None)
+
+
+def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 5) -> Optimisations:
+    """Time the engines in turns, each greedy and sampling, with one thread and with all; progress goes to stderr.
+
+    Args:
+        size: as in `run_race`: a size, the bundled model stretched to it where there are no real weights, or a directory with a GPT-2.
+        engines: names with commas between them, such as `torch-dynamic-int8`; all where empty. Torch in FP32 always takes part.
+        rounds: timed rounds, at least 2.
+
+    Raises:
+        ValueError: rounds < 2, or an unknown size or engine.
+        RuntimeError: the model can't be made.
+    """
+    if rounds < 2:
+        raise ValueError(f"rounds={rounds}, expected at least 2: an interval is drawn over them")
+    check_size(size)
+    chosen = choose_engines(engines)
+    # The model, a conversion for each engine, the start, and the rounds with the warm-up.
+    with tqdm(total=1 + len(chosen) + 1 + rounds + 1, unit="step") as bar, tempfile.TemporaryDirectory() as scratch:
+
+        def step(what: str) -> None:
+            bar.set_description(what)
+            bar.update()
+
+        step(f"model {size}")
+        models = prepare_models(size, Path(scratch))
+        bar.write(f"{size}, weights: {models.weights}", file=sys.stderr)
+        rows = time_engines(chosen, Path(scratch, "models", "full"), models.vocab_size, CASE, rounds, step)
+    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return Optimisations(created, environment.describe(), size, models.weights, CASE, rounds, tuple(rows))
 
 
 def choose_engines(names: str) -> list[type[Stepwise]]:
@@ -73,7 +148,7 @@ def time_engines(
     """Convert the model in `source` for each engine and time them in turns, in a new random order in each round.
 
     Args:
-        step: called with what is done next; engines with fewer steps than `count_steps` says have failed.
+        step: called with what is done next.
     """
     folders: dict[type[Engine], Path | str] = {}
     for engine in engines:
@@ -109,11 +184,6 @@ def time_engines(
     ]
 
 
-def count_steps(engines: Sequence[type[Stepwise]], rounds: int) -> int:
-    """Return how often `time_engines` calls its `step`."""
-    return len(engines) + 1 + rounds + 1
-
-
 def _converted(engine: type[Engine], source: Path) -> Path | str:
     """Return the folder of an engine beside `source`, made now unless an engine with the same files has it already; or what went wrong."""
     if environment.installed(engine.package) is None:
@@ -135,7 +205,7 @@ def _converted(engine: type[Engine], source: Path) -> Path | str:
 
 def _entry(engine: type[Engine], threads: int, folder: Path | str) -> EngineTimes:
     left_out = folder if isinstance(folder, str) else None
-    return EngineTimes(engine.name, engine.note, environment.installed(engine.package), threads, left_out=left_out)
+    return EngineTimes(engine.name, engine.note, engine.package, environment.installed(engine.package), threads, left_out=left_out)
 
 
 def _started(rows: dict[tuple, EngineTimes], folders: Mapping[type[Engine], Path | str]) -> dict[tuple, Child]:
@@ -155,61 +225,3 @@ def _started(rows: dict[tuple, EngineTimes], folders: Mapping[type[Engine], Path
         if isinstance(worker, str):
             rows[key] = replace(rows[key], left_out=worker)
     return {key: worker for key, worker in started.items() if isinstance(worker, Child)}
-
-
-class LoopContestant:
-    """An INT8 IR that is driven by the plain loop of the measurements and by the generation loop."""
-
-    def __init__(self, folder: Path, prompt: list[int]):
-        from gpt2opt.runtime.ir_model import load_ir
-
-        self.model, self.prompt = load_ir(folder), prompt
-
-    def plain(self, new_tokens: int) -> float:
-        """Return the TPOT of `Greedy`, in seconds."""
-        greedy = Greedy(self.model.decoder([self.prompt], new_tokens))
-        greedy.start()
-        start = time.perf_counter()
-        for _ in range(new_tokens - 1):
-            greedy.step()
-        return (time.perf_counter() - start) / (new_tokens - 1)
-
-    def loop(self, new_tokens: int) -> float:
-        """Return the TPOT of `stream`, in seconds."""
-        prompts = [self.prompt]
-        tokens = stream(self.model.decoder(prompts, new_tokens), prompts, settings_of(GREEDY, new_tokens))
-        next(tokens)
-        start = time.perf_counter()
-        for _ in tokens:
-            pass
-        return (time.perf_counter() - start) / (new_tokens - 1)
-
-
-def time_loop(source: Path, prompt: list[int], step: Callable[[str], None], runs: int = LOOP_RUNS) -> LoopTimes:
-    """Export a model as an INT8 IR (weights alone) and time both loops on it, in turns: the second one first in every second run."""
-    step("exporting the IR")
-    folder = source.parent / "ir"
-    in_fresh_process(export_int8, source, folder)
-    step("the cost of the generation loop")
-    seconds: dict[str, list[float]] = {"plain": [], "loop": []}
-    with Child(LoopContestant, folder, prompt, environment=thread_settings(environment.threads())) as worker:
-        for number in range(runs + 1):
-            for way in ("plain", "loop") if number % 2 else ("loop", "plain"):
-                taken = worker.call(way, LOOP_TOKENS)
-                if number:
-                    seconds[way].append(taken)
-    return LoopTimes(tuple(seconds["plain"]), tuple(seconds["loop"]))
-
-
-def export_int8(source: Path, folder: Path) -> None:
-    """Write the model in `source` as an IR with INT8 weights; nothing is calibrated, so any rows of tokens do."""
-    from datasets import Dataset
-
-    from gpt2opt.sources.models import load_model
-    from gpt2opt.stages.quantize import quantize_int8
-    from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES
-
-    environment.quiet()
-    tokenizer, model = load_model(source)
-    rows = Dataset.from_dict({"input_ids": [list(range(16))] * MIN_CALIBRATION_SEQUENCES})
-    quantize_int8(model, tokenizer, rows, folder, "w8")
