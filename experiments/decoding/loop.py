@@ -44,7 +44,7 @@ class LoopContestant:
         return (time.perf_counter() - start) / (new_tokens - 1)
 
 
-def time_loop(source: Path, prompt: list[int], step: Callable[[str], None], runs: int = LOOP_RUNS) -> LoopTimes:
+def time_loop(source: Path, prompt: list[int], step: Callable[[str], None]) -> LoopTimes:
     """Export a model as an INT8 IR (weights alone) and time both loops on it, in turns: the second one first in every second run."""
     step("exporting the IR")
     folder = source.parent / "ir"
@@ -52,7 +52,7 @@ def time_loop(source: Path, prompt: list[int], step: Callable[[str], None], runs
     step("the cost of the generation loop")
     seconds: dict[str, list[float]] = {"plain": [], "loop": []}
     with Child(LoopContestant, folder, prompt, environment=thread_settings(environment.threads())) as worker:
-        for number in range(runs + 1):
+        for number in range(LOOP_RUNS + 1):
             for way in ("plain", "loop") if number % 2 else ("loop", "plain"):
                 taken = worker.call(way, LOOP_TOKENS)
                 if number:

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from experiments.decoding.loop import LOOP_RUNS, time_loop
+from experiments.decoding.loop import time_loop
 from experiments.decoding.methods import CONTRASTIVE, GREEDY, METHODS, choose, settings_of
 from experiments.decoding.models import Candidate, find_candidates, tell_stand_ins
 from experiments.decoding.results import ITSELF, Decoding, MethodTexts, MethodTimes, ModelResult, Output
@@ -36,9 +36,6 @@ def compare_decoding(
     methods: str = "",
     prompts: int = LEAST_PROMPTS,
     seeds: int = LEAST_SEEDS,
-    *,
-    timed: Case = TIMED,
-    loop_runs: int = LOOP_RUNS,
 ) -> Decoding:
     """Compare the methods on the models, and measure what the generation loop costs; progress goes to stderr.
 
@@ -47,8 +44,6 @@ def compare_decoding(
         text: see `find_texts`; prompts are beginnings of its held-out documents.
         methods: names with commas between them, such as `top-p`; all where empty. Greedy always takes part: the others are held against it.
         prompts, seeds: how many of each, at least 10 and 3. Methods that draw nothing write one text behind each prompt.
-        timed: prompt and new tokens of a timed generation.
-        loop_runs: of each of both loops.
 
     Raises:
         ValueError: a name is not known, there are too few prompts or seeds, or the text has too few documents.
@@ -76,13 +71,13 @@ def compare_decoding(
             tokenizer, model = candidate.load()
             texts_of = find_prompts(texts, tokenizer, prompts, PROMPT_TOKENS, NEW_TOKENS) if writes(candidate) else []
             shown = shown or tuple(tokenizer.decode(prompt) for prompt, _ in texts_of)
-            measured.append(measure_model(candidate, tokenizer, model, chosen, texts_of, seeds, timed, step))
+            measured.append(measure_model(candidate, tokenizer, model, chosen, texts_of, seeds, step))
             if candidate is served:
                 save_model(source, tokenizer, model)
-                prompt = make_prompts(timed, model.config.vocab_size, 0)[0].tolist()
+                prompt = make_prompts(TIMED, model.config.vocab_size, 0)[0].tolist()
             del model
             environment.give_back_memory()
-        loop = time_loop(source, prompt, step, loop_runs)
+        loop = time_loop(source, prompt, step)
     return Decoding(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         environment=environment.describe(),
@@ -91,8 +86,8 @@ def compare_decoding(
         draws=seeds,
         prompt_tokens=PROMPT_TOKENS,
         new_tokens=NEW_TOKENS,
-        timed_prompt_tokens=timed.prompt_tokens,
-        timed_new_tokens=timed.new_tokens,
+        timed_prompt_tokens=TIMED.prompt_tokens,
+        timed_new_tokens=TIMED.new_tokens,
         models=tuple(measured),
         loop_model=f"{served.name}: {served.weights}",
         loop=loop,
@@ -106,7 +101,6 @@ def measure_model(
     methods: Sequence[str],
     prompts: Sequence[tuple[list[int], list[int]]],
     draws: int,
-    case: Case,
     step: Callable[[str], None],
 ) -> ModelResult:
     """Let every method write behind the prompts, if there are any, and time it."""
@@ -119,7 +113,7 @@ def measure_model(
         candidate.weights,
         candidate.stand_in,
         sum(parameter.numel() for parameter in model.parameters()),
-        time_methods(model, methods, case, told),
+        time_methods(model, methods, told),
         tuple(compare_texts(model, tokenizer, methods, prompts, draws, told)) if prompts else (),
     )
 
@@ -152,16 +146,16 @@ def compare_texts(
     return found
 
 
-def time_methods(model: GPT2LMHeadModel, methods: Sequence[str], case: Case, step: Callable[[str], None]) -> tuple[MethodTimes, ...]:
+def time_methods(model: GPT2LMHeadModel, methods: Sequence[str], step: Callable[[str], None]) -> tuple[MethodTimes, ...]:
     """Time whole generations of one prompt by every method, in a new random order in each round, after two to warm up."""
     seconds: dict[str, list[float]] = {method: [] for method in methods}
     draw = random.Random(0)
 
     def timed(method: str, number: int) -> float:
-        prompt = make_prompts(case, model.config.vocab_size, number).tolist()
+        prompt = make_prompts(TIMED, model.config.vocab_size, number).tolist()
         start = time.perf_counter()
-        decoder = TorchModel(model, hidden=method == CONTRASTIVE).decoder(prompt, case.new_tokens)
-        generate(decoder, prompt, settings_of(method, case.new_tokens))
+        decoder = TorchModel(model, hidden=method == CONTRASTIVE).decoder(prompt, TIMED.new_tokens)
+        generate(decoder, prompt, settings_of(method, TIMED.new_tokens))
         return time.perf_counter() - start
 
     for method in (GREEDY, methods[-1]):

@@ -101,8 +101,8 @@ def engines_table(result: Optimisations) -> Table:
 def caption(result: Optimisations) -> str:
     return (
         f"{result.size}, weights: {result.weights}. Whole generations of one prompt of {result.case.prompt_tokens} tokens, "
-        f"{result.case.new_tokens} new ones, prefill included; {result.rounds} rounds in turns, each engine in its own process. Sampling "
-        f"is {SAMPLING} with k = 50. BetterTransformer has left optimum; SDPA is what it did. Measured on {machine_label(result.environment)}."
+        f"{result.case.new_tokens} new ones, prefill included; {result.rounds} rounds in turns, each engine in its own process. "
+        f"Sampling is {SAMPLING} with k = 50. BetterTransformer has left optimum; SDPA is what it did. Measured on {machine_label(result.environment)}."
     )
 
 
