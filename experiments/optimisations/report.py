@@ -102,7 +102,8 @@ def caption(result: Optimisations) -> str:
     return (
         f"{result.size}, weights: {result.weights}. Whole generations of one prompt of {result.case.prompt_tokens} tokens, "
         f"{result.case.new_tokens} new ones, prefill included; {result.rounds} rounds in turns, each engine in its own process. "
-        f"Sampling is {SAMPLING} with k = 50. BetterTransformer has left optimum; SDPA is what it did. Measured on {machine_label(result.environment)}."
+        f"Sampling is {SAMPLING} with k = 50. BetterTransformer has left optimum; SDPA is what it did. Measured on "
+        f"{machine_label(result.environment)}."
     )
 
 
