@@ -40,6 +40,16 @@ def long_text(tmp_path_factory):
     return path
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """A model this small is not faster with two threads, and much slower where another process has one of the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(run.environment, "threads", lambda: 1)
+    yield
+    torch.set_num_threads(before)
+
+
 # --- metrics
 
 
