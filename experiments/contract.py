@@ -122,6 +122,32 @@ EXPERIMENTS = {
         (MODEL, Option("runs", int, 12, "timed runs")),
         ("deployed", "deployed-full-size"),
     ),
+    "decoding": Entry(
+        "experiments.decoding.report",
+        "compare the decoding methods on models of several sizes: repetition, perplexity and time",
+        (
+            Option(
+                "models", str, "auto", "names with commas between them: directories, hub ids or bundled; or auto, for the sizes of GPT-2"
+            ),
+            TEXT,
+            Option("methods", str, "", "names with commas between them, such as top-p; all where empty, and greedy always takes part"),
+            Option("prompts", int, 10, "prompts from the held-out text"),
+            Option("seeds", int, 3, "draws of each method that samples"),
+        ),
+        ("decoding",),
+    ),
+    "optimisations": Entry(
+        "experiments.optimisations.report",
+        "time torch and ONNX Runtime with one thread and all, greedy and sampling, each in its own process, in turns",
+        (
+            SIZE,
+            Option(
+                "engines", str, "", "names with commas between them, such as torch-dynamic-int8; all where empty, and torch FP32 always"
+            ),
+            Option("rounds", int, 5, "timed rounds"),
+        ),
+        ("optimisations",),
+    ),
 }
 
 
