@@ -12,14 +12,16 @@ from gpt2opt.ui.library import Loaded
 from gpt2opt.ui.watched import WatchedModel
 
 
-def answer(loaded: Loaded, prompt: str, settings: DecodingSettings, stopped: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+def answer(
+    loaded: Loaded, prompt: str, settings: DecodingSettings, truncate: bool, stopped: Callable[[], bool]
+) -> Iterator[dict[str, Any]]:
     """Yield an event for each token: the token as `token_event` shows it, and how fast the model has been so far.
 
     Raises:
         ValueError: as `stream_text`.
     """
     model = WatchedModel(loaded.model)
-    for token in stream_text(model, loaded.tokenizer, [prompt], settings, stop=lambda _: stopped()):
+    for token in stream_text(model, loaded.tokenizer, [prompt], settings, truncate=truncate, stop=lambda _: stopped()):
         yield {"event": "token", "side": 0, **token_event(token, loaded.tokenizer), "speed": model.decoder_now.speed()}
 
 

@@ -14,7 +14,7 @@ from gpt2opt.ui.watched import WatchedDecoder, WatchedModel
 
 
 def lockstep(
-    reference: Loaded, other: Loaded, prompt: str, settings: DecodingSettings, stopped: Callable[[], bool]
+    reference: Loaded, other: Loaded, prompt: str, settings: DecodingSettings, truncate: bool, stopped: Callable[[], bool]
 ) -> Iterator[dict[str, Any]]:
     """Yield an event for each token of the reference model (side 0), then of the other one (side 1), until both texts have ended.
 
@@ -30,10 +30,10 @@ def lockstep(
         raise ValueError("the two models have different tokens; choose two precisions of one model")
     sides = [WatchedModel(each.model) for each in (reference, other)]
     streams = [
-        stream_text(side, each.tokenizer, [prompt], settings, stop=lambda _: stopped())
+        stream_text(side, each.tokenizer, [prompt], settings, truncate=truncate, stop=lambda _: stopped())
         for side, each in zip(sides, (reference, other), strict=True)
     ]
-    ids = encode_prompt(other.tokenizer, prompt, other.model.context)
+    ids = encode_prompt(other.tokenizer, prompt, other.model.context - settings.max_new_tokens, truncate)
     follower = WatchedDecoder(other.model.decoder([ids], settings.max_new_tokens), len(ids))
     read: int | None = None
     while streams[0] or streams[1]:

@@ -37,6 +37,7 @@ class Server:
         self.library, self.turns = library, Turns()
         self.models, self.first = models, first
         self.process = psutil.Process()
+        self.machine = environment.machine_label(environment.describe())
 
     def application(self) -> tornado.web.Application:
         application = tornado.web.Application()
@@ -71,9 +72,8 @@ class Facts(_Answers):
     """What can be chosen, and on which machine this runs."""
 
     def get(self) -> None:
-        facts = environment.machine_label(environment.describe())
-        first = dataclasses.asdict(self.server.first)
-        self.write({"models": [*SIZES, *self.server.models], "precisions": PRECISIONS, "first": first, "machine": facts})
+        first, models = dataclasses.asdict(self.server.first), [*SIZES, *self.server.models]
+        self.write({"models": models, "precisions": PRECISIONS, "first": first, "machine": self.server.machine})
 
 
 class State(_Answers):
@@ -163,7 +163,8 @@ class Socket(tornado.websocket.WebSocketHandler):
             return
         make: Callable[..., Any] = lockstep if what == "compare" else answer
         self.stream = self.server.turns.add(
-            lambda stopped: make(*loaded, prompt, settings, stopped), partial(loop.call_soon_threadsafe, self._deliver)
+            lambda stopped: make(*loaded, prompt, settings, bool(asked.get("truncate")), stopped),
+            partial(loop.call_soon_threadsafe, self._deliver),
         )
 
     def _deliver(self, item: dict[str, Any] | Ended) -> None:

@@ -86,13 +86,14 @@ class Page:
     def value(self, name: str) -> str:
         return self.find(f"#{name}").get_property("value")
 
-    def tokens(self, side: int = 0) -> list[str]:
-        """Return the tokens that are shown, as they were chosen."""
-        texts = self.all(".text")[side]
-        return self.driver.execute_script("return [...arguments[0].querySelectorAll('.token')].map(t => t.textContent)", texts)
+    def count(self, side: int = 0) -> int:
+        """Return how many tokens are shown; several that make one character share a place."""
+        script = "return [...arguments[0].querySelectorAll('.token')].flatMap(t => t.dataset.tokens.split(' ')).length"
+        return self.driver.execute_script(script, self.all(".text")[side])
 
     def text(self, side: int = 0) -> str:
-        return "".join(self.tokens(side))
+        script = "return [...arguments[0].querySelectorAll('.token')].map(t => t.textContent).join('')"
+        return self.driver.execute_script(script, self.all(".text")[side])
 
     def ended(self) -> bool:
         return not self.find("#stop").is_enabled()

@@ -40,15 +40,15 @@ def ids(events, side=0) -> list[int]:
 
 
 def test_each_writes_what_it_writes_alone(fp32, int8):
-    events = list(lockstep(fp32, int8, PROMPT, settings(), lambda: False))
+    events = list(lockstep(fp32, int8, PROMPT, settings(), False, lambda: False))
     for side, model in enumerate((fp32, int8)):
-        assert ids(events, side) == ids(list(answer(model, PROMPT, settings(), lambda: False)))
+        assert ids(events, side) == ids(list(answer(model, PROMPT, settings(), False, lambda: False)))
     assert ids(events, 0) != ids(events, 1)  # they part, or this shows little
     assert [event["side"] for event in events] == [0, 1] * 40
 
 
 def test_the_distance_is_that_of_both_models_on_the_references_text(fp32, int8, pruned):
-    events = list(lockstep(fp32, int8, PROMPT, settings(), lambda: False))
+    events = list(lockstep(fp32, int8, PROMPT, settings(), False, lambda: False))
     text = fp32.tokenizer(PROMPT).input_ids + ids(events)
     with torch.inference_mode():
         log_p = pruned(torch.tensor([text])).logits[0].log_softmax(-1).numpy()
@@ -64,18 +64,18 @@ def test_the_distance_is_that_of_both_models_on_the_references_text(fp32, int8, 
 
 
 def test_a_model_has_no_distance_from_itself(fp32):
-    events = list(lockstep(fp32, fp32, PROMPT, settings(), lambda: False))
+    events = list(lockstep(fp32, fp32, PROMPT, settings(), False, lambda: False))
     assert ids(events, 0) == ids(events, 1)
     assert max(event["kl_nats"] for event in events) < 1e-6
 
 
 def test_one_text_may_end_before_the_other(fp32, int8):
     """By a stop string that only one of them writes."""
-    events = list(lockstep(fp32, int8, PROMPT, settings(), lambda: False))
+    events = list(lockstep(fp32, int8, PROMPT, settings(), False, lambda: False))
     pieces = {side: [event["piece"] for event in events if event["side"] == side] for side in (0, 1)}
     for ends, goes_on in ((0, 1), (1, 0)):
         stop = next(piece for piece in pieces[ends] if piece.strip() and piece not in "".join(pieces[goes_on]))
-        found = list(lockstep(fp32, int8, PROMPT, settings(stop_strings=(stop,)), lambda: False))
+        found = list(lockstep(fp32, int8, PROMPT, settings(stop_strings=(stop,)), False, lambda: False))
         last = {side: [event for event in found if event["side"] == side][-1] for side in (0, 1)}
         assert (last[ends]["finish"], last[goes_on]["finish"]) == ("stop string", "length")
         measured = [event["kl_nats"] for event in found if event["side"] == 0]
@@ -84,7 +84,7 @@ def test_one_text_may_end_before_the_other(fp32, int8):
 
 def test_a_stop_ends_both(fp32, int8):
     asked = iter([False] * 9 + [True] * 9)
-    events = list(lockstep(fp32, int8, PROMPT, settings(), lambda: next(asked)))
+    events = list(lockstep(fp32, int8, PROMPT, settings(), False, lambda: next(asked)))
     assert len(events) == 11
     assert {event["side"]: event["finish"] for event in events} == {0: "stopped", 1: "stopped"}
 
@@ -96,7 +96,7 @@ def test_models_of_different_tokens_are_refused(fp32, tmp_path):
 
     other = Loaded(fp32.choice, fp32.prepared, fp32.model, Other())
     with pytest.raises(ValueError, match="different tokens; choose two precisions of one model"):
-        next(lockstep(fp32, other, PROMPT, settings(), lambda: False))
+        next(lockstep(fp32, other, PROMPT, settings(), False, lambda: False))
 
 
 def test_divergence_by_arithmetic():

@@ -63,13 +63,13 @@ def test_text_streams_and_is_stopped(page):
     page.write("prompt", PROMPT)
     page.write("max_new_tokens", "200")
     page.click("generate")
-    page.wait(lambda: len(page.tokens()) > 2)
-    seen = len(page.tokens())
-    page.wait(lambda: len(page.tokens()) > seen)
+    page.wait(lambda: page.count() > 2)
+    seen = page.count()
+    page.wait(lambda: page.count() > seen)
     assert "tokens/s" in page.find(".speed").text  # live
     page.click("stop")
     page.wait_for_the_end()
-    assert seen < len(page.tokens()) < 200
+    assert seen < page.count() < 200
     assert "ended by stopped" in page.find(".speed").text
 
 
@@ -83,14 +83,14 @@ def test_a_stop_in_one_window_leaves_the_other_alone(page, slow_address):
         page.write("prompt", PROMPT)
         page.write("max_new_tokens", "100")
         page.click("generate")
-        page.wait(lambda: page.tokens())
+        page.wait(page.count)
     page.click("stop")
     page.wait_for_the_end()
-    assert len(page.tokens()) < 100
+    assert page.count() < 100
     page.driver.close()
     page.driver.switch_to.window(first)
     page.wait_for_the_end()
-    assert len(page.tokens()) == 100
+    assert page.count() == 100
 
 
 def test_the_text_is_continued_and_edited(page):
@@ -101,7 +101,7 @@ def test_the_text_is_continued_and_edited(page):
     page.click("go-on")
     page.wait_for_the_end()
     assert page.value("prompt") == whole
-    assert len(page.tokens()) == 25
+    assert page.count() == 25
     longer = whole + page.text()
     page.click("edit")
     assert page.value("prompt") == longer
@@ -149,7 +149,7 @@ def test_side_by_side(page):
     page.click("generate")
     page.wait_for_the_end()
     page.wait(lambda: len(page.all("#chart rect")) == 60)
-    left, right = page.tokens(0), page.tokens(1)
+    left, right = page.text(0), page.text(1)
     assert [title.text for title in page.all(".side h3")] == ["FP32", "INT8"]
     kept = json.loads(page.driver.execute_script("return sessionStorage.getItem('gpt2opt')"))["answer"]["sides"]
     step = next(step for step, (one, two) in enumerate(zip(*kept, strict=True)) if one["id"] != two["id"])
@@ -207,7 +207,7 @@ def test_a_reload_ends_the_stream_on_the_server(page):
     page.write("prompt", PROMPT)
     page.write("max_new_tokens", "200")
     page.click("generate")
-    page.wait(lambda: "1 stream" in page.find("#state").text and page.tokens())
+    page.wait(lambda: "1 stream" in page.find("#state").text and page.count())
     page.open()
     page.wait(lambda: "0 streams" in page.find("#state").text)
     assert page.value("prompt") == PROMPT

@@ -171,6 +171,11 @@ def test_bad_input_is_one_line(tell, run_dir, changed, said):
     assert "\n" not in event["text"]
 
 
+def test_a_long_prompt_is_cut_when_asked(tell, run_dir):
+    events = tell({**request(run_dir, "Node " * 400, max_new_tokens=6), "truncate": True})
+    assert [event["speed"]["prompt_tokens"] for event in events if event["event"] == "token"] == [250] * 6
+
+
 @pytest.mark.parametrize("message", ["{", "[]", '"x"'])
 def test_what_is_no_request_is_refused(tell, message):
     assert tell(message)[-1]["event"] == "error"

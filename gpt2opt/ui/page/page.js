@@ -1,7 +1,8 @@
-import { byId, digits, drawChart, element, megabytes, percent, perSecond, showCost, showHover } from "./show.js";
+import { byId, digits, drawChart, element, megabytes, seconds, showCost, showHover, tokensPerSecond } from "./show.js";
 import { Stream } from "./stream.js";
 
 const NAMES = { fp32: "FP32", w8a8: "INT8", w8: "w8", w4: "w4", "w8a8-naive": "naive" };
+const STAND_IN = "bundled, a small stand-in for gpt2";
 const HINTS = {
   fp32: "32-bit floats", w8a8: "INT8 weights and activations, smoothed and gated", w8: "INT8 weights, float activations",
   w4: "INT4 weights in groups of 64, float activations", "w8a8-naive": "INT8 weights and activations, neither smoothed nor gated, for comparison",
@@ -38,7 +39,7 @@ function settings() {
 
 function fillToggle(id, precision, known) {
   byId(id).replaceChildren(
-    ...known.map((name) => {
+    ...Object.keys(NAMES).filter((name) => known.includes(name)).map((name) => {
       const radio = element("input", { type: "radio", name: id, value: name });
       radio.checked = name === precision;
       return element("label", { title: `${name}: ${HINTS[name]}` }, radio, NAMES[name]);
@@ -79,7 +80,7 @@ function showProgress(event) {
 function showReady(event) {
   clearInterval(showProgress.timer);
   showProgress(null);
-  byId("loaded").textContent = `${event.name}, ${NAMES[event.precision]} is loaded`;
+  byId("loaded").textContent = `${event.name === "bundled" ? STAND_IN : event.name}, ${NAMES[event.precision]} is loaded`;
   showChosenCost();
 }
 
@@ -109,7 +110,7 @@ function generate(prompt) {
   say();
   let ask;
   try {
-    ask = { ask: comparing ? "compare" : "generate", model: model(), precisions: precisions(), prompt, settings: settings() };
+    ask = { ask: comparing ? "compare" : "generate", model: model(), precisions: precisions(), prompt, settings: settings(), truncate: byId("truncate").checked };
   } catch (error) {
     return say(error.message);
   }
@@ -202,13 +203,13 @@ function showSpeed(side) {
   const figure = (name, value) => parts.push(element("span", {}, `${name} `, element("b", {}, value)));
   if (last) {
     const { prompt_tokens, prefill_s, decode_s, decoded } = last.speed;
-    figure("prefill", perSecond(prompt_tokens, prefill_s));
-    figure("decode", decoded ? perSecond(decoded, decode_s) : "–");
+    figure("prefill", tokensPerSecond(prompt_tokens / prefill_s));
+    figure("decode", tokensPerSecond(decoded && decoded / decode_s));
     figure("tokens", `${prompt_tokens} + ${tokens.length}`);
   }
   if (answer.end) {
     if (!comparing) {
-      figure("waited for others", `${digits(answer.end.waited_s, 2)} s`);
+      figure("waited for others", seconds(answer.end.waited_s));
       figure("RAM of the server", megabytes(answer.end.rss_bytes));
     }
     figure("ended by", last?.finish ?? "stopped");
@@ -234,15 +235,18 @@ function redraw() {
     byId("verdict").textContent =
       (step == null ? `${one} and ${two} chose the same ${same} tokens.` : `${one} and ${two} chose the same ${step} tokens, then parted at token ${step + 1}.`) +
       ` Mean KL ${digits(mean)} nats per token over ${steps.length}.` + (step == null ? "" : " Paler bars stand behind the parting.");
-    const row = (name, value, tag = "td") => element("tr", {}, element("th", {}, name), ...[0, 1].map((side) => element(tag, {}, value(side))));
+    const ratio = (right, left) => (right > 0 && left > 0 ? (right / left).toFixed(2) : "–");
+    const row = (name, value, shown) =>
+      element("tr", {}, element("th", {}, name), ...[value(0), value(1)].map((found) => element("td", {}, shown(found))), element("td", {}, ratio(value(1), value(0))));
+    const rate = (tokens, duration) => (tokens && duration ? tokens / duration : null);
     const speed = (side) => answer.sides[side].at(-1)?.speed ?? {};
     const cost = (side) => answer.ready[side]?.cost ?? {};
     byId("figures").replaceChildren(
-      row("", (side) => NAMES[answer.ask.precisions[side]], "th"),
-      row("prefill", (side) => perSecond(speed(side).prompt_tokens, speed(side).prefill_s)),
-      row("decode", (side) => (speed(side).decoded ? perSecond(speed(side).decoded, speed(side).decode_s) : "–")),
-      row("weights", (side) => megabytes(cost(side).weight_bytes)),
-      row("peak memory, served alone", (side) => megabytes(cost(side).peak_rss_bytes)),
+      element("tr", {}, ...["", one, two, `${two} ÷ ${one}`].map((title) => element("th", {}, title))),
+      row("prefill", (side) => rate(speed(side).prompt_tokens, speed(side).prefill_s), tokensPerSecond),
+      row("decode", (side) => rate(speed(side).decoded, speed(side).decode_s), tokensPerSecond),
+      row("weights", (side) => cost(side).weight_bytes, megabytes),
+      row("peak memory, served alone", (side) => cost(side).peak_rss_bytes, megabytes),
     );
   });
 }
@@ -291,6 +295,7 @@ function showButtons() {
   const some = Boolean(answer?.end && answer.sides[0].length);
   byId("generate").disabled = Boolean(stream);
   byId("stop").disabled = !stream;
+  byId("tab-write").disabled = byId("tab-compare").disabled = Boolean(stream);
   byId("again").disabled = Boolean(stream) || !answer;
   for (const id of ["go-on", "edit", "save-json", "save-text"]) byId(id).disabled = Boolean(stream) || !some;
   for (const button of document.querySelectorAll(".write")) button.hidden = comparing;
@@ -313,9 +318,9 @@ function exported() {
 byId("generate").onclick = () => generate(byId("prompt").value);
 byId("stop").onclick = () => stream?.stop();
 byId("again").onclick = () => {
+  if (byId("do_sample").value === "false") return say("Greedy decoding gives the same text again; choose sampling for another one.");
   byId("seed").value = (byId("seed").valueAsNumber || 0) + 1;
-  if (byId("do_sample").value === "false") say("Greedy decoding gives the same text again; choose sampling for another one.");
-  else generate(answer.ask.prompt);
+  generate(answer.ask.prompt);
 };
 byId("go-on").onclick = () => {
   byId("prompt").value = written();
@@ -341,7 +346,7 @@ byId("tab-write").onclick = () => turnTo(false);
 byId("tab-compare").onclick = () => turnTo(true);
 
 function turnTo(compare) {
-  if (stream || compare === comparing) return;
+  if (compare === comparing) return;
   [comparing, answer] = [compare, null];
   byId("tab-write").setAttribute("aria-selected", String(!compare));
   byId("tab-compare").setAttribute("aria-selected", String(compare));
@@ -411,7 +416,7 @@ async function showState() {
 }
 
 const facts = await (await fetch("facts")).json();
-byId("model").append(...[...facts.models, FOLDER].map((name) => element("option", { value: name }, name)));
+byId("model").append(...[...facts.models, FOLDER].map((name) => element("option", { value: name }, name === "bundled" ? STAND_IN : name)));
 byId("model").value = facts.first.model;
 byId("machine").textContent = facts.machine;
 fillToggle("left", "fp32", facts.precisions);

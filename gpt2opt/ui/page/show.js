@@ -17,11 +17,12 @@ export function drawn(name, attributes = {}, text = "") {
 }
 
 export const digits = (value, count = 3) =>
-  value === 0 ? "0" : Math.abs(value) < 1e-3 ? value.toExponential(1) : Number(value.toPrecision(count)).toLocaleString("en");
+  value.toLocaleString("en", { maximumSignificantDigits: count });
+export const seconds = (value) => (value < 1 ? `${digits(1000 * value, 2)} ms` : `${digits(value, 2)} s`);
 export const percent = (share) => (share >= 0.9995 ? (100 * share).toFixed(2) : share < 0.001 ? (100 * share).toFixed(3) : (100 * share).toFixed(1)) + "%";
 export const megabytes = (bytes) => (bytes == null ? "not measured" : digits(bytes / 1e6) + " MB");
 export const visible = (piece) => piece.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣") || "∅";
-export const perSecond = (tokens, seconds) => (seconds > 0 ? `${digits(tokens / seconds)} tokens/s` : "–");
+export const tokensPerSecond = (rate) => (rate > 0 ? `${digits(rate)} tokens/s` : "–");
 
 /** What a precision costs: the measured figures, each with its interval. */
 export function showCost(into, precision, cost, error) {
