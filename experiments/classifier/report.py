@@ -129,8 +129,8 @@ def caption(result: ClassifierResult) -> str:
     left = "".join(f" Left out: {variant.name} ({variant.left_out})." for variant in result.variants if variant.left_out)
     return (
         f"Size and speed: {result.timed}, {result.linears} Linear layers. Answers: by {_scored_by(result)}; task: {result.data}. "
-        f"{answers}{left} {machine_label(result.environment)}; one text of {result.tokens} tokens, {result.runs} runs of each variant in turns, each in a "
-        f"process of its own; factors are medians of the ratios within a round. Sizes are counted and have no interval."
+        f"{answers}{left} {machine_label(result.environment)}; one text of {result.tokens} tokens, {result.runs} runs of each variant in "
+        "turns, each in a process of its own; factors are medians of the ratios within a round. Sizes are counted and have no interval."
     )
 
 
