@@ -105,7 +105,7 @@ EXPERIMENTS = {
         (
             MODEL,
             Option("text", str, "auto", "imdb, a CSV with a column review or text, a UTF-8 file, docs or auto"),
-            Option("rounds", int, 5, "timed rounds"),
+            Option("rounds", int, 3, "timed rounds"),
         ),
         ("grid",),
     ),

@@ -10,7 +10,7 @@ from experiments.grid.sparsity import RULES
 from gpt2opt.environment import machine_label
 from gpt2opt.report.style import color
 from gpt2opt.report.tables import MISSING, Table, megabytes, table, with_interval
-from gpt2opt.stats import PERCENT, Estimate, median
+from gpt2opt.stats import PERCENT, Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,11 +20,12 @@ SEED_LOSS, SEED_MIB, SEED_SECONDS = 3.1347156999111174, 486.7002410888672, 244.6
 FIGURES: dict[str, Callable[[Cell], float]] = {
     "saved": lambda cell: cell.file_bytes / 1e6,
     "compressed": lambda cell: cell.compressed_bytes / 1e6,
-    "time": lambda cell: median(cell.seconds).value,
+    "time": lambda cell: cell.text_seconds,
 }
 SAME = 0.99
 """From this share of the dense model's bytes on, nothing is said to be smaller."""
 AXES = {"saved": "weights as saved, MB", "compressed": "the same, compressed, MB", "time": "seconds over the validation text"}
+"""The axes are logarithmic, since the precisions are far apart and the sparsities near each other."""
 MARKERS = ("o", "s", "P", "^", "v", "D")
 
 
@@ -33,7 +34,7 @@ def seed_table(grid: Grid) -> Table:
     rows = [("Baseline, as the seed gives it", f"{SEED_LOSS:.4f}", f"{SEED_MIB:.1f} (MiB in memory)", f"{SEED_SECONDS:.1f}")]
     base = grid.base
     for cell in sorted(grid.cells, key=_group):
-        size, time = megabytes(cell.file_bytes), f"{median(cell.seconds).value:.3g}"
+        size, time = megabytes(cell.file_bytes), f"{cell.text_seconds:.3g}"
         if cell is not base:
             size = f"{size} ({_changed(cell.file_bytes / base.file_bytes, 'reduced', 'grown')})"
             ratio = time_ratio(cell, base)
@@ -53,6 +54,8 @@ def _seed_name(cell: Cell) -> str:
 
 
 def _changed(ratio: float, less: str, more: str) -> str:
+    if abs(ratio - 1) < 0.005:
+        return "unchanged"
     return f"{less} by {1 - ratio:.0%}" if ratio <= 1 else f"{more} by {ratio - 1:.0%}"
 
 
@@ -69,7 +72,7 @@ def baseline_table(grid: Grid) -> Table:
             "the seed's is memory, not a file: 124,439,808 FP32 parameters and the causal masks of 12 layers, in MiB",
         ),
         (
-            "time", f"{SEED_SECONDS:.1f} s", f"{median(base.seconds).value:.3g} s",
+            "time", f"{SEED_SECONDS:.1f} s", f"{base.text_seconds:.3g} s",
             f"another machine, runtime and number of tokens: here {base.quality.num_tokens:,}",
         ),
     ]  # fmt: skip
@@ -109,21 +112,20 @@ def _ratio(cell: Cell, base: Cell) -> str:
 
 
 def order_table(grid: Grid) -> Table:
-    """Show what the order changes, beside the control that tells it apart from the tuning that only an earlier pruning gets."""
+    """Show what the order changes, beside controls that tell apart what else differs: the tuning, and which weights are the smallest."""
     rows = []
     for control in grid.controls:
         before, after = (grid.cell(control.sparsity, INT8, order).quality for order in (BEFORE, AFTER))
         rows.append(
             (
                 control.sparsity,
-                *(f"{loss(quality):.4f}" for quality in (before, after, control.quality)),
-                _signed(loss_difference(after, before)),
-                _signed(loss_difference(after, control.quality)),
+                *(f"{loss(quality):.4f}" for quality in (before, after, control.own_choice, control.choice_of_int8)),
+                *(_signed(loss_difference(after, other)) for other in (before, control.own_choice, control.choice_of_int8)),
             )
         )
     header = (
-        "sparsity", "A: prune, tune, quantize", "B: tune, quantize, prune", "C: tune, prune, in FP32 (control)",
-        f"B − A [{PERCENT}]", f"B − C [{PERCENT}]",
+        "sparsity", "A: prune, tune, quantize", "B: tune, quantize, prune", "C: tune, prune, FP32", "D: as C, without the weights of B",
+        *(f"B − {other} [{PERCENT}]" for other in "ACD"),
     )  # fmt: skip
     return table(header, rows)
 
@@ -138,8 +140,9 @@ def caption(grid: Grid) -> str:
         f"Model: {grid.model}; text: {grid.text}. {machine_label(grid.environment)}. Validation loss is in nats per token: "
         f"{base.quality.protocol}. All were tuned alike on {tuning.rows} rows of up to {tuning.row_tokens} tokens, epochs: "
         f"{tuning.epochs:g}; before that, the dense model has a loss of {loss(grid.untuned):.4f}, after it {loss(base.quality):.4f}. "
-        f"Seconds are medians of {len(base.seconds)} rounds in turns, forward passes alone. Intervals are {PERCENT}: of losses over "
-        "documents, which are paired, of times over rounds; the variance between training runs is not in them.",
+        f"Seconds are medians of {len(base.seconds)} rounds, forward passes alone, all models in turns window by window. Intervals are "
+        f"{PERCENT} and paired: of losses over {len(base.quality.document_nats)} documents, of times over {sum(map(len, base.seconds))} "
+        "windows; the variance between training runs is not in them. A front goes by the figures alone.",
     ]
     return " ".join(parts)
 
@@ -175,13 +178,19 @@ def _range(values: Iterable[float | Estimate]) -> str:
 
 
 def _order(grid: Grid) -> str:
-    """Say how much worse pruning after quantizing is, and that heads can't be removed there."""
-    worse = [loss_difference(grid.cell(sparsity, INT8, AFTER).quality, grid.cell(sparsity, INT8, BEFORE).quality) for sparsity in RULES]
-    listed = ", ".join(f"{sparsity} {_signed(difference)}" for sparsity, difference in zip(RULES, worse, strict=True))
+    """Say how much worse pruning after quantizing is, what the controls tell of it, and that heads can't be removed there."""
+    listed = {name: [] for name in "ACD"}
+    for control in grid.controls:
+        before, after = (grid.cell(control.sparsity, INT8, order).quality for order in (BEFORE, AFTER))
+        for found, other in zip(listed.values(), (before, control.own_choice, control.choice_of_int8), strict=True):
+            found.append(f"{control.sparsity} {_signed(loss_difference(after, other))}")
+    order, own, same = (", ".join(found) for found in listed.values())
     return (
-        f"**Order:** pruning after quantizing instead of before changes the loss by, in nats per token: {listed}. Integers can't be tuned "
-        "afterwards; the control in FP32 shows what that alone costs. Heads can't be removed after quantizing: the graph, its KV cache and "
-        "the ranges of its inputs are made for all heads, so a head could only be set to zero, which removes no byte and no product."
+        f"**Order.** Pruning after quantizing instead of before changes the loss by, in nats per token: {order}. Integers can't be tuned "
+        f"afterwards. Beside an FP32 model that was not tuned afterwards either, the change is {own}; if that one lacks the same weights, "
+        f"{same}. The weights of INT8 are smoothed, so that which ones are the smallest depends on the inputs too. Heads can't be removed "
+        "after quantizing: the graph, its KV cache and the ranges of its inputs are made for all heads, so a head could only be set to "
+        "zero, which removes no byte and no product."
     )
 
 
@@ -201,6 +210,8 @@ def plot_grid(grid: Grid) -> list["Axes"]:
 
 
 def _panel(axes: "Axes", grid: Grid, figure: Callable[[Cell], float]) -> None:
+    from matplotlib.ticker import LogLocator
+
     markers = _markers(grid)
     for cell in grid.cells:
         found = loss_difference(cell.quality, grid.base.quality)
@@ -214,6 +225,10 @@ def _panel(axes: "Axes", grid: Grid, figure: Callable[[Cell], float]) -> None:
         [figure(cell) for cell in best], [loss_difference(cell.quality, grid.base.quality).value for cell in best],
         where="post", color="black", linewidth=1, zorder=2,
     )  # fmt: skip
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
 
 

@@ -1,5 +1,7 @@
 """What the grid measures of each of its models, and how two of them are compared."""
 
+import itertools
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,7 @@ class Cell:
     """One model of the grid, measured from the IR that it was saved as.
 
     order: whether it was pruned before or after quantizing; None where there is no such choice. quality: on the validation text. seconds:
-    of the forward passes over that text, one per round. file_bytes, compressed_bytes: of the weight files, and of the same files
+    of the forward passes over that text, by round and by window. file_bytes, compressed_bytes: of the weight files, and of the same files
     compressed by zlib at its default level. peak_rss_bytes: of a fresh process that reads a whole window and continues it. weights,
     zeros: of the blocks' matrices in the file.
     """
@@ -27,12 +29,17 @@ class Cell:
     precision: str
     order: str | None
     quality: Quality
-    seconds: tuple[float, ...]
+    seconds: tuple[tuple[float, ...], ...]
     file_bytes: int
     compressed_bytes: int
     peak_rss_bytes: int | None
     weights: int
     zeros: int
+
+    @property
+    def text_seconds(self) -> float:
+        """Return the seconds over the whole validation text, the median of the rounds."""
+        return statistics.median(map(sum, self.seconds))
 
     @property
     def name(self) -> str:
@@ -41,10 +48,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Control:
-    """The dense model, fine-tuned, then pruned by magnitude and not tuned again, in FP32."""
+    """The dense model, fine-tuned, then pruned and not tuned again, in FP32.
+
+    own_choice: without the weights that are smallest in it. choice_of_int8: without those that are smallest in its INT8 model.
+    """
 
     sparsity: str
-    quality: Quality
+    own_choice: Quality
+    choice_of_int8: Quality
 
 
 @dataclass(frozen=True)
@@ -102,8 +113,8 @@ def loss_difference(quality: Quality, base: Quality) -> Estimate:
 
 
 def time_ratio(cell: Cell, base: Cell) -> Estimate:
-    """Return a cell's time ÷ another one's, round by round."""
-    return paired_ratio(cell.seconds, base.seconds)
+    """Return a cell's time ÷ another one's, window by window."""
+    return paired_ratio(*(list(itertools.chain(*one.seconds)) for one in (cell, base)))
 
 
 def front(cells: Sequence[Cell], figure: Callable[[Cell], float]) -> list[Cell]:

@@ -25,7 +25,7 @@ from experiments.grid.sparsity import RULES, Rule, count_zeros, export_fp32, hel
 from experiments.pruning.run import fine_tuned
 from gpt2opt import environment
 from gpt2opt.measure.memory import peak_ram
-from gpt2opt.measure.quality import ScoredText, perplexity, prepare_text
+from gpt2opt.measure.quality import ScoredText, perplexity, prepare_text, windows
 from gpt2opt.measure.results import Quality
 from gpt2opt.record import Settings
 from gpt2opt.runtime.generate import generate_from_ir
@@ -71,10 +71,10 @@ class Made:
 def run_grid(
     model: str = "auto",
     text: str = "auto",
-    rounds: int = 5,
+    rounds: int = 3,
     *,
-    fine_tune_bytes: int = 60_000,
-    score_bytes: int = 30_000,
+    fine_tune_bytes: int = 45_000,
+    score_bytes: int = 20_000,
     calibration_rows: int = 8,
 ) -> Grid:
     """Prune, fine-tune and quantize a model in every combination, and measure each as it was saved.
@@ -89,10 +89,10 @@ def run_grid(
         calibration_rows: rows of the model's context that INC and the gate get.
 
     Raises:
-        ValueError: a source can't be found or is too short, the model has too few heads, or rounds < 2.
+        ValueError: a source can't be found or is too short, the model has too few heads, or rounds < 1.
     """
-    if rounds < 2:
-        raise ValueError(f"rounds={rounds}, expected at least 2: an interval is drawn over them")
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds}, expected at least 1")
     found, texts, settings = find_model(model), find_reviews(text), Settings(fine_tune_bytes=fine_tune_bytes)
     stand_ins = tuple(_stand_ins(found, texts))
     print("\n".join((f"model: {found}", f"text: {texts}", *stand_ins)), file=sys.stderr, flush=True)
@@ -100,11 +100,11 @@ def run_grid(
     prepare_tokenizer_for_padding(tokenizer, dense)
     fractions = _head_fractions(dense)
     material = _prepare(tokenizer, texts, settings, score_bytes, calibration_rows)
-    models = 2 * (1 + len(fractions) + len(RULES)) + len(RULES)
-    with tempfile.TemporaryDirectory() as scratch, tqdm(total=models * (rounds + 2), unit="step") as bar:
+    steps = 3 * (2 * (1 + len(fractions) + len(RULES)) + len(RULES)) + rounds * len(_windows(material.scored))
+    with tempfile.TemporaryDirectory() as scratch, tqdm(total=steps, unit="step") as bar:
         untuned = perplexity(logits_of(dense), material.scored)
         made, controls = _make_all(dense, fractions, material, Path(scratch), bar)
-        timed = _time_all(made, material.scored, rounds, bar)
+        timed = _score_and_time(made, material.scored, rounds, bar)
         cells = tuple(_measure(one, *timed[one.folder], material.scored, bar) for one in made)
     return Grid(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -147,7 +147,8 @@ def _prepare(tokenizer, texts: Texts, settings: Settings, score_bytes: int, cali
     tuning = [document.text for document in take_bytes(texts.fine_tune, settings.fine_tune_bytes)]
     length = min(settings.sequence_length, tokenizer.model_max_length)
     reviews = [dataclasses.replace(document, text=document.text[:REVIEW_CHARACTERS]) for document in texts.score]
-    label = f"{texts.name} {texts.revision}, first {score_bytes:,} bytes of the scored part, documents cut at {REVIEW_CHARACTERS:,} letters"
+    cut = f"documents cut at {REVIEW_CHARACTERS:,} characters"
+    label = f"{texts.name} {texts.revision}, first {score_bytes:,} bytes of the scored part, {cut}"
     return Material(
         tokenizer,
         settings,
@@ -164,6 +165,7 @@ def _make_all(
     """Write every model of the grid into a folder of its own, and score the controls."""
     importance = head_importance(dense, material.batches)
     made: list[Made] = []
+    after: list[Made] = []
     controls: list[Control] = []
     for name in (DENSE, *fractions, *RULES):
         bar.set_description(f"{name}: fine-tuning")
@@ -179,10 +181,13 @@ def _make_all(
         bar.update(2)
         if name == DENSE:
             for sparsity, rule in RULES.items():
-                made.append(_prune_after(sparsity, rule, int8, scratch))
-                controls.append(Control(sparsity, _score_pruned(model, rule, material.scored)))
+                after.append(Made(sparsity, INT8, AFTER, scratch / f"{INT8} {sparsity}"))
+                chosen = _prune_after(int8, after[-1].folder, rule)
+                controls.append(
+                    Control(sparsity, *(_score_pruned(model, keep, material.scored) for keep in (masks_of(model, rule), chosen)))
+                )
                 bar.update()
-    return made, tuple(controls)
+    return made + after, tuple(controls)
 
 
 def _write_int8(model: GPT2LMHeadModel, masks: Mapping[str, Tensor], material: Material, folder: Path) -> None:
@@ -196,50 +201,56 @@ def _write_int8(model: GPT2LMHeadModel, masks: Mapping[str, Tensor], material: M
     shutil.rmtree(centred)
 
 
-def _prune_after(sparsity: str, rule: Rule, int8: Path, scratch: Path) -> Made:
-    made = Made(sparsity, INT8, AFTER, scratch / f"{INT8} {sparsity}")
-    prune_integers(int8, made.folder, lambda _, magnitudes: rule(magnitudes))
-    return made
+def _prune_after(int8: Path, folder: Path, rule: Rule) -> dict[str, Tensor]:
+    """Write a dense INT8 model with its smallest weights set to zero; return which weights stayed."""
+    chosen = {}
+
+    def keep(name: str, magnitudes: Tensor) -> Tensor:
+        chosen[name] = rule(magnitudes)
+        return chosen[name]
+
+    prune_integers(int8, folder, keep)
+    return chosen
 
 
-def _score_pruned(model: GPT2LMHeadModel, rule: Rule, scored: ScoredText) -> Quality:
+def _score_pruned(model: GPT2LMHeadModel, masks: Mapping[str, Tensor], scored: ScoredText) -> Quality:
     pruned = copy.deepcopy(model)
-    with held_at_zero(pruned, masks_of(pruned, rule)):
+    with held_at_zero(pruned, masks):
         return perplexity(logits_of(pruned), scored)
 
 
-class Timed:
-    """The logits of an IR, as `perplexity` takes them, and the seconds that its forward passes take."""
+def _score_and_time(
+    made: Sequence[Made], scored: ScoredText, rounds: int, bar: tqdm
+) -> dict[Path, tuple[Quality, tuple[tuple[float, ...], ...]]]:
+    """Return of each model, by its folder, the quality on the text and the seconds of its forward passes, by round and window.
 
-    def __init__(self, folder: Path):
-        self.logits, self.seconds = logits_of(load_ir(folder, leave_out=LEFT_OUT)), 0.0
-
-    def __call__(self, ids: Tensor):
-        start = time.perf_counter()
-        logits = self.logits(ids)
-        self.seconds += time.perf_counter() - start
-        return logits
-
-
-def _time_all(made: Sequence[Made], scored: ScoredText, rounds: int, bar: tqdm) -> dict[Path, tuple[Quality, tuple[float, ...]]]:
-    """Score the text with every model in turns, in a new order in each round; return the quality and the seconds of each.
-
-    A model is loaded for its turn alone, so that memory holds one, and reads one window before its clock starts.
+    All models are in memory and read a window in turns, in an order drawn anew, so that a slow moment of the machine is slow for all.
+    Scoring the whole text first warms them up.
     """
-    draw, seconds, quality = random.Random(0), {one.folder: [] for one in made}, {}
-    window = scored.sequences[0][0][None, : scored.window]
+    bar.set_description("loading and scoring all models")
+    models, quality = [(one.folder, logits_of(load_ir(one.folder, leave_out=LEFT_OUT))) for one in made], {}
+    for folder, logits in models:
+        quality[folder] = perplexity(logits, scored, batch_size=1)
+        bar.update()
+    draw, taken = random.Random(0), {one.folder: [[] for _ in range(rounds)] for one in made}
     for number in range(rounds):
         bar.set_description(f"round {number + 1} of {rounds}")
-        for one in draw.sample(made, len(made)):
-            timed = Timed(one.folder)
-            timed.logits(window)
-            quality[one.folder] = perplexity(timed, scored, batch_size=1)
-            seconds[one.folder].append(timed.seconds)
+        for window in _windows(scored):
+            for folder, logits in draw.sample(models, len(models)):
+                start = time.perf_counter()
+                logits(window)
+                taken[folder][number].append(time.perf_counter() - start)
             bar.update()
-    return {folder: (quality[folder], tuple(taken)) for folder, taken in seconds.items()}
+    return {folder: (quality[folder], tuple(map(tuple, by_round))) for folder, by_round in taken.items()}
 
 
-def _measure(made: Made, quality: Quality, seconds: tuple[float, ...], scored: ScoredText, bar: tqdm) -> Cell:
+def _windows(scored: ScoredText) -> list[Tensor]:
+    """Return the token ids (1, T) that are read to score a text."""
+    ids = scored.sequences[0][0]
+    return [ids[None, start:end] for start, end, _ in windows(len(ids), scored.window, scored.stride)]
+
+
+def _measure(made: Made, quality: Quality, seconds: tuple[tuple[float, ...], ...], scored: ScoredText, bar: tqdm) -> Cell:
     bar.set_description(f"size and memory of {made.folder.name}")
     files = [path.read_bytes() for path in weight_files(made.folder)]
     prompt = scored.sequences[0][0][: scored.window - NEW_TOKENS].tolist()
