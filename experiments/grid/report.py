@@ -1,6 +1,6 @@
 """The seed's empty table, filled; what each cell costs and gains; what the order changes; and the Pareto fronts."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from experiments.contract import Experiment
@@ -37,7 +37,7 @@ def seed_table(grid: Grid) -> Table:
         size, time = megabytes(cell.file_bytes), f"{cell.text_seconds:.3g}"
         if cell is not base:
             size = f"{size} ({_changed(cell.file_bytes / base.file_bytes, 'reduced', 'grown')})"
-            ratio = time_ratio(cell, base)
+            ratio = time_ratio([cell], base)
             time = f"{time} ({_changed(ratio.value, 'improved', 'worsened') if ratio.measurable else 'no measurable difference'})"
         rows.append((_seed_name(cell), f"{loss(cell.quality):.4f}", size, time))
     return table(("model", "validation loss", "model size, MB", "inference time, s"), rows)
@@ -108,7 +108,7 @@ def _signed(difference: Estimate) -> str:
 
 
 def _ratio(cell: Cell, base: Cell) -> str:
-    return MISSING if cell is base else str(time_ratio(cell, base))
+    return MISSING if cell is base else str(time_ratio([cell], base))
 
 
 def order_table(grid: Grid) -> Table:
@@ -144,7 +144,7 @@ def caption(grid: Grid) -> str:
         f"{PERCENT} and paired: of losses over {len(base.quality.document_nats)} documents, of times over {sum(map(len, base.seconds))} "
         "windows; the variance between training runs is not in them. A front goes by the figures alone.",
     ]
-    return " ".join(parts)
+    return "\n\n".join(parts)
 
 
 def _size_and_speed(grid: Grid, precision: str) -> str:
@@ -153,33 +153,30 @@ def _size_and_speed(grid: Grid, precision: str) -> str:
     pruned = [cell for cell in grid.cells if cell.precision == precision and cell.sparsity != DENSE]
     zeros, heads = ([cell for cell in pruned if (cell.sparsity in RULES) == sparse] for sparse in (True, False))
     saved, packed = ([figure(cell) / figure(dense) for cell in zeros] for figure in (FIGURES["saved"], FIGURES["compressed"]))
-    ratios = {cell.name: time_ratio(cell, dense) for cell in zeros}
-    changed = {
-        "faster": [name for name, ratio in ratios.items() if ratio.measurable and ratio.value < 1],
-        "slower": [name for name, ratio in ratios.items() if ratio.measurable and ratio.value > 1],
-    }
+    time = time_ratio(zeros, dense)
+    if time.measurable and time.value < 1:
+        speed, why = "speed", "a measurable gain"
+    else:
+        speed, why = "no speed", "no measurable gain: a dense kernel multiplies by zero as by any other number"
     size = "no size" if min(packed) > SAME else "size only in a compressed file" if min(saved) > SAME else "size"
-    timed = [f"measurably {how}: {', '.join(names)}" for how, names in changed.items() if names]
     fewer = "; ".join(
-        f"{cell.sparsity}: {cell.file_bytes / dense.file_bytes:.2f} × the bytes, {time_ratio(cell, dense)} × the time" for cell in heads
+        f"{cell.sparsity}: {cell.file_bytes / dense.file_bytes:.2f} × the bytes, {time_ratio([cell], dense)} × the time" for cell in heads
     )
     return (
-        f"**{precision}: zeros bring {size} and {'some' if changed['faster'] else 'no'} speed.** The models with zeros take "
-        f"{_range(saved)} × the bytes of the dense model as saved, {_range(packed)} × compressed, and {_range(ratios.values())} × the time "
-        f"({'; '.join(timed) or 'none measurably different'}): a dense kernel multiplies by zero as by any other number. Heads that are "
-        f"removed are neither stored nor multiplied ({fewer})."
+        f"**{precision}: zeros bring {size} and {speed}.** The models with zeros take {_range(saved)} × the bytes of the dense model as "
+        f"saved, {_range(packed)} × compressed, and on average {time} × the time ({why}). Heads that are removed are neither stored nor "
+        f"multiplied ({fewer})."
     )
 
 
-def _range(values: Iterable[float | Estimate]) -> str:
-    shown = sorted(f"{value.value if isinstance(value, Estimate) else value:.2f}" for value in values)
-    low, high = shown[0], shown[-1]
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
     return low if low == high else f"{low} to {high}"
 
 
 def _order(grid: Grid) -> str:
     """Say how much worse pruning after quantizing is, what the controls tell of it, and that heads can't be removed there."""
-    listed = {name: [] for name in "ACD"}
+    listed: dict[str, list[str]] = {name: [] for name in "ACD"}
     for control in grid.controls:
         before, after = (grid.cell(control.sparsity, INT8, order).quality for order in (BEFORE, AFTER))
         for found, other in zip(listed.values(), (before, control.own_choice, control.choice_of_int8), strict=True):

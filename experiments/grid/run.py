@@ -25,7 +25,7 @@ from experiments.grid.sparsity import RULES, Rule, count_zeros, export_fp32, hel
 from experiments.pruning.run import fine_tuned
 from gpt2opt import environment
 from gpt2opt.measure.memory import peak_ram
-from gpt2opt.measure.quality import ScoredText, perplexity, prepare_text, windows
+from gpt2opt.measure.quality import Protocol, ScoredText, perplexity, prepare_text, windows
 from gpt2opt.measure.results import Quality
 from gpt2opt.record import Settings
 from gpt2opt.runtime.generate import generate_from_ir
@@ -41,6 +41,8 @@ from gpt2opt.storage import weight_files
 HEAD_FRACTIONS = (1 / 6, 1 / 3)
 REVIEW_CHARACTERS = 1_500
 """Documents that are scored are cut to about the length of a review, so that there are many of them, whatever the text is."""
+WINDOW = 256
+"""Tokens that are read at once, about a review: in training, calibration and scoring alike."""
 NEW_TOKENS = 4
 LEFT_OUT = ("center_embeddings",)
 """The graph pass that needs centred projections, which zeros do not leave centred. Every model is timed without it, the dense ones too."""
@@ -73,9 +75,9 @@ def run_grid(
     text: str = "auto",
     rounds: int = 3,
     *,
-    fine_tune_bytes: int = 45_000,
-    score_bytes: int = 20_000,
-    calibration_rows: int = 8,
+    fine_tune_bytes: int = 40_000,
+    score_bytes: int = 16_000,
+    calibration_rows: int = 12,
 ) -> Grid:
     """Prune, fine-tune and quantize a model in every combination, and measure each as it was saved.
 
@@ -86,7 +88,7 @@ def run_grid(
         model, text: see `find_model` and `find_reviews`.
         rounds: timed passes over the validation text, in turns.
         fine_tune_bytes, score_bytes: how much of the text's parts.
-        calibration_rows: rows of the model's context that INC and the gate get.
+        calibration_rows: rows that INC and the gate get.
 
     Raises:
         ValueError: a source can't be found or is too short, the model has too few heads, or rounds < 1.
@@ -145,7 +147,7 @@ def _head_fractions(model: GPT2LMHeadModel) -> dict[str, float]:
 
 def _prepare(tokenizer, texts: Texts, settings: Settings, score_bytes: int, calibration_rows: int) -> Material:
     tuning = [document.text for document in take_bytes(texts.fine_tune, settings.fine_tune_bytes)]
-    length = min(settings.sequence_length, tokenizer.model_max_length)
+    length = min(WINDOW, tokenizer.model_max_length)
     reviews = [dataclasses.replace(document, text=document.text[:REVIEW_CHARACTERS]) for document in texts.score]
     cut = f"documents cut at {REVIEW_CHARACTERS:,} characters"
     label = f"{texts.name} {texts.revision}, first {score_bytes:,} bytes of the scored part, {cut}"
@@ -154,8 +156,8 @@ def _prepare(tokenizer, texts: Texts, settings: Settings, score_bytes: int, cali
         settings,
         importance_batches(tuning, tokenizer, length),
         tokenize_dataset(Dataset.from_dict({"text": tuning}), tokenizer, length),
-        prepare_calibration_dataset([document.text for document in texts.calibration], tokenizer, limit=calibration_rows),
-        prepare_text(tokenizer, [document.text for document in take_bytes(reviews, score_bytes)], label),
+        prepare_calibration_dataset([document.text for document in texts.calibration], tokenizer, length, calibration_rows),
+        prepare_text(tokenizer, [document.text for document in take_bytes(reviews, score_bytes)], label, Protocol("review", WINDOW)),
     )
 
 
@@ -232,7 +234,8 @@ def _score_and_time(
     for folder, logits in models:
         quality[folder] = perplexity(logits, scored, batch_size=1)
         bar.update()
-    draw, taken = random.Random(0), {one.folder: [[] for _ in range(rounds)] for one in made}
+    draw = random.Random(0)
+    taken: dict[Path, list[list[float]]] = {one.folder: [[] for _ in range(rounds)] for one in made}
     for number in range(rounds):
         bar.set_description(f"round {number + 1} of {rounds}")
         for window in _windows(scored):
