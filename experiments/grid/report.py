@@ -220,7 +220,7 @@ def _panel(axes: "Axes", grid: Grid, figure: Callable[[Cell], float]) -> None:
     best = front(grid.cells, figure)
     axes.step(
         [figure(cell) for cell in best], [loss_difference(cell.quality, grid.base.quality).value for cell in best],
-        where="post", color="black", linewidth=1, zorder=2,
+        where="post", color="black", linewidth=1, zorder=4,
     )  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
