@@ -99,6 +99,16 @@ EXPERIMENTS = {
         ),
         ("pruning",),
     ),
+    "grid": Entry(
+        "experiments.grid.report",
+        "prune, fine-tune and quantize GPT-2 on movie reviews in every combination: loss, size, time and memory of each",
+        (
+            MODEL,
+            Option("text", str, "auto", "imdb, a CSV with a column review or text, a UTF-8 file, docs or auto"),
+            Option("rounds", int, 3, "timed rounds"),
+        ),
+        ("grid",),
+    ),
     "scoring": Entry(
         "experiments.scoring",
         "time the scoring of a text beside lm-evaluation-harness, in turns",
