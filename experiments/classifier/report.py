@@ -178,7 +178,7 @@ def _rows(grid: Sequence["Axes"], names: list[str]) -> None:
     for axes in grid:
         axes.set_yticks(range(len(names)), names if axes is grid[0] else [""] * len(names))
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.margins(x=0.15)
+        axes.margins(x=0.25)
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
 
