@@ -168,15 +168,16 @@ class Maker:
 
     def find(self) -> None:
         from gpt2opt.sources.models import load_model
+        from gpt2opt.sources.texts import find_texts
 
         found = find_model(self.model_id if self.model_id in SIZES else str(torch_folder(self.model_id)))
         self.tokenizer, self.model = load_model(found.path)
         self.model.made_from = hash_weights(found.path)
+        self.texts = find_texts()
 
     def make(self) -> None:
         from gpt2opt.quantize.export import export_ir
         from gpt2opt.quantize.fake_quant import linearize
-        from gpt2opt.sources.texts import find_texts
         from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 
         if (self.folder / IR).exists():
@@ -184,7 +185,7 @@ class Maker:
         if self.precision == FP32:
             export_ir(linearize(self.model), self.tokenizer, self.folder)
             return
-        rows = prepare_calibration_dataset([document.text for document in find_texts().calibration], self.tokenizer)
+        rows = prepare_calibration_dataset([document.text for document in self.texts.calibration], self.tokenizer)
         quantize_int8(self.model, self.tokenizer, rows, self.folder, self.precision)
 
     def measure(self) -> dict[str, Any]:
@@ -192,15 +193,14 @@ class Maker:
         from gpt2opt.measure.quality import measure_agreement, prepare_text
         from gpt2opt.runtime.generate import generate_from_ir
         from gpt2opt.runtime.ir_model import load_ir
-        from gpt2opt.sources.texts import find_texts, take_bytes
+        from gpt2opt.sources.texts import take_bytes
         from gpt2opt.stages.torch_model import logits_of
         from gpt2opt.storage import weight_files
 
-        texts = find_texts()
-        documents = [document.text for document in take_bytes(texts.score, SCORED_BYTES)]
+        documents = [document.text for document in take_bytes(self.texts.score, SCORED_BYTES)]
         agreement = None
         if self.precision != FP32:
-            text = prepare_text(self.tokenizer, documents, f"{texts} {texts.revision}")
+            text = prepare_text(self.tokenizer, documents, f"{self.texts} {self.texts.revision}")
             _, agreement = measure_agreement(logits_of(load_ir(self.folder)), logits_of(self.model), text, reference_name="FP32 in torch")
         ids = self.tokenizer(documents[0], verbose=False).input_ids[:MEMORY_PROMPT]
         ran = in_fresh_process(generate_from_ir, str(self.folder), ids, MEMORY_NEW_TOKENS, libraries=("openvino",))

@@ -108,7 +108,7 @@ class Socket(tornado.websocket.WebSocketHandler):
         self.stream: Stream | None = None
         self.asked = self.stopped = False
 
-    async def on_message(self, message: str | bytes) -> None:
+    def on_message(self, message: str | bytes) -> None:
         try:
             content = json.loads(message)
             if not isinstance(content, dict):
@@ -119,7 +119,8 @@ class Socket(tornado.websocket.WebSocketHandler):
                 raise ValueError("this socket has its stream; open another one")
             else:
                 self.asked = True
-                await self._begin(content)
+                # A task: tornado reads no further message, a stop for example, before this method returns.
+                self.task = asyncio.create_task(self._try_to_begin(content))
         except Exception as error:
             self._fail(error)
 
@@ -134,6 +135,12 @@ class Socket(tornado.websocket.WebSocketHandler):
             self.stream.stop()
         else:  # its model is still being loaded, which goes on: somebody else may want it
             self._end(Ended(None, 0.0))
+
+    async def _try_to_begin(self, asked: dict[str, Any]) -> None:
+        try:
+            await self._begin(asked)
+        except Exception as error:
+            self._fail(error)
 
     async def _begin(self, asked: dict[str, Any]) -> None:
         what, prompt = asked.get("ask"), asked.get("prompt", "")

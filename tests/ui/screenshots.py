@@ -36,7 +36,7 @@ def write(page: Page) -> None:
     finish(page)
     for theme, name in (("dark", "ui-dark"), ("light", "ui")):
         page.choose("theme", theme)
-        page.fit_to_content(SIZE[0])
+        settle(page)
         words = [span for span in page.all(".token") if len(span.text.strip()) > 3]
         ActionChains(page.driver).move_to_element(words[len(words) // 3]).perform()
         page.wait(lambda: page.find("#hover").is_displayed())
@@ -44,14 +44,21 @@ def write(page: Page) -> None:
 
 
 def compare(page: Page) -> None:
-    """FP32 and INT4 weights side by side."""
+    """FP32 and INT8 side by side, both greedy."""
     page.click("tab-compare")
-    page.choose("precision", "w4")
+    page.choose("do_sample", "false")
     finish(page)
     page.wait(lambda: page.all("#chart rect"))
-    page.fit_to_content(SIZE[0])
     ActionChains(page.driver).move_to_element(page.find("h1")).perform()
+    settle(page)
     page.driver.save_screenshot(str(DOCS / "ui-side-by-side.png"))
+
+
+def settle(page: Page) -> None:
+    """Show all of the page, as it looks when nothing is clicked and nothing goes on."""
+    page.driver.execute_script("document.activeElement.blur()")
+    page.wait(lambda: "0 streams" in page.find("#state").text)
+    page.fit_to_content(SIZE[0])
 
 
 def finish(page: Page) -> None:

@@ -155,7 +155,7 @@ def test_side_by_side(page):
     step = next(step for step, (one, two) in enumerate(zip(*kept, strict=True)) if one["id"] != two["id"])
     marked = page.all(".token.parts")
     assert [str(step) in span.get_attribute("data-tokens").split() for span in marked] == [True, True]
-    assert f"chose the same {step} tokens, then parted at token {step + 1}" in page.find("#verdict").text
+    assert f"chose the same {step} tokens, then part at token {step + 1}" in page.find("#verdict").text
     assert left != right
     figures = page.find("#figures").text
     for row in ("FP32 INT8", "prefill", "decode", "weights", "peak memory"):
@@ -182,7 +182,7 @@ def test_what_the_page_refuses_is_said_in_it(page):
 
 def test_the_toggle_shows_what_int8_costs(page):
     page.choose("precision", "w8a8")
-    page.wait(lambda: "INT8 costs 0.002 nats of KL per token, 95% interval" in page.find("#cost").text)
+    page.wait(lambda: "INT8 costs 0.0020 nats of KL per token, 95% interval" in page.find("#cost").text)
     page.click("load")
     page.wait(lambda: "INT8 is loaded" in page.find("#loaded").text)
 
@@ -191,6 +191,7 @@ def test_a_reload_keeps_prompt_settings_look_and_text(page):
     page.write("prompt", PROMPT)
     page.write("max_new_tokens", "7")
     page.choose("theme", "dark")
+    assert page.driver.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 28)"
     page.driver.execute_script(
         "const size = document.getElementById('font-size'); size.value = 24; size.dispatchEvent(new Event('input', {bubbles: true}))"
     )

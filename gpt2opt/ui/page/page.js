@@ -2,7 +2,7 @@ import { byId, digits, drawChart, element, megabytes, seconds, showCost, showHov
 import { Stream } from "./stream.js";
 
 const NAMES = { fp32: "FP32", w8a8: "INT8", w8: "w8", w4: "w4", "w8a8-naive": "naive" };
-const STAND_IN = "bundled, a small stand-in for gpt2";
+const STAND_IN = "bundled (stands in for gpt2)";
 const HINTS = {
   fp32: "32-bit floats", w8a8: "INT8 weights and activations, smoothed and gated", w8: "INT8 weights, float activations",
   w4: "INT4 weights in groups of 64, float activations", "w8a8-naive": "INT8 weights and activations, neither smoothed nor gated, for comparison",
@@ -233,7 +233,7 @@ function redraw() {
     const same = step ?? Math.min(left.length, right.length);
     const [one, two] = answer.ask.precisions.map((precision) => NAMES[precision]);
     byId("verdict").textContent =
-      (step == null ? `${one} and ${two} chose the same ${same} tokens.` : `${one} and ${two} chose the same ${step} tokens, then parted at token ${step + 1}.`) +
+      (step === 0 ? `${one} and ${two} part at the first token.` : `${one} and ${two} chose the same ${same} tokens${step == null ? "" : `, then part at token ${step + 1}`}.`) +
       ` Mean KL ${digits(mean)} nats per token over ${steps.length}.` + (step == null ? "" : " Paler bars stand behind the parting.");
     const ratio = (right, left) => (right > 0 && left > 0 ? (right / left).toFixed(2) : "–");
     const row = (name, value, shown) =>
@@ -394,10 +394,11 @@ function restore() {
   answer = kept?.answer ?? null;
 }
 
-document.addEventListener("input", () => {
-  look();
-  keep();
-});
+for (const change of ["input", "change"])
+  document.addEventListener(change, () => {
+    look();
+    keep();
+  });
 byId("model").addEventListener("change", showChosenCost);
 byId("folder").addEventListener("change", showChosenCost);
 byId("precision").addEventListener("change", showChosenCost);

@@ -18,6 +18,7 @@ export function drawn(name, attributes = {}, text = "") {
 
 export const digits = (value, count = 3) =>
   value.toLocaleString("en", { maximumSignificantDigits: count });
+const two = (value) => value.toLocaleString("en", { minimumSignificantDigits: 2, maximumSignificantDigits: 2 });
 export const seconds = (value) => (value < 1 ? `${digits(1000 * value, 2)} ms` : `${digits(value, 2)} s`);
 export const percent = (share) => (share >= 0.9995 ? (100 * share).toFixed(2) : share < 0.001 ? (100 * share).toFixed(3) : (100 * share).toFixed(1)) + "%";
 export const megabytes = (bytes) => (bytes == null ? "not measured" : digits(bytes / 1e6) + " MB");
@@ -32,8 +33,8 @@ export function showCost(into, precision, cost, error) {
   if (cost.kl_nats != null) {
     const [low, high] = cost.kl_interval ?? [null, null];
     into.append(
-      `${precision} costs `, element("b", {}, `${digits(cost.kl_nats, 2)}`), " nats of KL per token",
-      low == null ? "" : `, 95% interval ${digits(low, 2)} to ${digits(high, 2)}`, ".",
+      `${precision} costs `, element("b", {}, two(cost.kl_nats)), " nats of KL per token",
+      low == null ? "" : `, 95% interval ${two(low)} to ${two(high)}`, ".",
     );
     if (low != null) into.append(drawInterval(cost.kl_nats, low, high));
     const same = cost.same_top_interval;
@@ -57,7 +58,7 @@ function drawInterval(value, low, high) {
     drawn("line", { x1: x(low), x2: x(high), y1: 12, y2: 12, stroke: "var(--accent)", "stroke-width": 5, "stroke-linecap": "round", opacity: 0.45 }),
     drawn("circle", { cx: x(value), cy: 12, r: 5, fill: "var(--accent)" }),
     drawn("text", { x: 4, y: 28, fill: "var(--soft)", "font-size": 10 }, "0"),
-    drawn("text", { x: x(high), y: 28, fill: "var(--soft)", "font-size": 10, "text-anchor": "middle" }, digits(high, 2)),
+    drawn("text", { x: x(high), y: 28, fill: "var(--soft)", "font-size": 10, "text-anchor": "middle" }, two(high)),
   );
   return svg;
 }
