@@ -99,16 +99,64 @@ EXPERIMENTS = {
         ),
         ("pruning",),
     ),
+    "grid": Entry(
+        "experiments.grid.report",
+        "prune, fine-tune and quantize GPT-2 on movie reviews in every combination: loss, size, time and memory of each",
+        (
+            MODEL,
+            Option("text", str, "auto", "imdb, a CSV with a column review or text, a UTF-8 file, docs or auto"),
+            Option("rounds", int, 3, "timed rounds"),
+        ),
+        ("grid",),
+    ),
     "scoring": Entry(
         "experiments.scoring",
         "time the scoring of a text beside lm-evaluation-harness, in turns",
         (SIZE, TEXT, Option("rounds", int, 5, "timed rounds")),
+    ),
+    "classifier": Entry(
+        "experiments.classifier.report",
+        "take DistilBERT, or any sequence classifier, through FP16 and INT8 in three runtimes: size, latency, INT8 layers and answers",
+        (
+            Option("model", str, "auto", "directory, hub id, random (DistilBERT's architecture with random weights) or auto"),
+            Option("data", str, "auto", "folder with SST-2, sst2, docstrings or auto"),
+            Option("runs", int, 100, "timed runs of each variant"),
+            Option("tokens", int, 16, "tokens of a timed text"),
+            Option("variants", str, "", "names with commas between them, such as openvino-int8-static; all where empty"),
+        ),
+        ("classifier",),
     ),
     "deployed": Entry(
         "experiments.deployed",
         "compile for each back-end, and measure latency statistics and the scaling over cores",
         (MODEL, Option("runs", int, 12, "timed runs")),
         ("deployed", "deployed-full-size"),
+    ),
+    "decoding": Entry(
+        "experiments.decoding.report",
+        "compare the decoding methods on models of several sizes: repetition, perplexity and time",
+        (
+            Option(
+                "models", str, "auto", "names with commas between them: directories, hub ids or bundled; or auto, for the sizes of GPT-2"
+            ),
+            TEXT,
+            Option("methods", str, "", "names with commas between them, such as top-p; all where empty, and greedy always takes part"),
+            Option("prompts", int, 10, "prompts from the held-out text"),
+            Option("seeds", int, 3, "draws of each method that samples"),
+        ),
+        ("decoding",),
+    ),
+    "optimisations": Entry(
+        "experiments.optimisations.report",
+        "time torch and ONNX Runtime with one thread and all, greedy and sampling, each in its own process, in turns",
+        (
+            SIZE,
+            Option(
+                "engines", str, "", "names with commas between them, such as torch-dynamic-int8; all where empty, and torch FP32 always"
+            ),
+            Option("rounds", int, 5, "timed rounds"),
+        ),
+        ("optimisations",),
     ),
 }
 

@@ -132,8 +132,8 @@ def deployed_caption(result: DeployedResult) -> str:
     timed = result.models[0].deployments[0].statistics
     counts = f"{len(timed.runs)} runs of {sum(timed.runs[0].tokens)} new tokens after a prompt of {timed.prompt_tokens[0]}"
     said = [
-        f"{environment.machine_label(result.environment)}. Statistics: {counts}; a rate's p95 is what 95% of the samples reach. "
-        "The back-ends were timed one after the other, the numbers of cores in turns."
+        f"{environment.machine_label(result.environment)}. Statistics: {counts}; a rate's p95 is what 95% of the samples reach. The "
+        "back-ends were timed one after the other, the numbers of cores in turns."
     ]
     for model in result.models:
         limits = model.deployments[0].statistics.limits

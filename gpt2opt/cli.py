@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt import environment
-from gpt2opt.storage import check_file
+from gpt2opt.storage import check_file, check_folder
 
 LAUNCHER_S = 10  # more than a launcher takes to end its processes after one has ended
 
@@ -190,6 +190,25 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
+def ui(options: argparse.Namespace) -> int:
+    from gpt2opt.environment import installed
+    from gpt2opt.ui.choices import SIZES, Choice, default_model
+
+    if not installed("tornado"):
+        raise ImportError("the page needs tornado, which is not installed; `pip install 'gpt2opt[ui]'` brings it")
+    models = options.models or [default_model()]
+    first, *_ = [Choice(model, options.precision) for model in models]
+    from gpt2opt.ui.server import serve
+
+    def begun(address: str) -> None:
+        print(f"open {address} in a browser; Ctrl+C closes the page", file=sys.stderr)
+        _print_json({"url": address})
+
+    check_folder(options.out)
+    serve(options.out, options.port, [model for model in models if model not in SIZES], first, begun)
+    return 0
+
+
 def _stage_json(stage: Any) -> dict[str, Any]:
     measurement = stage.measurement
     latency, memory = measurement.latency, measurement.memory
@@ -265,6 +284,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--truncate", action="store_true", help="keep the end of a prompt that is too long, instead of refusing it")
     sub.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
     _add_decoding(sub)
+
+    sub = command("ui", ui, "open a page in the browser in which a model, quantized or not, writes text")
+    sub.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="gpt2, gpt2-medium, gpt2-large, bundled, or a folder of a run, of a torch model or of an IR; the first is chosen at the start "
+        "(default gpt2 if it is in the local cache, else bundled)",
+    )
+    sub.add_argument("--precision", default="fp32", help="chosen at the start: fp32 (default), w8a8, w8a8-naive, w8 or w4")
+    sub.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; 0: any that is free (default %(default)s)")
+    sub.add_argument("--out", type=Path, default=Path("artifacts/ui"), help="folder of the models made on first use (default artifacts/ui)")
 
     sub = command("report", report, "show a run, or hold others against the first, and write that as one HTML file")
     sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run.json, or the folder that holds it")

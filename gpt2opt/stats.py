@@ -88,6 +88,42 @@ def ratio_of_medians(samples: Sequence[float], base: Sequence[float]) -> Estimat
     return Estimate(value, value * math.exp(-down), value * math.exp(up))
 
 
+def paired_share_difference(one: Sequence[bool], other: Sequence[bool]) -> Estimate:
+    """Return the share of hits in `one` minus that in `other`, for the same cases in the same order, such as the accuracies of two models.
+
+    The interval is Bonett and Price's (2012, Psychological Methods 17): only cases in which exactly one of the two hits count, and one is
+    added to either kind. It keeps its level with few or no such cases, where the usual interval has no width.
+
+    Raises:
+        ValueError: the numbers of cases differ, or there are none.
+    """
+    won, lost = only_one_hits(one, other)
+    count = len(one)
+    more, less = (won + 1) / (count + 2), (lost + 1) / (count + 2)
+    reach = _normal() * math.sqrt((more + less - (more - less) ** 2) / (count + 2))
+    return Estimate((won - lost) / count, more - less - reach, more - less + reach)
+
+
+def mcnemar(one: Sequence[bool], other: Sequence[bool]) -> float:
+    """Return the p-value of McNemar's exact test that both hit equally often: among the cases in which only one does, each is as likely."""
+    from scipy.stats import binomtest
+
+    won, lost = only_one_hits(one, other)
+    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+
+
+def only_one_hits(one: Sequence[bool], other: Sequence[bool]) -> tuple[int, int]:
+    """Return in how many cases only `one` hits, and in how many only `other` does.
+
+    Raises:
+        ValueError: the numbers of cases differ, or there are none.
+    """
+    if len(one) != len(other) or not len(one):
+        raise ValueError(f"{len(one)} and {len(other)} cases can't be paired; expected as many of each, at least 1")
+    pairs = list(zip(one, other, strict=True))
+    return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+
+
 def over_documents(statistic: Callable[..., np.ndarray], *sums: Sequence[float], tokens: Sequence[float]) -> Estimate:
     """Return a statistic of totals over documents, and its interval over other texts of such documents.
 
@@ -156,3 +192,10 @@ def _student(freedom: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+def _normal() -> float:
+    """Return how many standard errors the normal distribution reaches."""
+    from scipy.special import ndtri
+
+    return float(ndtri((1 + CONFIDENCE) / 2))

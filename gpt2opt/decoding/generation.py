@@ -151,7 +151,7 @@ def _one_by_one(
             tokens = []
             for row, sequence in enumerate(sequences):
                 scores = process(texts[sequence], logits[row]) if process and texts else logits[row]
-                tokens.append(_draw(scores, draws[sequence]) if draws else int(scores.argmax()))
+                tokens.append(draw(scores, draws[sequence]) if draws else int(scores.argmax()))
         yield [(sequence, token, logits[row]) for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))]
         going_on = [row for row, sequence in enumerate(sequences) if sequence not in ended]
         if not going_on:
@@ -186,7 +186,7 @@ def _generators(prompts: Sequence[Sequence[int]], seed: int) -> list[np.random.G
     return generators
 
 
-def _draw(scores: np.ndarray, source: np.random.Generator) -> int:
+def draw(scores: np.ndarray, source: np.random.Generator) -> int:
     """Draw a token from the softmax of scores (V,), by the inverse of the distribution function: one random number for each token."""
     weights = np.exp(np.asarray(scores, np.float64) - scores.max())
     sums = np.cumsum(weights)

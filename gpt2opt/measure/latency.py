@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from gpt2opt.decoding.decoder import Decoder, Greedy
@@ -87,12 +87,10 @@ def compare_latency(
         greedy = Greedy(decoder)
         return [timer(greedy.start), *(timer(greedy.step) for _ in range(new_tokens - 1))]
 
-    warmups = {name: _warm_up(partial(run, decoder)) for name, decoder in decoders.items()}
+    warmups = {name: warm_up(partial(run, decoder)) for name, decoder in decoders.items()}
     samples: dict[str, list[list[float]]] = {name: [] for name in decoders}
-    draw, watch, order = random.Random(0), CpuWatch(), list(decoders)
-    for number in range(runs):
-        # Every second round reverses the order of the one before it, so that a steady drift of the machine favours no model.
-        order = order[::-1] if number % 2 else draw.sample(order, len(order))
+    watch = CpuWatch()
+    for order in turn_orders(list(decoders), runs):
         for name in order:
             samples[name].append(run(decoders[name]))
     others = watch.others_share()
@@ -106,7 +104,18 @@ def compare_latency(
     }  # fmt: skip
 
 
-def _warm_up(run: Callable[[], list[float]]) -> tuple[int, bool]:
+def turn_orders(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
+    """Yield the order of turns of each round: pairs of a random order and its reverse.
+
+    Every second round reverses the order of the one before it, so that a steady drift of the machine favours nobody.
+    """
+    draw, order = random.Random(0), list(names)
+    for number in range(rounds):
+        order = order[::-1] if number % 2 else draw.sample(order, len(order))
+        yield order
+
+
+def warm_up(run: Callable[[], list[float]]) -> tuple[int, bool]:
     """Run until runs stop getting faster; return the number of runs, and whether they stopped within `MAX_WARMUP_RUNS`."""
     best = sum(run())
     for done in range(2, MAX_WARMUP_RUNS + 1):

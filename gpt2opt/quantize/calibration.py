@@ -85,7 +85,7 @@ def _safe_for_every_cpu(linear: GPT2LMHeadModel, calibration: Dataset, found: di
 def _from_state(linear: GPT2LMHeadModel, state: dict, calibration: Dataset, recipe: Recipe) -> dict[str, QuantizedLinear]:
     if recipe.smooth_alpha is not None:
         take_over_smoothing(linear, state)
-    found = _read_static(state)
+    found = read_static(state)
     if recipe.activation_range == "percentile":
         found = clip_to_percentiles(linear, calibration, found)
     if not recipe.head_input:
@@ -93,7 +93,7 @@ def _from_state(linear: GPT2LMHeadModel, state: dict, calibration: Dataset, reci
     return found
 
 
-def _read_static(state: dict) -> dict[str, QuantizedLinear]:
+def read_static(state: dict) -> dict[str, QuantizedLinear]:
     """Read INC's state dict, which stores the scale and the zero point of an input beside each Linear's packed weight."""
     suffix = "._packed_params._packed_params"
     found = {}

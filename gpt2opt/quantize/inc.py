@@ -12,18 +12,19 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from gpt2opt import environment
 
 
-def run_inc(linear: GPT2LMHeadModel, config, calibration: Dataset | None) -> dict:
+def run_inc(linear: PreTrainedModel, config, calibration: Dataset | None, task: str = "text-generation") -> dict:
     """Run `INCQuantizer` on a copy of a model and return the state dict that it saves.
 
     Args:
-        linear: from `linearize`.
+        linear: a GPT-2 from `linearize`, or another model whose matmuls are `nn.Linear`; only a GPT-2 can be smoothed.
         config: of `neural_compressor`.
-        calibration: column `input_ids`; None where weights alone are quantized.
+        calibration: the columns that the model reads, such as `input_ids`; None where weights alone are quantized.
+        task: what the model does, in optimum's words.
     """
     import copy
 
@@ -31,7 +32,7 @@ def run_inc(linear: GPT2LMHeadModel, config, calibration: Dataset | None) -> dic
 
     with tempfile.TemporaryDirectory() as scratch:
         with readable_by_inc(linear):
-            quantizer = INCQuantizer.from_pretrained(copy.deepcopy(linear), task="text-generation")
+            quantizer = INCQuantizer.from_pretrained(copy.deepcopy(linear), task=task)
             # One row at a time: the logits of eight rows of 1024 tokens would take 1.6 GB.
             quantizer.quantize(quantization_config=config, save_directory=scratch, calibration_dataset=calibration, batch_size=1)
             del quantizer
@@ -44,7 +45,7 @@ def load_inc(folder: Path | str) -> dict:
 
 
 @contextmanager
-def readable_by_inc(linear: GPT2LMHeadModel) -> Iterator["OperatorTable"]:
+def readable_by_inc(linear: PreTrainedModel) -> Iterator["OperatorTable"]:
     """Let `INCQuantizer` smooth and calibrate a linearized model inside a `with` block, and hear which operators it quantizes.
 
     Inside, the model can be traced (see `_traceable`), the range of an input has 256 steps (see `_full_range`) and what INC writes beside
@@ -98,12 +99,16 @@ class OperatorTable(logging.Handler):
 
 
 @contextmanager
-def _traceable(linear: GPT2LMHeadModel) -> Iterator[None]:
+def _traceable(linear: PreTrainedModel) -> Iterator[None]:
     """Make the model traceable by `torch.jit.trace` inside a `with` block.
 
     INC finds the layers to smooth by tracing, and skips smoothing without an error if tracing fails. transformers builds the causal mask
     with `vmap`, which a trace can't hold; optimum's exporter has masks without it. The activations are hidden too, see `_SeenByNoTracer`.
+    Nothing but a GPT-2 is smoothed, so that other models stay as they are.
     """
+    if not isinstance(linear, GPT2LMHeadModel):
+        yield
+        return
     from optimum.exporters.onnx.model_patcher import eager_mask_without_vmap, sdpa_mask_without_vmap
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 

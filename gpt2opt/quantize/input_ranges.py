@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from gpt2opt.quantize.fake_quant import QuantizedLinear
 
@@ -20,7 +20,7 @@ class InputRange:
     highest: Tensor
 
 
-def observe_inputs(linear: GPT2LMHeadModel, calibration: Dataset, names: Iterable[str]) -> dict[str, InputRange]:
+def observe_inputs(linear: PreTrainedModel, calibration: Dataset, names: Iterable[str]) -> dict[str, InputRange]:
     """Run the calibration rows; return the lowest and the highest value of each input channel of these Linears."""
     seen: dict[str, InputRange] = {}
 
@@ -33,16 +33,17 @@ def observe_inputs(linear: GPT2LMHeadModel, calibration: Dataset, names: Iterabl
     return seen
 
 
-def _watch_inputs(linear: GPT2LMHeadModel, calibration: Dataset, names: Iterable[str], watch: Callable[[str, Tensor], None]) -> None:
+def _watch_inputs(linear: PreTrainedModel, calibration: Dataset, names: Iterable[str], watch: Callable[[str, Tensor], None]) -> None:
     """Call `watch` with the name and the input (tokens, I) of each Linear, for every calibration row."""
     hooks = [
         linear.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs[0].flatten(0, -2)))
         for name in names
     ]
+    no_cache = {"use_cache": False} if isinstance(linear, GPT2LMHeadModel) else {}  # classifiers have none to leave out
     try:
         with torch.inference_mode():
             for row in calibration["input_ids"]:
-                linear(torch.tensor([row]), use_cache=False)
+                linear(torch.tensor([row]), **no_cache)
     finally:
         for hook in hooks:
             hook.remove()

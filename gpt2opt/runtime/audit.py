@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,10 +97,10 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
         if node.get_type_name() == "Constant":
             constants[node.get_element_type().get_type_name()] += node.get_byte_size()
     compiled = compile_ir(directory)
-    head = _executed(compiled.head)
-    prefill = head | _executed(compiled.prefill)
+    head = executed_types(compiled.head, _matmul)
+    prefill = head | executed_types(compiled.prefill, _matmul)
     # The single-step graph needs a head of its own: the shared one must not stand in for it.
-    decode = _executed(compiled.single_step) if compiled.single_step else head | _executed(compiled.decode)
+    decode = executed_types(compiled.single_step, _matmul) if compiled.single_step else head | executed_types(compiled.decode, _matmul)
     # The config tells how many layers there must be, not the graph: else a layer that the graph lacks would go unnoticed.
     audit = Int8Audit(weights, stored, prefill, decode, tuple(float_inputs), dict(constants), read_config(directory, "n_layer"))
     if must_pass and not audit.passed:
@@ -108,11 +108,14 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
     return audit
 
 
-def _executed(compiled: openvino.CompiledModel) -> dict[str, tuple[str, str]]:
-    """Return matmul -> (type of its input, type of its weight) in a compiled graph; all types if its parts differ."""
+def executed_types(compiled: openvino.CompiledModel, name_of: Callable[[str], str | None]) -> dict[str, tuple[str, str]]:
+    """Return matmul -> (type of its input, type of its weight) in a compiled graph; all types if its parts differ.
+
+    name_of: the name of a node in the graph -> that of the matmul which it is a part of; None: it is none that counts.
+    """
     parts: dict[str, list[list[str]]] = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
-        if _fact(node, "layerType") in ("FullyConnected", "MatMul", "Convolution") and (name := _matmul(node.get_friendly_name())):
+        if _fact(node, "layerType") in ("FullyConnected", "MatMul", "Convolution") and (name := name_of(node.get_friendly_name())):
             # A node that feeds several others lists the type of each output.
             types = [_fact(node.input_value(port).get_node(), "outputPrecisions").split(",")[0] for port in (0, 1)]
             parts.setdefault(name, []).append(types)

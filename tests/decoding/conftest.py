@@ -19,6 +19,7 @@ class TableDecoder:
         return self.table[self.last]
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
+        assert len(ids) == len(self.last), "a token for each sequence that was kept"
         self.last = np.asarray(ids)[:, 0]
         self.batches.append(len(self.last))
         return self.table[self.last]

@@ -1,9 +1,11 @@
 """The loop: what ends a sequence, what leaves the batch, what is streamed, and that a batch changes no token."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from gpt2opt.decoding.generation import generate, stream
+from gpt2opt.decoding.generation import draw, generate, stream
 from gpt2opt.decoding.processors import log_softmax
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.decoding.text import TextStream
@@ -108,6 +110,11 @@ def test_the_seed_decides(table):
 
     assert sampled(1) == sampled(1)
     assert sampled(1) != sampled(2)
+
+
+def test_a_token_that_is_ruled_out_is_never_drawn():
+    lowest = SimpleNamespace(random=lambda: 0.0)
+    assert draw(np.array([-np.inf, 1.0, 2.0]), lowest) == 1
 
 
 def test_contrastive_search_wants_hidden_states(table):

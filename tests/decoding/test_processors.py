@@ -20,6 +20,7 @@ SAMPLING = [
     {"top_k": 5},
     {"top_k": 0, "top_p": 0.8},
     {"top_k": 0, "top_p": 0.05},
+    {"top_k": 0, "top_p": 1e-20},
     {"top_k": 0, "min_p": 0.1},
     {"top_k": 0, "typical_p": 0.5},
     {"repetition_penalty": 1.3},

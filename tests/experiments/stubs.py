@@ -2,7 +2,9 @@
 
 import os
 
-from experiments.race.engines.base import Engine, Timing
+import numpy as np
+
+from experiments.race.engines.base import Engine, Stepwise, Timing
 
 
 class Stub(Engine):
@@ -62,3 +64,36 @@ class UnconvertibleStub(OursStub):
 
     def prepare(self, source, folder):
         raise ValueError("pruned heads are not supported")
+
+
+class TorchStub(Stepwise):
+    """An engine under the name of one of torch's: the most probable token is the one after the token that was read."""
+
+    name, package, files, note = "torch eager FP32", "numpy", ("weights",), "a stub"
+    fails = False
+
+    def prepare(self, source, folder):
+        assert (source / "config.json").is_file()
+        if self.fails:
+            raise ValueError("no such operator")
+        (folder / "weights").write_bytes(b"x")
+
+    def load(self, folder, threads):
+        assert (folder / "weights").is_file()
+        assert os.environ["OMP_NUM_THREADS"] == str(threads)
+
+    def read(self, ids, past):
+        logits = np.zeros((len(ids), 320), np.float32)
+        logits[np.arange(len(ids)), (ids[:, -1] + 1) % 320] = 5
+        return logits
+
+
+class Int8Stub(TorchStub):
+    name = "torch dynamic INT8"
+
+
+class UnconvertibleTorchStub(TorchStub):
+    name, fails = "ONNX Runtime FP32", True
+
+    def prepare(self, source, folder):
+        super().prepare(source, folder)

@@ -88,6 +88,12 @@ WRONG = {
     "no rounds": (["attribution", "--rounds", "0"], "rounds=0, expected at least 1"),
     "too few seeds": (["pruning", "--seeds", "4"], "seeds=4, expected at least 5"),
     "one round of scoring": (["scoring", "--rounds", "1"], "rounds=1, expected at least 2"),
+    "no such method": (["decoding", "--methods", "beam"], "method 'beam' is not known; expected some of greedy, temperature"),
+    "no such precision": (
+        ["optimisations", "--engines", "torch-int3"],
+        "engine 'torch-int3' is not known; expected some of torch-eager-fp32",
+    ),
+    "no such model": (["decoding", "--models", "./nowhere"], "no directory './nowhere'"),
     **{f"folder of a user's for {name}": ([name, "--out", "thesis"], "thesis is not empty") for name in EXPERIMENTS},
     **{f"a file for the folder of {name}": ([name, "--out", "file"], "file is a file, expected a folder") for name in EXPERIMENTS},
     **{f"{name}.json of a user's": ([name, "--out", "mine"], f"{name}.json is there and was not written") for name in EXPERIMENTS},

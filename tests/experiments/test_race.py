@@ -13,7 +13,7 @@ import torch
 from experiments.contract import read_result_of, write_json
 from experiments.race import run, tables
 from experiments.race.charts import plot_growth, plot_race
-from experiments.race.engines import LlamaCpp, OnnxFp32, OpenVinoFp32, TorchFp32
+from experiments.race.engines import LlamaCpp, OnnxFp32, OpenVinoFp32, TorchEagerAttention, TorchFp32
 from experiments.race.engines.base import Engine, Stepwise, StepwiseDecoder, Timing, timing
 from experiments.race.results import (
     BATCHED,
@@ -316,7 +316,7 @@ def decoder_of(engine: Engine, prompts: np.ndarray, new_tokens: int):
     return StepwiseDecoder(engine, prompts)
 
 
-@pytest.mark.parametrize("engine", [TorchFp32, OpenVinoFp32, OnnxFp32, LlamaCpp])
+@pytest.mark.parametrize("engine", [TorchFp32, TorchEagerAttention, OpenVinoFp32, OnnxFp32, LlamaCpp])
 def test_engine_generates_what_torch_generates(engine, model, tokenizer, tmp_path):
     """Greedy tokens of two sequences; the engines that can, with pruned heads."""
     if run.environment.installed(engine.package) is None:

@@ -140,7 +140,7 @@ def tune_on_two_machines(command: list[str]) -> list[str]:
         for launcher in (torchrun, accelerate)
     ]
     try:
-        ended = [process.communicate(timeout=120) for process in started]
+        ended = [process.communicate(timeout=300) for process in started]
     finally:
         for process in started:
             process.kill()

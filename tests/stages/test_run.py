@@ -49,6 +49,12 @@ def test_a_run_removes_the_stages_of_the_one_before_it_and_nothing_else(model_di
     assert (out / "notes.txt").read_text() == "mine"
 
 
+@pytest.fixture
+def memory_left_out(monkeypatch):
+    """Leave out the fresh processes that memory is measured in: each takes seconds to load torch, and is tested elsewhere."""
+    monkeypatch.setattr("gpt2opt.stages.run.measure_memory", lambda *_: None)
+
+
 HOLD = "import sys; from gpt2opt.storage import claim_folder, take_lock; take_lock(claim_folder(sys.argv[1])); print(flush=True); input()"
 
 
@@ -76,7 +82,7 @@ def test_two_runs_in_one_folder_are_refused_and_the_one_at_work_is_named(model_d
 
 
 @pytest.mark.slow
-def test_a_model_with_a_small_context_runs_on_rows_and_prompts_that_fit(text_file, tmp_path, caplog):
+def test_a_model_with_a_small_context_runs_on_rows_and_prompts_that_fit(text_file, tmp_path, caplog, memory_left_out):
     tokenizer = make_tokenizer(context=64)
     folder = saved(make_model(tokenizer), tokenizer, tmp_path / "small")
     run = start_run(folder, str(text_file), tmp_path / "out", tmp_path / "traces", score_bytes=4000)
@@ -177,7 +183,7 @@ def test_the_scratch_folder_is_gone_with_the_run(model_dir, text_file, tmp_path)
     assert not scratch.exists()
 
 
-def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again(run, baseline):
+def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again(run, baseline, memory_left_out):
     run.measure("Pruned", run.load("Baseline", "float16"))
     assert run.record.stage("2-prune").weights_in == run.record.stage("1-profile").weights_out
     run.measure("Pruned", baseline)  # it was not loaded from what stage 1 wrote, and nobody can tell from what

@@ -11,7 +11,7 @@ from gpt2opt.decoding.decoder import Logits
 class TorchFp32(Stepwise):
     name, package = "torch eager FP32", "torch"
     files = ("model.safetensors",)
-    dtype = "float32"
+    dtype, attention = "float32", "sdpa"
 
     def prepare(self, source: Path, folder: Path) -> None:
         from gpt2opt.sources.models import load_model
@@ -23,7 +23,8 @@ class TorchFp32(Stepwise):
         from transformers import GPT2LMHeadModel
 
         torch.set_num_threads(threads)
-        self.model = GPT2LMHeadModel.from_pretrained(folder, dtype=getattr(torch, self.dtype)).eval()
+        found = GPT2LMHeadModel.from_pretrained(folder, dtype=getattr(torch, self.dtype), attn_implementation=self.attention)
+        self.model = found.eval()
 
     def read(self, ids: Any, past: int) -> Logits:
         import torch
@@ -33,6 +34,11 @@ class TorchFp32(Stepwise):
             out = self.model(input_ids=torch.as_tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
             self.cache = out.past_key_values
             return out.logits[:, -1]
+
+
+class TorchEagerAttention(TorchFp32):
+    name, attention = "torch FP32 without SDPA", "eager"
+    note = "attention written out in matmuls and a softmax; all other rows of torch have the fused one (SDPA)"
 
 
 class TorchBf16(TorchFp32):
@@ -45,13 +51,8 @@ class TorchCompile(TorchFp32):
     note = "default mode, dynamic shapes; compiled during the warm-up"
 
     def load(self, folder: Path, threads: int) -> None:
-        import torch
-
         super().load(folder, threads)
-        # A cache of its own: its peak memory is then that of compiling, in the first run and in later ones.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
-        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # more are processes of their own, which would idle beside the race
-        self.model = torch.compile(self.model, dynamic=True)
+        self.model = compiled(self.model, folder)
 
 
 class TorchInt8(TorchFp32):
@@ -74,3 +75,22 @@ class TorchInt8(TorchFp32):
 
         torch.set_num_threads(threads)
         self.model = torch.load(folder / "model.pt", weights_only=False)  # written by `prepare`
+
+
+class TorchInt8Compile(TorchInt8):
+    name = "torch.compile dynamic INT8"
+    note = "both together, compiled during the warm-up"
+
+    def load(self, folder: Path, threads: int) -> None:
+        super().load(folder, threads)
+        self.model = compiled(self.model, folder)
+
+
+def compiled(model: Any, folder: Path) -> Any:
+    """Return a model that is compiled when it is first called, with what is compiled in `folder`."""
+    import torch
+
+    # A cache of its own: its peak memory is then that of compiling, in the first run and in later ones.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # more are processes of their own, which would idle beside the race
+    return torch.compile(model, dynamic=True)

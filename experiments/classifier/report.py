@@ -1,0 +1,196 @@
+"""The tables, the chart and the caption of the classifier experiment."""
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from experiments.classifier.run import ClassifierResult, VariantResult, compare_variants
+from experiments.contract import Experiment
+from gpt2opt.environment import machine_label
+from gpt2opt.measure.results import percentile
+from gpt2opt.report.style import COLORS, CONTROL
+from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
+from gpt2opt.stats import PERCENT, Estimate, mcnemar, mean_interval, only_one_hits, over_documents, paired_ratio, paired_share_difference
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PRECISION_COLORS = {32: COLORS["FP32"], 16: COLORS["Baseline"], 8: COLORS["INT8"]}
+
+
+def speed_up(variant: VariantResult, base: VariantResult | None) -> Estimate | None:
+    """Return how many times as fast as `base` a variant is, run by run."""
+    return paired_ratio(base.samples_s, variant.samples_s) if base else None
+
+
+def hits(result: ClassifierResult, variant: VariantResult) -> list[bool]:
+    """Return whether each answer is right."""
+    return [answer == label for answer, label in zip(variant.answers, result.truth, strict=True)]
+
+
+def macro_f1(result: ClassifierResult, variant: VariantResult) -> float:
+    """Return the mean over the classes of F1, the harmonic mean of precision and recall; a class that nobody names counts 0."""
+    return float(_mean_f1(*_counts(result, variant).sum(1)))
+
+
+def f1_difference(result: ClassifierResult, variant: VariantResult) -> Estimate:
+    """Return a variant's macro F1 minus that of torch FP32, with its interval over other texts of this kind; texts are paired."""
+    own, base = _counts(result, variant), _counts(result, result.base)
+
+    def difference(*totals: np.ndarray) -> np.ndarray:
+        return _mean_f1(*totals[: len(own)]) - _mean_f1(*totals[len(own) :])
+
+    return over_documents(difference, *own, *base, tokens=np.ones(len(result.truth)).tolist())
+
+
+def _counts(result: ClassifierResult, variant: VariantResult) -> np.ndarray:
+    """Return, for each class, whether a text was rightly given it, and how often it is the text's answer or its truth: (2 × classes, N)."""
+    truth, answers = np.array(result.truth), np.array(variant.answers)
+    rows = [row for one in range(len(result.classes)) for row in ((truth == one) & (answers == one), (truth == one) * 1 + (answers == one))]
+    return np.array(rows, dtype=float)
+
+
+def _mean_f1(*totals: np.ndarray) -> np.ndarray:
+    right, named = np.array(totals[::2]), np.array(totals[1::2])
+    return np.divide(2 * right, named, out=np.zeros_like(right), where=named > 0).mean(0)
+
+
+def size_table(result: ClassifierResult) -> Table:
+    """Show what each variant takes as saved, how many times smaller it is, and how many of its Linear layers really are INT8."""
+    rows = []
+    for variant in result.variants:
+        if variant.left_out:
+            rows.append((variant.name, *[MISSING] * 5, f"left out: {variant.left_out}"))
+            continue
+        smaller = f"{result.base.size_bytes / variant.size_bytes:.2f}"
+        layers = [f"{count} of {result.linears}" for count in (variant.int8.stored, variant.int8.multiplied)]
+        rows.append((variant.name, megabytes(variant.size_bytes), smaller, *layers, f"{variant.package} {variant.version}", variant.note))
+    return table(("variant", "saved, MB", "times smaller", "Linear stored in INT8", "Linear multiplied in INT8", "package", "how"), rows)
+
+
+def latency_table(result: ClassifierResult) -> Table:
+    """Show the latency of each variant, how many times as fast as torch FP32 it is, and what the runtime and the precision each give."""
+    rows = []
+    for variant in result.measured:
+        own = result.fp32_of(variant)
+        quantiles = [milliseconds(percentile(variant.samples_s, share)) for share in (0.5, 0.95, 0.99)]
+        runtime = speed_up(own, result.base) if own else None
+        rows.append((variant.name, *quantiles, *map(_factor, (speed_up(variant, result.base), runtime, speed_up(variant, own)))))
+    header = ("variant", "p50, ms", "p95", "p99", f"times as fast [{PERCENT}]", "of it the runtime", "of it the precision")
+    return table(header, rows)
+
+
+def _factor(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return MISSING
+    if estimate.low == estimate.high == 1:  # compared with itself
+        return "1"
+    return f"{estimate}" + ("" if estimate.measurable else ", no measurable difference")
+
+
+def answer_table(result: ClassifierResult) -> Table:
+    """Show accuracy and macro F1 of each variant, and how they differ from those of torch FP32 on the same texts."""
+    rows = []
+    for variant in result.measured:
+        right, base = hits(result, variant), hits(result, result.base)
+        low, high = mean_interval(right, [1] * len(right)) or (float("nan"), float("nan"))
+        row = [variant.name, f"{statistics.fmean(right):.4f} [{low:.4f}, {high:.4f}]", f"{macro_f1(result, variant):.4f}"]
+        if variant is result.base:
+            rows.append((*row, *[""] * 4))
+            continue
+        changed = sum(a != b for a, b in zip(variant.answers, result.base.answers, strict=True))
+        won, lost = only_one_hits(right, base)
+        f1 = _signed(f1_difference(result, variant)) if changed else "none: the same answers"  # the jackknife would give it no width
+        rows.append(
+            (
+                *row, _signed(paired_share_difference(right, base)), f1,
+                f"{changed} ({won} gained, {lost} lost)", f"{mcnemar(right, base):.3f}",
+            )
+        )  # fmt: skip
+    header = (
+        "variant", f"accuracy [{PERCENT}]", "macro F1", f"accuracy − FP32's [{PERCENT}]", f"macro F1 − FP32's [{PERCENT}]",
+        "answers changed", "McNemar p",
+    )  # fmt: skip
+    return table(header, rows)
+
+
+def _signed(estimate: Estimate) -> str:
+    return f"{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]"
+
+
+def caption(result: ClassifierResult) -> str:
+    """Say what was measured on what, which variants lose answers, and what is not INT8."""
+    lost = [each.name for each in result.measured[1:] if _share_difference(result, each).high < 0]
+    answers = (
+        f"Measurably fewer right answers than torch FP32: {', '.join(lost)}." if lost else "No variant loses a measurable share of answers."
+    )
+    left = "".join(f" Left out: {variant.name} ({variant.left_out})." for variant in result.variants if variant.left_out)
+    return (
+        f"Size and speed: {result.timed}, {result.linears} Linear layers. Answers: by {_scored_by(result)}; task: {result.data}. "
+        f"{answers}{left} {machine_label(result.environment)}; one text of {result.tokens} tokens, {result.runs} runs of each variant in "
+        "turns, each in a process of its own; factors are medians of the ratios within a round. Sizes are counted and have no interval."
+    )
+
+
+def _scored_by(result: ClassifierResult) -> str:
+    return "the same model" if result.scored == result.timed else result.scored
+
+
+def _share_difference(result: ClassifierResult, variant: VariantResult) -> Estimate:
+    return paired_share_difference(hits(result, variant), hits(result, result.base))
+
+
+def plot_classifier(result: ClassifierResult) -> list["Axes"]:
+    """Draw size, latency (bar: p50, whisker: p95, dot: p99) and the difference of accuracy to torch FP32, a row for each variant."""
+    import matplotlib.pyplot as plt
+
+    variants = result.measured
+    figure, (size, latency, answers) = plt.subplots(1, 3, figsize=(14, 1.8 + 0.5 * len(variants)), layout="constrained")
+    for row, variant in enumerate(variants):
+        own = PRECISION_COLORS.get(variant.bits, CONTROL)
+        _bar(size, row, variant.size_bytes / 1e6, variant.size_bytes / 1e6, own, megabytes(variant.size_bytes))
+        p50, p95, p99 = (percentile(variant.samples_s, share) * 1e3 for share in (0.5, 0.95, 0.99))
+        _bar(latency, row, p50, p99, own, f"p50 {p50:.3g}")
+        latency.errorbar(p50, row, xerr=[[0], [p95 - p50]], fmt="none", color="black", capsize=3, linewidth=1)
+        latency.plot(p99, row, "o", color="black", markersize=3)
+        if variant is not result.base:
+            found = _share_difference(result, variant)
+            ends = [[100 * (found.value - found.low)], [100 * (found.high - found.value)]]
+            answers.errorbar(100 * found.value, row, xerr=ends, fmt="o", color=own, capsize=4)
+    _rows((size, latency, answers), [variant.name for variant in variants])
+    size.set(title="As saved", xlabel="MB")
+    latency.set(title=f"Latency of one text of {result.tokens} tokens", xlabel="ms; bar: p50, whisker: p95, dot: p99")
+    accuracy = statistics.fmean(hits(result, result.base))
+    answers.axvline(0, color="black", linewidth=0.8)
+    answers.set(title=f"Accuracy, beside {accuracy:.1%} of torch FP32", xlabel=f"percentage points, {PERCENT} paired intervals")
+    figure.suptitle(f"A sequence classifier in FP32, FP16 and INT8 on {machine_label(result.environment)}")
+    return [size, latency, answers]
+
+
+def _bar(axes: "Axes", row: int, value: float, end: float, color: str, text: str) -> None:
+    axes.barh(row, value, height=0.6, color=color)
+    axes.annotate(text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+
+
+def _rows(grid: Sequence["Axes"], names: list[str]) -> None:
+    for axes in grid:
+        axes.set_yticks(range(len(names)), names if axes is grid[0] else [""] * len(names))
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.margins(x=0.15)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+
+
+EXPERIMENT = Experiment(
+    ClassifierResult,
+    compare_variants,
+    tables=lambda result: {
+        "Size, and what really is INT8": size_table(result),
+        "Latency": latency_table(result),
+        "Answers on the same texts": answer_table(result),
+    },
+    charts=lambda result: {"classifier": plot_classifier(result)[0].figure},
+    caption=caption,
+)

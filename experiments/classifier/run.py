@@ -1,0 +1,333 @@
+"""Take a sequence classifier through FP16 and INT8 in three runtimes: size, latency in turns, and the answers on the same texts.
+
+Where the real DistilBERT can't be had, its architecture with random weights gives size and speed, which do not depend on the weights, and
+a small DistilBERT that is trained here gives the answers.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from experiments.classifier.tasks import CALIBRATION_TEXTS, Task, find_task
+from experiments.classifier.training import random_full_size, train_small
+from experiments.classifier.variants import VARIANTS, Int8Layers, Subject, TorchFp32, Variant, Worker
+from experiments.race.turns import SETTLE_S, Case, make_prompts, one_line, thread_settings
+from gpt2opt import environment
+from gpt2opt.measure.child import Child
+from gpt2opt.measure.latency import turn_orders, warm_up
+from gpt2opt.sources.hub import cached_snapshot, download_snapshot
+from gpt2opt.sources.models import FoundModel, check_finite, load_tokenizer
+
+SCHEMA = "gpt2opt.classifier/1"
+DISTILBERT = "distilbert-base-uncased-finetuned-sst-2-english"
+WEIGHTS, PATTERNS = "model.safetensors", ["*.json", "model.safetensors", "vocab.txt", "merges.txt"]
+CHOICES = f"a directory with a sequence classifier, a hub id such as {DISTILBERT}, random or auto"
+FULL_SIZE_BYTES = 4 * 66_955_010
+MAKING_COPIES, LIBRARY_BYTES = 4, 1e9
+"""While variants are made there are as many copies of the weights at once, beside what the libraries take."""
+RESERVE_BYTES = 3e8
+"""Memory that stays free beside the loaded variants: for what they need while they work."""
+CHUNK = 50
+"""Texts between two steps of the progress bar."""
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """One form of the classifier. left_out: why it was not measured, None if it was. fp32: the form that computes the same in FP32.
+
+    size_bytes: as saved. int8: of the timed model's Linear layers. samples_s: seconds of each timed run, paired with those of the others.
+    answers: the class given to each scored text.
+    """
+
+    name: str
+    package: str
+    version: str | None
+    note: str
+    bits: int
+    fp32: str
+    left_out: str | None = None
+    size_bytes: int | None = None
+    int8: Int8Layers | None = None
+    warmup_runs: int | None = None
+    samples_s: tuple[float, ...] = ()
+    answers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassifierResult:
+    """All forms. timed: the model of size and speed; scored: that of the answers. linears: nn.Linear layers of the timed one.
+
+    data: the texts. truth: their classes, as numbers of `classes`.
+    """
+
+    environment: dict[str, Any]
+    timed: str
+    scored: str
+    linears: int
+    tokens: int
+    runs: int
+    data: str
+    classes: tuple[str, ...]
+    truth: tuple[int, ...]
+    variants: tuple[VariantResult, ...]
+    schema: str = SCHEMA
+
+    @property
+    def measured(self) -> list[VariantResult]:
+        return [variant for variant in self.variants if not variant.left_out]
+
+    @property
+    def base(self) -> VariantResult:
+        """Return the form that all others are compared with."""
+        return self.variants[0]
+
+    def fp32_of(self, variant: VariantResult) -> VariantResult | None:
+        """Return the FP32 form in the same runtime; None if it was left out."""
+        return next((each for each in self.measured if each.name == variant.fp32), None)
+
+
+Facts = dict[str, dict[str, Any]]
+"""Name of a variant -> what was found out about it, by the fields of `VariantResult`."""
+
+
+def compare_variants(model: str = "auto", data: str = "auto", runs: int = 100, tokens: int = 16, variants: str = "") -> ClassifierResult:
+    """Make every variant of a classifier, time all of them in turns, and let each answer the same texts; progress goes to stderr.
+
+    Args:
+        model: a directory, a hub id, `random` (DistilBERT's architecture with random weights), or `auto`: the DistilBERT of the demo from
+            the local cache or the hub, else random weights, which are then named as a stand-in.
+        data: see `find_task`.
+        runs: timed runs of each variant, at least 2, on one text of `tokens` tokens; the intervals of the times are over these.
+        tokens: of a timed text, the two special ones included.
+        variants: names as `Variant.slug` writes them, with commas between them; all where empty. What they are compared with joins.
+
+    Raises:
+        ValueError: a model, texts or a variant that can't be had, a number out of its range, or too little memory.
+        RuntimeError: torch FP32, which all others are compared with, failed.
+    """
+    if runs < 2 or tokens < 2:
+        raise ValueError(f"runs={runs}, tokens={tokens}; expected at least 2 runs, for an interval, and 2 tokens")
+    chosen, found = choose_variants(variants), find_classifier(model)
+    check_memory((found.path / WEIGHTS).stat().st_size if found else FULL_SIZE_BYTES)
+    task = find_task(data)
+    timed, scored = _subjects(found, model, task, tokens)
+    facts: Facts = {variant.name: {"left_out": reason} if (reason := variant().unavailable()) else {} for variant in chosen}
+    with tempfile.TemporaryDirectory() as scratch:
+        with _Bench(chosen, timed, Path(scratch, "timed"), facts) as bench:
+            bench.time(runs, tokens)
+            if scored is timed:
+                bench.score(scored.rows(task.score.texts))
+        if scored is not timed:
+            with _Bench(chosen, scored, Path(scratch, "scored"), facts) as bench:
+                bench.score(scored.rows(task.score.texts))
+    failed = facts[TorchFp32.name].get("left_out")
+    if failed:
+        raise RuntimeError(f"torch FP32, which all others are compared with, {failed}")
+    return ClassifierResult(
+        environment.describe(), timed.name, scored.name, count_linears(timed.model), tokens, runs, str(task), task.classes,
+        task.score.labels, tuple(_result(variant, facts[variant.name]) for variant in chosen),
+    )  # fmt: skip
+
+
+def choose_variants(names: str) -> tuple[type[Variant], ...]:
+    """Return the variants of these names, each with what it is compared with; all of them for an empty string.
+
+    Raises:
+        ValueError: one is unknown, or was asked for by name and can't be made here.
+    """
+    known, asked = {variant.slug(): variant for variant in VARIANTS}, [name for name in names.split(",") if name]
+    for name in asked:
+        if name not in known:
+            raise ValueError(f"variant {name!r} is not known; expected some of {', '.join(known)}")
+        if reason := known[name]().unavailable():
+            raise ValueError(f"variant {name}: {reason}; or choose among {', '.join(each for each in known if each != name)}")
+    wanted = {one for name in asked or known for one in (TorchFp32, known[name].fp32, known[name])}
+    return tuple(variant for variant in VARIANTS if variant in wanted)
+
+
+def find_classifier(model: str) -> FoundModel | None:
+    """Find a sequence classifier on this disk or on the hub; None stands for DistilBERT's architecture with random weights.
+
+    Raises:
+        ValueError: the model that was asked for can't be found.
+    """
+    if model == "random":
+        return None
+    if Path(model).is_dir():
+        if not (Path(model) / WEIGHTS).exists():
+            raise ValueError(f"no {WEIGHTS} in {model}; name {CHOICES}")
+        return FoundModel(Path(model).resolve().name, "argument", Path(model))
+    for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
+        path = fetch(DISTILBERT if model == "auto" else model, PATTERNS)
+        if path and (path / WEIGHTS).exists():
+            return FoundModel(DISTILBERT if model == "auto" else model, origin, path)
+    if model == "auto":
+        return None
+    raise ValueError(f"model {model!r} is no directory, is not in the local cache and the hub did not give it; name {CHOICES}")
+
+
+def load_classifier(path: Path):
+    """Load a sequence classifier in FP32 and its tokenizer from a directory; return `(tokenizer, model)`, the model in eval mode.
+
+    Raises:
+        ValueError: the directory is damaged, its model is no sequence classifier, or a weight is NaN or infinite.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        model, read = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # each file format raises its own errors for a file that is cut short
+        raise ValueError(f"can't load the classifier in {path} ({error!r:.160}); name {CHOICES}") from error
+    if read["missing_keys"]:  # transformers would fill these with random numbers
+        lost = ", ".join(sorted(read["missing_keys"])[:3])
+        raise ValueError(f"the model in {path} lacks {lost}: it is no trained sequence classifier; name {CHOICES}")
+    check_finite(model)
+    return load_tokenizer(path), model.eval()
+
+
+def check_memory(weight_bytes: int) -> None:
+    """Raise ValueError unless there is memory to make the variants of a model whose FP32 weights take so many bytes."""
+    import psutil
+
+    needed, free = MAKING_COPIES * weight_bytes + LIBRARY_BYTES, psutil.virtual_memory().available
+    if free < needed:
+        raise ValueError(
+            f"{free / 1e9:.1f} GB of memory are available, expected {needed / 1e9:.1f} GB for a model of {weight_bytes / 1e6:.0f} MB in "
+            "FP32; end other programs, or name a smaller model"
+        )
+
+
+def count_linears(model) -> int:
+    import torch
+
+    return sum(isinstance(module, torch.nn.Linear) for module in model.modules())
+
+
+def _subjects(found: FoundModel | None, asked: str, task: Task, tokens: int) -> tuple[Subject, Subject]:
+    """Return the model that is timed and the one that answers; they are one if a real classifier meets the texts it was made for.
+
+    Raises:
+        ValueError: the model has other classes than the texts, or no room for so many tokens.
+    """
+    if found:
+        tokenizer, model = load_classifier(found.path)
+        name = str(found)
+    else:
+        why = "as asked for" if asked == "random" else f"as a stand-in for {DISTILBERT}, which neither the local cache nor the hub gave"
+        tokenizer, model, name = None, random_full_size(), f"the architecture of DistilBERT with random weights ({why})"
+    timed = Subject(name, model, tokenizer)
+    if tokens > timed.room:
+        raise ValueError(f"tokens={tokens}, expected at most {timed.room}: the model reads no longer texts")
+    if found and not task.stand_in:
+        if model.config.num_labels != len(task.classes):
+            raise ValueError(
+                f"{found.name} tells {model.config.num_labels} classes apart, {task.name} has {len(task.classes)}; give it its own"
+            )
+        timed = timed.calibrated(timed.rows(task.calibration.texts))
+        return timed, timed
+    # Without texts of its own, the timed model is calibrated with random ids: no answer of it is read, and its speed stays the same.
+    rows = [make_prompts(Case(tokens, 1), model.config.vocab_size, 1, number)[0].tolist() for number in range(CALIBRATION_TEXTS)]
+    tokenizer, small = train_small(task)
+    trained = f"a DistilBERT of {small.num_parameters():,} parameters, trained here on {len(task.train.texts):,} other texts of this kind"
+    scored = Subject(trained, small, tokenizer)
+    return timed.calibrated(rows), scored.calibrated(scored.rows(task.calibration.texts))
+
+
+def _result(variant: type[Variant], facts: dict[str, Any]) -> VariantResult:
+    if facts.get("left_out"):  # half of its measurements would mislead
+        facts = {"left_out": facts["left_out"]}
+    version = environment.installed(variant.package)
+    return VariantResult(variant.name, variant.package, version, variant.note, variant.bits, variant.fp32.name, **facts)
+
+
+class _Bench:
+    """The variants of one subject, each in a process of its own; one that fails leaves, and `facts` says why."""
+
+    def __init__(self, chosen: Sequence[type[Variant]], subject: Subject, folder: Path, facts: Facts):
+        self.subject, self.facts = subject, facts
+        self.workers: dict[str, Child] = {}
+        for variant in tqdm(chosen, desc="making the variants", file=sys.stderr):
+            if facts[variant.name].get("left_out"):
+                continue
+            try:
+                self._start(variant, folder / variant.slug())
+            except Exception as error:  # each library raises its own errors for an architecture that it can't convert
+                self._leave(variant.name, error)
+
+    def __enter__(self) -> "_Bench":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers.values():
+            worker.close()
+
+    def _start(self, variant: type[Variant], folder: Path) -> None:
+        import psutil
+
+        if self.facts[variant.fp32.name].get("left_out"):
+            raise RuntimeError(f"{variant.fp32.name}, which it is compared with, was left out")
+        folder.mkdir(parents=True)
+        variant().make(self.subject, folder)
+        environment.give_back_memory()
+        threads, found = environment.threads(), self.facts[variant.name]
+        self.workers[variant.name] = Child(Worker, variant, folder, threads, environment=thread_settings(threads))
+        if psutil.virtual_memory().available < RESERVE_BYTES:
+            raise MemoryError("no memory is left beside the variants before it; name fewer with --variants")
+        if "size_bytes" not in found:  # of the timed model, which comes first
+            found["size_bytes"], found["int8"] = variant().size_bytes(folder), self.workers[variant.name].call("int8_layers")
+
+    def time(self, runs: int, tokens: int) -> None:
+        """Time all variants in turns, after a warm-up of each, on a new text in each round."""
+        vocabulary = self.subject.model.config.vocab_size
+        samples: dict[str, list[float]] = {name: [] for name in self.workers}
+
+        def turn(name: str, number: int) -> list[float]:
+            time.sleep(SETTLE_S)
+            return [self.workers[name].call("seconds", make_prompts(Case(tokens, 1), vocabulary, 0, number))]
+
+        for name in samples:
+            with self._leaving_if_it_fails(name):
+                self.facts[name]["warmup_runs"], _ = warm_up(partial(turn, name, 0))
+        orders = tqdm(turn_orders(list(self.workers), runs), total=runs, desc="timing in turns", file=sys.stderr)
+        for number, order in enumerate(orders, 1):
+            for name in order:
+                if name in self.workers:
+                    with self._leaving_if_it_fails(name):
+                        samples[name] += turn(name, number)
+        for name in self.workers:
+            self.facts[name]["samples_s"] = tuple(samples[name])
+
+    def score(self, rows: Sequence[Sequence[int]]) -> None:
+        """Let every variant answer every text, one at a time: padding would change what is rounded."""
+        chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        with tqdm(total=len(chunks) * len(self.workers), desc=f"answering {len(rows):,} texts", file=sys.stderr) as bar:
+            for name in list(self.workers):
+                answers: list[int] = []
+                with self._leaving_if_it_fails(name):
+                    for chunk in chunks:
+                        answers += self.workers[name].call("answers", chunk)
+                        bar.update()
+                    self.facts[name]["answers"] = tuple(answers)
+
+    @contextmanager
+    def _leaving_if_it_fails(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            self._leave(name, error)
+
+    def _leave(self, name: str, error: Exception) -> None:
+        self.facts[name]["left_out"] = f"failed: {one_line(str(error)) or type(error).__name__}"
+        if worker := self.workers.pop(name, None):
+            worker.close()

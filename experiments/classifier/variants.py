@@ -1,0 +1,320 @@
+"""The forms of a sequence classifier that are compared: how each is made, loaded, and how many of its Linear layers are INT8.
+
+A class each. `make` writes the form into an empty folder; `load` reads it in a process of its own. Heavy libraries are imported there.
+"""
+
+import copy
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2opt.environment import has_int8_dot_product, installed
+
+TASK = "text-classification"
+MAX_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The classifier that variants are made from. calibration: rows of token ids for the static one, without padding."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    calibration: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def room(self) -> int:
+        """Return how many tokens of a text the model reads."""
+        limits = (getattr(self.model.config, "max_position_embeddings", None), getattr(self.tokenizer, "model_max_length", None))
+        return min(MAX_TOKENS, *(limit for limit in limits if limit))
+
+    def rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, cut to what the model reads."""
+        return self.tokenizer(list(texts), truncation=True, max_length=self.room).input_ids
+
+    def calibrated(self, rows: Sequence[Sequence[int]]) -> "Subject":
+        return replace(self, calibration=tuple(map(tuple, rows)))
+
+
+@dataclass(frozen=True)
+class Int8Layers:
+    """Of the Linear layers, how many have their weight stored in INT8, and how many multiply INT8 by INT8 when they run."""
+
+    stored: int
+    multiplied: int
+
+
+class Variant:
+    """One form of the classifier. name: in tables. package: of its runtime. fp32: the variant that computes the same in FP32.
+
+    bits: of a weight. files: what of its folder counts as its size.
+    """
+
+    name: str
+    package: str
+    fp32: "type[Variant]"
+    bits = 32
+    files: tuple[str, ...] = ("*",)
+    note = ""
+
+    def unavailable(self) -> str | None:
+        """Return why this variant can't be made here; None if it can."""
+        return None if installed(self.package) else f"{self.package} is not installed; pip install -e '.[race]' brings it"
+
+    def make(self, subject: Subject, folder: Path) -> None:
+        """Write this form of the classifier into `folder`, which is empty. The FP32 form of the same runtime lies beside it already."""
+        raise NotImplementedError
+
+    def load(self, folder: Path, threads: int) -> None:
+        """Get ready to classify with that many threads."""
+        raise NotImplementedError
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """Return the logits (B, classes) of token ids (B, T) without padding."""
+        raise NotImplementedError
+
+    def int8_layers(self) -> Int8Layers:
+        return Int8Layers(0, 0)
+
+    @classmethod
+    def slug(cls) -> str:
+        """Return the name as it is typed: `openvino-int8-static`."""
+        return cls.name.lower().replace(" ", "-")
+
+    def size_bytes(self, folder: Path) -> int:
+        return sum(path.stat().st_size for pattern in self.files for path in folder.glob(pattern))
+
+    def _beside(self, folder: Path) -> Path:
+        return folder.parent / self.fp32.slug()
+
+
+class TorchFp32(Variant):
+    name, package = "torch FP32", "torch"
+    files = ("model.safetensors",)
+    note = "eager mode; where the demo starts"
+
+    def make(self, subject: Subject, folder: Path) -> None:
+        subject.model.save_pretrained(folder)
+
+    def load(self, folder: Path, threads: int) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        torch.set_num_threads(threads)
+        self.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto").eval()
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            tokens = torch.from_numpy(ids)
+            return self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.float().numpy()
+
+
+class TorchFp16(TorchFp32):
+    name, bits = "torch FP16", 16
+    note = "all weights halved; the demo falls back to this where torch has no INT8 engine, and still calls it optimized"
+
+    def make(self, subject: Subject, folder: Path) -> None:
+        copy.deepcopy(subject.model).half().save_pretrained(folder)
+
+
+class TorchInt8(TorchFp32):
+    name, bits = "torch INT8 dynamic", 8
+    files = ("model.pt",)
+    note = "quantize_dynamic of the Linear layers; embeddings stay FP32"
+
+    def unavailable(self) -> str | None:
+        return None if quantization_engines() else "this torch has no quantization engine; torch FP16 is there instead, which is not INT8"
+
+    def make(self, subject: Subject, folder: Path) -> None:
+        import torch
+
+        quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(subject.model), {torch.nn.Linear}, dtype=torch.qint8)
+        torch.save(quantized, folder / "model.pt")
+
+    def load(self, folder: Path, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.model = torch.load(folder / "model.pt", weights_only=False)  # written by `make`
+
+    def int8_layers(self) -> Int8Layers:
+        import torch
+
+        layers = [module for module in self.model.modules() if isinstance(module, torch.ao.nn.quantized.dynamic.Linear)]
+        count = sum(layer.weight().dtype == torch.qint8 for layer in layers)
+        return Int8Layers(count, count)
+
+
+def quantization_engines() -> list[str]:
+    """Return the engines with which this torch can multiply in INT8."""
+    import torch
+
+    return [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
+
+
+class OnnxFp32(Variant):
+    name, package = "ONNX Runtime FP32", "onnxruntime"
+    files = ("*.onnx", "*.onnx_data")
+    note = "optimum's export"
+
+    def make(self, subject: Subject, folder: Path) -> None:
+        from optimum.exporters.onnx import onnx_export_from_model
+
+        onnx_export_from_model(subject.model, folder, task=TASK, do_validation=False)
+
+    def load(self, folder: Path, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        self.path, self.optimized = folder / "model.onnx", Path(tempfile.mkdtemp(dir=folder), "optimized.onnx")
+        options.optimized_model_filepath = str(self.optimized)  # what the session really runs, for `int8_layers`
+        self.session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+        self.inputs = [port.name for port in self.session.get_inputs()]
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        return self.session.run(["logits"], named_inputs(self.inputs, ids))[0]
+
+    def int8_layers(self) -> Int8Layers:
+        import onnx
+
+        kinds = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm")
+        stored, multiplied = (
+            sum(node.op_type in kinds for node in onnx.load(path, load_external_data=False).graph.node)
+            for path in (self.path, self.optimized)
+        )
+        return Int8Layers(stored, multiplied)
+
+
+class OnnxInt8(OnnxFp32):
+    name, bits, fp32 = "ONNX Runtime INT8", 8, OnnxFp32
+    note = "quantize_dynamic, weights per channel; embeddings too"
+
+    def make(self, subject: Subject, folder: Path) -> None:
+        from onnxruntime.quantization import quantize_dynamic
+
+        # Without INT8 dot products the kernel adds pairs of products in 16 bits: weights of 7 bits keep these from saturating.
+        quantize_dynamic(
+            self._beside(folder) / "model.onnx", folder / "model.onnx", per_channel=True, reduce_range=not has_int8_dot_product()
+        )
+
+
+class OpenVinoFp32(Variant):
+    name, package = "OpenVINO FP32", "openvino"
+    files = ("openvino_model.*",)
+    note = "optimum's export"
+
+    def make(self, subject: Subject, folder: Path) -> None:
+        from optimum.exporters.openvino import export_from_model
+
+        export_from_model(subject.model, folder, task=TASK)
+
+    def load(self, folder: Path, threads: int) -> None:
+        import openvino
+
+        from gpt2opt.runtime.compile import cpu_properties
+
+        core = openvino.Core()
+        self.graph = core.read_model(folder / "openvino_model.xml")
+        self.compiled = core.compile_model(self.graph, "CPU", cpu_properties(threads))
+        self.inputs = [port.get_any_name() for port in self.compiled.inputs]
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        return self.compiled(named_inputs(self.inputs, ids))["logits"]
+
+    def int8_layers(self) -> Int8Layers:
+        from gpt2opt.runtime.audit import INT8_TYPES, executed_types
+        from gpt2opt.runtime.graph import matmuls, stored_weight
+
+        stored = sum(stored_weight(node).get_element_type().get_type_name() in INT8_TYPES for node in matmuls(self.graph))
+        executed = executed_types(self.compiled, lambda name: name)
+        return Int8Layers(stored, sum(set(types) <= set(INT8_TYPES) for types in executed.values()))
+
+
+class OpenVinoInt8Static(OpenVinoFp32):
+    name, bits, fp32 = "OpenVINO INT8 static", 8, OpenVinoFp32
+    note = "calibrated by INC: weights per channel, inputs per tensor; embeddings stay FP32"
+
+    def make(self, subject: Subject, folder: Path) -> None:
+        import openvino
+        from openvino._offline_transformations import compress_quantize_weights_transformation
+        from optimum.exporters.openvino import export_from_model
+
+        with tempfile.TemporaryDirectory(dir=folder.parent) as exported:
+            export_from_model(fake_quantized(subject), exported, task=TASK)
+            graph = openvino.Core().read_model(Path(exported, "openvino_model.xml"))
+            compress_quantize_weights_transformation(graph)
+            openvino.save_model(graph, folder / "openvino_model.xml", compress_to_fp16=False)
+
+
+class OpenVinoInt8Weights(OpenVinoFp32):
+    name, bits, fp32 = "OpenVINO INT8 weights", 8, OpenVinoFp32
+    note = "weights alone, by NNCF, embeddings too; inputs and products stay FP32"
+
+    def make(self, subject: Subject, folder: Path) -> None:
+        import nncf
+        import openvino
+
+        graph = openvino.Core().read_model(self._beside(folder) / "openvino_model.xml")
+        openvino.save_model(nncf.compress_weights(graph), folder / "openvino_model.xml", compress_to_fp16=False)
+
+
+class Worker:
+    """One form of the classifier in a process of its own."""
+
+    def __init__(self, variant: type[Variant], folder: Path, threads: int):
+        self.variant = variant()
+        self.variant.load(folder, threads)
+
+    def int8_layers(self) -> Int8Layers:
+        return self.variant.int8_layers()
+
+    def seconds(self, ids: np.ndarray) -> float:
+        start = time.perf_counter()
+        self.variant.logits(ids)
+        return time.perf_counter() - start
+
+    def answers(self, rows: list[list[int]]) -> list[int]:
+        return [int(self.variant.logits(np.array([row])).argmax()) for row in rows]
+
+
+TorchFp32.fp32, OnnxFp32.fp32, OpenVinoFp32.fp32 = TorchFp32, OnnxFp32, OpenVinoFp32
+VARIANTS: tuple[type[Variant], ...] = (
+    TorchFp32, TorchFp16, TorchInt8, OnnxFp32, OnnxInt8, OpenVinoFp32, OpenVinoInt8Static, OpenVinoInt8Weights,
+)  # fmt: skip
+
+
+def named_inputs(names: list[str], ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what an exported graph reads for token ids (B, T): all of them count, and all are of the first segment."""
+    known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    return {name: known[name] for name in names}
+
+
+def fake_quantized(subject: Subject):
+    """Return a copy of the model whose Linear layers hold INC's INT8 weights and round their inputs to u8 as INC calibrated them."""
+    from datasets import Dataset
+
+    from gpt2opt.quantize.calibration import int8_config, read_static
+    from gpt2opt.quantize.fake_quant import FakeQuantLinear
+    from gpt2opt.quantize.inc import run_inc
+    from gpt2opt.quantize.input_ranges import observe_inputs
+    from gpt2opt.quantize.recipes import RECIPES
+    from gpt2opt.quantize.safe_sums import keep_sums_in_16_bits
+
+    rows = [list(row) for row in subject.calibration]
+    calibration = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
+    found = read_static(run_inc(subject.model, int8_config(RECIPES["w8a8-naive"]), calibration, task=TASK))
+    seen = observe_inputs(subject.model, calibration, found)
+    model = copy.deepcopy(subject.model)
+    for name, layer in found.items():
+        linear = model.get_submodule(name)
+        model.set_submodule(name, FakeQuantLinear(keep_sums_in_16_bits(layer, linear.weight, seen[name]), linear.bias))
+    return model

@@ -1,0 +1,230 @@
+"""The tables, the charts and the caption of the decoding experiment."""
+
+import statistics
+from typing import TYPE_CHECKING
+
+from experiments.contract import Experiment
+from experiments.decoding.findings import find_all, findings_table
+from experiments.decoding.methods import GREEDY, METHODS, SAMPLING
+from experiments.decoding.results import (
+    ITSELF,
+    Decoding,
+    ModelResult,
+    explained,
+    exponential,
+    mean,
+    nats,
+    rep4,
+    repetition,
+    slower_than_greedy,
+)
+from experiments.decoding.run import compare_decoding
+from gpt2opt.environment import machine_label
+from gpt2opt.report.style import COLORS, CONTROL
+from gpt2opt.report.tables import MISSING, Table, milliseconds, table
+from gpt2opt.stats import PERCENT, Estimate, median
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SAMPLE_PROMPTS = 2
+LOOP_MOST = 1.03
+
+
+def texts_table(model: ModelResult) -> Table:
+    """Show repetition, diversity, perplexity, and what the prompt explains, of every method and of the text itself."""
+    rows = []
+    for method in (ITSELF, *model.methods):
+        rows.append(
+            (
+                method,
+                f"{model.by_prompt(method, lambda output: repetition(output.tokens, 2)).mean():.1%}",
+                _share(mean(model.by_prompt(method, rep4))),
+                f"{model.distinct(method, 1):.3f}",
+                f"{model.distinct(method, 2):.3f}",
+                str(exponential(mean(model.by_prompt(method, nats)))),
+                str(mean(model.by_prompt(method, explained))),
+            )
+        )
+    return table(
+        (
+            "method",
+            "rep-2",
+            f"rep-4 [{PERCENT}]",
+            "distinct-1",
+            "distinct-2",
+            f"perplexity [{PERCENT}]",
+            f"prompt explains, nats [{PERCENT}]",
+        ),
+        rows,
+    )
+
+
+def paired_table(model: ModelResult) -> Table:
+    """Show every method against greedy decoding, paired by prompt (texts) or by round (times)."""
+    rows = []
+    for method in model.methods:
+        if method == GREEDY:
+            continue
+        repeats, cost, more = (mean(model.by_prompt(method, of) - model.by_prompt(GREEDY, of)) for of in (rep4, nats, explained))
+        rows.append((method, _share(repeats, "+"), str(exponential(cost)), _signed(more), str(slower_than_greedy(model, method))))
+    return table(
+        (
+            "method against greedy",
+            f"rep-4, difference [{PERCENT}]",
+            f"perplexity, ratio [{PERCENT}]",
+            f"prompt explains, difference [{PERCENT}]",
+            f"time, ratio [{PERCENT}]",
+        ),
+        rows,
+    )
+
+
+def speed_table(result: Decoding) -> Table:
+    """Show the new tokens per second of every method on every model, prefill included, and the time against greedy."""
+    rows = []
+    for method in result.models[0].methods:
+        cells = []
+        for model in result.models:
+            seconds = statistics.median(model.seconds(method))
+            shown = f"{result.timed_new_tokens / seconds:.1f} tokens/s"
+            cells.append(shown if method == GREEDY else f"{shown}; {slower_than_greedy(model, method)}")
+        rows.append((method, *cells))
+    return table(("method; time ÷ greedy", *(_labelled(model) for model in result.models)), rows)
+
+
+def loop_table(result: Decoding) -> Table:
+    """Show what the generation loop adds to the time per token of our INT8 runtime."""
+    loop = result.loop
+    rows = [
+        ("plain loop (`Greedy`)", milliseconds(median(loop.plain_s).value), MISSING),
+        ("generation loop (`stream`, greedy)", milliseconds(median(loop.loop_s).value), f"{_fine(loop.ratio)}"),
+    ]
+    return table(("INT8 IR driven by the", "TPOT, ms", f"÷ plain loop [{PERCENT}]"), rows)
+
+
+def samples_table(result: Decoding) -> Table:
+    """Show what the methods write behind the first prompts; of a method that draws, its first draw."""
+    rows = []
+    for model in result.writers:
+        for number in range(SAMPLE_PROMPTS):
+            rows.append((f"{model.name}: prompt {number + 1}", _in_one_line(result.prompts[number])))
+            for method in (ITSELF, *model.methods):
+                output = next(output for output in model.outputs(method) if output.prompt == number)
+                rows.append((method, _in_one_line(output.text)))
+    return table(("method", "text"), rows)
+
+
+def all_tables(result: Decoding) -> dict[str, Table]:
+    tables = {"What the seed found": findings_table(find_all(result))}
+    for model in result.writers:
+        tables[f"What the methods write: {_labelled(model)}"] = texts_table(model)
+        tables[f"Each method against greedy, paired: {_labelled(model)}"] = paired_table(model)
+    return tables | {
+        "Speed of every method on every model": speed_table(result),
+        f"What our generation loop costs: {result.loop_model}": loop_table(result),
+        "Samples": samples_table(result),
+    }
+
+
+def caption(result: Decoding) -> str:
+    """Say what was measured on what, and what stands in for what."""
+    methods = ", ".join(f"{method} ({_settings(method)})" for method in result.models[0].methods)
+    models = "; ".join(f"{model.name}: {model.weights}, {model.parameters / 1e6:.0f} M parameters" for model in result.models)
+    sampling = [method for method in result.models[0].methods if method in SAMPLING]
+    ratio = result.loop.ratio
+    within = "within" if ratio.high <= LOOP_MOST else "above" if ratio.low > LOOP_MOST else "not measurably on either side of"
+    return "\n\n".join(
+        (
+            f"{len(result.prompts)} prompts of {result.prompt_tokens} tokens from the held-out part of {result.text}; {result.new_tokens} "
+            f"new tokens each, {result.draws} draws by methods that sample ({', '.join(sampling)}), one text by the others. All models run "
+            f"in FP32 in torch. Methods: {methods}.",
+            f"Models: {models}.",
+            "rep-n is the share of a text's n-grams that it had before; distinct-n is the share of different n-grams among those of all "
+            "texts. Perplexity is that of the new tokens behind their prompt under the FP32 model that wrote them. A low one is not a good "
+            f"one: the row `{ITSELF}` shows where people are. What the prompt explains is the mutual information of prompt and text: the "
+            "NLL behind an end-of-text minus the NLL behind the prompt.",
+            f"Times are of whole generations of one prompt of {result.timed_prompt_tokens} tokens, {result.timed_new_tokens} new "
+            f"ones, prefill included, in turns. The generation loop takes {_fine(ratio)} times as long "
+            f"per token as the plain loop: {within} the {LOOP_MOST - 1:.0%} that are allowed. Measured on "
+            f"{machine_label(result.environment)}.",
+        )
+    )
+
+
+def plot_decoding(result: Decoding) -> list["Axes"]:
+    """Draw, for each model that writes, perplexity over repetition and over the time per token; whiskers are intervals."""
+    import matplotlib.pyplot as plt
+
+    writers = result.writers
+    figure, grid = plt.subplots(len(writers), 2, figsize=(13, 5.2 * len(writers)), layout="constrained", squeeze=False, sharey="row")
+    for (repeats, times), model in zip(grid, writers, strict=True):
+        for number, method in enumerate((ITSELF, *model.methods)):
+            style = _style(method, number)
+            quality = exponential(mean(model.by_prompt(method, nats)))
+            _point(repeats, scaled(mean(model.by_prompt(method, rep4)), 100), quality, method, style)
+            if method != ITSELF:
+                _point(times, scaled(median(model.seconds(method)), 1e3 / result.timed_new_tokens), quality, method, style)
+        times.axhline(exponential(mean(model.by_prompt(ITSELF, nats))).value, color="black", linestyle=":", linewidth=1)
+        repeats.set(title=f"{model.name}: perplexity and repetition", xlabel="rep-4, %", ylabel="perplexity, logarithmic")
+        times.set(title=f"{model.name}: perplexity and time", xlabel="ms per token, prefill included; dotted: the text itself")
+        repeats.set_yscale("log")
+        for axes in (repeats, times):
+            axes.yaxis.set_major_formatter("{x:.0f}")
+            axes.yaxis.set_minor_formatter("{x:.0f}")
+            axes.grid(alpha=0.3)
+        repeats.legend(fontsize=8)
+    figure.suptitle(f"Decoding methods; {'; '.join(_labelled(model) for model in writers)}; intervals: {PERCENT} over prompts or rounds")
+    return list(grid.flat)
+
+
+def charts(result: Decoding) -> dict[str, "Figure"]:
+    return {"decoding": plot_decoding(result)[0].figure}
+
+
+def _style(method: str, number: int) -> dict:
+    if method == ITSELF:
+        return {"color": "black", "marker": "*", "markersize": 13}
+    own = COLORS["Baseline"] if method in SAMPLING else CONTROL if method == GREEDY else COLORS["Pruned"]
+    return {"color": own, "marker": "ov^s<Dp>XP"[number], "markersize": 8}
+
+
+def _point(axes: "Axes", x: Estimate, y: Estimate, label: str, style: dict) -> None:
+    axes.errorbar(x.value, y.value, xerr=reach(x), yerr=reach(y), label=label, linestyle="none", elinewidth=0.8, **style)
+
+
+def reach(found: Estimate) -> list[list[float]]:
+    """Return an interval as an error bar: below and above the value."""
+    return [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]  # an interval of no width may miss by rounding
+
+
+def scaled(found: Estimate, factor: float) -> Estimate:
+    return Estimate(found.value * factor, found.low * factor, found.high * factor)
+
+
+def _labelled(model: ModelResult) -> str:
+    return f"{model.name} (stand-in)" if model.stand_in else model.name
+
+
+def _settings(method: str) -> str:
+    return ", ".join(f"{name}={value}" for name, value in METHODS[method].items() if name != "do_sample") or "the most probable token"
+
+
+def _share(found: Estimate, sign: str = "") -> str:
+    return f"{found.value * 100:{sign}.1f}% [{found.low * 100:{sign}.1f}, {found.high * 100:{sign}.1f}]"
+
+
+def _signed(found: Estimate) -> str:
+    return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
+def _fine(found: Estimate) -> str:
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def _in_one_line(text: str) -> str:
+    return " ".join(text.replace("`", "'").split())
+
+
+EXPERIMENT = Experiment(Decoding, compare_decoding, all_tables, charts, caption)

@@ -1,0 +1,167 @@
+"""Every decoding method on every model: what it writes and what it costs; and the cost of our own generation loop."""
+
+import datetime
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import GPT2LMHeadModel
+
+from experiments.decoding.loop import time_loop
+from experiments.decoding.methods import CONTRASTIVE, GREEDY, METHODS, choose, settings_of
+from experiments.decoding.models import Candidate, find_candidates, tell_stand_ins
+from experiments.decoding.results import ITSELF, Decoding, MethodTexts, MethodTimes, ModelResult, Output
+from experiments.decoding.texts import find_prompts, judge, write_texts
+from experiments.race.turns import Case, make_prompts
+from gpt2opt import environment
+from gpt2opt.decoding.generation import generate
+from gpt2opt.sources.texts import find_texts
+from gpt2opt.stages.torch_model import TorchModel
+from gpt2opt.storage import save_model
+
+PROMPT_TOKENS, NEW_TOKENS = 32, 64
+TIMED = Case(32, 8)
+"""Of the timed generations: so short because the largest model has to fit into minutes too."""
+ROUNDS = 3
+LEAST_PROMPTS, LEAST_SEEDS = 10, 3
+
+
+def compare_decoding(
+    models: str = "auto",
+    text: str = "auto",
+    methods: str = "",
+    prompts: int = LEAST_PROMPTS,
+    seeds: int = LEAST_SEEDS,
+) -> Decoding:
+    """Compare the methods on the models, and measure what the generation loop costs; progress goes to stderr.
+
+    Args:
+        models: see `find_candidates`.
+        text: see `find_texts`; prompts are beginnings of its held-out documents.
+        methods: names with commas between them, such as `top-p`; all where empty. Greedy always takes part: the others are held against it.
+        prompts, seeds: how many of each, at least 10 and 3. Methods that draw nothing write one text behind each prompt.
+
+    Raises:
+        ValueError: a name is not known, there are too few prompts or seeds, or the text has too few documents.
+        RuntimeError: a process died.
+    """
+    for name, found, least in (("prompts", prompts, LEAST_PROMPTS), ("seeds", seeds, LEAST_SEEDS)):
+        if found < least:
+            raise ValueError(f"{name}={found}, expected at least {least}: intervals and ranges over fewer say little")
+    chosen = tuple(name for name in METHODS if name in (*choose("method", methods, METHODS), GREEDY))
+    candidates, texts = find_candidates(models), find_texts(text)
+    tell_stand_ins(candidates, texts)
+    torch.set_num_threads(environment.threads())
+    steps = sum((prompts * len(chosen) if writes(each) else 0) + ROUNDS * len(chosen) for each in candidates)
+    steps += 2  # the loop's
+    served = next((each for each in candidates if each.name == "gpt2"), candidates[0])
+    measured, shown = [], tuple[str, ...]()
+    with tqdm(total=steps, unit="step") as bar, tempfile.TemporaryDirectory() as scratch:
+
+        def step(what: str) -> None:
+            bar.set_description(what)
+            bar.update()
+
+        source = Path(scratch, "models", "model")
+        for candidate in candidates:
+            tokenizer, model = candidate.load()
+            texts_of = find_prompts(texts, tokenizer, prompts, PROMPT_TOKENS, NEW_TOKENS) if writes(candidate) else []
+            shown = shown or tuple(tokenizer.decode(prompt) for prompt, _ in texts_of)
+            measured.append(measure_model(candidate, tokenizer, model, chosen, texts_of, seeds, step))
+            if candidate is served:
+                save_model(source, tokenizer, model)
+                prompt = make_prompts(TIMED, model.config.vocab_size, 0)[0].tolist()
+            del model
+            environment.give_back_memory()
+        loop = time_loop(source, prompt, step)
+    return Decoding(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        environment=environment.describe(),
+        text=f"{texts} {texts.revision}",
+        prompts=shown,
+        draws=seeds,
+        prompt_tokens=PROMPT_TOKENS,
+        new_tokens=NEW_TOKENS,
+        timed_prompt_tokens=TIMED.prompt_tokens,
+        timed_new_tokens=TIMED.new_tokens,
+        models=tuple(measured),
+        loop_model=f"{served.name}: {served.weights}",
+        loop=loop,
+    )
+
+
+def measure_model(
+    candidate: Candidate,
+    tokenizer,
+    model: GPT2LMHeadModel,
+    methods: Sequence[str],
+    prompts: Sequence[tuple[list[int], list[int]]],
+    draws: int,
+    step: Callable[[str], None],
+) -> ModelResult:
+    """Let every method write behind the prompts, if there are any, and time it."""
+
+    def told(what: str) -> None:
+        step(f"{candidate.name}: {what}")
+
+    return ModelResult(
+        candidate.name,
+        candidate.weights,
+        candidate.stand_in,
+        sum(parameter.numel() for parameter in model.parameters()),
+        time_methods(model, methods, told),
+        tuple(compare_texts(model, tokenizer, methods, prompts, draws, told)) if prompts else (),
+    )
+
+
+def writes(candidate: Candidate) -> bool:
+    """Return whether a model's texts mean something: not those of random weights."""
+    return candidate.path is not None
+
+
+def compare_texts(
+    model: GPT2LMHeadModel,
+    tokenizer,
+    methods: Sequence[str],
+    prompts: Sequence[tuple[list[int], list[int]]],
+    draws: int,
+    step: Callable[[str], None],
+) -> list[MethodTexts]:
+    """Let every method continue every prompt, and judge that beside how the text itself goes on."""
+    itself = [
+        output for number, (prompt, following) in enumerate(prompts) for output in judge(model, tokenizer, number, prompt, [following])
+    ]
+    found = [MethodTexts(ITSELF, tuple(itself))]
+    for method in methods:
+        outputs: list[Output] = []
+        for number, (prompt, following) in enumerate(prompts):
+            step(f"{method} writes")
+            written = write_texts(model, method, prompt, draws, len(following), seed=number)
+            outputs += judge(model, tokenizer, number, prompt, written)
+        found.append(MethodTexts(method, tuple(outputs)))
+    return found
+
+
+def time_methods(model: GPT2LMHeadModel, methods: Sequence[str], step: Callable[[str], None]) -> tuple[MethodTimes, ...]:
+    """Time whole generations of one prompt by every method, in a new random order in each round, after two to warm up."""
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
+    draw = random.Random(0)
+
+    def timed(method: str, number: int) -> float:
+        prompt = make_prompts(TIMED, model.config.vocab_size, number).tolist()
+        start = time.perf_counter()
+        decoder = TorchModel(model, hidden=method == CONTRASTIVE).decoder(prompt, TIMED.new_tokens)
+        generate(decoder, prompt, settings_of(method, TIMED.new_tokens))
+        return time.perf_counter() - start
+
+    for method in (GREEDY, methods[-1]):
+        timed(method, 0)
+    for number in range(1, ROUNDS + 1):
+        for method in draw.sample(methods, len(methods)):
+            step(f"timing {method}")
+            seconds[method].append(timed(method, number))
+    return tuple(MethodTimes(method, tuple(taken)) for method, taken in seconds.items())

@@ -1,0 +1,273 @@
+"""GPT-2 on movie reviews, pruned and quantized in every combination: what each costs in loss, and what it gains in size and time."""
+
+import copy
+import dataclasses
+import datetime
+import random
+import shutil
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import GPT2LMHeadModel
+
+from experiments.grid.results import AFTER, BEFORE, DENSE, FP32, INT8, Cell, Control, Grid, Tuning
+from experiments.grid.reviews import find_reviews
+from experiments.grid.sparsity import RULES, Rule, count_zeros, export_fp32, held_at_zero, masks_of, prune_integers
+from experiments.pruning.run import fine_tuned
+from gpt2opt import environment
+from gpt2opt.measure.memory import peak_ram
+from gpt2opt.measure.quality import Protocol, ScoredText, perplexity, prepare_text, windows
+from gpt2opt.measure.results import Quality
+from gpt2opt.record import Settings
+from gpt2opt.runtime.generate import generate_from_ir
+from gpt2opt.runtime.ir_model import load_ir
+from gpt2opt.sources.models import FoundModel, find_model, heads_per_layer, load_model
+from gpt2opt.sources.texts import Texts, take_bytes
+from gpt2opt.stages.finetune import prepare_tokenizer_for_padding, tokenize_dataset
+from gpt2opt.stages.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
+from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
+from gpt2opt.stages.torch_model import logits_of
+from gpt2opt.storage import weight_files
+
+HEAD_FRACTIONS = (1 / 6, 1 / 3)
+REVIEW_CHARACTERS = 1_500
+"""Documents that are scored are cut to about the length of a review, so that there are many of them, whatever the text is."""
+WINDOW = 256
+"""Tokens that are read at once, about a review: in training, calibration and scoring alike."""
+NEW_TOKENS = 4
+LEFT_OUT = ("center_embeddings",)
+"""The graph pass that needs centred projections, which zeros do not leave centred. Every model is timed without it, the dense ones too."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the models of the grid have in common. batches: token ids (B, T) on which heads are chosen. rows: what is trained on."""
+
+    tokenizer: Any
+    settings: Settings
+    batches: tuple[Tensor, ...]
+    rows: Dataset
+    calibration: Dataset
+    scored: ScoredText
+
+
+@dataclass(frozen=True)
+class Made:
+    """A cell before it is measured, and the folder with its IR."""
+
+    sparsity: str
+    precision: str
+    order: str | None
+    folder: Path
+
+
+def run_grid(
+    model: str = "auto",
+    text: str = "auto",
+    rounds: int = 3,
+    *,
+    fine_tune_bytes: int = 40_000,
+    score_bytes: int = 16_000,
+    calibration_rows: int = 12,
+) -> Grid:
+    """Prune, fine-tune and quantize a model in every combination, and measure each as it was saved.
+
+    Every sparsity gets the same short fine-tuning, its zeros held at zero, and is then written in FP32 and quantized. The integers of the
+    dense INT8 model are pruned by magnitude too; they can't be tuned any more.
+
+    Args:
+        model, text: see `find_model` and `find_reviews`.
+        rounds: timed passes over the validation text, in turns.
+        fine_tune_bytes, score_bytes: how much of the text's parts.
+        calibration_rows: rows that INC and the gate get.
+
+    Raises:
+        ValueError: a source can't be found or is too short, the model has too few heads, or rounds < 1.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds}, expected at least 1")
+    found, texts, settings = find_model(model), find_reviews(text), Settings(fine_tune_bytes=fine_tune_bytes)
+    stand_ins = tuple(_stand_ins(found, texts))
+    print("\n".join((f"model: {found}", f"text: {texts}", *stand_ins)), file=sys.stderr, flush=True)
+    tokenizer, dense = load_model(found.path)
+    prepare_tokenizer_for_padding(tokenizer, dense)
+    fractions = _head_fractions(dense)
+    material = _prepare(tokenizer, texts, settings, score_bytes, calibration_rows)
+    steps = 3 * (2 * (1 + len(fractions) + len(RULES)) + len(RULES)) + rounds * len(_windows(material.scored))
+    with tempfile.TemporaryDirectory() as scratch, tqdm(total=steps, unit="step") as bar:
+        untuned = perplexity(logits_of(dense), material.scored)
+        made, controls = _make_all(dense, fractions, material, Path(scratch), bar)
+        timed = _score_and_time(made, material.scored, rounds, bar)
+        cells = tuple(_measure(one, *timed[one.folder], material.scored, bar) for one in made)
+    return Grid(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        environment=environment.describe(),
+        model=str(found),
+        text=f"{texts} {texts.revision}",
+        stand_ins=stand_ins,
+        tuning=Tuning(settings.epochs, len(material.rows), len(material.rows[0]["input_ids"])),
+        memory_bytes=sum(each.nbytes for each in (*dense.parameters(), *dense.buffers())),
+        untuned=untuned,
+        controls=controls,
+        cells=cells,
+    )
+
+
+def _stand_ins(found: FoundModel, texts: Texts) -> Iterator[str]:
+    """Yield a sentence for each source that stands in for another one, with how to get the real one."""
+    if found.stand_in:
+        yield "The bundled GPT-2 stands in for `gpt2`; online, `--model gpt2` takes the real one."
+    if texts.stand_in:
+        yield f"The {texts.name} stands in for IMDB reviews; `--text imdb` takes these online, `--text FILE.csv` the seed's CSV offline."
+
+
+def _head_fractions(model: GPT2LMHeadModel) -> dict[str, float]:
+    """Return the shares of each layer's heads that are removed, by names that say what share that is in whole heads.
+
+    Raises:
+        ValueError: they are no two different numbers of heads, or the width has no groups of four for 2:4.
+    """
+    heads, width = heads_per_layer(model), model.config.n_embd
+    counts = {heads_to_prune(heads, fraction): fraction for fraction in HEAD_FRACTIONS}
+    if 0 in counts or len(counts) < len(HEAD_FRACTIONS):
+        raise ValueError(f"the model has {heads} heads per layer, expected at least 6: a sixth and a third of them are removed")
+    if width % 4:
+        raise ValueError(f"the model has a width of {width}, expected a multiple of 4: 2:4 keeps two of every four inputs")
+    return {f"heads {count / heads:.0%}": fraction for count, fraction in counts.items()}
+
+
+def _prepare(tokenizer, texts: Texts, settings: Settings, score_bytes: int, calibration_rows: int) -> Material:
+    tuning = [document.text for document in take_bytes(texts.fine_tune, settings.fine_tune_bytes)]
+    length = min(WINDOW, tokenizer.model_max_length)
+    reviews = [dataclasses.replace(document, text=document.text[:REVIEW_CHARACTERS]) for document in texts.score]
+    cut = f"documents cut at {REVIEW_CHARACTERS:,} characters"
+    label = f"{texts.name} {texts.revision}, first {score_bytes:,} bytes of the scored part, {cut}"
+    return Material(
+        tokenizer,
+        settings,
+        importance_batches(tuning, tokenizer, length),
+        tokenize_dataset(Dataset.from_dict({"text": tuning}), tokenizer, length),
+        prepare_calibration_dataset([document.text for document in texts.calibration], tokenizer, length, calibration_rows),
+        prepare_text(tokenizer, [document.text for document in take_bytes(reviews, score_bytes)], label, Protocol("review", WINDOW)),
+    )
+
+
+def _make_all(
+    dense: GPT2LMHeadModel, fractions: Mapping[str, float], material: Material, scratch: Path, bar: tqdm
+) -> tuple[list[Made], tuple[Control, ...]]:
+    """Write every model of the grid into a folder of its own, and score the controls."""
+    importance = head_importance(dense, material.batches)
+    made: list[Made] = []
+    after: list[Made] = []
+    controls: list[Control] = []
+    for name in (DENSE, *fractions, *RULES):
+        bar.set_description(f"{name}: fine-tuning")
+        model = prune_attention_heads(copy.deepcopy(dense), fractions.get(name, 0), importance)
+        masks = masks_of(model, RULES[name]) if name in RULES else {}
+        with held_at_zero(model, masks):
+            fine_tuned(model, material.tokenizer, material.rows, material.settings)
+        bar.set_description(f"{name}: writing FP32 and INT8")
+        fp32, int8 = (scratch / f"{name} {precision}" for precision in (FP32, INT8))
+        export_fp32(model, material.tokenizer, fp32)
+        _write_int8(model, masks, material, int8)
+        made += [Made(name, FP32, None, fp32), Made(name, INT8, None if name == DENSE else BEFORE, int8)]
+        bar.update(2)
+        if name == DENSE:
+            for sparsity, rule in RULES.items():
+                after.append(Made(sparsity, INT8, AFTER, scratch / f"{INT8} {sparsity}"))
+                chosen = _prune_after(int8, after[-1].folder, rule)
+                controls.append(
+                    Control(sparsity, *(_score_pruned(model, keep, material.scored) for keep in (masks_of(model, rule), chosen)))
+                )
+                bar.update()
+    return made + after, tuple(controls)
+
+
+def _write_int8(model: GPT2LMHeadModel, masks: Mapping[str, Tensor], material: Material, folder: Path) -> None:
+    """Quantize a model; then set the integers of pruned weights to zero again, since `linearize` centers the projections before."""
+    if not masks:
+        quantize_int8(model, material.tokenizer, material.calibration, folder)
+        return
+    centred = folder.with_name(f"{folder.name} centred")
+    quantize_int8(model, material.tokenizer, material.calibration, centred)
+    prune_integers(centred, folder, lambda name, _: masks[name])
+    shutil.rmtree(centred)
+
+
+def _prune_after(int8: Path, folder: Path, rule: Rule) -> dict[str, Tensor]:
+    """Write a dense INT8 model with its smallest weights set to zero; return which weights stayed."""
+    chosen = {}
+
+    def keep(name: str, magnitudes: Tensor) -> Tensor:
+        chosen[name] = rule(magnitudes)
+        return chosen[name]
+
+    prune_integers(int8, folder, keep)
+    return chosen
+
+
+def _score_pruned(model: GPT2LMHeadModel, masks: Mapping[str, Tensor], scored: ScoredText) -> Quality:
+    pruned = copy.deepcopy(model)
+    with held_at_zero(pruned, masks):
+        return perplexity(logits_of(pruned), scored)
+
+
+def _score_and_time(
+    made: Sequence[Made], scored: ScoredText, rounds: int, bar: tqdm
+) -> dict[Path, tuple[Quality, tuple[tuple[float, ...], ...]]]:
+    """Return of each model, by its folder, the quality on the text and the seconds of its forward passes, by round and window.
+
+    All models are in memory and read a window in turns, in an order drawn anew, so that a slow moment of the machine is slow for all.
+    Scoring the whole text first warms them up.
+    """
+    bar.set_description("loading and scoring all models")
+    models, quality = [(one.folder, logits_of(load_ir(one.folder, leave_out=LEFT_OUT))) for one in made], {}
+    for folder, logits in models:
+        quality[folder] = perplexity(logits, scored, batch_size=1)
+        bar.update()
+    draw = random.Random(0)
+    taken: dict[Path, list[list[float]]] = {one.folder: [[] for _ in range(rounds)] for one in made}
+    for number in range(rounds):
+        bar.set_description(f"round {number + 1} of {rounds}")
+        for window in _windows(scored):
+            for folder, logits in draw.sample(models, len(models)):
+                start = time.perf_counter()
+                logits(window)
+                taken[folder][number].append(time.perf_counter() - start)
+            bar.update()
+    return {folder: (quality[folder], tuple(map(tuple, by_round))) for folder, by_round in taken.items()}
+
+
+def _windows(scored: ScoredText) -> list[Tensor]:
+    """Return the token ids (1, T) that are read to score a text."""
+    ids = scored.sequences[0][0]
+    return [ids[None, start:end] for start, end, _ in windows(len(ids), scored.window, scored.stride)]
+
+
+def _measure(made: Made, quality: Quality, seconds: tuple[tuple[float, ...], ...], scored: ScoredText, bar: tqdm) -> Cell:
+    bar.set_description(f"size and memory of {made.folder.name}")
+    files = [path.read_bytes() for path in weight_files(made.folder)]
+    prompt = scored.sequences[0][0][: scored.window - NEW_TOKENS].tolist()
+    weights, zeros = count_zeros(made.folder)
+    bar.update()
+    return Cell(
+        made.sparsity,
+        made.precision,
+        made.order,
+        quality,
+        seconds,
+        file_bytes=sum(map(len, files)),
+        compressed_bytes=sum(len(zlib.compress(file)) for file in files),
+        peak_rss_bytes=peak_ram(generate_from_ir, str(made.folder), prompt, NEW_TOKENS),
+        weights=weights,
+        zeros=zeros,
+    )

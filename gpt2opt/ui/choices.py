@@ -1,0 +1,60 @@
+"""What can be chosen in the page: a model and a precision, and how its tokens are chosen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2opt.decoding.settings import DecodingSettings
+from gpt2opt.quantize.recipes import RECIPES
+from gpt2opt.sources.hub import cached_snapshot
+from gpt2opt.sources.models import DEFAULT, PATTERNS
+
+FP32 = "fp32"
+PRECISIONS = (FP32, *RECIPES)
+SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "bundled")
+"""Models by name. Any folder of a run, of a torch model or of an IR may be chosen too."""
+DECODING = (
+    "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "seed", "stop_strings",
+)  # fmt: skip
+"""The settings that the page offers: those of decoding token by token. Beam search knows its text only at its end, so it can't stream."""
+OTHERS = 5
+"""How many tokens are shown beside each token that was chosen: the most probable others."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model, one of `SIZES` or a folder, in a precision, one of `PRECISIONS`."""
+
+    model: str
+    precision: str
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, in one line that names the choices, for what can't be chosen."""
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r} is not known; expected one of {', '.join(PRECISIONS)}")
+        if self.model not in SIZES and not (self.model and Path(self.model).is_dir()):
+            raise ValueError(
+                f"model {self.model!r} is not known; expected one of {', '.join(SIZES)}, "
+                "or a folder: of a run, of a torch model or of an IR"
+            )
+
+
+def default_model() -> str:
+    """Return what is chosen when nothing was named: `gpt2` if it is on this disk, else the bundled model, which the page names as such."""
+    return DEFAULT if cached_snapshot(DEFAULT, PATTERNS) else "bundled"
+
+
+def decoding_settings(given: Mapping[str, Any]) -> DecodingSettings:
+    """Return the settings that the page sent, by the names in `DECODING`, with the probabilities that it shows.
+
+    Raises:
+        ValueError: a name is not known, or a value is none that the setting may have.
+    """
+    unknown = sorted(set(given) - set(DECODING))
+    if unknown:
+        raise ValueError(f"settings {', '.join(unknown)} are not known; expected some of {', '.join(DECODING)}")
+    stop_strings = given.get("stop_strings", ())
+    if not isinstance(stop_strings, list | tuple):
+        raise ValueError(f"stop_strings={stop_strings!r}, expected a list of strings")
+    return DecodingSettings(**{**given, "stop_strings": tuple(stop_strings)}, top_logprobs=OTHERS + 1)

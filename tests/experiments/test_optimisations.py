@@ -1,0 +1,112 @@
+"""The seed's optimisations: stub engines in their own processes, and findings by arithmetic."""
+
+import dataclasses
+import json
+
+import matplotlib as mpl
+import pytest
+
+from experiments.decoding.findings import CONFIRMED, REFUTED
+from experiments.optimisations import run
+from experiments.optimisations.report import caption, engines_table, find_all, plot_optimisations, speed_table
+from experiments.optimisations.run import EngineTimes, Optimisations, choose_engines, compare_optimisations, rows_of, time_engines
+from experiments.race.turns import Case
+from gpt2opt.storage import from_json
+from tests.experiments.stubs import Int8Stub, TorchStub, UnconvertibleTorchStub
+
+
+def row(name: str, threads: int, seconds: float, **fields) -> EngineTimes:
+    slow = (1.0, 1.01, 1.5)
+    return EngineTimes(
+        name, "a note", "numpy", "1", threads, tuple(seconds * s for s in slow), tuple(1.2 * seconds * s for s in slow), **fields
+    )
+
+
+@pytest.fixture
+def result() -> Optimisations:
+    rows = (
+        row("torch eager FP32", 1, 2.0),
+        row("torch eager FP32", 2, 1.5),
+        row("torch FP32 without SDPA", 2, 1.51),
+        row("torch.compile FP32", 2, 1.0),
+        row("torch dynamic INT8", 1, 1.0),
+        row("torch dynamic INT8", 2, 0.5),
+        EngineTimes("ONNX Runtime FP32", "a note", "onnxruntime", None, 2, left_out="onnxruntime is not installed"),
+    )
+    machine = {"cpu": "a CPU", "cpu_flags": ["avx2"], "threads": 2}
+    return Optimisations("2026", machine, "gpt2", "the bundled model's, stretched", Case(4, 8), 3, rows)
+
+
+def test_engines_take_turns_with_every_number_of_threads_and_what_fails_is_told(model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(run.environment, "threads", lambda: 2)
+    source = tmp_path / "model"
+    source.symlink_to(model_dir)
+    steps = []
+    raced = (TorchStub, Int8Stub, UnconvertibleTorchStub)
+    found = time_engines(raced, source, 320, Case(4, 3), 2, steps.append)
+    assert [(row.name, row.threads) for row in found] == [(engine.name, threads) for engine in raced for threads in (1, 2)]
+    assert [len(row.greedy_s) for row in found] == [len(row.sampling_s) for row in found] == [2, 2, 2, 2, 0, 0]
+    assert [row.left_out for row in found] == [None] * 4 + ["ValueError: no such operator"] * 2
+    assert len(steps) == len(raced) + 1 + 1 + 2  # conversions, start, warm-up, rounds
+
+
+def test_compiled_engines_run_with_all_threads_only(monkeypatch):
+    monkeypatch.setattr(run.environment, "threads", lambda: 3)
+    rows = [(engine.name, threads) for engine, threads in rows_of(choose_engines("torch.compile-fp32"))]
+    assert rows == [("torch eager FP32", 1), ("torch eager FP32", 2), ("torch eager FP32", 3), ("torch.compile FP32", 3)]
+
+
+def verdicts(result: Optimisations) -> dict[str, tuple[str, str]]:
+    return {finding.claim: (finding.verdict, finding.figure) for finding in find_all(result)}
+
+
+def test_the_engines_confirm_or_refute_what_the_seed_found_of_them(result):
+    found = verdicts(result)
+    verdict, figure = found["dynamic INT8 with threads is the fastest"]
+    assert verdict == CONFIRMED
+    assert "its time ÷ FP32's, 2 threads: 0.33" in figure
+    assert "time with 2 threads ÷ with one: INT8 0.50 [0.50, 0.50], FP32 0.75" in figure
+    assert found["torch.compile gains little (less than 10%)"][0] == REFUTED + ": it gains more"
+    assert found["SDPA gains little (less than 10%)"][0] == CONFIRMED
+    fast = dataclasses.replace(result, rows=(*result.rows, row("ONNX Runtime INT8", 2, 0.25)))
+    verdict, figure = verdicts(fast)["dynamic INT8 with threads is the fastest"]
+    assert verdict == REFUTED
+    assert figure.endswith("time of ONNX Runtime INT8 with 2 threads ÷ its time: 0.50 [0.50, 0.50]")
+    alone = verdicts(dataclasses.replace(result, rows=result.rows[:2]))
+    assert alone["dynamic INT8 with threads is the fastest"][0] == "not measured here: needs torch dynamic INT8 and torch eager FP32"
+    assert alone["torch.compile gains little (less than 10%)"][0].startswith("not measured here: needs torch.compile FP32")
+
+
+def test_tables_and_chart_show_every_row_and_what_is_left_out(result):
+    rows = speed_table(result).rows
+    assert rows[5] == ("torch dynamic INT8", "2", "63.1", "75.8", "0.25 [0.25, 0.25]", "1.20 [1.20, 1.20]")
+    assert rows[6] == ("ONNX Runtime FP32", "2", *["–"] * 4)
+    assert engines_table(result).rows[-1] == ("ONNX Runtime FP32", "onnxruntime", "left out: onnxruntime is not installed")
+    assert "the bundled model's, stretched" in caption(result)
+    mpl.use("Agg")
+    axes = plot_optimisations(result)
+    assert [bar.get_width() for bar in axes.patches[:2]] == pytest.approx([1e3 * 0.505 / 8, 1e3 * 1.01 / 8])
+    assert len(axes.patches) == 12
+    assert "stand-in" in axes.get_title()
+
+
+def test_the_whole_with_stub_engines(model_dir, monkeypatch):
+    monkeypatch.setattr(run, "ENGINES", (TorchStub, Int8Stub))
+    monkeypatch.setattr(run, "TorchFp32", TorchStub)
+    found = compare_optimisations(str(model_dir), "torch-dynamic-int8", 2)
+    assert {row.name for row in found.timed} == {"torch eager FP32", "torch dynamic INT8"}
+    assert all(len(row.greedy_s) == 2 for row in found.rows)
+    assert from_json(Optimisations, json.loads(json.dumps(dataclasses.asdict(found)))) == found
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"engines": "torch-int3"}, r"engine 'torch-int3' is not known; expected some of torch-eager-fp32, .*onnx-runtime-int8"),
+        ({"size": "gpt3"}, "size 'gpt3' is neither a directory nor one of gpt2"),
+        ({"rounds": 1}, "rounds=1, expected at least 2"),
+    ],
+)
+def test_wrong_input_is_said_at_once(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        compare_optimisations(**wrong)
