@@ -13,7 +13,7 @@ from gpt2opt.decoding.generation import stream
 from gpt2opt.measure.child import Child
 from gpt2opt.measure.memory import in_fresh_process
 
-LOOP_RUNS, LOOP_TOKENS = 21, 32
+LOOP_RUNS, LOOP_TOKENS = 15, 32
 
 
 class LoopContestant:

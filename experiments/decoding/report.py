@@ -16,12 +16,13 @@ from experiments.decoding.results import (
     nats,
     rep4,
     repetition,
+    share,
     slower_than_greedy,
 )
 from experiments.decoding.run import compare_decoding
 from gpt2opt.environment import machine_label
 from gpt2opt.report.style import COLORS, CONTROL
-from gpt2opt.report.tables import MISSING, Table, milliseconds, table
+from gpt2opt.report.tables import MISSING, Table, milliseconds, table, with_interval
 from gpt2opt.stats import PERCENT, Estimate, median
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def texts_table(model: ModelResult) -> Table:
             (
                 method,
                 f"{model.by_prompt(method, lambda output: repetition(output.tokens, 2)).mean():.1%}",
-                _share(mean(model.by_prompt(method, rep4))),
+                with_interval(*share(model.by_prompt(method, rep4)), ".1%"),
                 f"{model.distinct(method, 1):.3f}",
                 f"{model.distinct(method, 2):.3f}",
                 str(exponential(mean(model.by_prompt(method, nats)))),
@@ -68,7 +69,7 @@ def paired_table(model: ModelResult) -> Table:
         if method == GREEDY:
             continue
         repeats, cost, more = (mean(model.by_prompt(method, of) - model.by_prompt(GREEDY, of)) for of in (rep4, nats, explained))
-        rows.append((method, _share(repeats, "+"), str(exponential(cost)), _signed(more), str(slower_than_greedy(model, method))))
+        rows.append((method, _share(repeats), str(exponential(cost)), _signed(more), str(slower_than_greedy(model, method))))
     return table(
         (
             "method against greedy",
@@ -156,6 +157,7 @@ def caption(result: Decoding) -> str:
 def plot_decoding(result: Decoding) -> list["Axes"]:
     """Draw, for each model that writes, perplexity over repetition and over the time per token; whiskers are intervals."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     writers = result.writers
     figure, grid = plt.subplots(len(writers), 2, figsize=(13, 5.2 * len(writers)), layout="constrained", squeeze=False, sharey="row")
@@ -163,7 +165,8 @@ def plot_decoding(result: Decoding) -> list["Axes"]:
         for number, method in enumerate((ITSELF, *model.methods)):
             style = _style(method, number)
             quality = exponential(mean(model.by_prompt(method, nats)))
-            _point(repeats, scaled(mean(model.by_prompt(method, rep4)), 100), quality, method, style)
+            value, interval = share(model.by_prompt(method, rep4))
+            _point(repeats, scaled(Estimate(value, *(interval or (value, value))), 100), quality, method, style)
             if method != ITSELF:
                 _point(times, scaled(median(model.seconds(method)), 1e3 / result.timed_new_tokens), quality, method, style)
         times.axhline(exponential(mean(model.by_prompt(ITSELF, nats))).value, color="black", linestyle=":", linewidth=1)
@@ -171,8 +174,9 @@ def plot_decoding(result: Decoding) -> list["Axes"]:
         times.set(title=f"{model.name}: perplexity and time", xlabel="ms per token, prefill included; dotted: the text itself")
         repeats.set_yscale("log")
         for axes in (repeats, times):
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:.0f}")
-            axes.yaxis.set_minor_formatter("{x:.0f}")
+            axes.minorticks_off()
             axes.grid(alpha=0.3)
         repeats.legend(fontsize=8)
     figure.suptitle(f"Decoding methods; {'; '.join(_labelled(model) for model in writers)}; intervals: {PERCENT} over prompts or rounds")
@@ -211,8 +215,8 @@ def _settings(method: str) -> str:
     return ", ".join(f"{name}={value}" for name, value in METHODS[method].items() if name != "do_sample") or "the most probable token"
 
 
-def _share(found: Estimate, sign: str = "") -> str:
-    return f"{found.value * 100:{sign}.1f}% [{found.low * 100:{sign}.1f}, {found.high * 100:{sign}.1f}]"
+def _share(found: Estimate) -> str:
+    return with_interval(found.value, (found.low, found.high), "+.1%")
 
 
 def _signed(found: Estimate) -> str:
@@ -224,7 +228,7 @@ def _fine(found: Estimate) -> str:
 
 
 def _in_one_line(text: str) -> str:
-    return " ".join(text.replace("`", "'").split())
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"
 
 
 EXPERIMENT = Experiment(Decoding, compare_decoding, all_tables, charts, caption)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.decoding.methods import GREEDY
-from gpt2opt.stats import Estimate, over_documents, paired_ratio
+from gpt2opt.stats import Estimate, over_documents, paired_ratio, positive_mean_interval
 
 SCHEMA = "gpt2opt.decoding/1"
 ITSELF = "the text itself"
@@ -172,6 +172,11 @@ def mean(values: Sequence[float] | np.ndarray) -> Estimate:
     """Return the mean over prompts, and its interval over other prompts of this kind."""
     ones = np.ones(len(values))
     return over_documents(np.divide, values, ones, tokens=ones)
+
+
+def share(values: Sequence[float] | np.ndarray) -> tuple[float, tuple[float, float] | None]:
+    """Return the mean of shares over prompts, and its interval, which can't fall below 0; None where there is none."""
+    return float(np.mean(values)), positive_mean_interval(list(values), [1.0] * len(values))
 
 
 def exponential(estimate: Estimate) -> Estimate:

@@ -26,7 +26,8 @@ from gpt2opt.storage import save_model
 PROMPT_TOKENS, NEW_TOKENS = 32, 64
 TIMED = Case(32, 8)
 """Of the timed generations: so short because the largest model has to fit into minutes too."""
-ROUNDS = 3
+LEAST_ROUNDS, MOST_ROUNDS, ROUNDS_S = 3, 15, 5.0
+"""A fast model is timed in more rounds, until they took so many seconds: its times are the noisier ones."""
 LEAST_PROMPTS, LEAST_SEEDS = 10, 3
 
 
@@ -56,7 +57,7 @@ def compare_decoding(
     candidates, texts = find_candidates(models), find_texts(text)
     tell_stand_ins(candidates, texts)
     torch.set_num_threads(environment.threads())
-    steps = sum((prompts * len(chosen) if writes(each) else 0) + ROUNDS * len(chosen) for each in candidates)
+    steps = sum((prompts * len(chosen) if writes(each) else 0) + LEAST_ROUNDS * len(chosen) for each in candidates)
     steps += 2  # the loop's
     served = next((each for each in candidates if each.name == "gpt2"), candidates[0])
     measured, shown = [], tuple[str, ...]()
@@ -160,8 +161,11 @@ def time_methods(model: GPT2LMHeadModel, methods: Sequence[str], step: Callable[
 
     for method in (GREEDY, methods[-1]):
         timed(method, 0)
-    for number in range(1, ROUNDS + 1):
+    start, number = time.perf_counter(), 0
+    while number < LEAST_ROUNDS or (number < MOST_ROUNDS and time.perf_counter() - start < ROUNDS_S):
+        number += 1
         for method in draw.sample(methods, len(methods)):
-            step(f"timing {method}")
+            if number <= LEAST_ROUNDS:
+                step(f"timing {method}")
             seconds[method].append(timed(method, number))
     return tuple(MethodTimes(method, tuple(taken)) for method, taken in seconds.items())
