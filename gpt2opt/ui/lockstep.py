@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt2opt.decoding.generation import Token
 from gpt2opt.decoding.processors import log_softmax
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.decoding.text_generation import encode_prompt, stream_text
@@ -29,7 +30,7 @@ def lockstep(
     if reference.tokenizer.get_vocab() != other.tokenizer.get_vocab():
         raise ValueError("the two models have different tokens; choose two precisions of one model")
     sides = [WatchedModel(each.model) for each in (reference, other)]
-    streams = [
+    streams: list[Iterator[Token] | None] = [
         stream_text(side, each.tokenizer, [prompt], settings, truncate=truncate, stop=lambda _: stopped())
         for side, each in zip(sides, (reference, other), strict=True)
     ]
@@ -39,7 +40,8 @@ def lockstep(
     while streams[0] or streams[1]:
         kl_nats = None
         for side in (0, 1):
-            token = next(streams[side], None) if streams[side] else None
+            stream = streams[side]
+            token = next(stream, None) if stream else None
             if side == 0 and token:
                 followed = follower.prefill() if read is None else follower.decode(np.array([[read]]))
                 kl_nats, read = divergence(sides[0].decoder_now.logits[0], followed[0]), token.id

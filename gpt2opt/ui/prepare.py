@@ -111,7 +111,7 @@ def taken_as_it_is(choice: Choice) -> Prepared | None:
     record = read_record(folder / "run.json")
     measured = next((measurement for measurement, _ in record.measurements() if measurement.name == name), None)
     agreement = measured.agreement if measured and choice.precision != FP32 else None
-    cost = cost_of(agreement, measured and measured.memory, environment.machine_label(record.environment))
+    cost = cost_of(agreement, measured.memory if measured else None, environment.machine_label(record.environment))
     return Prepared(f"{folder.name}, {inside}", folder / inside, cost, made=False)
 
 

@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +156,9 @@ class Socket(tornado.websocket.WebSocketHandler):
         settings = decoding_settings(given)
         if what != "load" and not prompt:
             raise ValueError("the prompt is empty: write at least a word")  # before a model is loaded for it
-        loop = asyncio.get_running_loop()
         loaded = []
         for choice in choices:
-            tell = partial(loop.call_soon_threadsafe, self._send)
-            loaded.append(await asyncio.wrap_future(self.server.library.ask(choice, tell)))
+            loaded.append(await asyncio.wrap_future(self.server.library.ask(choice, self._from_any_thread(self._send))))
             if self.stopped:
                 return
             self._send({"event": "ready", **_described(loaded[-1])})
@@ -171,8 +168,17 @@ class Socket(tornado.websocket.WebSocketHandler):
         make: Callable[..., Any] = lockstep if what == "compare" else answer
         self.stream = self.server.turns.add(
             lambda stopped: make(*loaded, prompt, settings, bool(asked.get("truncate")), stopped),
-            partial(loop.call_soon_threadsafe, self._deliver),
+            self._from_any_thread(self._deliver),
         )
+
+    def _from_any_thread(self, method: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Return a function that any thread may call, and that calls a method of this socket on the server's thread."""
+        loop = asyncio.get_running_loop()
+
+        def call(value: Any) -> None:
+            loop.call_soon_threadsafe(method, value)
+
+        return call
 
     def _deliver(self, item: dict[str, Any] | Ended) -> None:
         if isinstance(item, Ended):
