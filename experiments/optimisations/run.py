@@ -78,7 +78,7 @@ class Optimisations:
         return next((row for row in self.timed if (row.name, row.threads) == (engine.name, threads)), None)
 
 
-def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 5) -> Optimisations:
+def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 9) -> Optimisations:
     """Time the engines in turns, each greedy and sampling, with one thread and with all; progress goes to stderr.
 
     Args:
