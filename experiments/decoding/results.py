@@ -7,9 +7,10 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from experiments.decoding.methods import GREEDY
-from gpt2opt.stats import Estimate, over_documents, paired_ratio, positive_mean_interval
+from gpt2opt.stats import Estimate, over_documents, paired_ratio
 
 SCHEMA = "gpt2opt.decoding/1"
 ITSELF = "the text itself"
@@ -175,8 +176,16 @@ def mean(values: Sequence[float] | np.ndarray) -> Estimate:
 
 
 def share(values: Sequence[float] | np.ndarray) -> tuple[float, tuple[float, float] | None]:
-    """Return the mean of shares over prompts, and its interval, which can't fall below 0; None where there is none."""
-    return float(np.mean(values)), positive_mean_interval(list(values), [1.0] * len(values))
+    """Return the mean of shares over prompts, and its interval, taken on the scale of log-odds so that it stays between 0 and 1.
+
+    It is None for fewer than two prompts, and if all of the share, or all that is left of it, is one prompt's.
+    """
+    shares, ones = np.asarray(values, float), np.ones(len(values))
+    left_out = shares.sum() - shares
+    if len(shares) < 2 or not (left_out.min() > 0 and left_out.max() < len(shares) - 1):
+        return float(shares.mean()), None
+    found = over_documents(lambda total, count: np.log(total / (count - total)), shares, ones, tokens=ones)
+    return float(shares.mean()), (float(expit(found.low)), float(expit(found.high)))
 
 
 def exponential(estimate: Estimate) -> Estimate:

@@ -24,6 +24,7 @@ from experiments.decoding.results import (
     Output,
     distinct,
     repetition,
+    share,
 )
 from experiments.decoding.texts import judge, write_texts
 from gpt2opt.storage import from_json
@@ -275,3 +276,15 @@ def test_wrong_input_is_said_at_once(wrong, message, tmp_path, monkeypatch):
 def test_methods_are_chosen_in_their_order_whatever_way_they_are_typed():
     assert choose("method", "Beam-Search, top-p", METHODS) == ("top-p", "beam search")
     assert choose("method", "", METHODS) == tuple(METHODS)
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0, 0.01, 0.3], [0.2, 0.9, 1.0, 1.0], [0.4, 0.5, 0.6, 0.5]])
+def test_the_interval_of_a_share_lies_around_it_and_between_0_and_1(values):
+    found, (low, high) = share(values)
+    assert found == pytest.approx(sum(values) / 4)
+    assert 0 < low < found < high < 1
+
+
+@pytest.mark.parametrize("values", [[0.2], [0.0, 0.0, 0.3], [1.0, 1.0, 0.7]])
+def test_one_prompt_alone_gives_no_interval_of_a_share(values):
+    assert share(values)[1] is None
