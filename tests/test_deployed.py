@@ -237,8 +237,8 @@ def test_without_the_sdk_one_line_says_what_is_missing_and_with_it_the_compiler_
     assert uncompiled.exported == {}
     compiler = tmp_path / "sdk" / "qaic-compile"
     compiler.parent.mkdir()
-    compiler.write_text(f"""#!{sys.executable}
-import json, pathlib, sys
+    compiler.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$0.py" "$@"\n')  # a path in the first line may hold no space
+    compiler.with_name("qaic-compile.py").write_text("""import json, pathlib, sys
 options = dict(option.partition("=")[::2] for option in sys.argv[1:])
 folder = pathlib.Path(options["-aic-binary-dir"])
 folder.mkdir()

@@ -144,7 +144,10 @@ class IrModel:
             "max_context_len": np.array((pasts + lengths).max()),
             ROWS: np.arange(ends[-1]) if every else ends - 1,
         }
-        return self._project(graph.run(cache, inputs))
+        hidden = graph.run(cache, inputs)
+        if hidden.shape[0] != len(inputs[ROWS]):  # the plugin found no memory, raised nothing, and left the output of the call before
+            raise MemoryError(f"no memory to read {ends[-1]} tokens of {len(texts)} sequences at once; decode fewer at once")
+        return self._project(hidden)
 
     def _decode(self, cache: KvCache, ids: np.ndarray, past: int, slot: int) -> np.ndarray:
         """Read (T,) further tokens of one text that has `past` tokens in this slot of the cache; return their logits (T, V).

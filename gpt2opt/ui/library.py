@@ -28,14 +28,16 @@ class Loaded:
 
 @dataclass
 class _Loading:
+    lock: Any
     listeners: list[Callable[[dict[str, Any]], None]]
     future: "Future[Loaded]" = field(default_factory=Future)
     last: dict[str, Any] | None = None
 
     def tell(self, step: int, steps: int, text: str) -> None:
-        self.last = {"event": "progress", "step": step, "steps": steps, "text": text}
-        for listener in self.listeners:
-            listener(self.last)
+        with self.lock:  # one who asks meanwhile hears this once
+            self.last = {"event": "progress", "step": step, "steps": steps, "text": text}
+            for listener in self.listeners:
+                listener(self.last)
 
 
 class Library:
@@ -44,7 +46,7 @@ class Library:
     def __init__(self, out: Path, make: Callable[..., Prepared] = prepare):
         """Take the folder that models are made in, and what makes them there."""
         self.out, self._make = out, make
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._loaded: OrderedDict[Choice, Loaded] = OrderedDict()
         self._loading: dict[Choice, _Loading] = {}
         self._worker = ThreadPoolExecutor(1, "library")
@@ -71,7 +73,7 @@ class Library:
                 if loading.last:
                     listener(loading.last)
                 return loading.future
-            loading = self._loading[choice] = _Loading([listener])
+            loading = self._loading[choice] = _Loading(self._lock, [listener])
             if len(self._loading) > 1:
                 loading.tell(0, 1, "waiting until another model is loaded")
         self._worker.submit(self._load, choice, loading)
