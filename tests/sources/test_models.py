@@ -192,5 +192,5 @@ def test_a_hub_that_never_answers_costs_seconds(tmp_path):
     silent = socket.create_server(("127.0.0.1", 0))
     (_, stand_in, _), spent = find_in_a_fresh_process(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path, "auto")
     assert stand_in
-    assert spent < 30  # a download client with its retries takes minutes
+    assert spent < 90  # a download client with its retries takes minutes; a busy machine takes half a minute for the rest
     silent.close()
