@@ -10,6 +10,7 @@ from tests.ui.browser import Page, served, why_no_browser
 
 DOCS = Path(__file__).parents[2] / "docs"
 PROMPT = "Returns the shortest path between two nodes of a graph. If the graph has no path"
+COMPARED = "The shortest path between two nodes of a graph"
 SIZE = (1360, 860)
 
 
@@ -44,9 +45,11 @@ def write(page: Page) -> None:
 
 
 def compare(page: Page) -> None:
-    """FP32 and INT8 side by side, both greedy."""
+    """FP32 and INT8 side by side."""
     page.click("tab-compare")
-    page.choose("do_sample", "false")
+    page.write("prompt", COMPARED)
+    page.click("defaults")
+    page.write("max_new_tokens", "60")
     finish(page)
     page.wait(lambda: page.all("#chart rect"))
     ActionChains(page.driver).move_to_element(page.find("h1")).perform()

@@ -1,6 +1,7 @@
 """The page in a headless Chromium: a person who types, clicks, hovers, stops and reloads."""
 
 import json
+import urllib.request
 
 import pytest
 
@@ -213,6 +214,16 @@ def test_a_reload_ends_the_stream_on_the_server(page):
     page.wait(lambda: "0 streams" in page.find("#state").text)
     assert page.value("prompt") == PROMPT
     assert page.find("#generate").is_enabled()
+
+
+def test_the_command_serves_the_page(run_dir, tmp_path):
+    with browser.served(str(run_dir), "--precision", "w8a8", "--out", str(tmp_path / "ui")) as address:
+        with urllib.request.urlopen(f"{address}/facts") as reply:
+            facts = json.load(reply)
+        with urllib.request.urlopen(address) as reply:
+            assert b"<title>gpt2opt</title>" in reply.read()
+    assert facts["first"] == {"model": str(run_dir), "precision": "w8a8"}
+    assert str(run_dir) in facts["models"]
 
 
 def test_exports(page):
