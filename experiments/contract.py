@@ -99,6 +99,12 @@ EXPERIMENTS = {
         ),
         ("pruning",),
     ),
+    "passes": Entry(
+        "experiments.passes",
+        "leave out each graph pass in turn, and measure what the runtime loses",
+        (SIZE, Option("rounds", int, 12, "timed rounds")),
+        ("passes",),
+    ),
     "grid": Entry(
         "experiments.grid.report",
         "prune, fine-tune and quantize GPT-2 on movie reviews in every combination: loss, size, time and memory of each",

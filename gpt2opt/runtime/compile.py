@@ -73,7 +73,7 @@ def compile_ir(directory: Path | str, num_threads: int | None = None, precision:
 
     try:
         graph = core.read_model(str(xml))
-        plan = Plan(_case(graph), manifest.promises, tuple(leave_out))
+        plan = Plan(case_of(graph), manifest.promises, tuple(leave_out))
         graph = plan.apply(SHARED, graph)
         same_bits = SAME_BITS if plan.case == NO_DOT_PRODUCT else {}
         single_step = compiled(plan.apply(SINGLE_STEP, graph.clone()), **same_bits) if plan.includes("fix_shapes") else None
@@ -85,7 +85,7 @@ def compile_ir(directory: Path | str, num_threads: int | None = None, precision:
         raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); export it again") from error
 
 
-def _case(graph: openvino.Model) -> str:
+def case_of(graph: openvino.Model) -> str:
     """Return which of `CASES` this graph and this CPU are. A CPU whose instructions are not known counts as one without dot products."""
     if not any(activation_quantizer(node) for node in matmuls(graph)):
         return FLOAT_INPUTS

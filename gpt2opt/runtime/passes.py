@@ -25,26 +25,12 @@ body and head, and the body becomes the prefill graph and the decode graph."""
 
 
 @dataclass(frozen=True)
-class Gain:
-    """What a pass was measured to change. without, with_pass: the lowest and the highest value seen; where: machine, versions, source."""
-
-    quantity: str
-    without: tuple[float, float]
-    with_pass: tuple[float, float]
-    where: str
-
-    def __str__(self) -> str:
-        before, after = (f"{low:g}–{high:g}" for low, high in (self.without, self.with_pass))
-        return f"{self.quantity}: {before} → {after} ({self.where})"
-
-
-@dataclass(frozen=True)
 class GraphPass:
     """One rewriting of a graph.
 
     name: the name of the function, and the one that `leave_out` takes. cases: those of `CASES` in which the pass is applied. graphs: the
     graphs that it is applied to. purpose: one sentence. needs: a promise of the manifest without which the pass is not applied; None:
-    it needs none. required: the reason why it can't be left out; None: it can. gain: None if it was not measured by itself.
+    it needs none. required: the reason why it can't be left out; None: it can.
     """
 
     name: str
@@ -54,7 +40,6 @@ class GraphPass:
     purpose: str
     needs: str | None = None
     required: str | None = None
-    gain: Gain | None = None
 
 
 PASSES = (
@@ -104,10 +89,6 @@ PASSES = (
     GraphPass(
         "weight_only", weight_only, (DOT_PRODUCT,), (DECODE,),
         "Decoding reads INT8 weights without activation quantizers; without the pass the prefill graph decodes.",
-        gain=Gain(
-            "TPOT, ms", (23, 29), (13.5, 14.3),
-            "AMX, 2 threads, size of gpt2 with random weights and 2 of 12 heads removed per layer, stateful graph, OpenVINO 2026.4.1",
-        ),
     ),
 )  # fmt: skip
 """In the order in which they are applied."""
@@ -151,14 +132,13 @@ class Plan:
 
 
 def table_rows() -> list[tuple[str, ...]]:
-    """Return a row per pass for `docs/runtime.md`: name, graphs for each of `CASES`, what it needs, its gain, its purpose."""
+    """Return a row per pass for `docs/runtime.md`: name, graphs for each of `CASES`, what it needs, its purpose."""
     return [
         (
             f"`{each.name}`",
             *(", ".join(each.graphs) if case in each.cases else "–" for case in CASES),
             f"`{each.needs}`" if each.needs else "–",
             "no" if each.required else "yes",
-            str(each.gain or "not measured"),
             each.purpose,
         )
         for each in PASSES

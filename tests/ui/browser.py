@@ -38,18 +38,22 @@ def served(*arguments: str) -> Iterator[str]:
             process.terminate()
 
 
+def chromium(profile: Path, size: tuple[int, int] = (1360, 900)) -> webdriver.Chrome:
+    """Start a browser that keeps everything in `profile`, downloads too."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.add_experimental_option("prefs", {"download.default_directory": str(profile / "downloads")})
+    return webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+
+
 class Page:
     """The page in a browser, by what a person sees and does there."""
 
     def __init__(self, address: str, profile: Path, size: tuple[int, int] = (1360, 900)):
-        options = webdriver.ChromeOptions()
-        options.binary_location = shutil.which("chromium") or ""
-        for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        options.add_experimental_option("prefs", {"download.default_directory": str(profile / "downloads")})
-        service = webdriver.ChromeService(shutil.which("chromedriver"))
-        self.driver, self.address, self.downloads = webdriver.Chrome(options, service), address, profile / "downloads"
+        self.driver, self.address, self.downloads = chromium(profile, size), address, profile / "downloads"
         self.open()
 
     def open(self) -> None:

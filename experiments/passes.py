@@ -1,0 +1,217 @@
+"""What each graph pass gains on this CPU: the runtime with all passes, and without each in turn, on the INT8 model that stage 4 writes.
+
+Each variant loads the same files in a process of its own, and they take turns. One that is left out may make others idle: a pass that works
+on convolutions finds none without `as_convolutions`. So a row tells what the runtime loses without this one pass, not a share of a sum.
+"""
+
+import datetime
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openvino
+from tqdm import tqdm
+
+from experiments.contract import Experiment
+from experiments.race.engines.base import Timing, time_greedy
+from experiments.race.engines.ours import Ours
+from experiments.race.run import check_size, convert, prepare_models
+from experiments.race.turns import Case, race
+from gpt2opt import environment
+from gpt2opt.measure.child import Child, thread_settings
+from gpt2opt.measure.memory import in_fresh_process, read_resident
+from gpt2opt.measure.results import Resident
+from gpt2opt.report.style import OUR_ENGINE, SAME
+from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
+from gpt2opt.runtime.compile import case_of
+from gpt2opt.runtime.ir_model import load_ir
+from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.runtime.passes import PASSES, Plan
+from gpt2opt.stats import PERCENT, Estimate, paired_ratio
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SCHEMA = "gpt2opt.passes/1"
+ALL = "all passes"
+ONE, SEVERAL = Case(256, 16), Case(64, 16, 4)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The runtime without one pass; `name` is that of the pass, or `ALL`. rss_bytes: after all rounds; None without /proc.
+
+    one, several: the timings of `ONE` and of `SEVERAL`, one per round.
+    """
+
+    name: str
+    rss_bytes: int | None
+    one: tuple[Timing, ...]
+    several: tuple[Timing, ...]
+
+
+@dataclass(frozen=True)
+class PassGains:
+    """All variants, the one with all passes first. case: of `passes.CASES`, which decides what passes there are."""
+
+    created: str
+    environment: dict[str, Any]
+    model: str
+    case: str
+    variants: tuple[Variant, ...]
+    schema: str = SCHEMA
+
+
+class Loaded:
+    """What runs in a process of its own: the runtime, with passes left out."""
+
+    def __init__(self, folder: Path, threads: int, leave_out: Sequence[str]):
+        self.model = load_ir(folder, threads, leave_out=leave_out)
+
+    def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
+        return time_greedy(self.model.decoder(prompts), new_tokens)
+
+    def resident(self) -> Resident | None:
+        return read_resident()
+
+
+class Contestant:
+    """A variant, as the race calls it."""
+
+    def __init__(self, folder: Path, leave_out: Sequence[str]):
+        threads = environment.threads()
+        self.child = Child(Loaded, folder, threads, leave_out, environment=thread_settings(threads))
+
+    def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
+        return self.child.call("generate", prompts, new_tokens)
+
+
+def measure_passes(size: str = "gpt2", rounds: int = 12) -> PassGains:
+    """Quantize a model by the default recipe and time its variants; progress goes to stderr.
+
+    Args:
+        size: as in `run_race`.
+        rounds: timed rounds, at least 2.
+
+    Raises:
+        ValueError: rounds < 2, or an unknown size.
+        RuntimeError: the model can't be made.
+    """
+    if rounds < 2:
+        raise ValueError(f"rounds={rounds}, expected at least 2: an interval is drawn over them")
+    check_size(size)
+    with tqdm(total=2 + rounds + 1, unit="step") as bar, tempfile.TemporaryDirectory() as scratch:
+        bar.set_description(f"model {size}")
+        models = prepare_models(size, Path(scratch))
+        bar.update()
+        bar.set_description("quantizing")
+        folder = Path(scratch, "int8")
+        in_fresh_process(convert, Ours, Path(scratch, "models", "full"), folder)
+        bar.update()
+        case, variants = time_passes(folder, models.vocab_size, rounds, bar)
+    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return PassGains(created, environment.describe(), f"{size}, weights: {models.weights}", case, variants)
+
+
+def time_passes(folder: Path, vocab_size: int, rounds: int, bar: tqdm) -> tuple[str, tuple[Variant, ...]]:
+    """Return of which case the IR in `folder` is on this CPU, and its variants, timed in turns.
+
+    Raises:
+        RuntimeError: a variant can't be loaded, or fails.
+    """
+    plan = Plan(case_of(openvino.Core().read_model(str(folder / "openvino_model.xml"))), read_manifest(folder).promises)
+    removable = [each.name for each in PASSES if not each.required and plan.includes(each.name)]
+    bar.set_description("loading")
+    contestants = {name: Contestant(folder, () if name == ALL else (name,)) for name in (ALL, *removable)}
+    try:
+        outcome = None
+        bar.set_description("timing")
+        for outcome in race(contestants, dict.fromkeys(contestants, (ONE, SEVERAL)), rounds=rounds, vocab_size=vocab_size):
+            bar.update()
+        assert outcome
+        if outcome.left:
+            raise RuntimeError("; ".join(f"without {name}: {reason}" for name, reason in outcome.left.items()))
+        sizes = {name: contestant.child.call("resident") for name, contestant in contestants.items()}
+    finally:
+        for contestant in contestants.values():
+            contestant.child.close()
+    return plan.case, tuple(
+        Variant(name, sizes[name] and sizes[name].rss_bytes, tuple(timings[ONE]), tuple(timings[SEVERAL]))
+        for name, timings in outcome.timings.items()
+    )
+
+
+def ttft_s(timings: Sequence[Timing]) -> list[float]:
+    return [timing.first_s for timing in timings]
+
+
+def tpot_s(timings: Sequence[Timing]) -> list[float]:
+    return [statistics.mean(timing.later_s) for timing in timings]
+
+
+COLUMNS = (
+    (f"TTFT, {ONE.prompt_tokens} tokens", "one", ttft_s),
+    ("TPOT", "one", tpot_s),
+    (f"TPOT, {SEVERAL.batch_size} sequences", "several", tpot_s),
+)
+"""What is shown of a variant: its name, the field of `Variant`, and the seconds of its timings, one per round."""
+
+
+def without(result: PassGains, variant: Variant) -> list[Estimate]:
+    """Return, for each of `COLUMNS`, the time without the pass ÷ the time with all passes, paired by rounds."""
+    everything = result.variants[0]
+    return [paired_ratio(seconds(getattr(variant, field)), seconds(getattr(everything, field))) for _, field, seconds in COLUMNS]
+
+
+def passes_table(result: PassGains) -> Table:
+    """Show the times with all passes, and how many times as long it takes without each."""
+    everything, *others = result.variants
+    first = [milliseconds(statistics.median(seconds(getattr(everything, field)))) + " ms" for _, field, seconds in COLUMNS]
+    rows = [(ALL, *first, MISSING if everything.rss_bytes is None else megabytes(everything.rss_bytes))]
+    for variant in others:
+        more = None if variant.rss_bytes is None or everything.rss_bytes is None else variant.rss_bytes - everything.rss_bytes
+        ratios = [f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]" for ratio in without(result, variant)]
+        rows.append((f"without `{variant.name}`", *ratios, MISSING if more is None else f"{more / 1e6:+.0f}"))
+    return table(("graph passes", *(f"{name}: × as long [{PERCENT}]" for name, *_ in COLUMNS), "RSS, MB"), rows)
+
+
+def plot_passes(result: PassGains) -> "Axes":
+    """Draw how many times as long each figure takes without a pass; whiskers are intervals over the rounds."""
+    import matplotlib.pyplot as plt
+
+    everything, *others = result.variants
+    figure, grid = plt.subplots(1, len(COLUMNS), figsize=(11, 1.5 + 0.4 * len(others)), sharey=True, squeeze=False, layout="constrained")
+    for column, (axes, (name, *_)) in enumerate(zip(grid[0], COLUMNS, strict=True)):
+        axes.axvline(1, color=SAME, linewidth=1)
+        for row, variant in enumerate(others):
+            ratio = without(result, variant)[column]
+            reach = [[ratio.value - ratio.low], [ratio.high - ratio.value]]
+            axes.errorbar(ratio.value, row, xerr=reach, fmt="o", capsize=3, color=OUR_ENGINE if ratio.measurable else SAME)
+        axes.set(title=name, xlabel="time without the pass ÷ with all")
+    grid[0][0].set_yticks(range(len(others)), [variant.name for variant in others])
+    grid[0][0].set_ylim(len(others) - 0.5, -0.5)
+    figure.suptitle(f"What a graph pass gains on {environment.machine_label(result.environment)}; right of 1: it gains, grey: not measurable")
+    return grid[0][0]
+
+
+def passes_caption(result: PassGains) -> str:
+    rounds = len(result.variants[0].one)
+    return (
+        f"{result.model}; INT8 by the default recipe; {result.case}. {environment.machine_label(result.environment)}; each variant in its own "
+        f"process, {rounds} rounds in turns. TTFT and TPOT of {ONE} tokens, and TPOT of {SEVERAL}. A pass that is not listed can't be left "
+        "out, or does nothing for this IR on this CPU. RSS is what the process holds after all rounds, and the difference from that."
+    )
+
+
+EXPERIMENT = Experiment(
+    PassGains,
+    measure_passes,
+    tables=lambda result: {"What each graph pass gains": passes_table(result)},
+    charts=lambda result: {"passes": plot_passes(result).figure},
+    caption=passes_caption,
+)
+

@@ -1,0 +1,60 @@
+"""The gains of the graph passes: the variants of a tiny INT8 model in their own processes, and ratios by arithmetic."""
+
+import dataclasses
+import json
+
+import matplotlib as mpl
+import pytest
+from tqdm import tqdm
+
+from experiments import passes as experiment
+from experiments.passes import ALL, PassGains, Variant, passes_caption, passes_table, plot_passes, time_passes
+from experiments.race.engines.base import Timing
+from experiments.race.turns import Case
+from gpt2opt.runtime.passes import CASES, PASSES
+from gpt2opt.storage import from_json
+
+
+def test_each_pass_that_can_be_left_out_here_is_left_out_once(quantized, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "ONE", Case(8, 3))
+    monkeypatch.setattr(experiment, "SEVERAL", Case(4, 3, 2))
+    folder, _ = quantized
+    with tqdm(disable=True) as bar:
+        case, variants = time_passes(folder, 320, 2, bar)
+    removable = [each.name for each in PASSES if case in each.cases and not each.required]
+    assert case in CASES[1:]  # its inputs are quantized
+    assert [variant.name for variant in variants] == [ALL, *removable]
+    assert {(len(variant.one), len(variant.several), len(variant.one[0].later_s)) for variant in variants} == {(2, 2, 2)}
+
+
+def timings(first_s: float, later_s: float) -> tuple[Timing, ...]:
+    return tuple(Timing(first_s * slow, (later_s * slow,) * 3) for slow in (1, 1.1, 2, 1, 1.3, 1.2, 1, 1))
+
+
+@pytest.fixture
+def gains() -> PassGains:
+    variants = (
+        Variant(ALL, 500_000_000, timings(0.1, 0.01), timings(0.2, 0.02)),
+        Variant("look_up_integers", 650_000_000, timings(0.1, 0.01), timings(0.2, 0.02)),
+        Variant("fix_shapes", None, timings(0.1, 0.015), timings(0.2, 0.02)),
+    )
+    return PassGains("2026", {"cpu": "a CPU", "cpu_flags": ["avx2"], "threads": 2}, "gpt2, weights: random", CASES[2], variants)
+
+
+def test_rows_tell_how_many_times_as_long_it_takes_without_a_pass(gains):
+    first, lookup, shapes = passes_table(gains).rows
+    assert first == (ALL, "105.00 ms", "10.50 ms", "21.00 ms", "500")
+    assert lookup == ("without `look_up_integers`", *["1.000 [1.000, 1.000]"] * 3, "+150")
+    assert shapes[2:] == ("1.500 [1.500, 1.500]", "1.000 [1.000, 1.000]", "–")
+
+
+def test_the_chart_draws_a_row_per_pass_and_the_caption_says_what_was_timed(gains):
+    axes = plot_passes(gains)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["look_up_integers", "fix_shapes"]
+    assert "8 rounds in turns" in passes_caption(gains)
+    assert CASES[2] in passes_caption(gains)
+    mpl.pyplot.close(axes.figure)
+
+
+def test_a_result_is_read_back_as_it_was_written(gains):
+    assert from_json(PassGains, json.loads(json.dumps(dataclasses.asdict(gains)))) == gains

@@ -1,0 +1,91 @@
+"""The notebook's life in JupyterLab: run from top to bottom, interrupted in the fine-tuning, gone on with, cells run again."""
+
+import nbformat
+import pytest
+
+from experiments.docs import ROOT
+from gpt2opt.environment import installed
+from gpt2opt.record import STAGES, read_record
+from tests.lab.lab import Notebook, served
+from tests.ui.browser import why_no_browser
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.slow,
+    pytest.mark.skipif(why_no_browser() is not None, reason=str(why_no_browser())),
+    pytest.mark.skipif(installed("jupyterlab") is None, reason="jupyterlab is not installed; `make test-lab` brings it"),
+]
+NOTEBOOK = ROOT / "project.ipynb"
+CELLS = nbformat.read(NOTEBOOK, as_version=4).cells
+CODE = [cell for cell in CELLS if cell.cell_type == "code"]
+
+
+def cell_with(text: str) -> int:
+    (found,) = [number for number, cell in enumerate(CELLS) if cell.cell_type == "code" and text in cell.source]
+    return found
+
+
+@pytest.fixture
+def notebook(model_dir, text_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2OPT_MODEL", str(model_dir))
+    monkeypatch.setenv("GPT2OPT_TEXT", str(text_file))
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    empty = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in empty.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(empty, folder / NOTEBOOK.name)
+    with served(folder, tmp_path / "settings") as address:
+        opened = Notebook(address, NOTEBOOK.name, tmp_path / "profile")
+        try:
+            yield folder, opened
+        finally:
+            opened.close()
+
+
+def test_it_is_interrupted_in_stage_3_and_goes_on_to_the_end(notebook):
+    folder, opened = notebook
+    training = cell_with("trainer.train()")
+    number = [cell.source for cell in CODE].index(CELLS[training].source)
+    opened.do("notebook:run-all-cells")
+    opened.wait(lambda: "[*]:" not in opened.prompts()[:number] and "Step" in (opened.text_below(training) or ""), 300)
+    opened.do("notebook:interrupt-kernel")
+    opened.wait(lambda: not opened.running(), 60)
+    assert "KeyboardInterrupt" in opened.text_below(training)
+    assert [stage.name for stage in read_record(folder / "artifacts" / "run.json").stages] == list(STAGES[:2])
+
+    opened.select(training)
+    opened.do("notebook:run-all-below")  # the selected cell too
+    opened.wait(opened.running, 30)
+    opened.wait(lambda: not opened.running(), 500)
+    assert opened.errors() == []
+    assert all(prompt.strip("[]:").isdigit() for prompt in opened.prompts())
+    charts = opened.charts()
+    assert len(charts) >= 7
+    assert all(width > 300 and alt for width, alt in charts)
+    record = read_record(folder / "artifacts" / "run.json")
+    assert [stage.name for stage in record.stages] == list(STAGES)
+    tuned = record.measured("Fine-tuned").facts
+    assert tuned["loss"][-1]["step"] < 2 * record.measured("Fine-tuned").facts["rows"] / 8  # one training, from its beginning
+    opened.do("docmanager:save")
+    opened.wait(lambda: any(cell.get("outputs") for cell in nbformat.read(folder / NOTEBOOK.name, as_version=4).cells), 30)
+
+
+def test_every_cell_can_be_run_twice_in_a_row(model_dir, text_file, tmp_path, monkeypatch):
+    from gpt2opt.notebook import execute_notebook
+
+    monkeypatch.setenv("GPT2OPT_MODEL", str(model_dir))
+    monkeypatch.setenv("GPT2OPT_TEXT", str(text_file))
+    twice = nbformat.read(NOTEBOOK, as_version=4)
+    twice.cells = [copied for cell in twice.cells for copied in _copies(cell)]
+    nbformat.write(twice, tmp_path / NOTEBOOK.name)
+    assert execute_notebook(tmp_path / NOTEBOOK.name) == 0
+    assert [stage.name for stage in read_record(tmp_path / "artifacts" / "run.json").stages] == list(STAGES)
+
+
+def _copies(cell) -> list:
+    if cell.cell_type != "code":
+        return [cell]
+    again = nbformat.v4.new_code_cell(cell.source)
+    return [cell, again]
