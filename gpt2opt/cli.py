@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"stage {name} took {record.stage(name).seconds:.0f} s\n{stage_table(record, name)}\n", file=sys.stderr, flush=True)
         if _short(name) == options.until:
             break
+    current.write_tensorboard()
     print(summary_table(record))
     _print_json(
         {"record": str(options.out / "run.json"), "sources": record.sources, "stages": [_stage_json(stage) for stage in record.stages]}

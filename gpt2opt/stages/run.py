@@ -178,11 +178,16 @@ class Run:
             own, seconds = hash_weights(self.folder(measured.name)), self._seconds[role.stage]
             self.record.add(StageResult(role.stage, made_from, own, measured, seconds, tuple(controls.values()), comparisons))
         self.write()
+        if not role.control or self.record.stages[-1].name == STAGES[-1]:  # other controls are drawn with the next stage
+            self.write_tensorboard()
 
     def write(self) -> None:
-        """Write the record; beside the traces and into TensorBoard too: these are handed in with the notebook, the weights are not."""
+        """Write the record; beside the traces too: these are handed in with the notebook, the weights are not."""
         for folder in (self.out, self.traces):
             self.record.write(folder / RECORD)
+
+    def write_tensorboard(self) -> None:
+        """Draw the record in TensorBoard anew, which takes seconds."""
         drop_host_names(self.traces / FINETUNE)
         write_tensorboard(self.record, self.traces / "report")
 
@@ -244,6 +249,7 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
         remove_folder(earlier)
     empty_log(traces / FINETUNE)
     run.write()
+    run.write_tensorboard()
     return run
 
 
