@@ -171,15 +171,19 @@ def train(recipe: Recipe, out: Path) -> None:
 HELD_OUT_BYTES = 200_000
 
 
-def score_held_out(folder: Path) -> tuple[Quality, float]:
+def score_held_out(folder: Path, scored_bytes: int = HELD_OUT_BYTES) -> tuple[Quality, float]:
     """Code text of packages that the model never saw with the model and with xz, the general-purpose compressor.
 
+    Args:
+        scored_bytes: how much of the text the model codes; xz codes all of it.
+
     Returns:
-        The model's `Quality`, and the bits a byte of `xz -9e` on the same bytes. xz looks back over all of the text, the model over
-        its context only, of which at least half is always filled.
+        The model's `Quality`, and the bits a byte of `xz -9e`. xz looks back over all of the text, the model over its context only, of
+        which at least half is always filled.
     """
-    documents = [document.text for document in take_bytes(find_texts("docs").score, HELD_OUT_BYTES)]
-    data = JOIN.join(documents).encode()
+    held_out = take_bytes(find_texts("docs").score, HELD_OUT_BYTES)
+    documents = [document.text for document in take_bytes(held_out, scored_bytes)]
+    data = JOIN.join(document.text for document in held_out).encode()
     tokenizer, model = load_model(folder)
     protocol = Protocol("half filled", stride=model.config.n_positions // 2)
     quality = perplexity(logits_of(model), prepare_text(tokenizer, documents, "held-out packages", protocol))

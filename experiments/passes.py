@@ -128,11 +128,9 @@ def time_passes(folder: Path, vocab_size: int, rounds: int, bar: tqdm) -> tuple[
     bar.set_description("loading")
     contestants = {name: Contestant(folder, () if name == ALL else (name,)) for name in (ALL, *removable)}
     try:
-        outcome = None
         bar.set_description("timing")
-        for outcome in race(contestants, dict.fromkeys(contestants, (ONE, SEVERAL)), rounds=rounds, vocab_size=vocab_size):
+        for outcome in race(contestants, dict.fromkeys(contestants, (ONE, SEVERAL)), rounds=rounds, vocab_size=vocab_size):  # noqa: B007
             bar.update()
-        assert outcome
         if outcome.left:
             raise RuntimeError("; ".join(f"without {name}: {reason}" for name, reason in outcome.left.items()))
         sizes = {name: contestant.child.call("resident") for name, contestant in contestants.items()}
@@ -183,7 +181,7 @@ def plot_passes(result: PassGains) -> "Axes":
     """Draw how many times as long each figure takes without a pass; whiskers are intervals over the rounds."""
     import matplotlib.pyplot as plt
 
-    everything, *others = result.variants
+    _, *others = result.variants
     figure, grid = plt.subplots(1, len(COLUMNS), figsize=(11, 1.5 + 0.4 * len(others)), sharey=True, squeeze=False, layout="constrained")
     for column, (axes, (name, *_)) in enumerate(zip(grid[0], COLUMNS, strict=True)):
         axes.axvline(1, color=SAME, linewidth=1)
@@ -194,15 +192,16 @@ def plot_passes(result: PassGains) -> "Axes":
         axes.set(title=name, xlabel="time without the pass ÷ with all")
     grid[0][0].set_yticks(range(len(others)), [variant.name for variant in others])
     grid[0][0].set_ylim(len(others) - 0.5, -0.5)
-    figure.suptitle(f"What a graph pass gains on {environment.machine_label(result.environment)}; right of 1: it gains, grey: not measurable")
+    machine = environment.machine_label(result.environment)
+    figure.suptitle(f"What a graph pass gains on {machine}; right of 1: it gains, grey: not measurable")
     return grid[0][0]
 
 
 def passes_caption(result: PassGains) -> str:
     rounds = len(result.variants[0].one)
     return (
-        f"{result.model}; INT8 by the default recipe; {result.case}. {environment.machine_label(result.environment)}; each variant in its own "
-        f"process, {rounds} rounds in turns. TTFT and TPOT of {ONE} tokens, and TPOT of {SEVERAL}. A pass that is not listed can't be left "
+        f"{result.model}; INT8 by the default recipe; {result.case}. {environment.machine_label(result.environment)}; each variant in its "
+        f"own process, {rounds} rounds in turns. TTFT and TPOT of {ONE} tokens, and TPOT of {SEVERAL}. A pass that is not listed can't be left "
         "out, or does nothing for this IR on this CPU. RSS is what the process holds after all rounds, and the difference from that."
     )
 
@@ -214,4 +213,3 @@ EXPERIMENT = Experiment(
     charts=lambda result: {"passes": plot_passes(result).figure},
     caption=passes_caption,
 )
-

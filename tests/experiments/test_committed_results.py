@@ -168,9 +168,9 @@ def test_the_trace_that_is_handed_in_is_small_and_holds_operators():
 
 @pytest.mark.slow
 def test_the_bundled_model_codes_unseen_text_in_a_tenth_less_than_xz():
-    """200 kB of packages it never saw. xz sees all that came before; the model sees at most its context."""
-    quality, xz_bits_per_byte = score_held_out(BUNDLED)
-    assert quality.num_bytes >= 199_990
+    """50 kB of packages it never saw. xz codes four times as much and sees all that came before; the model sees at most its context."""
+    quality, xz_bits_per_byte = score_held_out(BUNDLED, 50_000)
+    assert quality.num_bytes >= 49_990
     assert quality.bits_per_byte <= 0.9 * xz_bits_per_byte
 
 

@@ -35,6 +35,7 @@ from experiments.race.turns import TOO_SLOW, Case, RemoteEngine, make_prompts, r
 from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.measure import limits
 from gpt2opt.measure.limits import Limits
+from gpt2opt.measure.memory import ChildRun
 from gpt2opt.stats import Estimate, paired_ratio
 from tests.experiments.stubs import Broken, MissingStub, OursStub, PeerStub, Printing, Stub, UnconvertibleStub
 
@@ -147,6 +148,10 @@ def test_a_race_that_is_interrupted_leaves_the_rounds_that_were_done(model_dir, 
             raise KeyboardInterrupt
         return make_prompts(case, vocab_size, *seed)
 
+    def in_this_process(function, *arguments):
+        return ChildRun(function(*arguments), {}, None, None)
+
+    monkeypatch.setattr(run, "in_fresh_process", in_this_process)  # faster; another test starts the processes
     monkeypatch.setattr(run, "ENGINES", (OursStub, PeerStub))
     monkeypatch.setattr(race_module, "make_prompts", prompts_of)
     with pytest.raises(KeyboardInterrupt):

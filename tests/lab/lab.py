@@ -92,8 +92,8 @@ class Notebook:
 
     def errors(self) -> list[str]:
         return self._script(
-            "return [...document.querySelectorAll('[data-mime-type=\"application/vnd.jupyter.error\"], "
-            "[data-mime-type=\"application/vnd.jupyter.stderr\"]')].map(output => output.innerText)"
+            'return [...document.querySelectorAll(\'[data-mime-type="application/vnd.jupyter.error"], '
+            '[data-mime-type="application/vnd.jupyter.stderr"]\')].map(output => output.innerText)'
         )
 
     def wait(self, condition, seconds: float):

@@ -199,14 +199,15 @@ def test_each_way_of_not_being_int8_fails():
 
 
 @pytest.mark.slow
-def test_gpt2_sized_file_is_small_and_generates(tokenizer, tmp_path):
-    """124M shape, random weights, 2 of 12 heads pruned in each layer: the embedding and the head share one INT8 tensor."""
+def test_a_file_as_wide_as_gpt2s_is_small_and_generates(tokenizer, tmp_path):
+    """GPT-2's shape with 2 of its 12 layers, random weights, pruned: the embedding and the head share one INT8 tensor."""
     torch.manual_seed(0)
-    model = prune_attention_heads(GPT2LMHeadModel(GPT2Config()), 0.2)
+    model = prune_attention_heads(GPT2LMHeadModel(GPT2Config(n_layer=2)), 0.2)
     rows = Dataset.from_dict({"input_ids": torch.randint(0, 50257, (8, 32)).tolist()})
     done = quantize_int8(model, tokenizer, rows, tmp_path / "gpt2", "w8a8-naive")
-    assert len(done.audit.expected) == 49
-    assert (tmp_path / "gpt2" / "openvino_model.bin").stat().st_size <= 122e6
+    assert len(done.audit.expected) == 9
+    bytes_per_weight = (tmp_path / "gpt2" / "openvino_model.bin").stat().st_size / model.num_parameters()
+    assert bytes_per_weight < 1.05  # positions are FP32, and so are scales and biases
     assert load_ir(tmp_path / "gpt2").generate(np.array([[1, 2, 3]]), 4).shape == (1, 4)
 
 
