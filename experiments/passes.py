@@ -198,11 +198,11 @@ def plot_passes(result: PassGains) -> "Axes":
 
 
 def passes_caption(result: PassGains) -> str:
-    rounds = len(result.variants[0].one)
+    rounds, machine = len(result.variants[0].one), environment.machine_label(result.environment)
     return (
-        f"{result.model}; INT8 by the default recipe; {result.case}. {environment.machine_label(result.environment)}; each variant in its "
-        f"own process, {rounds} rounds in turns. TTFT and TPOT of {ONE} tokens, and TPOT of {SEVERAL}. A pass that is not listed can't be left "
-        "out, or does nothing for this IR on this CPU. RSS is what the process holds after all rounds, and the difference from that."
+        f"{result.model}; INT8 by the default recipe; {result.case}. {machine}; each variant in its own "
+        f"process, {rounds} rounds in turns. TTFT and TPOT of {ONE} tokens, and TPOT of {SEVERAL}. A pass that is not listed can't be "
+        "left out, or does nothing for this IR on this CPU. RSS is what the process holds after all rounds, and the difference from that."
     )
 
 
