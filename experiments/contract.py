@@ -160,7 +160,7 @@ EXPERIMENTS = {
             Option(
                 "engines", str, "", "names with commas between them, such as torch-dynamic-int8; all where empty, and torch FP32 always"
             ),
-            Option("rounds", int, 9, "timed rounds"),
+            Option("rounds", int, 6, "timed rounds"),
         ),
         ("optimisations",),
     ),

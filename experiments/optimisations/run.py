@@ -35,7 +35,7 @@ COMPILED = (TorchCompile, TorchInt8Compile)
 """Compiling takes most of a minute, so these run with all threads only."""
 SAMPLING = "top-k"
 """What transformers' sampling does unless told otherwise."""
-CASE = Case(32, 16)
+CASE = Case(32, 12)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Optimisations:
         return next((row for row in self.timed if (row.name, row.threads) == (engine.name, threads)), None)
 
 
-def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 9) -> Optimisations:
+def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 6) -> Optimisations:
     """Time the engines in turns, each greedy and sampling, with one thread and with all; progress goes to stderr.
 
     Args:

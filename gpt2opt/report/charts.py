@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from gpt2opt.measure.results import Quality
 from gpt2opt.record import FINETUNE, PROFILE, PRUNE, QUANTIZE, ROLES, Measurement, Record, dominated_by
+from gpt2opt.report.chart import Chart
 from gpt2opt.report.style import FIRST, SECOND, color
 from gpt2opt.report.tables import megabytes
 from gpt2opt.stats import PERCENT, Estimate
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_latency(record: Record) -> list["Axes"]:
+def plot_latency(record: Record) -> Chart:
     """Draw TTFT and TPOT of every timed model in ms, one row of axes for each device and runtime: the bar is the median, the whisker p95.
 
     Beside the bar of a model that took turns with another stands the ratio of their times.
@@ -38,7 +39,7 @@ def plot_latency(record: Record) -> list["Axes"]:
         first.set(title=f"Time to first token, prompt of {prompt} tokens", xlabel=f"ms in {runtime} on {device}; less is better")
         later.set(title=f"Time per output token, {new} tokens", xlabel=f"ms in {runtime} on {device}; less is better", yticklabels=[])
     figure.suptitle("Latency (bar: median, whisker: p95). A ratio is of models that took turns; runtimes are not compared")
-    return list(grid.flat)
+    return Chart(grid.flat)
 
 
 def _turns(record: Record) -> dict[str, tuple[str, str]]:
@@ -47,7 +48,7 @@ def _turns(record: Record) -> dict[str, tuple[str, str]]:
     return {pair.name: tuple(f"= {ratio} × {pair.base}" for ratio in (pair.ttft, pair.tpot)) for pair in pairs}
 
 
-def plot_perplexity(record: Record) -> list["Axes"]:
+def plot_perplexity(record: Record) -> Chart:
     """Draw the perplexity of each model over that of the model it is compared with, with paired intervals; controls are hollow.
 
     One axes for each reference, with a scale of its own. Two models that were scored on the same documents differ by far less than each
@@ -75,7 +76,7 @@ def plot_perplexity(record: Record) -> list["Axes"]:
         axes.set(xlabel=f"perplexity ÷ that of {base}, {reference.quality.perplexity:.2f}; less is better; left of the line it fell")
         axes.grid(axis="x", alpha=0.3)
     figure.suptitle(f"Perplexity on held-out text, over that of the reference model ({PERCENT} paired intervals over documents)")
-    return list(grid[:, 0])
+    return Chart(grid[:, 0])
 
 
 def _ratios(record: Record) -> dict[str, list[tuple[Measurement, bool, Estimate]]]:
@@ -100,7 +101,7 @@ def _ratio(quality: Quality, base: Quality) -> Estimate:
     return Estimate(value, *(quality.ratio_interval(base) or (value, value)))
 
 
-def plot_memory(record: Record) -> list["Axes"]:
+def plot_memory(record: Record) -> Chart:
     """Draw weights on disk, and the peak memory of generation: VRAM on a GPU, RSS of a fresh process on a CPU, its libraries apart."""
     import matplotlib.pyplot as plt
 
@@ -121,10 +122,10 @@ def plot_memory(record: Record) -> list["Axes"]:
         title = "Peak VRAM of generation" if on_gpu else "Peak RSS of a fresh process that generates"
         peak.set(title=title, xlabel=f"MB on {device}, less is better", yticklabels=[])
     figure.suptitle("Memory per stage")
-    return list(grid.flat)
+    return Chart(grid.flat)
 
 
-def plot_tradeoff(record: Record) -> list["Axes"]:
+def plot_tradeoff(record: Record) -> Chart:
     """Draw quality against speed, one axes a device; the area of a point is its size on disk, dominated points are pale (Pareto)."""
     import matplotlib.pyplot as plt
 
@@ -152,7 +153,7 @@ def plot_tradeoff(record: Record) -> list["Axes"]:
         "left and low is better; the area of a point is the size on disk; dominated: another is no worse in all three and better in one",
         fontsize=9,
     )
-    return list(grid[0])
+    return Chart(grid[0])
 
 
 def _stairs(axes: "Axes", front: list[tuple[float, float]]) -> None:
@@ -165,7 +166,7 @@ def _stairs(axes: "Axes", front: list[tuple[float, float]]) -> None:
     axes.step(times, lowest, where="post", color="black", linestyle=":", linewidth=1.2, label="Pareto front", zorder=2)
 
 
-def plot_importance(record: Record) -> list["Axes"]:
+def plot_importance(record: Record) -> Chart:
     """Draw the importance of every head as a heat map, the pruned ones crossed out."""
     import matplotlib.pyplot as plt
 
@@ -179,10 +180,10 @@ def plot_importance(record: Record) -> list["Axes"]:
     axes.set_xticks(range(len(importance[0])))
     axes.set_yticks(range(len(importance)))
     figure.colorbar(image, label="expected change of loss, nats per token")
-    return [axes]
+    return Chart([axes])
 
 
-def plot_loss(record: Record) -> list["Axes"]:
+def plot_loss(record: Record) -> Chart:
     """Draw the loss of stage 3 over its steps: of the pruned model and of the unpruned control, in training and on validation rows."""
     import matplotlib.pyplot as plt
 
@@ -199,10 +200,10 @@ def plot_loss(record: Record) -> list["Axes"]:
     )
     axes.legend(fontsize=9)
     axes.grid(alpha=0.3)
-    return [axes]
+    return Chart([axes])
 
 
-def plot_operators(record: Record, most: int = 10) -> list["Axes"]:
+def plot_operators(record: Record, most: int = 10) -> Chart:
     """Draw the operators that the profile of stage 1 spends its time in, their own time without the operators they call."""
     import matplotlib.pyplot as plt
 
@@ -216,10 +217,10 @@ def plot_operators(record: Record, most: int = 10) -> list["Axes"]:
         title="Where the time goes: a prompt and three more tokens",
         xlabel=f"own time on {record.stage(PROFILE).measurement.device}, ms",
     )
-    return [axes]
+    return Chart([axes])
 
 
-def plot_sensitivity(record: Record) -> list["Axes"]:
+def plot_sensitivity(record: Record) -> Chart:
     """Draw the sensitivity of each quantized input, measured twice; the hollow ones stay float."""
     import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
@@ -249,7 +250,7 @@ def plot_sensitivity(record: Record) -> list["Axes"]:
         f"budget: {sensitivity['max_kl']} nats per token",
         fontsize=9,
     )
-    return [axes]
+    return Chart([axes])
 
 
 def draw_charts(record: Record) -> Iterator[tuple[str, "Figure"]]:
@@ -270,7 +271,7 @@ def draw_charts(record: Record) -> Iterator[tuple[str, "Figure"]]:
     )
     for plot, possible in charts:
         if possible:
-            figure = plot(record)[0].figure
+            figure = plot(record).figure
             yield plot.__name__.removeprefix("plot_"), figure
             plt.close(figure)
 

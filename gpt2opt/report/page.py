@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from gpt2opt.record import QUANTIZE, Record
+from gpt2opt.report.chart import describe
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.compare import CAPTION, compare_runs, comparison_tables, differences_table
 from gpt2opt.report.tables import Table, record_tables, stand_in_notice
@@ -68,7 +69,7 @@ def _comparison(records: Sequence[Record]) -> list[str]:
 
 
 def _run(record: Record, heading: str) -> list[str]:
-    charts = {name: _image(name, figure) for name, figure in draw_charts(record)}
+    charts = {name: _image(figure) for name, figure in draw_charts(record)}
     tradeoff, notes = charts.pop("tradeoff", ""), _notes(record)
     blocks = [_tag("h2", heading), _tag("p", _stages(record)), _tag("p", stand_in_notice(record), ' class="notice"')]
     for title, shown in record_tables(record).items():
@@ -117,12 +118,12 @@ def _table(shown: Table) -> str:
     return f'<div class="scroll"><table{wide}><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _image(name: str, figure) -> str:
+def _image(figure) -> str:
     """Return a figure as an image of its own, so that ids and styles of several SVGs do not meet in one page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<figure><img alt="chart: {escape(name)}" src="data:image/svg+xml;base64,{data}"></figure>'
+    return f'<figure><img alt="{escape(describe(figure))}" src="data:image/svg+xml;base64,{data}"></figure>'
 
 
 def _tag(name: str, text: str, attributes: str = "") -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gpt2opt.measure.serving import Scaling, ServingStatistics, Statistic
+from gpt2opt.report.chart import Chart
 from gpt2opt.report.style import OUR_ENGINE, PEER_ENGINE
 from gpt2opt.report.tables import Table, milliseconds, table
 from gpt2opt.stats import PERCENT, Estimate, median
@@ -68,7 +69,7 @@ def scaling_table(scaling: Scaling) -> Table:
     )  # fmt: skip
 
 
-def plot_scaling(scalings: Sequence[Scaling]) -> list["Axes"]:
+def plot_scaling(scalings: Sequence[Scaling]) -> Chart:
     """Draw TTFT and decoding over the number of cores, a line for each scaling of one model; whiskers are the intervals of the medians.
 
     The dotted line is what reading the weights and the KV cache from memory allows.
@@ -94,7 +95,7 @@ def plot_scaling(scalings: Sequence[Scaling]) -> list["Axes"]:
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(f"{reference.model.partition(' (from')[0]} over cores (median, whiskers: {PERCENT} intervals)")
-    return [first, later]
+    return Chart([first, later])
 
 
 def _line(axes: "Axes", scaling: Scaling, found: Sequence[Estimate], style: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from gpt2opt.report import charts
+from gpt2opt.report.chart import describe
 
 matplotlib.use("agg")
 
@@ -116,3 +117,21 @@ def test_sensitivity_shows_every_input_and_hollows_what_stays_float(record):
     assert [bar.get_height() for bar in axes.patches] == [0.001, 0.004, 0.002, 0.003]
     hollow = [bar.get_facecolor()[:3] == (1, 1, 1) for bar in axes.patches]
     assert hollow == [False, True, False, True]
+
+
+def test_a_notebook_gets_a_picture_with_its_words_and_draws_it_once(record):
+    chart = charts.plot_latency(record)
+    data, metadata = chart._repr_mimebundle_()
+    assert data["image/png"].startswith(b"\x89PNG")
+    words = metadata["image/png"]["alt"]
+    assert words.startswith("Latency (bar: median, whisker: p95)")
+    assert "Time to first token, prompt of 8 tokens: ms in torch on Some CPU; less is better; Baseline, FP16 torch: 110 ms;" in words
+    assert "Time per output token, 3 tokens: ms in torch on Some CPU; less is better; Baseline, FP16 torch: 15 ms;" in words
+    assert plt.get_fignums() == []
+
+
+def test_words_of_a_chart_name_its_legend_where_the_values_have_no_rows(record):
+    words = describe(charts.plot_loss(record).figure)
+    assert "Fine-tuning, on text that is neither scored nor calibrated with: optimizer step: loss, nats per token" in words
+    assert "Pruned" not in words.split("Fine-tuned: training")[0]
+    assert "Fine-tuned: training" in words
