@@ -7,13 +7,25 @@ SUPPORTED := import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 IDENTITY := import sys; print(sys.base_prefix, *sys.version_info[:3])
 
-.PHONY: run test race lab tensorboard check lock install
+.PHONY: run test test-lab test-pythons race lab tensorboard docs check lock install
 
 run: install
 	$(IN_ROOT) $(BIN)/python -m gpt2opt.notebook project.ipynb
 
 test: install
-	$(call with_extra,test) && $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	$(call with_extra,test) && $(BIN)/python -m pytest -m "not lab" -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+
+# JupyterLab in a headless Chromium, which tests/browser/install.sh brings.
+test-lab: install
+	$(call with_extra,lab) && $(call with_extra,test) && $(BIN)/python -m pytest -m lab --durations=5
+
+# Every Python that is supported, each in a fresh clone of the last commit with an environment of its own; once before a release.
+test-pythons:
+	$(IN_ROOT) set -e; for version in 3.10 3.11 3.12; do \
+		folder="$$(mktemp -d)"; git clone -q . "$$folder/gpt2opt"; \
+		$(MAKE) -C "$$folder/gpt2opt" PYTHON="python$$version" test; \
+		rm -rf "$$folder"; \
+	done
 
 race: install
 	$(call with_extra,race) && $(BIN)/python -m experiments race
@@ -24,6 +36,9 @@ lab: install
 tensorboard: install
 	$(IN_ROOT) $(BIN)/tensorboard --logdir traces
 
+docs: install
+	$(call with_extra,docs) && $(BIN)/pdoc -d google -o artifacts/docs gpt2opt && echo "open artifacts/docs/gpt2opt.html"
+
 check: install
 	$(call with_extra,test) && $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
@@ -31,7 +46,7 @@ check: install
 # Of uv's markers only those that tell these Pythons apart are kept.
 lock: install
 	$(call with_extra,dev) && $(BIN)/uv pip compile -q --universal --python-version 3.10 $(UPGRADE) \
-		--extra lab --extra test --extra race --extra scoring --extra ui --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
+		--extra lab --extra test --extra race --extra scoring --extra ui --extra docs --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
 	$(IN_ROOT) sed -i -E "s/ ;.*(python_full_version (<|>=) '3\.1[012][^']*').*/ ; \1/; /'3\.1[012][^']*'/!s/ ;.*//" requirements.lock
 	$(IN_ROOT) sed -i '1i # The exact versions that `make` installs. `make lock` writes this file.' requirements.lock
 

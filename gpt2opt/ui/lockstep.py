@@ -56,7 +56,7 @@ def divergence(reference: np.ndarray, other: np.ndarray) -> float:
     """Return KL(reference ‖ other) in nats of two distributions, given as logits (V,).
 
     Example:
-        >>> divergence(np.log([0.5, 0.5]), np.log([0.25, 0.75])).round(4)
+        >>> round(divergence(np.log([0.5, 0.5]), np.log([0.25, 0.75])), 4)
         0.1438
     """
     log_p, log_q = (log_softmax(logits.astype(np.float64)) for logits in (reference, other))
