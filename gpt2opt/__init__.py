@@ -41,7 +41,7 @@ _NAMES = {
     "runtime.ir_model": "load_ir",
     "sources.models": "find_model load_model",
     "sources.texts": "find_texts",
-    "stages.finetune": "TRAINING VALIDATION create_training_arguments finetune_model loss_curves prepare_tokenizer_for_padding "
+    "stages.finetune": "TRAINING VALIDATION batch_sizes create_training_arguments finetune_model loss_curves prepare_tokenizer_for_padding "
     "run_fine_tuning run_finetune tokenize_dataset",
     "stages.profile": "load_fp16_model profile_facts run_profile",
     "stages.prune": "head_importance importance_batches prune_attention_heads pruned_heads reload_difference run_prune",

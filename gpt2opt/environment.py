@@ -110,6 +110,7 @@ def describe() -> dict[str, Any]:
         "memory_bytes": _memory_bytes(),
         "gpu": _gpu_name(),
         "gpu_state": _gpu_state(),
+        "gpu_tf32": _gpu_tf32(),
         "versions": {package: installed(package) for package in REPORTED},
         "commit": _commit(),
     }
@@ -156,8 +157,11 @@ def _has_any(instructions: set[str]) -> bool | None:
 
 
 def give_back_memory() -> None:
-    """Collect garbage, and return freed memory to the system; glibc would keep it for the process."""
+    """Collect garbage, and return freed memory to the system and to the GPU; glibc and torch would keep it for the process."""
     gc.collect()
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim:
         trim(0)
@@ -251,6 +255,13 @@ def _gpu_state() -> dict[str, str] | None:
     except (OSError, subprocess.CalledProcessError, IndexError):
         return None
     return dict(zip(fields, (value.strip() for value in line.split(",")), strict=True))
+
+
+def _gpu_tf32() -> bool | None:
+    """Return whether torch may round the inputs of FP32 matmuls on the GPU to TF32; None without a GPU. Its default is not to."""
+    import torch
+
+    return torch.backends.cuda.matmul.allow_tf32 if torch.cuda.is_available() else None
 
 
 def _commit() -> str | None:

@@ -21,6 +21,8 @@ from gpt2opt.stages.torch_model import device
 from gpt2opt.storage import check_folder, save_model
 
 BATCH_ROWS = 8  # of all processes together
+SMALL_GPU_BYTES = 8e9
+"""GPUs with less take the rows of a batch two by two: the logits of a row and the activations of GPT-2 are most of what training takes."""
 IGNORED_LABEL = -100  # what torch's cross-entropy skips
 TRAINING: dict[str, Any] = {
     "warmup_ratio": 0.1,
@@ -126,9 +128,17 @@ def create_training_arguments(
     processes = arguments.world_size
     if BATCH_ROWS % processes:
         raise ValueError(f"{processes} processes can't share a batch of {BATCH_ROWS} rows evenly; start 1, 2, 4 or 8 in all")
-    arguments.per_device_train_batch_size = BATCH_ROWS // processes
+    sizes = batch_sizes(BATCH_ROWS // processes)
+    arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = sizes.values()
     arguments._n_gpu = min(arguments.n_gpu, 1)  # a process takes one GPU; else Trainer gives this many rows to each that it sees
     return arguments
+
+
+def batch_sizes(rows: int = BATCH_ROWS) -> dict[str, int]:
+    """Return, for `TrainingArguments`, how the rows of a batch are taken: at once, or two by two on a small GPU, with the same gradient."""
+    small = device() == "cuda" and torch.cuda.get_device_properties(0).total_memory < SMALL_GPU_BYTES
+    at_once = min(rows, 2) if small else rows
+    return {"per_device_train_batch_size": at_once, "gradient_accumulation_steps": rows // at_once}
 
 
 class _SharedBatchTrainer(Trainer):

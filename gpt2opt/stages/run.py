@@ -109,6 +109,7 @@ class Run:
         for other in dict.fromkeys(filter(None, (role.made_from, role.reference))):
             self._check_measured(name, other)
         self._keep(name, model, folder)
+        environment.give_back_memory()  # what training left on a GPU
         reference = role.reference and (role.reference, self.folder(role.reference))
         measured = measure_answers(name, folder, self.tokenizer, self.workload, self.settings.new_tokens, reference)
         measured = dataclasses.replace(measured, facts=_plain(facts))

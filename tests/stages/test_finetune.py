@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from subprocess import PIPE
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn.utils import parameters_to_vector
 from transformers import TrainingArguments
 
 from gpt2opt.sources.models import load_model
+from gpt2opt.stages import finetune
 from gpt2opt.stages.finetune import (
     create_training_arguments,
     finetune_model,
@@ -20,7 +22,7 @@ from gpt2opt.stages.finetune import (
     run_fine_tuning,
     tokenize_dataset,
 )
-from tests.conftest import make_tokenizer, relative_error
+from tests.conftest import make_model, make_tokenizer, relative_error
 
 
 @pytest.fixture
@@ -90,6 +92,31 @@ def test_training_lowers_the_loss_and_logs_it(padded, model, tmp_path):
     assert losses[-1] < losses[0] / 2
     assert next(model.parameters()).dtype == torch.float32
     assert list((tmp_path / "logs").glob("events.out.tfevents.*"))
+
+
+def test_a_small_gpu_takes_a_batch_two_by_two_and_learns_the_same(padded, tmp_path, monkeypatch):
+    texts = [f"Node {n} of graph {n} has {n} edges." + " It is joined." * (n % 5) for n in range(20)]  # 8, 8 and 4 rows
+    rows = tokenize_dataset(Dataset.from_dict({"text": texts}), padded, length=32)
+    model = make_model(padded, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)  # what is dropped differs
+    models = [copy.deepcopy(model), copy.deepcopy(model)]
+    taken = []
+    for each, sizes in zip(
+        models, (finetune.batch_sizes(), {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}), strict=True
+    ):
+        monkeypatch.setattr(finetune, "batch_sizes", lambda rows, sizes=sizes: sizes)
+        arguments = create_training_arguments(tmp_path, 1e-3)
+        run_fine_tuning(each, arguments, rows, padded)
+        taken.append((arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps))
+    assert taken == [(8, 1), (2, 4)]
+    whole, two_by_two, before = (parameters_to_vector(each.parameters()).detach().numpy() for each in (*models, model))
+    assert relative_error(two_by_two, whole) < 1e-2 * relative_error(whole, before)
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(4e9, (2, 4)), (16e9, (8, 1))])
+def test_how_a_batch_is_taken_depends_on_the_memory_of_the_gpu(memory, expected, monkeypatch):
+    monkeypatch.setattr(finetune, "device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=memory))
+    assert tuple(finetune.batch_sizes().values()) == expected
 
 
 @pytest.fixture
