@@ -21,7 +21,8 @@ class Chart(list["Axes"]):
         picture = io.BytesIO()
         self.figure.savefig(picture, format="png")
         plt.close(self.figure)  # a notebook would draw every open figure once more, below the cell
-        return {"image/png": picture.getvalue()}, {"image/png": {"alt": describe(self.figure)}}
+        words = describe(self.figure)
+        return {"image/png": picture.getvalue(), "text/plain": words}, {"image/png": {"alt": words}}
 
 
 def describe(figure: "Figure") -> str:

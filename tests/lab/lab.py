@@ -85,10 +85,9 @@ class Notebook:
     def text_below(self, cell: int) -> str:
         return self._script("return document.querySelectorAll('.jp-Cell')[arguments[0]].querySelector('.jp-OutputArea')?.innerText", cell)
 
-    def charts(self) -> list[tuple[int, str]]:
-        """Return the width in pixels and the alternative text of each picture that is shown."""
-        found = self._script("return [...document.querySelectorAll('.jp-OutputArea img')].map(image => [image.naturalWidth, image.alt])")
-        return [(width, alt) for width, alt in found]
+    def charts(self) -> list[int]:
+        """Return the width in pixels of each picture that is shown. JupyterLab shows no alternative text."""
+        return self._script("return [...document.querySelectorAll('.jp-OutputArea img')].map(image => image.naturalWidth)")
 
     def errors(self) -> list[str]:
         return self._script(
