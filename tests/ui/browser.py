@@ -2,9 +2,9 @@
 
 import json
 import shutil
-import urllib.parse
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

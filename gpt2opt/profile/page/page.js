@@ -142,8 +142,8 @@ function comparedOperators(first, second) {
   });
   const marked = ({ own: [a, b] }, cell) => {
     const { mark, words, color, strength } = change(b, a);
-    cell.classList.add("mark", color ?? "new");
-    if (color) cell.style.background = mixed(colors[color], color === "same" ? 0 : 0.2 + 0.4 * strength);
+    cell.classList.add("mark");
+    cell.style.background = mixed(colors[color], color === "same" ? 0 : 0.2 + 0.4 * strength);
     return `${mark} ${b ? words : "gone"}`;
   };
   return [

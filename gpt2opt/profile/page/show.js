@@ -28,7 +28,7 @@ export const difference = (us) => signed(milliseconds(us));
 
 /** By how much a time differs from another one: a mark, words, and a colour that tells the same to those who can tell colours. */
 export function change(us, base) {
-  if (!base) return { mark: "", words: "new", color: null, strength: 0 };
+  if (!base) return { mark: "▲", words: "new", color: "worse", strength: 1 };
   const ratio = us / base;
   const strength = Math.min(1, Math.abs(Math.log2(Math.max(ratio, 1e-3))));
   const words = ratio >= 2 ? `× ${digits(ratio, 2)}` : `${signed(digits(100 * (ratio - 1), 2))}%`;
