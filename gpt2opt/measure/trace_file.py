@@ -16,7 +16,9 @@ MAX_BYTES = 10_000_000
 KEPT = ("schemaVersion", "deviceProperties", "displayTimeUnit", "gpt2opt")
 """What is kept beside the events. The rest tells the name of the host, a path and the time of day."""
 LEFT_OUT = ("Ev Idx", "Addr", "Record function id", "finished")
-"""Arguments of events that nobody reads: addresses and counters, different in every run, which make half of a compressed file."""
+"""Arguments of events that nobody reads: addresses and counters."""
+SHORT_US = 5.0
+"""Calls of Python's functions below this, of modules and this package apart, are left out: they are a third of a file, and can't be seen."""
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 """Categories of the events that took place on a GPU."""
 
@@ -71,10 +73,15 @@ def read_trace_file(path: Path) -> dict[str, Any]:
 
 
 def without_machine(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a trace without host name, absolute paths, addresses and time of day."""
-    events = content["traceEvents"]
+    """Return a trace without host name, absolute paths, addresses and time of day, and without the shortest calls; see `SHORT_US`."""
+    events = [event for event in content["traceEvents"] if not _is_short(event)]
     first = min((event["ts"] for event in events if "ts" in event), default=0)
     return {**{key: content[key] for key in KEPT if key in content}, "traceEvents": [_cut(event, first) for event in events]}
+
+
+def _is_short(event: Event) -> bool:
+    named = package_name(event.get("name", "")).startswith(("nn.Module", "gpt2opt/"))
+    return event.get("cat") == "python_function" and event["dur"] < SHORT_US and not named
 
 
 def _cut(event: Event, first: float) -> Event:

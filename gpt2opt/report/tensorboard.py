@@ -71,7 +71,7 @@ def _write_model(writer, step: int, stage: str, measurement: Measurement, contro
 
 def _experiment(measurements: Sequence[Measurement]) -> Any:
     """Return the columns of HParams' table. A figure of two devices has a column for each."""
-    from tensorboard.plugins.hparams import api
+    from tensorboard.plugins.hparams import summary_v2 as api  # what hparams.api offers too, but that one imports tensorflow
 
     several = len({measurement.device for measurement in measurements}) > 1
     found = dict.fromkeys((figure, measurement.device) for measurement in measurements for figure in _scalars(measurement))

@@ -43,6 +43,15 @@ def test_a_trace_is_written_without_a_word_about_the_machine(tmp_path):
     assert write_trace(content, tmp_path).read_bytes() == again
 
 
+def test_the_shortest_calls_of_python_are_left_out_but_not_modules_ours_and_operators():
+    def event(name: str, duration: float, category: str = "python_function") -> dict:
+        return {"ph": "X", "cat": category, "name": name, "ts": 0.0, "dur": duration}
+
+    short = [event("torch/x.py(1): f", 4.9), event("<built-in function len>", 0.1)]
+    kept = [event("torch/x.py(1): f", 5), event("nn.Module: Dropout_0", 1), event("gpt2opt/a.py(1): f", 1), event("aten::mm", 1, "cpu_op")]
+    assert without_machine({"traceEvents": [*short, *kept]})["traceEvents"] == kept
+
+
 def test_a_trace_that_is_too_large_is_refused_and_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(trace_file, "MAX_BYTES", 10)
     with pytest.raises(RuntimeError, match=r"the trace takes 0\.0 MB, expected at most 0 MB; record fewer steps or fewer new tokens"):
