@@ -18,7 +18,7 @@ KEPT = ("schemaVersion", "deviceProperties", "displayTimeUnit", "gpt2opt")
 LEFT_OUT = ("Ev Idx", "Addr", "Record function id", "finished")
 """Arguments of events that nobody reads: addresses and counters."""
 SHORT_US = 5.0
-"""Calls of Python's functions below this, of modules and this package apart, are left out: they are a third of a file, and can't be seen."""
+"""Shorter calls of Python's functions are left out, except modules and this package: they make a third of a file, and can't be seen."""
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 """Categories of the events that took place on a GPU."""
 

@@ -12,12 +12,14 @@ from gpt2opt.measure.trace_file import ON_GPU, Event
 
 FRAME, OPERATOR, RUNTIME, KERNEL = KINDS = ("frame", "operator", "runtime", "kernel")
 """A module or a Python function; an operator; a call into CUDA's runtime; work on a GPU."""
-STEP = "ProfilerStep"
+STEP = "ProfilerStep#"
 NOBODY = "started by no recorded operator"
 
 _KINDS = {"cpu_op": OPERATOR, "cuda_runtime": RUNTIME, "cuda_driver": RUNTIME, "user_annotation": FRAME}
 _MODULE = re.compile(r"nn\.Module: (.+?)(?:_\d+)?$")
-_OURS = re.compile(r"gpt2opt/(?:.*/)?(\w+\.py)\(\d+\): (\w+)$")
+_OURS = re.compile(r"gpt2opt/(?:.*/)?(\w+\.py)\(\d+\): ([a-z]\w*)$")
+ROUNDED_US = 0.01
+"""Two calls one after the other may overlap by this little: times are rounded."""
 
 
 @dataclass(slots=True, eq=False)
@@ -82,22 +84,23 @@ def recorded(events: Iterable[Event]) -> list[Event]:
 
 
 def _is_step(event: Event) -> bool:
-    return event.get("cat") == "user_annotation" and event["name"].startswith(f"{STEP}#")
+    return event.get("cat") == "user_annotation" and event["name"].startswith(STEP)
 
 
 def call_tree(events: list[Event]) -> Node:
-    """Return the root of the tree of calls. Of Python's functions it has the modules of torch and the functions of this package.
+    """Return the root of the tree of calls: all steps of the profiler, or all calls if there are no steps.
 
-    A call belongs to the one around it in the same thread; work on a GPU belongs to the operator that started it.
+    Of Python's functions the tree has the modules of torch and the public functions of this package. A call belongs to the one around it
+    in the same thread; work on a GPU belongs to the operator that started it.
 
     Args:
         events: see `recorded`.
     """
-    root, starters, threads = Node("all", FRAME), {}, {}
+    root, starters, threads = Node("whole recording", FRAME), {}, {}
     for event in sorted(filter(shown_as, events), key=lambda event: (event["ts"], -event["dur"])):
         kind, name = shown_as(event)
         around = threads.setdefault((event["pid"], event["tid"]), [])
-        while around and around[-1][0] <= event["ts"]:
+        while around and around[-1][0] <= event["ts"] + ROUNDED_US:
             around.pop()
         node = (around[-1][1] if around else root).child(kind, name)
         node.calls += 1
@@ -110,17 +113,18 @@ def call_tree(events: list[Event]) -> Node:
     for event in events:
         if event.get("cat") in ON_GPU:
             _add_gpu_work(starters.get(event.get("args", {}).get("External id")) or root.child(KERNEL, NOBODY), event)
-    root.calls, root.cpu_us = 1, sum(child.cpu_us for child in root.children.values())
+    steps = [event["dur"] for event in events if _is_step(event)]
+    root.calls, root.cpu_us = max(1, len(steps)), sum(steps) or sum(child.cpu_us for child in root.children.values())
     return root
 
 
 def shown_as(event: Event) -> tuple[str, str] | None:
     """Return the kind and the name that a call on the CPU has in the tree; None if it has no place there."""
     category, name = event.get("cat"), event.get("name", "")
-    if event.get("ph") != "X":
+    if event.get("ph") != "X" or _is_step(event):
         return None
     if category in _KINDS:
-        return _KINDS[category], STEP if _is_step(event) else name
+        return _KINDS[category], name
     if category == "python_function":
         if module := _MODULE.match(name):
             return FRAME, module[1]

@@ -1,6 +1,7 @@
 """The pages in a headless Chromium: a person who hovers, clicks, sorts, compares, and opens TensorBoard."""
 
 import re
+import shutil
 
 import pytest
 from selenium.webdriver import ActionChains, Keys
@@ -16,8 +17,17 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def opened(traces, tmp_path_factory):
-    *_, comparing = write_pages(traces)
+def written(traces, tmp_path_factory):
+    """The traces with their pages."""
+    folder = tmp_path_factory.mktemp("pages") / "traces"
+    shutil.copytree(traces, folder)
+    write_pages(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(written, tmp_path_factory):
+    comparing = written / "profiles.html"
     page = browser.Page(comparing.as_uri(), tmp_path_factory.mktemp("browser"))
     yield page
     page.close()
@@ -53,12 +63,12 @@ def hover(page, element) -> str:
     return page.find("#hover").text
 
 
-def test_the_page_of_one_stage_shows_calls_operators_and_memory(page, traces):
-    page.driver.get((traces / "1-profile" / "profile.html").as_uri())
+def test_the_page_of_one_stage_shows_calls_operators_and_memory(page, written):
+    page.driver.get((written / "1-profile" / "profile.html").as_uri())
     page.wait(lambda: page.driver.execute_script("return document.documentElement.dataset.ready"))
     assert not page.find("#first").is_displayed()
     assert "100 µs of CPU time recorded, in torch" in page.find("#icicle-first-title").text
-    assert width(bar(page, "prefill")) / width(bar(page, "ProfilerStep")) == pytest.approx(0.6)
+    assert width(bar(page, "prefill")) / width(bar(page, "whole")) == pytest.approx(0.6)
     assert "addmm" in bar(page, "aten::addmm").text
     assert page.find("#memory path").get_attribute("d").count("V") == 4
     assert "1-profile: at most 1.5 kB" in page.find("#memory").text
@@ -71,22 +81,21 @@ def test_hover_tells_own_and_total_time_and_calls(page):
 
 
 def test_a_click_zooms_in_and_out(page):
-    whole = width(bar(page, "ProfilerStep"))
+    whole = width(bar(page, "whole"))
     bar(page, "Conv1D").click()
     assert width(bar(page, "Conv1D")) == pytest.approx(whole)
-    assert "above" in bar(page, "ProfilerStep").get_attribute("class")
-    bar(page, "ProfilerStep").click()
+    assert "above" in bar(page, "whole").get_attribute("class")
+    bar(page, "whole").click()
     assert width(bar(page, "Conv1D")) == pytest.approx(whole / 2)
 
 
 def test_the_keyboard_goes_wherever_the_pointer_goes(page):
-    bar(page, "all").send_keys(Keys.ARROW_DOWN)
-    page.driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+    bar(page, "whole").send_keys(Keys.ARROW_DOWN)
     page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     focused = page.driver.switch_to.active_element
     assert focused.get_attribute("aria-label").startswith("decode")
     assert page.find("#hover").text.startswith("decode")
-    whole = width(bar(page, "all"))
+    whole = width(bar(page, "whole"))
     focused.send_keys(Keys.ENTER)
     assert width(bar(page, "decode")) == pytest.approx(whole)
     page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
@@ -117,8 +126,8 @@ def test_time_of_the_gpu_is_a_choice_where_there_is_one(page):
 
 def test_two_stages_stand_on_one_scale_with_the_difference_marked(page):
     page.choose("second", "2-prune")
-    assert width(bar(page, "ProfilerStep", "second")) / width(bar(page, "ProfilerStep")) == pytest.approx(0.7)
-    assert bar(page, "ProfilerStep", "second").get_attribute("aria-label") == "ProfilerStep, ▼−30%"
+    assert width(bar(page, "whole", "second")) / width(bar(page, "whole")) == pytest.approx(0.7)
+    assert bar(page, "whole", "second").get_attribute("aria-label") == "whole recording, ▼−30%"
     assert "−30%" in hover(page, bar(page, "aten::addmm", "second"))
     rows = dict(zip(column(page, 1), zip(column(page, 5), column(page, 6), strict=True), strict=True))
     assert rows["aten::addmm"] == ("▼ −30%", "−0.013")
@@ -146,7 +155,7 @@ def test_the_tab_of_tensorboard_is_that_page_and_follows_its_theme(opened, trace
         driver.switch_to.frame(opened.find(frame))
     opened.wait(lambda: driver.execute_script("return document.documentElement.dataset.ready"))
     opened.choose("second", "2-prune")
-    assert bar(opened, "ProfilerStep", "second").get_attribute("aria-label") == "ProfilerStep, ▼−30%"
+    assert bar(opened, "whole", "second").get_attribute("aria-label") == "whole recording, ▼−30%"
     assert driver.execute_script("return document.documentElement.dataset.theme") == "light"
     driver.execute_script("top.document.body.classList.add('dark-mode')")
     opened.wait(lambda: driver.execute_script("return document.documentElement.dataset.theme") == "dark")

@@ -12,9 +12,9 @@ def find(root: Node, *names: str) -> Node:
 
 
 def test_layers_are_one_node_and_only_modules_and_our_functions_are_frames():
-    step = find(call_tree(recorded(cpu_events())), "ProfilerStep")
-    assert [child.name for child in step.children.values()] == ["prefill (torch_model.py)", "decode (torch_model.py)"]
-    prefill = find(step, "prefill (torch_model.py)")
+    root = call_tree(recorded(cpu_events()))
+    assert [child.name for child in root.children.values()] == ["prefill (torch_model.py)", "decode (torch_model.py)"]
+    prefill = find(root, "prefill (torch_model.py)")
     assert [(child.name, child.kind, child.calls, child.cpu_us) for child in prefill.children.values()] == [("Conv1D", FRAME, 2, 50)]
     matmul = find(prefill, "Conv1D", "aten::addmm")
     assert (matmul.kind, matmul.calls, matmul.cpu_us, matmul.own_cpu_us) == (OPERATOR, 2, 46, 42)
@@ -23,8 +23,8 @@ def test_layers_are_one_node_and_only_modules_and_our_functions_are_frames():
 
 def test_what_lies_outside_of_the_steps_is_not_in_the_tree_unless_there_are_none():
     root = call_tree(recorded(cpu_events()))
-    assert [node.name for node in root.children.values()] == ["ProfilerStep"]
-    assert root.cpu_us == 100
+    assert (root.calls, root.cpu_us, root.own_cpu_us) == (1, 100, 10)
+    assert "aten::before" not in {node.name for node in root.walk()}
     without = [each for each in cpu_events() if not each["name"].startswith("ProfilerStep")]
     assert "aten::before" in {node.name for node in call_tree(recorded(without)).walk()}
 
@@ -34,6 +34,11 @@ def test_own_times_add_up_to_the_whole():
     assert sum(node.own_cpu_us for node in root.walk()) == pytest.approx(root.cpu_us)
 
 
+def test_calls_that_follow_each_other_do_not_nest_by_rounding():
+    root = call_tree([event("a", 0, 10.004), event("b", 10.003, 5), event("c", 15.002, 5)])
+    assert [(node.name, node.own_cpu_us) for node in root.children.values()] == [("a", 10.004), ("b", 5), ("c", 5)]
+
+
 def test_threads_do_not_nest_in_each_other():
     events = [event("aten::mm", 0, 100, thread=1), event("aten::add", 10, 20, thread=2)]
     assert {node.name for node in call_tree(events).children.values()} == {"aten::mm", "aten::add"}
@@ -41,12 +46,11 @@ def test_threads_do_not_nest_in_each_other():
 
 def test_gpu_work_belongs_to_the_operator_that_started_it_and_to_all_that_called_it():
     root = call_tree(recorded(gpu_events()))
-    matmul = find(root, "ProfilerStep", "prefill (torch_model.py)", "Conv1D", "aten::addmm")
+    matmul = find(root, "prefill (torch_model.py)", "Conv1D", "aten::addmm")
     kernel = find(matmul, "gemm_kernel")
     assert (kernel.kind, kernel.calls, kernel.gpu_us, kernel.cpu_us) == (KERNEL, 2, 80, 0)
     assert (matmul.gpu_us, matmul.own_gpu_us) == (80, 0)
     assert find(matmul, "aten::copy_", "cudaLaunchKernel").kind == RUNTIME
-    assert find(root, "ProfilerStep").gpu_us == 80
     assert find(root, NOBODY, "Memcpy HtoD").gpu_us == 5
     assert root.gpu_us == 85
 

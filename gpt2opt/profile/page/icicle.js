@@ -1,7 +1,8 @@
 // A tree of calls as bars: each call above the calls that it made, as wide as the time it took.
 import { drawn } from "./show.js";
 
-const ROW = 21, LETTER = 6.9, LEAST = 0.6; // px
+const ROW = 21, MARGIN = 5, LEAST = 0.6; // px
+const pen = document.createElement("canvas").getContext("2d");
 
 /**
  * Draw the calls below `focus`, and above them the calls around it.
@@ -10,6 +11,7 @@ const ROW = 21, LETTER = 6.9, LEAST = 0.6; // px
  */
 export function drawIcicle(into, focus, clock, scale, look, act) {
   const width = Math.max(300, into.clientWidth), bars = [];
+  pen.font = `12px ${getComputedStyle(into).fontFamily}`;
   const lineage = [];
   for (let node = focus.parent; node; node = node.parent) lineage.unshift(node);
   const whole = (focus.total[clock] / scale) * width;
@@ -38,13 +40,19 @@ function drawBar(bar, { fill, mark, alone }) {
   const box = drawn("rect", { x, y: row * ROW, width: Math.max(LEAST, wide), height: ROW - 1, rx: Math.min(3, wide / 4) });
   box.style.fill = fill;
   group.append(box);
-  const room = Math.floor((wide - 8) / LETTER), name = node.name.replace(/^aten::/, "");
-  if (room >= 3) {
-    const text = mark && room > name.length + mark.length ? `${name} ${mark}` : name;
-    group.append(drawn("text", { x: x + 5, y: row * ROW + 14.5 }, text.length > room ? `${text.slice(0, room - 1)}…` : text));
-  }
+  group.append(drawn("text", { x: x + MARGIN, y: row * ROW + 14.5 }, fitted(node.name.replace(/^aten::/, ""), mark, wide - 2 * MARGIN)));
   bar.group = group;
   return group;
+}
+
+/** A name and its mark, or as much of the name as there is room for. */
+function fitted(name, mark, room) {
+  const fits = (text) => pen.measureText(text).width <= room;
+  if (mark && fits(`${name} ${mark}`)) return `${name} ${mark}`;
+  if (fits(name)) return name;
+  let length = name.length - 1;
+  while (length && !fits(`${name.slice(0, length)}…`)) length -= 1;
+  return length > 1 ? `${name.slice(0, length)}…` : "";
 }
 
 function listen(svg, bars, act) {

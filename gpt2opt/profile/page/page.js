@@ -48,14 +48,14 @@ const changeOf = (node, twin) => change(node.total[state.clock], twin?.total[sta
 function plainLook(profile) {
   return (node) => {
     const share = node.total[state.clock] ? node.own[state.clock] / node.total[state.clock] : 0;
-    return { fill: node.kind === "frame" ? mixed("var(--soft)", 0.1 + 0.25 * share) : mixed(profile.color, 0.2 + 0.4 * share) };
+    return { fill: node.kind === "frame" ? mixed("var(--soft)", 0.2 + 0.25 * share) : mixed(profile.color, 0.2 + 0.4 * share) };
   };
 }
 
 function comparedLook(other) {
   return (node) => {
     const twin = other.calls.get(node.path), { mark, words, color, strength } = changeOf(node, twin);
-    return twin ? { fill: mixed(colors[color], 0.2 + 0.5 * strength), mark: `${mark}${words}` } : { fill: "var(--card)", mark: "new", alone: true };
+    return twin ? { fill: mixed(colors[color], 0.2 + 0.5 * strength), mark: mark && `${mark}${words}` } : { fill: "var(--card)", mark: "new", alone: true };
   };
 }
 
@@ -140,11 +140,10 @@ function comparedOperators(first, second) {
   const column = (number, profile, row) => ({
     title: `own in ${profile.name}, ms`, value: ({ own }) => own[number], show: (each) => (each[row] ? milliseconds(each.own[number]) : "–"),
   });
-  const marked = ({ own: [a, b] }, cell) => {
+  const marked = ({ own: [a, b] }) => {
     const { mark, words, color, strength } = change(b, a);
-    cell.classList.add("mark");
-    cell.style.background = mixed(colors[color], color === "same" ? 0 : 0.2 + 0.4 * strength);
-    return `${mark} ${b ? words : "gone"}`;
+    const background = mixed(colors[color], color === "same" ? 0 : 0.2 + 0.4 * strength);
+    return element("span", { class: "mark", style: `background: ${background}` }, `${mark} ${b ? words : "gone"}`);
   };
   return [
     [

@@ -17,7 +17,7 @@ export function drawn(name, attributes = {}, text = "") {
 }
 
 const digits = (value, count = 3) => value.toLocaleString("en", { maximumSignificantDigits: count });
-export const time = (us) => (Math.abs(us) >= 1000 ? `${digits(us / 1000)} ms` : `${digits(us)} µs`);
+export const time = (us) => (us >= 1e6 ? `${digits(us / 1e6)} s` : us >= 1000 ? `${digits(us / 1000)} ms` : `${digits(us)} µs`);
 export const milliseconds = (us) => (us / 1000).toLocaleString("en", { minimumFractionDigits: 3, maximumFractionDigits: 3 });
 export const percent = (share) => `${(100 * share).toFixed(1)}%`;
 export const bytes = (count) =>
@@ -31,7 +31,7 @@ export function change(us, base) {
   if (!base) return { mark: "▲", words: "new", color: "worse", strength: 1 };
   const ratio = us / base;
   const strength = Math.min(1, Math.abs(Math.log2(Math.max(ratio, 1e-3))));
-  const words = ratio >= 2 ? `× ${digits(ratio, 2)}` : `${signed(digits(100 * (ratio - 1), 2))}%`;
+  const words = ratio >= 2 ? `× ${digits(ratio, 2)}` : `${signed((100 * (ratio - 1)).toFixed(Math.abs(ratio - 1) < 0.1 ? 1 : 0))}%`;
   if (Math.abs(ratio - 1) <= 0.05) return { mark: "", words, color: "same", strength: 0.3 };
   return ratio < 1 ? { mark: "▼", words, color: "better", strength } : { mark: "▲", words, color: "worse", strength };
 }
