@@ -36,7 +36,7 @@ class ProfilePlugin(base_plugin.TBPlugin):
         self._known: dict[tuple[Path, float], dict[str, Any]] = {}
 
     def get_plugin_apps(self) -> dict[str, Any]:
-        return {"/index.js": self._serve_frame, "/page.html": self._serve_page}
+        return {"/index.js": wrappers.Request.application(self._frame), "/page.html": wrappers.Request.application(self._page)}
 
     def is_active(self) -> bool:
         return any(self.log_dir.rglob(PATTERN))
@@ -59,10 +59,8 @@ class ProfilePlugin(base_plugin.TBPlugin):
         except (ValueError, OSError) as error:
             return {"name": name, "error": str(error)}
 
-    @wrappers.Request.application
-    def _serve_frame(self, request):
+    def _frame(self, request: wrappers.Request) -> wrappers.Response:
         return http_util.Respond(request, FRAME, "application/javascript")
 
-    @wrappers.Request.application
-    def _serve_page(self, request):
+    def _page(self, request: wrappers.Request) -> wrappers.Response:
         return http_util.Respond(request, page(self.profiles()), "text/html", csp_scripts_sha256s=[script_hash()])

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from gpt2opt.measure.trace_file import ON_GPU, Event
 
@@ -96,9 +97,10 @@ def call_tree(events: list[Event]) -> Node:
     Args:
         events: see `recorded`.
     """
-    root, starters, threads = Node("whole recording", FRAME), {}, {}
-    for event in sorted(filter(shown_as, events), key=lambda event: (event["ts"], -event["dur"])):
-        kind, name = shown_as(event)
+    root, starters = Node("whole recording", FRAME), {}
+    threads: dict[tuple[Any, Any], list[tuple[float, Node]]] = {}
+    calls = [(event, shown) for event in events if (shown := shown_as(event))]
+    for event, (kind, name) in sorted(calls, key=lambda call: (call[0]["ts"], -call[0]["dur"])):
         around = threads.setdefault((event["pid"], event["tid"]), [])
         while around and around[-1][0] <= event["ts"] + ROUNDED_US:
             around.pop()
@@ -114,7 +116,7 @@ def call_tree(events: list[Event]) -> Node:
         if event.get("cat") in ON_GPU:
             _add_gpu_work(starters.get(event.get("args", {}).get("External id")) or root.child(KERNEL, NOBODY), event)
     steps = [event["dur"] for event in events if _is_step(event)]
-    root.calls, root.cpu_us = max(1, len(steps)), sum(steps) or sum(child.cpu_us for child in root.children.values())
+    root.calls, root.cpu_us = max(1, len(steps)), max(sum(steps), sum(child.cpu_us for child in root.children.values()))
     return root
 
 

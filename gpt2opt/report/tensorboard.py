@@ -14,12 +14,12 @@ TITLES = {
     "ttft_ms": "TTFT, ms",
     "tpot_ms": "TPOT, ms",
     "perplexity": "perplexity",
-    "bits_per_byte": "bits per byte",
     "file_mb": "weights, MB",
     "peak_rss_mb": "peak RSS, MB",
     "peak_vram_mb": "peak VRAM, MB",
+    "bits_per_byte": "bits per byte",
 }
-"""The figures by the names that HParams gives them."""
+"""The figures by the names that HParams gives them, which shows the first five unless told."""
 FACTS = ("stage", "control", "runtime", "dtype", "device")
 """What HParams tells a model by."""
 
@@ -56,12 +56,13 @@ def _models(stage) -> list[tuple[Measurement, bool]]:
 
 
 def _write_model(writer, step: int, stage: str, measurement: Measurement, control: bool) -> None:
-    from torch.utils.tensorboard.summary import hparams
+    from tensorboard.plugins.hparams import summary_v2 as hparams
+    from torch.utils.tensorboard.summary import hparams as torch_hparams
 
     told = dict(zip(FACTS, (stage, "yes" if control else "no", measurement.runtime, measurement.dtype, measurement.device), strict=True))
-    _, start, end = hparams(told, {})
-    for summary in (start, end):
-        writer.file_writer.add_summary(summary)
+    writer.file_writer.add_summary(hparams.hparams_pb(told, trial_id=measurement.name, start_time_secs=0))
+    *_, end = torch_hparams({}, {})
+    writer.file_writer.add_summary(end)
     for figure, value in _scalars(measurement).items():
         writer.add_scalar(f"{figure}/{measurement.device}", value, step)
     for curve in ("loss", "validation_loss"):
@@ -71,15 +72,15 @@ def _write_model(writer, step: int, stage: str, measurement: Measurement, contro
 
 def _experiment(measurements: Sequence[Measurement]) -> Any:
     """Return the columns of HParams' table. A figure of two devices has a column for each."""
-    from tensorboard.plugins.hparams import summary_v2 as api  # what hparams.api offers too, but that one imports tensorflow
+    from tensorboard.plugins.hparams import summary_v2 as hparams  # what hparams.api offers too, but that one imports tensorflow
 
     several = len({measurement.device for measurement in measurements}) > 1
     found = dict.fromkeys((figure, measurement.device) for measurement in measurements for figure in _scalars(measurement))
     metrics = [
-        api.Metric(f"{figure}/{device}", display_name=f"{TITLES[figure]}, {device}" if several else TITLES[figure])
+        hparams.Metric(f"{figure}/{device}", display_name=f"{TITLES[figure]}, {device}" if several else TITLES[figure])
         for figure, device in sorted(found, key=lambda column: list(TITLES).index(column[0]))
     ]
-    return api.hparams_config_pb([api.HParam(fact) for fact in FACTS], metrics)
+    return hparams.hparams_config_pb([hparams.HParam(fact) for fact in FACTS], metrics)
 
 
 def _empty_runs(log_dir: Path) -> None:

@@ -6,7 +6,7 @@ began is not told. So the nodes of a call stand one after another from its begin
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,9 @@ class _Spans:
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         return self.log.call("decode", self.decoder.decode, ids)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.decoder.keep(rows)
 
 
 class _Counted:

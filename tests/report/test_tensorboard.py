@@ -71,16 +71,16 @@ def test_hparams_list_every_model_with_what_it_is_and_what_was_measured(record, 
     record.stages[1] = dataclasses.replace(record.stages[1], controls=(measurement("Halved, by a/b", "float16", "torch", timed=False),))
     write_tensorboard(record, tmp_path)
     assert [column.display_name for column in experiment(tmp_path).metric_infos] == [
-        "TTFT, ms", "TPOT, ms", "perplexity", "bits per byte", "weights, MB", "peak RSS, MB",
+        "TTFT, ms", "TPOT, ms", "perplexity", "weights, MB", "peak RSS, MB", "bits per byte",
     ]  # fmt: skip
     told = {}
     for folder in (path for path in tmp_path.iterdir() if path.is_dir()):
         content = read_back(folder).PluginTagToContent("hparams")["_hparams_/session_start_info"]
-        told[folder.name] = {
-            name: value.string_value for name, value in hparams.parse_session_start_info_plugin_data(content).hparams.items()
-        }
-    assert set(told) == {"Baseline", "Pruned", "Halved, by a-b"}
-    assert told["Halved, by a-b"] == {
+        start = hparams.parse_session_start_info_plugin_data(content)
+        told[start.group_name] = {name: value.string_value for name, value in start.hparams.items()}
+    assert set(told) == {"Baseline", "Pruned", "Halved, by a/b"}
+    assert (tmp_path / "Halved, by a-b").is_dir()
+    assert told["Halved, by a/b"] == {
         "stage": "2-prune", "control": "yes", "runtime": "torch", "dtype": "float16", "device": "Some CPU",
     }  # fmt: skip
     assert told["Baseline"]["control"] == "no"
