@@ -49,7 +49,7 @@ def script_hash() -> str:
     return base64.b64encode(hashlib.sha256(script().encode()).digest()).decode()
 
 
-def write_pages(traces: Path) -> list[Path]:
+def write_pages(traces: Path | str) -> list[Path]:
     """Write `profile.html` beside each trace in a folder of `traces`, and `traces/profiles.html`, which compares them.
 
     Returns:
@@ -59,6 +59,7 @@ def write_pages(traces: Path) -> list[Path]:
         ValueError: a trace can't be read, or there is a page that we did not write.
         RuntimeError: a page would be larger than 1 MB.
     """
+    traces = Path(traces)
     found = sorted(traces.glob(f"*/{TRACE_NAME}"))
     profiles = [summarize(path, path.parent.name) for path in found]
     pages = {path.with_name(ONE_NAME): page([profile]) for path, profile in zip(found, profiles, strict=True)}

@@ -33,7 +33,7 @@ def count_nodes(directory: Path | str, prompt: list[int], new_tokens: int) -> di
     Raises:
         ValueError: as `load_ir`, or prompt and new tokens don't fit into the context.
     """
-    log = _Log()
+    log = Log()
     model = load_ir(directory, count_time=True)
     for name, graph in (
         ("prefill graph", model.prefill_graph),
@@ -55,7 +55,7 @@ def count_nodes(directory: Path | str, prompt: list[int], new_tokens: int) -> di
     return {"gpt2opt": {"runtime": f"OpenVINO {openvino.__version__.split('-')[0]}"}, "traceEvents": fastest}
 
 
-class _Log:
+class Log:
     """Events in the order of their ends, by a clock that stands still while the counters are read; times in µs."""
 
     def __init__(self):
@@ -101,7 +101,7 @@ def shown_as(node: openvino.ProfilingInfo) -> tuple[str, str]:
 class _Spans:
     """A decoder whose calls are logged."""
 
-    def __init__(self, decoder: Decoder, log: _Log):
+    def __init__(self, decoder: Decoder, log: Log):
         self.decoder, self.log = decoder, log
 
     def prefill(self) -> np.ndarray:
@@ -117,7 +117,7 @@ class _Spans:
 class _Counted:
     """An infer request that logs its calls, and what was counted in each. name: in the trace. role: which of the graphs it is."""
 
-    def __init__(self, name: str, role: str, request: openvino.InferRequest, log: _Log):
+    def __init__(self, name: str, role: str, request: openvino.InferRequest, log: Log):
         self.name, self.role, self.request, self.log = name, role, request, log
 
     def infer(self, **options: Any) -> None:

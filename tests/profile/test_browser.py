@@ -77,7 +77,8 @@ def test_the_page_of_one_stage_shows_calls_operators_and_memory(page, written):
 def test_hover_tells_own_and_total_time_and_calls(page):
     told = hover(page, bar(page, "aten::addmm"))
     assert re.search(r"aten::addmm\ntotal\n46 µs, 46\.0%\nown\n42 µs, 42\.0%\ncalls\n2", told)
-    assert "5" in hover(page, page.find("#memory svg"))
+    told = hover(page, page.find("#memory svg"))
+    assert re.search(r"3\d(\.\d)? µs\n.*1-profile\n1\.5 kB", told, re.DOTALL)  # in the middle, between 10 and 50 µs
 
 
 def test_a_click_zooms_in_and_out(page):

@@ -1,11 +1,12 @@
 """What OpenVINO counts, as a trace."""
 
+import datetime
 from types import SimpleNamespace
 
 import pytest
 
 from gpt2opt.profile.tree import FRAME, call_tree, operator_table, recorded
-from gpt2opt.runtime.counters import count_nodes, shown_as
+from gpt2opt.runtime.counters import Log, count_nodes, shown_as
 
 
 @pytest.fixture(scope="module", params=["float", "int8"])
@@ -36,6 +37,16 @@ def test_the_trace_has_each_call_once_and_the_nodes_within(content):
 )
 def test_a_matmul_is_named_by_its_layer_whatever_the_plugin_makes_of_it(kind, name, kernel, expected):
     assert shown_as(SimpleNamespace(node_type=kind, node_name=name, exec_type=kernel)) == expected
+
+
+def test_nodes_stand_one_after_another_and_within_their_call():
+    log = Log()
+    log.add("user_annotation", "graph", 100, 10)
+    node = SimpleNamespace(node_type="Add", node_name="a", exec_type="f32", real_time=datetime.timedelta(microseconds=8))
+    unused = SimpleNamespace(node_type="Result", node_name="b", exec_type="f32", real_time=datetime.timedelta(0))
+    log.add_nodes([node, unused, node])
+    assert [(event["name"], event["ts"], event["dur"]) for event in log.events[1:]] == [("Add", 100, 5), ("Add", 105, 5)]
+    assert log.paused_us > 0
 
 
 def test_no_node_lies_outside_of_its_call(content):

@@ -76,6 +76,16 @@ def test_a_log_of_training_carries_no_host_name_and_that_of_an_earlier_run_is_go
     assert [path.name for path in logs.iterdir()] == ["events.out.tfevents.0.gpt2opt"]
 
 
+def test_a_page_of_somebody_else_among_the_traces_is_refused_before_any_work(model_dir, text_file, tmp_path):
+    for name in ("profiles.html", "2-prune/profile.html"):
+        mine = tmp_path / name.replace("/", "-") / "traces" / name
+        mine.parent.mkdir(parents=True)
+        mine.write_text("mine")
+        with pytest.raises(ValueError, match=r"\.html is there and was not written by gpt2opt"):
+            start_run(str(model_dir), str(text_file), tmp_path / "out", tmp_path / name.replace("/", "-") / "traces")
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_runs_in_one_folder_are_refused_and_the_one_at_work_is_named(model_dir, text_file, tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
