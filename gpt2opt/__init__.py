@@ -21,6 +21,7 @@ _NAMES = {
     "measure.memory": "in_fresh_process peak_ram peak_vram",
     "measure.quality": "measure_agreement perplexity prepare_text",
     "measure.trace": "read_trace record_trace trace_handler",
+    "profile.page": "write_pages",
     "quantize.calibration": "carry_over int8_config",
     "quantize.export": "export_ir",
     "quantize.fake_quant": "fake_quantize linearize",

@@ -44,6 +44,13 @@ ROLES = {
 """The models of the four stages by the names that tables and charts give them."""
 
 
+def folder_name(name: str, role: Role) -> str:
+    """Return what the folder of a model is called: `2-prune` for "Pruned", `2-control-first-heads` for "Pruned, first heads"."""
+    if not role.control:
+        return role.stage
+    return f"{role.stage[0]}-control-{name.split(', ')[-1].lower().replace(' ', '-')}"
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One model and what was measured of it, on one device.

@@ -39,8 +39,10 @@ def test_run_stops_where_asked_and_writes_a_record(model_dir, text_file, tmp_pat
     assert stages[0]["tpot_s"] > 0
     record = read_record(out / "run.json")
     assert record.stages[0].measurement.quality.perplexity == stages[0]["quality"]["perplexity"]
-    assert list((out / "traces" / "1-profile").glob("*.pt.trace.json.gz"))
-    assert [path.name for path in (out / "traces" / "report").iterdir()] == ["events.out.tfevents.0.gpt2opt"]
+    assert sorted(path.name for path in (out / "traces" / "1-profile").iterdir()) == ["gpt2opt.pt.trace.json.gz", "profile.html"]
+    assert (out / "traces" / "profiles.html").exists()
+    logs = sorted(path.relative_to(out / "traces" / "report").as_posix() for path in (out / "traces" / "report").rglob("*.gpt2opt"))
+    assert logs == ["Baseline/events.out.tfevents.0.gpt2opt", "events.out.tfevents.0.gpt2opt"]
 
 
 def test_audit_says_yes_with_exit_code_0(int8_dir, capsys):

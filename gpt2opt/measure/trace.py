@@ -1,6 +1,8 @@
-"""torch.profiler traces that open in TensorBoard, in Perfetto and in Chrome; they are small, and checked to hold operators."""
+"""torch.profiler traces that open in TensorBoard, in Perfetto and in Chrome; they are small, and checked to hold operators.
 
-import gzip
+`gpt2opt.profile` makes a page of them that needs no network.
+"""
+
 import json
 import tempfile
 from collections import Counter
@@ -9,15 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2opt.storage import write_whole
-
-TRACE_NAME = "gpt2opt.pt.trace.json.gz"
-"""TensorBoard's profiler plugin takes what stands before `.pt.trace.json` as the worker's name; a time stamp there is optional."""
-ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
-"""Categories of the events that took place on a GPU."""
-
-Event = dict[str, Any]
-"""An event of a trace in Chrome's format; `ts` and `dur` are in µs."""
+from gpt2opt.measure.trace_file import ON_GPU, TRACE_NAME, Event, read_trace_file, remove_trace, write_trace
 
 
 @dataclass(frozen=True)
@@ -34,10 +28,10 @@ def trace_handler(log_dir: Path | str) -> Callable[[Any], None]:
     """Return an `on_trace_ready` for `torch.profiler.profile` that writes `log_dir/gpt2opt.pt.trace.json.gz`.
 
     An earlier trace of ours in `log_dir` is removed at once, so that nobody takes it for the new one if the profiler records nothing.
-    Give each profile a directory of its own: TensorBoard's plugin shows one run per directory.
+    The trace names neither the machine nor a path outside of a package. Give each profile a directory of its own.
 
     Raises:
-        ValueError: `log_dir` can't be written.
+        ValueError: `log_dir` can't be written. When the trace is written, RuntimeError if it is larger than 10 MB.
 
     Example:
         >>> import tempfile
@@ -54,15 +48,15 @@ def trace_handler(log_dir: Path | str) -> Callable[[Any], None]:
     log_dir = Path(log_dir)
     try:
         log_dir.mkdir(parents=True, exist_ok=True)
-        for old in log_dir.glob("gpt2opt.*pt.trace.json*"):  # earlier editions put a time stamp into the name
-            old.unlink()
+        remove_trace(log_dir)
     except OSError as error:
         raise ValueError(f"can't write {log_dir}: {error.strerror}; name a writable directory for traces") from error
 
     def write(profiler) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            profiler.export_chrome_trace(str(Path(scratch, TRACE_NAME)))
-            write_whole(log_dir / TRACE_NAME, Path(scratch, TRACE_NAME).read_bytes())
+            raw = Path(scratch, "trace.json")
+            profiler.export_chrome_trace(str(raw))
+            write_trace(json.loads(raw.read_bytes()), log_dir)
 
     return write
 
@@ -114,10 +108,10 @@ def check_trace(path: Path, *, kernels: bool = False) -> list[Event]:
     """Return the events of a trace.
 
     Raises:
+        ValueError: the file is no trace.
         RuntimeError: no CPU operator is among them, or `kernels` is asked for and there is none.
     """
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        events = json.load(file)["traceEvents"]
+    events = read_trace_file(path)["traceEvents"]
     categories = {event.get("cat") for event in events}
     for category in ("cpu_op", *(["kernel"] if kernels else [])):
         if category not in categories:

@@ -1,37 +1,95 @@
-"""A record in TensorBoard: the same figures, charts and tables as in the report."""
+"""A record in TensorBoard: the same figures, charts and tables as in the report, and a run for each model that was measured."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gpt2opt.record import Measurement, Record
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.tables import record_tables, stand_in_notice
 
 OURS = "events.out.tfevents.*.gpt2opt"
+TITLES = {
+    "ttft_ms": "TTFT, ms",
+    "tpot_ms": "TPOT, ms",
+    "perplexity": "perplexity",
+    "file_mb": "weights, MB",
+    "peak_rss_mb": "peak RSS, MB",
+    "peak_vram_mb": "peak VRAM, MB",
+    "bits_per_byte": "bits per byte",
+}
+"""The figures by the names that HParams gives them, which shows the first five unless told."""
+FACTS = ("stage", "control", "runtime", "dtype", "device")
+"""What HParams tells a model by."""
 
 
 def write_tensorboard(record: Record, log_dir: Path) -> None:
     """Write a record as TensorBoard events, in place of those that are there.
 
-    Scalars are named `figure/device`, controls `figure/device, name`, so that a GPU and a CPU never share a line; the step is the number
-    of the stage. Charts are under Images, tables under Text.
+    Each model is a run of its name in a folder of its own: its figures as scalars named `figure/device`, so that a GPU and a CPU never
+    share an axis, with its place in the record as the step; and its loss over the steps of its training. HParams lists the models in one
+    table. Charts are under Images, tables and samples under Text.
     """
     from torch.utils.tensorboard import SummaryWriter
 
     log_dir = Path(log_dir)
-    empty_log(log_dir)
+    _empty_runs(log_dir)
+    measured = [(stage.name, measurement, control) for stage in record.stages for measurement, control in _models(stage)]
     with SummaryWriter(str(log_dir)) as writer:
-        for step, stage in enumerate(record.stages, 1):
-            for measurement in (stage.measurement, *stage.controls):
-                line = measurement.device if measurement is stage.measurement else f"{measurement.device}, {measurement.name}"
-                for figure, value in _scalars(measurement).items():
-                    writer.add_scalar(f"{figure}/{line}", value, step)
+        writer.file_writer.add_summary(_experiment([measurement for _, measurement, _ in measured]))
         for name, figure in draw_charts(record):
             writer.add_figure(name, figure, len(record.stages), close=False)
         writer.add_text("What stands in", stand_in_notice(record), len(record.stages))
         for title, table in record_tables(record).items():
             writer.add_text(title, table.markdown(), len(record.stages))
     drop_host_names(log_dir)
+    for step, (stage, measurement, control) in enumerate(measured, 1):
+        folder = log_dir / measurement.name.replace("/", "-")
+        with SummaryWriter(str(folder)) as writer:
+            _write_model(writer, step, stage, measurement, control)
+        drop_host_names(folder)
+
+
+def _models(stage) -> list[tuple[Measurement, bool]]:
+    return [(stage.measurement, False), *((control, True) for control in stage.controls)]
+
+
+def _write_model(writer, step: int, stage: str, measurement: Measurement, control: bool) -> None:
+    from tensorboard.plugins.hparams import summary_v2 as hparams
+    from torch.utils.tensorboard.summary import hparams as torch_hparams
+
+    told = dict(zip(FACTS, (stage, "yes" if control else "no", measurement.runtime, measurement.dtype, measurement.device), strict=True))
+    writer.file_writer.add_summary(hparams.hparams_pb(told, trial_id=measurement.name, start_time_secs=0))
+    *_, end = torch_hparams({}, {})
+    writer.file_writer.add_summary(end)
+    for figure, value in _scalars(measurement).items():
+        writer.add_scalar(f"{figure}/{measurement.device}", value, step)
+    for curve in ("loss", "validation_loss"):
+        for point in measurement.facts.get(curve, ()):
+            writer.add_scalar(f"{curve}_nats", point["loss_nats"], point["step"])
+
+
+def _experiment(measurements: Sequence[Measurement]) -> Any:
+    """Return the columns of HParams' table. A figure of two devices has a column for each."""
+    from tensorboard.plugins.hparams import summary_v2 as hparams  # what hparams.api offers too, but that one imports tensorflow
+
+    several = len({measurement.device for measurement in measurements}) > 1
+    found = dict.fromkeys((figure, measurement.device) for measurement in measurements for figure in _scalars(measurement))
+    metrics = [
+        hparams.Metric(f"{figure}/{device}", display_name=f"{TITLES[figure]}, {device}" if several else TITLES[figure])
+        for figure, device in sorted(found, key=lambda column: list(TITLES).index(column[0]))
+    ]
+    return hparams.hparams_config_pb([hparams.HParam(fact) for fact in FACTS], metrics)
+
+
+def _empty_runs(log_dir: Path) -> None:
+    """Remove the events of an earlier record, and the folders of its models that are empty then."""
+    empty_log(log_dir)
+    for folder in [path for path in log_dir.glob("*") if path.is_dir()]:
+        empty_log(folder)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def empty_log(log_dir: Path) -> None:

@@ -53,7 +53,13 @@ class CompiledIr:
     single_step: openvino.CompiledModel | None
 
 
-def compile_ir(directory: Path | str, num_threads: int | None = None, precision: str = "f32", leave_out: Sequence[str] = ()) -> CompiledIr:
+def compile_ir(
+    directory: Path | str,
+    num_threads: int | None = None,
+    precision: str = "f32",
+    leave_out: Sequence[str] = (),
+    count_time: bool = False,
+) -> CompiledIr:
     """Compile the graphs of an IR; see `load_ir` for the arguments.
 
     If no activation is quantized, one graph reads prompts and decodes. On a CPU with INT8 dot products a second graph decodes, with INT8
@@ -66,6 +72,8 @@ def compile_ir(directory: Path | str, num_threads: int | None = None, precision:
     manifest = read_manifest(directory)
     xml = Path(directory) / "openvino_model.xml"
     properties = cpu_properties(num_threads, precision if manifest.weights == "f32" else manifest.kv_cache, precision)
+    if count_time:
+        properties["PERF_COUNT"] = "YES"
     core = openvino.Core()
 
     def compiled(graph: openvino.Model, **changed: str) -> openvino.CompiledModel:

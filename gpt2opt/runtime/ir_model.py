@@ -24,7 +24,13 @@ MANY_SEQUENCES = 16
 """From this number of rows on, a matmul is bound by arithmetic, and the prefill graph decodes faster than the decode graph."""
 
 
-def load_ir(directory: Path | str, num_threads: int | None = None, precision: str = "f32", leave_out: Sequence[str] = ()) -> "IrModel":
+def load_ir(
+    directory: Path | str,
+    num_threads: int | None = None,
+    precision: str = "f32",
+    leave_out: Sequence[str] = (),
+    count_time: bool = False,
+) -> "IrModel":
     """Compile the IR in `directory` for the CPU.
 
     Args:
@@ -33,11 +39,12 @@ def load_ir(directory: Path | str, num_threads: int | None = None, precision: st
         precision: of float arithmetic, `f32` or, on CPUs that have it (see `has_bf16`), `bf16`.
         leave_out: names of graph passes to do without, to measure what they gain; see `passes.PASSES`. The logits stay right. A
             pass that does not apply to this IR on this CPU makes no difference.
+        count_time: let the graphs count the time of each node, at a small cost; see `counters.count_nodes`.
 
     Raises:
         ValueError: there is no IR, it is not the one that was exported, or a pass in `leave_out` is not known or can't be left out.
     """
-    model = IrModel(compile_ir(directory, num_threads, precision, leave_out), read_config(directory, "n_positions"))
+    model = IrModel(compile_ir(directory, num_threads, precision, leave_out, count_time), read_config(directory, "n_positions"))
     # The CPU plugin packs the weights when they are first used: here, one graph after the other, and not during the first prompt.
     token, cache = np.zeros(1, np.int64), model._take_cache(1)
     for first_use in (

@@ -1,4 +1,4 @@
-"""What `run.measure` measures of one model, by the metrics of `measure`: its answers, its speed, its memory.
+"""What `run.measure` measures of one model, by the metrics of `measure`: its answers, its speed, its memory, and what it spends time on.
 
 A model is read from the folder that it was saved to, so that what is measured is what was written.
 """
@@ -18,7 +18,10 @@ from gpt2opt.measure.latency import compare_latency, cuda_time, wall_time
 from gpt2opt.measure.memory import ChildRun, device_vram, in_fresh_process
 from gpt2opt.measure.quality import measure_agreement, perplexity
 from gpt2opt.measure.results import Latency, Memory
+from gpt2opt.measure.trace import record_trace
+from gpt2opt.measure.trace_file import remove_trace, write_trace
 from gpt2opt.record import Measurement, Settings
+from gpt2opt.runtime.counters import count_nodes
 from gpt2opt.runtime.generate import generate_from_ir
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
@@ -27,6 +30,8 @@ from gpt2opt.stages.torch_model import TorchDecoder, device, device_name, genera
 from gpt2opt.stages.workload import Workload
 from gpt2opt.storage import weight_files
 
+TRACED_TOKENS = 4
+"""What is traced: a prompt is read and so many tokens are generated, the first of them by reading the prompt."""
 BUSY = 0.1
 """Share of the cores taken by others from which on a user is told that the machine is busy."""
 
@@ -122,6 +127,20 @@ def measure_memory(folder: Path, workload: Workload, new_tokens: int) -> Memory:
         peak_vram_reserved_bytes=vram.reserved_bytes,
         driver_vram_bytes=vram.device_bytes - before,
     )
+
+
+def trace_model(folder: Path, prompt: list[int], log_dir: Path) -> None:
+    """Trace a short generation of the model in `folder` into `log_dir`: by torch.profiler, or by OpenVINO's own counters.
+
+    Raises:
+        ValueError, RuntimeError: as `record_trace`.
+    """
+    if is_ir(folder):
+        remove_trace(log_dir)
+        write_trace(count_nodes(folder, prompt, TRACED_TOKENS), log_dir)
+    else:
+        model = load_model(folder, "float16")[1].to(device())
+        record_trace(lambda: generate_tokens(model, [prompt], TRACED_TOKENS), log_dir)
 
 
 def _memory(folder: Path, child: ChildRun) -> Memory:

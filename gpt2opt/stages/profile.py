@@ -8,13 +8,11 @@ from transformers import GPT2LMHeadModel
 from gpt2opt.measure.trace import Trace, record_trace
 from gpt2opt.record import PROFILE, Measurement
 from gpt2opt.sources.models import find_model, load_model
+from gpt2opt.stages.measurements import TRACED_TOKENS
 from gpt2opt.stages.run import Run
 from gpt2opt.stages.self_check import check_against_known
 from gpt2opt.stages.torch_model import device, generate_tokens, logits_of
 from gpt2opt.storage import hash_weights
-
-TRACED_TOKENS = 4
-"""What is traced: a prompt is read and so many tokens are generated, the first of them by reading the prompt."""
 
 
 def load_fp16_model(model_id: str | Path = "auto"):

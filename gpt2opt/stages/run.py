@@ -6,6 +6,7 @@ import json
 import logging
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from gpt2opt import environment
 from gpt2opt.measure.quality import window_length
 from gpt2opt.measure.results import Comparison, Latency
-from gpt2opt.record import FINETUNE, ROLES, STAGES, Measurement, Record, Role, Settings, StageResult
+from gpt2opt.measure.trace_file import remove_trace
+from gpt2opt.profile.page import ALL_NAME, ONE_NAME, remove_page, write_pages
+from gpt2opt.record import FINETUNE, PROFILE, ROLES, STAGES, Measurement, Record, Role, Settings, StageResult, folder_name
 from gpt2opt.report.tensorboard import drop_host_names, empty_log, write_tensorboard
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.sources.models import FoundModel, find_model, heads_per_layer, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
-from gpt2opt.stages.measurements import is_ir, measure_answers, measure_memory, time_in_turns
+from gpt2opt.stages.measurements import is_ir, measure_answers, measure_memory, time_in_turns, trace_model
 from gpt2opt.stages.workload import Workload, make_workload
 from gpt2opt.storage import check_file, check_folder, claim_folder, hash_weights, remove_folder, save_model, take_lock
 
@@ -61,11 +64,12 @@ class Run:
         return Path(self._scratch.name)
 
     def folder(self, name: str) -> Path:
-        """Return the folder of a model's weights: `2-prune` for "Pruned", `2-control-first-heads` for "Pruned, first heads"."""
-        role = self.role(name)
-        if not role.control:
-            return self.out / role.stage
-        return self.out / f"{role.stage[0]}-control-{name.split(', ')[-1].lower().replace(' ', '-')}"
+        """Return the folder of a model's weights; see `folder_name`."""
+        return self.out / folder_name(name, self.role(name))
+
+    def trace_folder(self, name: str) -> Path:
+        """Return the folder of the trace of a model and of its page; see `folder_name`."""
+        return self.traces / folder_name(name, self.role(name))
 
     def role(self, name: str) -> Role:
         """Return what a model is in the run. One of a name that the four stages don't know is a control of the last stage so far.
@@ -94,8 +98,9 @@ class Run:
         """Save a model, measure it as every other one, and put the result into the record.
 
         Every model is scored (perplexity, distance from its reference model) and continues the sample prompts. Models whose role says so
-        are also timed, in turns with their reference model, and the memory of a fresh process is read. If a stage is measured again, the
-        stages after it are dropped from the record.
+        are also timed, in turns with their reference model, the memory of a fresh process is read, and a short generation is traced. Stage
+        1 traces its model by itself, and before. If a stage is measured again, the stages after it are dropped from the record, and their
+        traces removed.
 
         Args:
             name: of the model, as in `record.ROLES`; under any other name it is a control of the last stage so far.
@@ -118,6 +123,7 @@ class Run:
             latency, comparisons = self._time(name, folder, reference)
             memory = measure_memory(folder, self.workload, self.settings.new_tokens)
             measured = dataclasses.replace(measured, latency=latency, memory=memory)
+            self._trace(name, folder)
         made_from = getattr(model, "made_from", None) if isinstance(model, GPT2LMHeadModel) else read_manifest(folder).made_from
         self._record(role, measured, comparisons, made_from)
         return measured
@@ -158,6 +164,21 @@ class Run:
         found = time_in_turns(folders, self.workload, self.settings)
         pairs = [Comparison(name, other, found[name], latency) for other, latency in found.items() if other != name]
         return found[name], tuple(pairs)
+
+    def _trace(self, name: str, folder: Path) -> None:
+        """Trace a model unless it is that of stage 1, and draw the pages of all traces anew."""
+        stage = self.role(name).stage
+        self._forget_traces(STAGES[STAGES.index(stage) + 1 :])
+        if stage != PROFILE:
+            trace_model(folder, self.workload.prompt, self.trace_folder(name))
+        write_pages(self.traces)
+
+    def _forget_traces(self, stages: Sequence[str]) -> None:
+        """Remove the traces of these stages and of their controls, and the pages of them."""
+        for stage in stages:
+            for folder in self.traces.glob(f"{stage[0]}-*/"):
+                remove_trace(folder)
+                remove_page(folder / ONE_NAME)
 
     def _record(self, role: Role, measured: Measurement, comparisons: tuple[Comparison, ...], made_from: str | None) -> None:
         now = time.perf_counter()
@@ -224,8 +245,8 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
         )
     environment.check_stack()
     check_folder(out)
-    for folder in (out, traces):
-        check_file(Path(folder) / RECORD)
+    for result in (Path(out, RECORD), Path(traces, RECORD), Path(traces, ALL_NAME), *Path(traces).glob(f"*/{ONE_NAME}")):
+        check_file(result)
     chosen = Settings(**settings)
     check_fraction(chosen.prune_fraction)
     check_epochs(chosen.epochs)
@@ -249,6 +270,8 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
     for earlier in out.glob("[1-4]-*"):
         remove_folder(earlier)
     empty_log(traces / FINETUNE)
+    run._forget_traces(STAGES)
+    remove_page(traces / ALL_NAME)
     run.write()
     run.write_tensorboard()
     return run

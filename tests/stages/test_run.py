@@ -11,6 +11,7 @@ import pytest
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.measure.quality import window_length
+from gpt2opt.profile.page import page
 from gpt2opt.record import Settings, read_record
 from gpt2opt.sources.models import load_model
 from gpt2opt.stages.profile import run_profile
@@ -43,8 +44,14 @@ def test_a_run_removes_the_stages_of_the_one_before_it_and_nothing_else(model_di
     mine.parent.mkdir()
     mine.write_text("years of work")
     (out / "notes.txt").write_text("mine")
+    (out / "traces" / "2-prune").mkdir()
+    for name in ("2-prune/profile.html", "profiles.html"):
+        (out / "traces" / name).write_text(page([]))
+    (out / "traces" / "2-prune" / "notes.txt").write_text("mine")
     start_run(str(model_dir), str(text_file), out, out / "traces")
     assert not (out / "2-prune").exists()
+    assert not list((out / "traces").rglob("*.html"))
+    assert (out / "traces" / "2-prune" / "notes.txt").read_text() == "mine"
     assert mine.read_text() == "years of work"
     assert (out / "notes.txt").read_text() == "mine"
 
@@ -67,6 +74,16 @@ def test_a_log_of_training_carries_no_host_name_and_that_of_an_earlier_run_is_go
     (logs / f"events.out.tfevents.1.somebodys-laptop.{os.getpid()}.0").write_text("loss")
     run.write()
     assert [path.name for path in logs.iterdir()] == ["events.out.tfevents.0.gpt2opt"]
+
+
+def test_a_page_of_somebody_else_among_the_traces_is_refused_before_any_work(model_dir, text_file, tmp_path):
+    for name in ("profiles.html", "2-prune/profile.html"):
+        mine = tmp_path / name.replace("/", "-") / "traces" / name
+        mine.parent.mkdir(parents=True)
+        mine.write_text("mine")
+        with pytest.raises(ValueError, match=r"\.html is there and was not written by gpt2opt"):
+            start_run(str(model_dir), str(text_file), tmp_path / "out", tmp_path / name.replace("/", "-") / "traces")
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_runs_in_one_folder_are_refused_and_the_one_at_work_is_named(model_dir, text_file, tmp_path):
@@ -185,6 +202,9 @@ def test_the_scratch_folder_is_gone_with_the_run(model_dir, text_file, tmp_path)
 
 def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again(run, baseline, memory_left_out):
     run.measure("Pruned", run.load("Baseline", "float16"))
+    traced = run.trace_folder("Pruned")
+    assert sorted(path.name for path in traced.iterdir()) == ["gpt2opt.pt.trace.json.gz", "profile.html"]
+    assert "2-prune" in (run.traces / "profiles.html").read_text()
     assert run.record.stage("2-prune").weights_in == run.record.stage("1-profile").weights_out
     run.measure("Pruned", baseline)  # it was not loaded from what stage 1 wrote, and nobody can tell from what
     assert run.record.stage("2-prune").weights_in is None
@@ -192,3 +212,4 @@ def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again
     assert run.record.stage("2-prune").comparisons[0].base == "Baseline"
     run.measure("Baseline", baseline)
     assert [stage.name for stage in run.record.stages] == ["1-profile"]
+    assert not list(traced.iterdir())

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,7 @@ def chromium(profile: Path, size: tuple[int, int] = (1360, 900)) -> webdriver.Ch
     options.binary_location = shutil.which("chromium") or ""
     for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"):
         options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     options.add_experimental_option("prefs", {"download.default_directory": str(profile / "downloads")})
     return webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
 
@@ -111,6 +112,12 @@ class Page:
     def complaints(self) -> list[str]:
         """Return what the browser's console said."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def hosts(self) -> set[str]:
+        """Return the hosts that were asked for anything since the last call; none for files and for what lies in the page itself."""
+        entries = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        asked = [entry["params"]["request"]["url"] for entry in entries if entry["method"] == "Network.requestWillBeSent"]
+        return {host for url in asked if (host := urllib.parse.urlsplit(url).hostname)}
 
     def fit_to_content(self, width: int, extra: int = 0) -> None:
         """Make the window as high as the page, for a picture of all of it."""

@@ -1,0 +1,100 @@
+"""The file of a trace in Chrome's format: small, written whole or not at all, and without a word about the machine that wrote it."""
+
+import gzip
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+from gpt2opt.storage import write_whole
+
+TRACE_NAME = "gpt2opt.pt.trace.json.gz"
+PATTERN = "*.pt.trace.json*"
+"""What torch.profiler calls its traces, compressed or not."""
+MAX_BYTES = 10_000_000
+KEPT = ("schemaVersion", "deviceProperties", "displayTimeUnit", "gpt2opt")
+"""What is kept beside the events. The rest tells the name of the host, a path and the time of day."""
+LEFT_OUT = ("Ev Idx", "Addr", "Record function id", "finished")
+"""Arguments of events that nobody reads: addresses and counters."""
+SHORT_US = 5.0
+"""Shorter calls of Python's functions are left out, except modules and this package: they make a third of a file, and can't be seen."""
+ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
+"""Categories of the events that took place on a GPU."""
+
+Event = dict[str, Any]
+"""An event of a trace in Chrome's format; `ts` and `dur` are in µs."""
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_INSTALLED = re.compile(r"^/.*/(?:(?:site|dist)-packages/|lib/python3\.\d+/|(?=gpt2opt/))")
+
+
+def write_trace(content: dict[str, Any], log_dir: Path) -> Path:
+    """Write a trace as `log_dir/gpt2opt.pt.trace.json.gz`; times count from its first event, and paths from their package.
+
+    Raises:
+        RuntimeError: it would take more than 10 MB.
+        ValueError: the place can't be written.
+    """
+    text = json.dumps(without_machine(content), separators=(",", ":"))
+    data = gzip.compress(text.encode(), mtime=0)
+    if len(data) > MAX_BYTES:
+        raise RuntimeError(
+            f"the trace takes {len(data) / 1e6:.1f} MB, expected at most {MAX_BYTES / 1e6:.0f} MB; record fewer steps or fewer new tokens"
+        )
+    write_whole(log_dir / TRACE_NAME, data)
+    return log_dir / TRACE_NAME
+
+
+def remove_trace(log_dir: Path) -> None:
+    """Remove the trace that an earlier profile left in `log_dir`, if there is one."""
+    for old in log_dir.glob("gpt2opt.*pt.trace.json*"):  # earlier editions put a time stamp into the name
+        old.unlink()
+
+
+def read_trace_file(path: Path) -> dict[str, Any]:
+    """Return the content of a trace, its events under `traceEvents`.
+
+    Raises:
+        ValueError: it is larger than 10 MB, or is no trace.
+    """
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ValueError(
+            f"{path.name} has {size / 1e6:.1f} MB, expected at most {MAX_BYTES / 1e6:.0f} MB; open it in Perfetto, or record less"
+        )
+    data = path.read_bytes()
+    try:
+        content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+        if not isinstance(content["traceEvents"], list):
+            raise TypeError("its traceEvents are no list")
+    except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path.name} is no trace in Chrome's format ({type(error).__name__}: {error}); record it again") from error
+    return content
+
+
+def without_machine(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a trace without host name, absolute paths, addresses and time of day, and without the shortest calls; see `SHORT_US`."""
+    events = [event for event in content["traceEvents"] if not _is_short(event)]
+    first = min((event["ts"] for event in events if "ts" in event), default=0)
+    return {**{key: content[key] for key in KEPT if key in content}, "traceEvents": [_cut(event, first) for event in events]}
+
+
+def _is_short(event: Event) -> bool:
+    named = package_name(event.get("name", "")).startswith(("nn.Module", "gpt2opt/"))
+    return event.get("cat") == "python_function" and event["dur"] < SHORT_US and not named
+
+
+def _cut(event: Event, first: float) -> Event:
+    cut = {**event, "name": package_name(event["name"])} if "name" in event else dict(event)
+    if "ts" in cut:
+        cut["ts"] = round(cut["ts"] - first, 3)
+    if "args" in cut:
+        cut["args"] = {name: value for name, value in cut["args"].items() if name not in LEFT_OUT}
+    return cut
+
+
+def package_name(name: str) -> str:
+    """Return the name of an event with its path from the package on: `/home/me/env/lib/python3.11/site-packages/torch/a.py(1): f`
+    becomes `torch/a.py(1): f`. Of a file in no package its own name is left."""
+    name = _INSTALLED.sub("", _ADDRESS.sub("", name))
+    return name.rsplit("/", 1)[1] if name.startswith("/") else name

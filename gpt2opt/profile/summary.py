@@ -1,0 +1,87 @@
+"""What a page shows of one trace, as JSON: the tree of calls, the operators, memory over time."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from gpt2opt.measure.trace_file import Event, read_trace_file
+from gpt2opt.profile.memory import memory_curves
+from gpt2opt.profile.tree import Node, call_tree, operator_table, recorded, shown_as
+from gpt2opt.record import ROLES, folder_name
+from gpt2opt.report.style import color
+
+MODELS = {folder_name(name, role): name for name, role in ROLES.items() if role.speed}
+"""Folder of a trace -> the model that is traced there."""
+PHASES = ("prefill", "decode")
+MAX_NOTES = 3
+
+
+def summarize(path: Path, name: str) -> dict[str, Any]:
+    """Read a trace and return what a page shows of it.
+
+    Args:
+        path: of the trace, as torch.profiler or `count_nodes` wrote it.
+        name: that the page gives it; of a trace of the four stages the name of its folder.
+
+    Returns:
+        name, model (None if it is none of the four stages'), color, runtime; names: (name, kind, note) of the tree's nodes; tree: its root
+        as (number in names, calls, µs on the CPU, µs on GPUs, children); operators; memory: device -> (µs, bytes); phases:
+        (`prefill` or `decode`, start, end) in µs. Times count from the beginning of the recording.
+
+    Raises:
+        ValueError: the file is no trace, is larger than 10 MB, or holds no call.
+    """
+    content = read_trace_file(path)
+    try:
+        events = recorded(content["traceEvents"])
+        root = call_tree(events)
+        curves = memory_curves(events)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name} has events that are not as in Chrome's format ({type(error).__name__}: {error})") from error
+    if not root.children:
+        raise ValueError(f"{path.name} holds no call; profile at least one whole step")
+    model = MODELS.get(Path(name).name)
+    numbers: dict[tuple[str, str, str], int] = {}
+    tree = _packed(root, numbers)
+    return {
+        "name": name,
+        "model": model,
+        "color": color(model or ""),
+        "runtime": content.get("gpt2opt", {}).get("runtime", "torch"),
+        "names": list(numbers),
+        "tree": tree,
+        "operators": [
+            {
+                "name": row.name, "kind": row.kind, "note": _note(row.notes), "calls": row.calls,
+                "own": {"cpu": _us(row.own_cpu_us), "gpu": _us(row.own_gpu_us)}, "total": {"cpu": _us(row.cpu_us), "gpu": _us(row.gpu_us)},
+            }
+            for row in operator_table(root)
+        ],
+        "memory": {device: [(_us(at), size) for at, size in curve] for device, curve in curves.items()},
+        "phases": phases(events),
+    }  # fmt: skip
+
+
+def phases(events: list[Event]) -> list[tuple[str, float, float]]:
+    """Return when prompts were read and tokens decoded: (`prefill` or `decode`, start, end), in µs since the first event."""
+    first = min(event["ts"] for event in events)
+    calls = ((shown, event["ts"] - first, event["dur"]) for event in events if (shown := shown_as(event)))
+    return sorted(
+        ((phase, _us(at), _us(at + took)) for (_, name), at, took in calls if (phase := name.split(" ")[0]) in PHASES),
+        key=lambda phase: phase[1],
+    )
+
+
+def _packed(node: Node, numbers: dict[tuple[str, str, str], int]) -> list[Any]:
+    number = numbers.setdefault((node.name, node.kind, _note(node.notes)), len(numbers))
+    children = [_packed(child, numbers) for child in node.children.values()]
+    return [number, node.calls, _us(node.cpu_us), _us(node.gpu_us), children]
+
+
+def _note(notes: Counter[str]) -> str:
+    shown = [f"{note} × {calls}" for note, calls in notes.most_common(MAX_NOTES)]
+    return ", ".join(shown + ["…"] * (len(notes) > MAX_NOTES))
+
+
+def _us(value: float) -> float:
+    return round(value, 1)

@@ -1,0 +1,128 @@
+"""What OpenVINO's own counters tell of a generation, node by node, in the format of torch.profiler's traces.
+
+torch.profiler does not see OpenVINO. Compiled with `PERF_COUNT`, a graph counts the time of each of its nodes, in whole µs; when a node
+began is not told. So the nodes of a call stand one after another from its beginning, and what is left of the call is its own time.
+"""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from gpt2opt.decoding.decoder import Decoder, Greedy
+from gpt2opt.runtime.ir_model import load_ir
+
+MATMULS = ("Convolution", "FullyConnected", "FullyConnectedCompressed", "MatMul")
+"""What the plugin makes of a matmul, whichever it finds fastest. All are shown as `MatMul`, so that two models compare."""
+WARMUPS, RECORDED = 2, 5
+"""Generations before the recording, and in it; the fastest of these is kept, which others disturbed least."""
+
+_LAYER = re.compile(r"\.((?:attn|mlp)\.\w+|lm_head)/")
+
+
+def count_nodes(directory: Path | str, prompt: list[int], new_tokens: int) -> dict[str, Any]:
+    """Generate greedily from an IR with its counters on; return a trace in Chrome's format.
+
+    It has the calls of `prefill` and `decode`, the graphs that ran in each, and their nodes: by type, matmuls by the layer too, with the
+    kernel that ran them as `exec type`. Of several generations it is the fastest one.
+
+    Raises:
+        ValueError: as `load_ir`, or prompt and new tokens don't fit into the context.
+    """
+    log = Log()
+    model = load_ir(directory, count_time=True)
+    for name, graph in (
+        ("prefill graph", model.prefill_graph),
+        ("decode graph", model.decode_graph),
+        ("step graph", model.single_step_graph),
+    ):
+        if graph and not isinstance(graph.request, _Counted):
+            graph.request = _Counted("graph", name, graph.request, log)
+    model.head = _Counted("head", "head", model.head, log)
+    greedy = Greedy(_Spans(model.decoder(np.array([prompt]), new_tokens), log))
+    for _ in range(WARMUPS):
+        greedy.generate(new_tokens)
+    recordings = []
+    for number in range(RECORDED):
+        log.events = []
+        log.call(f"ProfilerStep#{number}", greedy.generate, new_tokens)
+        recordings.append(log.events)
+    fastest = min(recordings, key=lambda events: events[-1]["dur"])  # the step ends last
+    return {"gpt2opt": {"runtime": f"OpenVINO {openvino.__version__.split('-')[0]}"}, "traceEvents": fastest}
+
+
+class Log:
+    """Events in the order of their ends, by a clock that stands still while the counters are read; times in µs."""
+
+    def __init__(self):
+        self.events: list[dict[str, Any]] = []
+        self.paused_us = 0.0
+
+    def now_us(self) -> float:
+        return time.perf_counter() * 1e6 - self.paused_us
+
+    def add(self, category: str, name: str, start_us: float, duration_us: float, **arguments: Any) -> None:
+        place = {"ph": "X", "cat": category, "name": name, "pid": 1, "tid": 1, "ts": start_us, "dur": duration_us}
+        self.events.append({**place, "args": arguments})
+
+    def call(self, name: str, function: Callable[..., Any], *arguments: Any, **told: Any) -> Any:
+        """Call a function; log the call under a name with what else is to be told of it, and return what the function returned."""
+        start_us = self.now_us()
+        returned = function(*arguments)
+        self.add("user_annotation", name, start_us, self.now_us() - start_us, **told)
+        return returned
+
+    def add_nodes(self, counted: list[openvino.ProfilingInfo]) -> None:
+        """Add the nodes of the call that was logged last."""
+        begun_us, call = time.perf_counter() * 1e6, self.events[-1]
+        durations = [node.real_time.total_seconds() * 1e6 for node in counted]
+        fit = min(1.0, call["dur"] / max(sum(durations), 1e-9))  # rounding may carry the sum a little beyond the call
+        at_us = call["ts"]
+        for node, duration in zip(counted, durations, strict=True):
+            if duration:
+                name, kernel = shown_as(node)
+                self.add("cpu_op", name, at_us, duration * fit, node=node.node_name, **{"exec type": kernel})
+                at_us += duration * fit
+        self.paused_us += time.perf_counter() * 1e6 - begun_us
+
+
+def shown_as(node: openvino.ProfilingInfo) -> tuple[str, str]:
+    """Return the name that a node has in the trace, and what ran it."""
+    if node.node_type not in MATMULS:
+        return node.node_type, node.exec_type
+    layer = _LAYER.search(node.node_name)
+    return f"MatMul {layer[1]}" if layer else "MatMul", f"{node.node_type} {node.exec_type}"
+
+
+class _Spans:
+    """A decoder whose calls are logged."""
+
+    def __init__(self, decoder: Decoder, log: Log):
+        self.decoder, self.log = decoder, log
+
+    def prefill(self) -> np.ndarray:
+        return self.log.call("prefill", self.decoder.prefill)
+
+    def decode(self, ids: np.ndarray) -> np.ndarray:
+        return self.log.call("decode", self.decoder.decode, ids)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.decoder.keep(rows)
+
+
+class _Counted:
+    """An infer request that logs its calls, and what was counted in each. name: in the trace. role: which of the graphs it is."""
+
+    def __init__(self, name: str, role: str, request: openvino.InferRequest, log: Log):
+        self.name, self.role, self.request, self.log = name, role, request, log
+
+    def infer(self, **options: Any) -> None:
+        self.log.call(self.name, lambda: self.request.infer(**options), **{"exec type": self.role})
+        self.log.add_nodes(self.request.profiling_info)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.request, name)

@@ -1,0 +1,78 @@
+import gzip
+import json
+
+import pytest
+
+from gpt2opt.measure import trace_file
+from gpt2opt.measure.trace_file import package_name, read_trace_file, remove_trace, without_machine, write_trace
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "/home/me/env/lib/python3.11/site-packages/torch/nn/modules/module.py(1): _call_impl",
+            "torch/nn/modules/module.py(1): _call_impl",
+        ),
+        ("/usr/lib/python3.10/contextlib.py(76): inner", "contextlib.py(76): inner"),
+        ("/home/me/gpt2opt/gpt2opt/stages/run.py(3): measure", "gpt2opt/stages/run.py(3): measure"),
+        ("/tmp/ipykernel_18116/206691909.py(10): <module>", "206691909.py(10): <module>"),
+        ("transformers/cache_utils.py(98): update", "transformers/cache_utils.py(98): update"),
+        ("<built-in method view of Tensor object at 0x7f1dc42dccd0>", "<built-in method view of Tensor object>"),
+        ("aten::mm", "aten::mm"),
+    ],
+)
+def test_paths_begin_at_their_package_and_addresses_are_gone(name, expected):
+    assert package_name(name) == expected
+
+
+def test_a_trace_is_written_without_a_word_about_the_machine(tmp_path):
+    event = {"ph": "X", "cat": "cpu_op", "name": "aten::mm", "pid": 1, "tid": 1, "ts": 4707314426218.776, "dur": 2.5}
+    content = {
+        "host_name": "somebodys-laptop", "traceName": "/tmp/somebody/x.json", "trace_id": "ABC", "baseTimeNanoseconds": 17,
+        "schemaVersion": 1, "deviceProperties": [{"name": "Some GPU"}],
+        "traceEvents": [{**event, "args": {"Addr": 94317283383680, "Ev Idx": 3, "Bytes": 512}}, {**event, "ts": event["ts"] + 7.25}],
+    }  # fmt: skip
+    path = write_trace(content, tmp_path)
+    assert b"somebody" not in gzip.decompress(path.read_bytes())
+    found = read_trace_file(path)
+    assert set(found) == {"schemaVersion", "deviceProperties", "traceEvents"}
+    assert found["traceEvents"] == [{**event, "ts": 0, "args": {"Bytes": 512}}, {**event, "ts": 7.25}]
+    assert without_machine(found) == found
+    again = path.read_bytes()
+    assert write_trace(content, tmp_path).read_bytes() == again
+
+
+def test_the_shortest_calls_of_python_are_left_out_but_not_modules_ours_and_operators():
+    def event(name: str, duration: float, category: str = "python_function") -> dict:
+        return {"ph": "X", "cat": category, "name": name, "ts": 0.0, "dur": duration}
+
+    short = [event("torch/x.py(1): f", 4.9), event("<built-in function len>", 0.1)]
+    kept = [event("torch/x.py(1): f", 5), event("nn.Module: Dropout_0", 1), event("gpt2opt/a.py(1): f", 1), event("aten::mm", 1, "cpu_op")]
+    assert without_machine({"traceEvents": [*short, *kept]})["traceEvents"] == kept
+
+
+def test_a_trace_that_is_too_large_is_refused_and_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(trace_file, "MAX_BYTES", 10)
+    with pytest.raises(RuntimeError, match=r"the trace takes 0\.0 MB, expected at most 0 MB; record fewer steps or fewer new tokens"):
+        write_trace({"traceEvents": []}, tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "large.pt.trace.json").write_text(json.dumps({"traceEvents": []}))
+    with pytest.raises(ValueError, match=r"large\.pt\.trace\.json has 0\.0 MB, expected at most 0 MB; open it in Perfetto"):
+        read_trace_file(tmp_path / "large.pt.trace.json")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x1f\x8b cut", b"null", gzip.compress(b"{"), gzip.compress(b"[1]"), gzip.compress(b'{"traceEvents": 1}')]
+)
+def test_what_is_no_trace_is_refused(tmp_path, content):
+    (tmp_path / "a.pt.trace.json.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.pt\.trace\.json\.gz is no trace in Chrome's format"):
+        read_trace_file(tmp_path / "a.pt.trace.json.gz")
+
+
+def test_only_traces_of_ours_are_removed(tmp_path):
+    for name in ("gpt2opt.pt.trace.json.gz", "gpt2opt.17955.pt.trace.json.gz", "mine.pt.trace.json.gz", "notes.txt"):
+        (tmp_path / name).write_text("")
+    remove_trace(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.pt.trace.json.gz", "notes.txt"]

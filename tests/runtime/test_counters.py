@@ -1,0 +1,55 @@
+"""What OpenVINO counts, as a trace."""
+
+import datetime
+from types import SimpleNamespace
+
+import pytest
+
+from gpt2opt.profile.tree import FRAME, call_tree, operator_table, recorded
+from gpt2opt.runtime.counters import Log, count_nodes, shown_as
+
+
+@pytest.fixture(scope="module", params=["float", "int8"])
+def content(request, float_dir, quantized):
+    return count_nodes(float_dir if request.param == "float" else quantized[0], [1, 2, 3, 4, 5, 6, 7, 8], 3)
+
+
+def test_the_trace_has_each_call_once_and_the_nodes_within(content):
+    root = call_tree(recorded(content["traceEvents"]))
+    assert [(call.name, call.calls) for call in root.children.values()] == [("prefill", 1), ("decode", 2)]
+    for call in root.children.values():
+        assert {graph.name for graph in call.children.values()} <= {"graph", "head"}
+    assert {graph.name for graph in root.children[FRAME, "prefill"].children.values()} == {"graph", "head"}
+    assert any(graph.children for call in root.children.values() for graph in call.children.values())
+    assert all(row.notes for row in operator_table(root))
+    assert content["gpt2opt"]["runtime"].startswith("OpenVINO 20")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "kernel", "expected"),
+    [
+        ("Convolution", "__module.transformer.h.0.attn.c_attn/aten::linear/MatMul.0", "I8", ("MatMul attn.c_attn", "Convolution I8")),
+        ("FullyConnected", "__module.transformer.h.11.mlp.c_fc/aten::linear/Add", "f32", ("MatMul mlp.c_fc", "FullyConnected f32")),
+        ("FullyConnected", "__module.lm_head/aten::linear/MatMul", "f32", ("MatMul lm_head", "FullyConnected f32")),
+        ("MatMul", "MatMul_17", "f32", ("MatMul", "MatMul f32")),
+        ("Transpose", "__module.transformer.h.0.attn.c_attn/x", "f32", ("Transpose", "f32")),
+    ],
+)
+def test_a_matmul_is_named_by_its_layer_whatever_the_plugin_makes_of_it(kind, name, kernel, expected):
+    assert shown_as(SimpleNamespace(node_type=kind, node_name=name, exec_type=kernel)) == expected
+
+
+def test_nodes_stand_one_after_another_and_within_their_call():
+    log = Log()
+    log.add("user_annotation", "graph", 100, 10)
+    node = SimpleNamespace(node_type="Add", node_name="a", exec_type="f32", real_time=datetime.timedelta(microseconds=8))
+    unused = SimpleNamespace(node_type="Result", node_name="b", exec_type="f32", real_time=datetime.timedelta(0))
+    log.add_nodes([node, unused, node])
+    assert [(event["name"], event["ts"], event["dur"]) for event in log.events[1:]] == [("Add", 100, 5), ("Add", 105, 5)]
+    assert log.paused_us > 0
+
+
+def test_no_node_lies_outside_of_its_call(content):
+    root = call_tree(recorded(content["traceEvents"]))
+    for node in root.walk():
+        assert sum(child.cpu_us for child in node.children.values()) <= node.cpu_us * (1 + 1e-9)
