@@ -17,9 +17,10 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from gpt2opt import environment
 from gpt2opt.measure.quality import window_length
 from gpt2opt.measure.results import Comparison, Latency
-from gpt2opt.record import FINETUNE, ROLES, STAGES, Measurement, Record, Role, Settings, StageResult
+from gpt2opt.record import ROLES, Measurement, Record, Role, StageResult
 from gpt2opt.report.tensorboard import drop_host_names, empty_log, write_tensorboard
 from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.settings import FINETUNE, STAGES, Settings
 from gpt2opt.sources.models import FoundModel, find_model, heads_per_layer, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
 from gpt2opt.stages.measurements import is_ir, measure_answers, measure_memory, time_in_turns
