@@ -38,7 +38,7 @@ def int8_gain(race: RaceResult) -> dict[str, Any]:
 
 
 def _gain(race: RaceResult, figure: Figure) -> dict[str, Any]:
-    """Compare with the fastest of the engines that run the same pruned model, so that the precision is not credited with the runtime."""
+    """Compare with the fastest of the engines that run the same pruned model in FP32: what else a user of this CPU would take."""
     in_fp32 = [engine for engine in race.raced if engine.block_bytes == FP32_BYTES and not engine.full_heads and figure.per_round(engine)]
     fastest = min(in_fp32, key=figure.median, default=None)
     times = fastest and figure.ratio(fastest, race.ours)

@@ -52,7 +52,7 @@ def doctor(options: argparse.Namespace) -> int:
     if options.short:
         print(diagnosis.short())
     else:
-        print(f"{findings_table(diagnosis)}\n\n{needs_table()}")
+        print(f"{findings_table(diagnosis)}\n\n{needs_table()}\n\n{diagnosis.short()}")
         _print_json(diagnosis.as_json())
     return 0 if diagnosis.can_run else 1
 

@@ -69,15 +69,15 @@ def int8_gain(kind: str) -> str:
     race = measured()["int8"].get(kind)
     if race is None:
         return "not measured on this kind of CPU"
-    shown = ", ".join(f"{figure}: {_gain(race[figure])}" for figure in ("TTFT", "TPOT"))
-    return f"{shown} ({race['size']}, {race['prompt_tokens']} + {race['new_tokens']} tokens; {race['machine']})"
+    shown = ", ".join(f"{figure} {_gain(race[figure])}" for figure in ("TTFT", "TPOT"))
+    return f"{shown} ({race['size']}, {race['prompt_tokens']} + {race['new_tokens']} tokens)"
 
 
 def _gain(figure: dict[str, Any]) -> str:
     if figure["times"] is None:
-        return f"{milliseconds(figure['int8_s'])} ms, gain not measured: no FP32 engine was in the race"
+        return f"{milliseconds(figure['int8_s'])} ms, gain not measured, since no FP32 engine was in the race"
     value, low, high = figure["times"]
-    return f"{value:.1f} times [{low:.1f}, {high:.1f}] as fast as {figure['fp32_engine']}"
+    return f"{value:.1f} [{low:.1f}, {high:.1f}] times as fast as {figure['fp32_engine']}"
 
 
 def check_threads() -> list[Finding]:

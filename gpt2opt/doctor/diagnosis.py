@@ -23,11 +23,14 @@ class Diagnosis:
         """Return whether `make run` can run on the bundled model."""
         return not any(finding.state == FAILS for finding in self.findings)
 
+    def to_do(self) -> list[str]:
+        """Return a line for each row in which something is to be done: first what keeps the notebook from running."""
+        rows = sorted((finding for finding in self.findings if finding.state != OK), key=lambda finding: finding.state != FAILS)
+        return [f"{row.what}, {row.found}: {row.do}" for row in rows]
+
     def short(self) -> str:
-        """Return one line if all is well, else the rows in which something is to be done."""
-        to_do = [finding for finding in self.findings if finding.state != OK]
-        lines = [f"{finding.what}: {finding.found}. {finding.do}" for finding in to_do]
-        return "\n".join(lines if not self.can_run else [*lines, FITS])
+        """Return one line if all is well, else what is to be done."""
+        return "\n".join([*self.to_do(), *([FITS] if self.can_run else [])])
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -51,7 +54,7 @@ def check_machine() -> str:
 
 
 def findings_table(diagnosis: Diagnosis) -> Table:
-    return table(("what", "found", "state", "what to do"), [dataclasses.astuple(finding) for finding in diagnosis.findings])
+    return table(("what", "state", "found"), [(finding.what, finding.state, finding.found) for finding in diagnosis.findings])
 
 
 def needs_table() -> Table:
