@@ -79,7 +79,9 @@ def export_for_server(model: str, out_dir: Path | str) -> Served:
     check_folder(out_dir)
     if not installed("openvino-tokenizers"):
         version = ".".join((installed("openvino") or "").split(".")[:2])
-        raise ImportError(f"the server needs the tokenizer as IR, and openvino-tokenizers makes it: `pip install openvino-tokenizers=={version}.*`")
+        raise ImportError(
+            f"the server needs the tokenizer as IR, and openvino-tokenizers makes it: `pip install openvino-tokenizers=={version}.*`"
+        )
     with new_folder(out_dir) as partial:
         name = _write_model(model, partial)
         _write_tokenizers(partial)

@@ -48,7 +48,9 @@ def check_packages() -> list[Finding]:
             continue
         reason = f": {wanted.reason}" if wanted.reason else ""
         if wanted.is_untested(found):
-            rows.append(Finding(name, f"{found}", NOTE, f"may work; measured with {wanted.bounds}: `pip install '{wanted.line}'` brings that"))
+            rows.append(
+                Finding(name, f"{found}", NOTE, f"may work; measured with {wanted.bounds}: `pip install '{wanted.line}'` brings that")
+            )
         else:
             rows.append(Finding(name, found or "not installed", FAILS, f"`pip install '{wanted.line}'`{reason}"))
     if not requirements():
@@ -100,7 +102,10 @@ def check_gpu() -> list[Finding]:
     gpus = nvidia_gpus()
     if not gpus:
         return [Finding("GPU", "none seen: stages 1 to 3 run FP16 on the CPU, where it is emulated")]
-    rows = [Finding("GPU", f"{gpu['name']}, driver {gpu['driver_version']}, {gpu['memory.free']} of {gpu['memory.total']} of VRAM free") for gpu in gpus]
+    rows = [
+        Finding("GPU", f"{gpu['name']}, driver {gpu['driver_version']}, {gpu['memory.free']} of {gpu['memory.total']} of VRAM free")
+        for gpu in gpus
+    ]
     if environment.installed("torch") and (problem := _unused(cuda_of_torch())):
         rows[0] = Finding("GPU", rows[0].found, NOTE, problem)
     return rows
@@ -109,8 +114,10 @@ def check_gpu() -> list[Finding]:
 def _unused(cuda: str | None) -> str | None:
     """Return why torch, built for a version of CUDA or for none, does not use a GPU, and what to do; None if it does."""
     if cuda is None:
-        wanted = requirements()["torch"].line if "torch" in requirements() else "torch"
-        return f"torch {environment.installed('torch')} is built for CPUs and leaves it idle: `pip install --force-reinstall '{wanted}'`, without an index of CPU builds"
+        return (
+            f"torch {environment.installed('torch')} is built for CPUs and leaves it idle: install a build for CUDA by "
+            "`pip install --force-reinstall torch`, without an index of CPU builds"
+        )
     try:
         import torch
 

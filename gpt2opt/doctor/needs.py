@@ -60,16 +60,30 @@ class Work:
         return round(self.libraries + self.per_parameter * size.parameters + 4 * tokens * kept)
 
 
+FP16, FP32 = 2, 4
+GRADIENTS, ADAMW = FP32, 2 * FP32
+TRAINED_PER_CHANNEL = 34
+"""What a block keeps of a token for the backward pass, in numbers per channel: most of it around GELU, which is 4 times as wide."""
+
 WORK = {
-    PROFILE: Work(1e9, per_parameter=2 + 4 + 2, per_logit=4),
-    PRUNE: Work(1e9, per_parameter=2 + 4 + 4, tokens=4 * 1024, per_channel=34, per_logit=3),
-    FINETUNE: Work(1e9, per_parameter=2 + 4 + 4 + 8, tokens=8 * Settings.sequence_length, per_channel=34, per_logit=3),
-    QUANTIZE: Work(1e9, per_parameter=6 * 4, per_logit=4),
-    GENERATE: Work(0.15e9, per_parameter=3),
+    PROFILE: Work(1e9, 2 * FP16 + FP32, per_logit=4),
+    PRUNE: Work(1e9, FP16 + FP32 + GRADIENTS, 4 * Settings.sequence_length, TRAINED_PER_CHANNEL, per_logit=3),
+    FINETUNE: Work(1e9, FP16 + FP32 + GRADIENTS + ADAMW, 8 * Settings.sequence_length, TRAINED_PER_CHANNEL, per_logit=3),
+    QUANTIZE: Work(1e9, 6 * FP32, per_logit=4),
+    GENERATE: Work(0.15e9, 3),
 }
 """The stages as the notebook runs them, one after the other in one process, and generation from the INT8 IR in a process of its own."""
 
-WEIGHT_FILES = {"Baseline": 2, "Pruned": 2, "Pruned, first heads": 2, "Fine-tuned": 2, "Fine-tuned, unpruned": 2, "FP32": 4, "INT8": 1, "INT8, naive": 1}
+WEIGHT_FILES = {
+    "Baseline": 2,
+    "Pruned": 2,
+    "Pruned, first heads": 2,
+    "Fine-tuned": 2,
+    "Fine-tuned, unpruned": 2,
+    "FP32": 4,
+    "INT8": 1,
+    "INT8, naive": 1,
+}
 """Bytes per parameter that a run leaves on disk, by model. An export writes its largest file twice more before it is in place."""
 DISK_PER_PARAMETER = sum(WEIGHT_FILES.values()) + 2 * max(WEIGHT_FILES.values())
 TRACES_BYTES = 20e6
@@ -120,9 +134,9 @@ def _meminfo(name: str) -> int | None:
         return None
 
 
-def free_disk(folder: Path | None = None) -> int:
-    """Return the free bytes on the disk of a folder, by default the working folder, which a run writes to."""
-    return shutil.disk_usage(folder or Path.cwd()).free
+def free_disk() -> int:
+    """Return the free bytes on the disk of the working folder, which a run writes to."""
+    return shutil.disk_usage(Path.cwd()).free
 
 
 def check_ram() -> list[Finding]:
@@ -132,12 +146,8 @@ def check_ram() -> list[Finding]:
     largest = max((need for need in ram_needs() if need.size == MAIN), key=lambda need: need.bytes)
     if free >= largest.bytes:
         return [Finding("free RAM", gigabytes(free))]
-    return [
-        Finding(
-            "free RAM", gigabytes(free), FAILS,
-            f"free {gigabytes(largest.bytes)}: stage {largest.stage} of the {MAIN} model takes that; close programs, or give the container more",
-        )
-    ]  # fmt: skip
+    do = f"stage {largest.stage} of the {MAIN} model takes about {gigabytes(largest.bytes)}; close programs, or give the container more"
+    return [Finding("free RAM", gigabytes(free), FAILS, do)]
 
 
 def check_disk() -> list[Finding]:

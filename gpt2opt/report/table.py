@@ -1,4 +1,4 @@
-"""A table, and the units in it: they are converted here and only here. The standard library is enough for it, so that `doctor` can show one."""
+"""A table, and the units in it: they are converted here and only here. It needs the standard library alone: `doctor` shows one too."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
