@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/")
-UNLIMITED = 2**60
-"""Bytes from which on a limit is none: version 1 has no word for that, and writes the largest number of pages."""
 
 
 def cpu_quota(root: Path = ROOT) -> float:
@@ -20,12 +18,15 @@ def cpu_quota(root: Path = ROOT) -> float:
 
 
 def memory_limit(root: Path = ROOT) -> float:
-    """Return how many bytes the processes of this control group may take together, likewise; infinite without a limit."""
+    """Return how many bytes the processes of this control group may take together, likewise.
+
+    Without a limit the result is infinite or, in version 1, larger than any memory.
+    """
     return min(map(_memory_limit, _groups(root, "memory")), default=math.inf)
 
 
 def memory_left(root: Path = ROOT) -> float:
-    """Return how many bytes below that limit are not taken yet; infinite without a limit. Pages of files that can be dropped are free."""
+    """Return how many bytes below that limit are not taken yet. Pages of files that can be dropped are free."""
     return min((_memory_limit(group) - _memory_taken(group) for group in _groups(root, "memory")), default=math.inf)
 
 
@@ -65,7 +66,7 @@ def _quota(folder: Path) -> float:
 
 def _memory_limit(folder: Path) -> float:
     limit = _number(folder, "memory.max", "memory.limit_in_bytes")
-    return math.inf if limit is None or limit >= UNLIMITED else limit
+    return math.inf if limit is None else limit
 
 
 def _memory_taken(folder: Path) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gpt2opt.environment import installed
 from gpt2opt.runtime.manifest import Manifest, read_manifest
-from gpt2opt.storage import PREFIX, check_folder, hash_weights, new_folder
+from gpt2opt.storage import PREFIX, hash_weights, new_folder
 
 IR = "openvino_model.xml"
 INT8_OF_A_RUN = "4-quantize"
@@ -76,7 +76,6 @@ def export_for_server(model: str, out_dir: Path | str) -> Served:
         ValueError: there is no such model, the IR was changed or cut short, or `out_dir` can't be written.
         ImportError: `openvino_tokenizers` is missing.
     """
-    check_folder(out_dir)
     if not installed("openvino-tokenizers"):
         version = ".".join((installed("openvino") or "").split(".")[:2])
         raise ImportError(

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 LIST = Path(__file__).parent / "requirements.txt"
+# A line with a `;` belongs to an extra, in the package's metadata, and is none of these.
 LINE = re.compile(r"(?P<name>[\w.-]+)(?P<extras>\[[\w,-]+\])?\s*(?P<bounds>[^#;]*?)\s*(#\s*(?P<reason>.*))?")
 BOUND = re.compile(r"(?P<operator>>=|<|==)(?P<version>\d+(\.\d+)*)(\.\*)?")
 
@@ -59,7 +60,7 @@ def _lines() -> list[str]:
     if LIST.exists():
         return LIST.read_text(encoding="utf-8").splitlines()
     try:
-        return [line for line in requires("gpt2opt") or () if ";" not in line]  # the others belong to extras
+        return requires("gpt2opt") or []
     except PackageNotFoundError:
         return []
 

@@ -111,7 +111,7 @@ def test_a_torch_model_is_exported_in_fp32_by_the_command(model_dir, tmp_path, c
 WRONG = {
     "no such model": ("./missing", "server", "no directory './missing'"),
     "a run without INT8": ("{run}", "server", "has no INT8 model in 4-quantize"),
-    "a damaged IR": ("{damaged}", "server", "was changed or cut short"),
+    "a damaged IR": ("{damaged}", "server", "damaged/openvino_model.bin is not the file that was exported: it was changed or cut short"),
     "folder of a user's": ("{ir}", "{mine}", "is not empty and was not written by gpt2opt"),
 }
 
