@@ -8,6 +8,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt2opt.environment import installed
 from gpt2opt.runtime.manifest import Manifest, read_manifest
@@ -119,7 +120,7 @@ def _write_model(model: str, folder: Path) -> str:
 
     found = find_model(model)
     tokenizer, loaded = load_model(found.path)
-    linear = linearize(loaded)
+    linear: Any = linearize(loaded)
     linear.made_from = hash_weights(found.path)
     write_ir(linear, tokenizer, folder, "f32")
     return str(found)
