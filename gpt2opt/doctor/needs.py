@@ -62,13 +62,13 @@ class Work:
 
 FP16, FP32 = 2, 4
 GRADIENTS, ADAMW = FP32, 2 * FP32
-TRAINED_PER_CHANNEL = 34
-"""What a block keeps of a token for the backward pass, in numbers per channel: most of it around GELU, which is 4 times as wide."""
+TRAINED_PER_CHANNEL, TRAINED_PER_LOGIT = 54, 4
+"""What is kept of a token for the backward pass: around GELU, which is 4 times as wide, and with GPT-2's dropout the attention's weights."""
 
 WORK = {
     PROFILE: Work(1e9, 2 * FP16 + FP32, per_logit=4),
-    PRUNE: Work(1e9, FP16 + FP32 + GRADIENTS, 4 * Settings.sequence_length, TRAINED_PER_CHANNEL, per_logit=3),
-    FINETUNE: Work(1e9, FP16 + FP32 + GRADIENTS + ADAMW, 8 * Settings.sequence_length, TRAINED_PER_CHANNEL, per_logit=3),
+    PRUNE: Work(1e9, FP16 + FP32 + GRADIENTS, 4 * Settings.sequence_length, TRAINED_PER_CHANNEL, TRAINED_PER_LOGIT),
+    FINETUNE: Work(1e9, FP16 + FP32 + GRADIENTS + ADAMW, 8 * Settings.sequence_length, TRAINED_PER_CHANNEL, TRAINED_PER_LOGIT),
     QUANTIZE: Work(1e9, 6 * FP32, per_logit=4),
     GENERATE: Work(0.15e9, 3),
 }
