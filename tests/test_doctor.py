@@ -31,17 +31,20 @@ from tests.test_cgroup import machine
 LIST = ROOT / "requirements.txt"
 
 
+LOCKED = dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+
+
 @pytest.fixture(autouse=True)
-def no_gpu(monkeypatch):
-    """What the machine of the tests has must not decide; a test that is about GPUs gives them back."""
+def plain_machine(monkeypatch):
+    """What the machine of the tests has must not decide: there is no GPU, and what is installed is what `make` installs."""
     monkeypatch.setattr(checks, "nvidia_gpus", list)
+    monkeypatch.setattr(environment, "installed", LOCKED.get)
 
 
 def install(monkeypatch, **versions: str | None) -> None:
-    """Let these versions be installed, `_` for `-` in names, and of all else what really is."""
+    """Let these versions be installed instead; `_` stands for `-` in names."""
     changed = {name.replace("_", "-"): version for name, version in versions.items()}
-    real = environment.installed
-    monkeypatch.setattr(environment, "installed", lambda name: changed[name] if name in changed else real(name))
+    monkeypatch.setattr(environment, "installed", (LOCKED | changed).get)
 
 
 def test_the_window_is_read_from_requirements_txt_with_its_reasons():
@@ -105,7 +108,7 @@ def test_a_package_that_is_missing_too_new_or_too_old_is_named_with_the_fix_and_
         environment.check_stack()
 
 
-def test_the_packages_of_the_tests_are_all_right():
+def test_the_versions_that_make_installs_are_all_right():
     (finding,) = check_packages()
     assert (finding.state, finding.found) == (OK, f"all {len(requirements())} in the versions that work together")
 

@@ -63,7 +63,7 @@ class Work:
 FP16, FP32 = 2, 4
 GRADIENTS, ADAMW = FP32, 2 * FP32
 TRAINED_PER_CHANNEL, TRAINED_PER_LOGIT = 54, 4
-"""What is kept of a token for the backward pass: around GELU, which is 4 times as wide, and with GPT-2's dropout the attention's weights."""
+"""Numbers kept for the backward pass: around GELU, which is 4 times as wide, and with GPT-2's dropout the attention's weights."""
 
 WORK = {
     PROFILE: Work(1e9, 2 * FP16 + FP32, per_logit=4),
