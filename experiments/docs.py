@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from experiments.contract import EXPERIMENTS, hash_of, json_path, read_result_of, write_charts
+from experiments.doctor import measured
 from gpt2opt.environment import cpu_kind, machine_label
 from gpt2opt.record import QUANTIZE, Record, read_record
 from gpt2opt.report.charts import draw_charts
@@ -19,22 +20,20 @@ from gpt2opt.storage import write_whole
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 DOCUMENTS = ("README.md", "docs/*.md")
+OF_DOCTOR = "gpt2opt/doctor/measured.json"
 BLOCK = re.compile(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
 FIRST_PAGE = ("Baseline", "Pruned", "Fine-tuned", "FP32", "INT8")
 
 
 def fill_documents() -> list[str]:
-    """Draw the charts and fill all documents; return the names of the documents that changed."""
+    """Draw the charts, fill all documents and write what `gpt2opt doctor` knows; return the names of the files that changed."""
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         draw_missing(folder)
-    changed = []
-    for path in documents():
-        before = path.read_text(encoding="utf-8")
-        after = fill(before, path.parent)
-        if after != before:
-            write_whole(path, after)
-            changed.append(path.relative_to(ROOT).as_posix())
-    return changed
+    contents = {path: fill(path.read_text(encoding="utf-8"), path.parent) for path in documents()} | {ROOT / OF_DOCTOR: measured(RESULTS)}
+    changed = [path for path, content in contents.items() if not path.exists() or path.read_text(encoding="utf-8") != content]
+    for path in changed:
+        write_whole(path, contents[path])
+    return [path.relative_to(ROOT).as_posix() for path in changed]
 
 
 def documents() -> list[Path]:

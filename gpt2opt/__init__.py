@@ -16,6 +16,7 @@ _NAMES = {
     "decoding.settings": "DecodingSettings",
     "decoding.text_generation": "generate_text stream_text",
     "deployed": "GPT2Deployed",
+    "doctor.diagnosis": "check_machine",
     "environment": "give_back_memory quiet set_seed",
     "measure.latency": "compare_latency measure_latency",
     "measure.memory": "in_fresh_process peak_ram peak_vram",

@@ -45,9 +45,21 @@ def _print_error(error: Exception) -> None:
     print(f"gpt2opt: {error}", file=sys.stderr)
 
 
+def doctor(options: argparse.Namespace) -> int:
+    from gpt2opt.doctor.diagnosis import examine, findings_table, needs_table
+
+    diagnosis = examine(options.short)
+    if options.short:
+        print(diagnosis.short())
+    else:
+        print(f"{findings_table(diagnosis)}\n\n{needs_table()}\n\n{diagnosis.short()}")
+        _print_json(diagnosis.as_json())
+    return 0 if diagnosis.can_run else 1
+
+
 def run(options: argparse.Namespace) -> int:
-    from gpt2opt.record import STAGES
     from gpt2opt.report.tables import environment_table, stage_table, stand_in_notice, summary_table
+    from gpt2opt.settings import STAGES
     from gpt2opt.stages.finetune import run_finetune
     from gpt2opt.stages.profile import run_profile
     from gpt2opt.stages.prune import run_prune
@@ -165,6 +177,24 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def export(options: argparse.Namespace) -> int:
+    from gpt2opt.model_server import export_for_server
+    from gpt2opt.report.table import table
+
+    with contextlib.redirect_stdout(sys.stderr):
+        served = export_for_server(options.model, options.openvino_server)
+    start = f"ovms --model_path {served.folder} --model_name gpt2 --rest_port 8000"
+    rows = [
+        ("model", served.model),
+        ("weights, KV cache", f"{served.weights}, {served.kv_cache}"),
+        ("written to", served.folder),
+        ("to start", start),
+    ]
+    print(table(("what", "value"), rows))
+    _print_json(dataclasses.asdict(served) | {"command": start})
+    return 0
+
+
 def report(options: argparse.Namespace) -> int:
     from gpt2opt.record import read_record
     from gpt2opt.report import compare
@@ -241,7 +271,7 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from gpt2opt.record import STAGES, Settings
+    from gpt2opt.settings import STAGES, Settings
 
     parser = argparse.ArgumentParser(prog="gpt2opt", description="GPT-2 through four stages, each measured.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -250,6 +280,9 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         sub.set_defaults(command=function)
         return sub
+
+    sub = command("doctor", doctor, "say whether this machine can run the notebook, and what to do if not; exit 1 if it can't")
+    sub.add_argument("--short", action="store_true", help="one line if all is well, else only what is to be done; no JSON, no network")
 
     sub = command("run", run, "take a model through the four stages")
     sub.add_argument("--model", default="auto", help="directory, hub id, bundled or auto (default)")
@@ -285,6 +318,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--truncate", action="store_true", help="keep the end of a prompt that is too long, instead of refusing it")
     sub.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
     _add_decoding(sub)
+
+    sub = command("export", export, "write a directory that OpenVINO Model Server takes as it is")
+    sub.add_argument("model", help="folder of a run (its INT8 model), IR directory, or torch directory, hub id, bundled or auto (in FP32)")
+    sub.add_argument("--openvino-server", type=Path, required=True, metavar="DIR", help="folder of the result")
 
     sub = command("ui", ui, "open a page in the browser in which a model, quantized or not, writes text")
     sub.add_argument(

@@ -13,25 +13,20 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from gpt2opt.cgroup import cpu_quota
+from gpt2opt.window import requirements
 
 PYTHON = ((3, 10), (3, 13))
 """The first version that works, and the first that does not: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13."""
 
-STACK = {
-    "optimum-intel": ("1.27", "the last release with INCQuantizer; 2.0 removed it"),
-    "neural-compressor": ("3.7", "the last with the API that INCQuantizer calls; 3.8 removed it"),
-    "transformers": ("4.57", "version 5 removed GPT-2 head pruning"),
-    "numpy": ("1.26", "neural-compressor 3.7.1 holds numpy<2"),
-    "torch": ("2.", "developed and measured with 2.13"),
-    "openvino": ("2026.", "developed and measured with 2026.4"),
-}
+STACK = ("optimum-intel", "neural-compressor", "transformers", "numpy", "torch", "openvino")
+"""The packages whose versions decide whether the four stages work at all. `window.py` knows which versions do, and why."""
 REPORTED = (*STACK, "datasets", "nncf", "tokenizers", "accelerate")
 CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 
@@ -49,7 +44,7 @@ OTHER_CPU_KIND = "other"
 UNTOLD = "instructions not known: the system does not tell them"
 
 
-def cpu_kind(flags: Sequence[str] | None) -> str:
+def cpu_kind(flags: Collection[str] | None) -> str:
     """Return the kind of CPU that a record was measured on, given its `cpu_flags`. Committed results lie in a folder of that name.
 
     >>> cpu_kind(["avx2", "avx512f", "avx512_vnni"])
@@ -60,11 +55,16 @@ def cpu_kind(flags: Sequence[str] | None) -> str:
 
 def machine_label(facts: Mapping[str, Any]) -> str:
     """Return a caption's text for the CPU, its kind and the threads of a record's `environment`."""
-    _, kind = CPU_KINDS.get(cpu_kind(facts["cpu_flags"]), (None, instructions_label(facts["cpu_flags"])))
-    return f"{facts['cpu']} ({kind}), {facts['threads']} threads"
+    return f"{facts['cpu']} ({kind_label(facts['cpu_flags'])}), {facts['threads']} threads"
 
 
-def instructions_label(flags: Sequence[str] | None) -> str:
+def kind_label(flags: Collection[str] | None) -> str:
+    """Return the kind of a CPU as text, given its flags."""
+    _, label = CPU_KINDS.get(cpu_kind(flags), (None, instructions_label(flags)))
+    return label
+
+
+def instructions_label(flags: Collection[str] | None) -> str:
     """Return a record's `cpu_flags` as text."""
     return UNTOLD if flags is None else ", ".join(flags) or "no known INT8 instructions"
 
@@ -81,10 +81,10 @@ def check_python(running: tuple[int, ...] = sys.version_info[:2]) -> None:
 def check_stack() -> None:
     """Raise ImportError if a package has a version that is known not to work; the message gives the reason for each."""
     problems = []
-    for package, (prefix, reason) in STACK.items():
-        found = installed(package)
-        if found is None or not found.startswith(prefix):
-            problems.append(f"{package} {found or 'not installed'}, expected {prefix.rstrip('.')}.* ({reason})")
+    for name in STACK:
+        wanted, found = requirements().get(name), installed(name)
+        if wanted and (problem := wanted.problem(found)) and not wanted.is_untested(found):
+            problems.append(problem)
     if problems:
         raise ImportError("; ".join(problems) + "; `pip install -r requirements.txt` brings the versions that work together")
 
@@ -99,7 +99,7 @@ def installed(package: str) -> str | None:
 @cache
 def describe() -> dict[str, Any]:
     """Return the facts that a result is stored with: CPU, instruction sets, governor, threads, memory, GPU, clocks, versions, commit."""
-    flags = _cpu_flags()
+    flags = cpu_flags()
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -152,7 +152,7 @@ def has_bf16() -> bool | None:
 
 
 def _has_any(instructions: set[str]) -> bool | None:
-    flags = _cpu_flags()
+    flags = cpu_flags()
     return None if flags is None else bool(instructions & flags)
 
 
@@ -184,7 +184,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cpu_flags() -> set[str] | None:
+def cpu_flags() -> set[str] | None:
     """Return the CPU's instruction-set flags; None where the system does not list them, as on macOS and Windows."""
     for line in _cpuinfo():
         if line.lower().startswith(("flags", "features")):

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt.measure.results import Agreement, Comparison, Latency, Memory, Quality
+from gpt2opt.settings import FINETUNE, PROFILE, PRUNE, QUANTIZE, Settings
 from gpt2opt.storage import from_json, read_json, write_result
 
 SCHEMA = "gpt2opt.run/3"
-PROFILE, PRUNE, FINETUNE, QUANTIZE = STAGES = ("1-profile", "2-prune", "3-finetune", "4-quantize")
-"""The stages by the names of their folders and of their entries in the record."""
 
 
 @dataclass(frozen=True)
@@ -121,22 +120,6 @@ class StageResult:
 
     def control(self, name: str) -> Measurement:
         return next(control for control in self.controls if control.name == name)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run is asked to do. The defaults fit a 2-core machine; the same values hold at every stage."""
-
-    prune_fraction: float = 0.2
-    epochs: float = 1
-    learning_rate: float = 5e-4
-    fine_tune_bytes: int = 300_000
-    score_bytes: int = 100_000
-    calibration_sequences: int = 32
-    sequence_length: int = 256
-    prompt_tokens: int = 64
-    new_tokens: int = 24
-    seed: int = 0
 
 
 @dataclass

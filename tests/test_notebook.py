@@ -14,7 +14,8 @@ import pytest
 
 from experiments.docs import ROOT
 from gpt2opt.notebook import execute_notebook
-from gpt2opt.record import STAGES, read_record
+from gpt2opt.record import read_record
+from gpt2opt.settings import STAGES
 
 NOTEBOOK = ROOT / "project.ipynb"
 

@@ -1,39 +1,14 @@
-"""Tables for people: aligned text on a terminal, Markdown in the notebook and the README. Units are converted here and only here."""
+"""Tables for people: aligned text on a terminal, Markdown in the notebook and the README."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from gpt2opt.environment import instructions_label
 from gpt2opt.measure.results import Latency, Quality
 from gpt2opt.record import QUANTIZE, Measurement, Record, dominated_by
+from gpt2opt.report.table import MISSING, Table, gigabytes, megabytes, milliseconds, table
 from gpt2opt.stats import PERCENT, Estimate
-
-MISSING = "–"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under a header; a notebook shows it as Markdown, print() as aligned text."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def __str__(self) -> str:
-        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
-        lines = [self.header, tuple("-" * width for width in widths), *self.rows]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-    def _repr_markdown_(self) -> str:
-        lines = [self.header, tuple("---" for _ in self.header), *self.rows]
-        return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-
-    markdown = _repr_markdown_
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    return Table(tuple(header), tuple(tuple(row) for row in rows))
 
 
 def environment_table(record: Record) -> Table:
@@ -354,15 +329,3 @@ def with_interval(value: float, interval: tuple[float, ...] | None, form: str) -
 
 def _unsigned_zero(shown: str) -> str:
     return shown if any(digit in "123456789" for digit in shown) else shown.lstrip("-")
-
-
-def milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:.3g}" if size < 1e9 else f"{size / 1e6:.0f}"
-
-
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -18,15 +18,22 @@ def cached_snapshot(repo_id: str, patterns: list[str], repo_type: str = "model")
 
 def download_snapshot(repo_id: str, patterns: list[str], repo_type: str = "model") -> Path | None:
     """Return the folder of a repository downloaded now, or None if the hub does not answer within seconds or does not have it."""
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
-    if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
+    if not hub_answers():
         return None
     try:
         HfApi().repo_info(repo_id, repo_type=repo_type, timeout=TIMEOUT_S)
         return Path(snapshot_download(repo_id, repo_type=repo_type, allow_patterns=patterns, etag_timeout=TIMEOUT_S))
     except (OSError, RuntimeError, ValueError):  # connection, transfer and naming errors of the hub's client
         return None
+
+
+def hub_answers() -> bool | None:
+    """Return whether the hub answers within seconds; None if it must not be asked, because HF_HUB_OFFLINE is set."""
+    from huggingface_hub import constants
+
+    return None if constants.HF_HUB_OFFLINE else _answers(constants.ENDPOINT)
 
 
 @cache

@@ -49,7 +49,7 @@ def find_model(model_id: str = "auto") -> FoundModel:
     repo_id = asked or DEFAULT
     for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
         path = fetch(repo_id, PATTERNS)
-        if path and (path / "model.safetensors").exists() and any(path.glob("tokenizer.json")) | any(path.glob("merges.txt")):
+        if path and is_complete(path):
             return _checked(FoundModel(repo_id, origin, path))
     if asked:
         raise ValueError(
@@ -57,6 +57,11 @@ def find_model(model_id: str = "auto") -> FoundModel:
             "check the name and the connection, or use model='bundled'"
         )
     return STAND_IN
+
+
+def is_complete(path: Path) -> bool:
+    """Return whether the folder of a repository has weights and a tokenizer; some are missing after a download that was killed."""
+    return (path / "model.safetensors").exists() and ((path / "tokenizer.json").exists() or (path / "merges.txt").exists())
 
 
 def find_model_or_stand_in(model_id: str) -> FoundModel:

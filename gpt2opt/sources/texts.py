@@ -16,6 +16,7 @@ from gpt2opt.sources.hub import cached_snapshot, download_snapshot
 VARIABLE = "GPT2OPT_TEXT"
 WIKITEXT = "Salesforce/wikitext"
 WIKITEXT_FOLDER = "wikitext-2-raw-v1"
+WIKITEXT_PATTERNS = [f"{WIKITEXT_FOLDER}/*"]
 WIKITEXT_SPLITS = {"fine_tune": "train", "calibration": "validation", "score": "test"}
 WIKITEXT_TITLE = re.compile(r" = [^=].* = \n")
 COURSE_LINES = 200
@@ -84,15 +85,15 @@ def find_texts(text: str = "auto") -> Texts:
     if asked and asked != "wikitext-2":
         return _from_file(Path(asked), origin)
     for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
-        path = fetch(WIKITEXT, [f"{WIKITEXT_FOLDER}/*"], repo_type="dataset")
-        if path and _is_complete(path / WIKITEXT_FOLDER):
+        path = fetch(WIKITEXT, WIKITEXT_PATTERNS, repo_type="dataset")
+        if path and is_complete(path / WIKITEXT_FOLDER):
             return _wikitext(path / WIKITEXT_FOLDER, origin)
     if asked:
         raise ValueError("wikitext-2 is not in the local cache and the hub did not give it; connect once, or use text='docs'")
     return _docs("installed packages, as a stand-in for WikiText-2, which neither the local cache nor the hub gave", stand_in=True)
 
 
-def _is_complete(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Return whether every split of WikiText-2 is there; some are missing after a download that was killed."""
     return all(any(folder.glob(f"{split}-*.parquet")) for split in WIKITEXT_SPLITS.values())
 

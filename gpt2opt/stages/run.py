@@ -20,9 +20,10 @@ from gpt2opt.measure.quality import window_length
 from gpt2opt.measure.results import Comparison, Latency
 from gpt2opt.measure.trace_file import remove_trace
 from gpt2opt.profile.page import ALL_NAME, ONE_NAME, remove_page, write_pages
-from gpt2opt.record import FINETUNE, PROFILE, ROLES, STAGES, Measurement, Record, Role, Settings, StageResult, folder_name
+from gpt2opt.record import ROLES, Measurement, Record, Role, StageResult, folder_name
 from gpt2opt.report.tensorboard import drop_host_names, empty_log, write_tensorboard
 from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.settings import FINETUNE, PROFILE, STAGES, Settings
 from gpt2opt.sources.models import FoundModel, find_model, heads_per_layer, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
 from gpt2opt.stages.measurements import is_ir, measure_answers, measure_memory, time_in_turns, trace_model

@@ -186,5 +186,5 @@ def test_bf16_is_asked_of_the_runtime_where_the_cpu_has_it(monkeypatch):
     assert (properties["INFERENCE_PRECISION_HINT"], properties["KV_CACHE_PRECISION"]) == ("bf16", "bf16")
     assert cpu_properties()["INFERENCE_PRECISION_HINT"] == "f32"
     for flags, expected in (({"avx512f", "avx512_bf16"}, True), ({"amx_bf16"}, True), ({"avx512f"}, False)):
-        monkeypatch.setattr(environment, "_cpu_flags", lambda flags=flags: flags)
+        monkeypatch.setattr(environment, "cpu_flags", lambda flags=flags: flags)
         assert environment.has_bf16() is expected

@@ -7,7 +7,8 @@ import pytest
 
 from experiments.docs import ROOT
 from gpt2opt.environment import installed
-from gpt2opt.record import STAGES, read_record
+from gpt2opt.record import read_record
+from gpt2opt.settings import STAGES
 from tests.lab.lab import Notebook, served
 from tests.ui.browser import why_no_browser
 

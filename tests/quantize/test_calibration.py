@@ -89,7 +89,7 @@ def test_the_same_bytes_are_written_whatever_cpu_quantizes(recipe, pruned, token
     """What INC and this project know of the CPU is set by hand: without VNNI, and with VNNI and bf16 arithmetic."""
     written = []
     for name, flags in (("avx2", {"avx2"}), ("avx512", {"avx2", "avx512f", "avx512_vnni", "avx512_bf16"})):
-        monkeypatch.setattr(environment, "_cpu_flags", lambda flags=flags: flags)
+        monkeypatch.setattr(environment, "cpu_flags", lambda flags=flags: flags)
         cpu, has_vnni = CpuInfo(), "avx512_vnni" in flags
         monkeypatch.setattr(cpu, "_vnni", has_vnni)
         monkeypatch.setattr(cpu, "_bf16", has_vnni)
