@@ -13,7 +13,9 @@ class Chart(list["Axes"]):
 
     @property
     def figure(self) -> "Figure":
-        return self[0].figure
+        figure = self[0].get_figure(root=True)
+        assert figure
+        return figure
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         import matplotlib.pyplot as plt
