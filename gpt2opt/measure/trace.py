@@ -110,14 +110,23 @@ def record_trace(work: Callable[[], object], log_dir: Path | str, *, steps: int 
     return read_trace(log_dir)
 
 
+def read_events(path: Path) -> list[Event]:
+    """Return the events of a trace, packed or not, whatever they are.
+
+    Raises:
+        OSError, EOFError, ValueError, LookupError, TypeError: the file is no trace in Chrome's format.
+    """
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        return json.load(file)["traceEvents"]
+
+
 def check_trace(path: Path, *, kernels: bool = False) -> list[Event]:
     """Return the events of a trace.
 
     Raises:
         RuntimeError: no CPU operator is among them, or `kernels` is asked for and there is none.
     """
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        events = json.load(file)["traceEvents"]
+    events = read_events(path)
     categories = {event.get("cat") for event in events}
     for category in ("cpu_op", *(["kernel"] if kernels else [])):
         if category not in categories:
