@@ -1,6 +1,6 @@
 """The command line: a table for people, JSON as the last line of stdout, progress on stderr.
 
-Exit codes: 0 done, 1 the answer is "no" (the audit found a matmul that is not INT8, a point of the assignment is not met), 2 the input is wrong.
+Exit codes: 0 done, 1 the answer is "no" (a matmul is not INT8, a point of the assignment is not met), 2 the input is wrong.
 """
 
 import argparse

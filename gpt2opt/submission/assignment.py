@@ -8,7 +8,7 @@ import ast
 import re
 
 from gpt2opt.record import PROFILE, PRUNE, QUANTIZE, Measurement, Record, Settings
-from gpt2opt.submission.evidence import Missing, Submission, number
+from gpt2opt.submission.evidence import NotMetError, Submission, number
 
 SHOWN = r"(?!plot|show|conclude|test)"
 LATENCY = rf"{SHOWN}.*latency.*|perf_counter(_ns)?|time|default_timer|timeit|measure"
@@ -27,9 +27,9 @@ def fp16_model(s: Submission) -> str:
     first = loads[0][0]
     ours = "load_fp16_model" not in s.code.functions and s.code.calls("load_fp16_model")  # imported, so it does what it says
     if not ours and not _cells_with(s, FP16, range(first, max(first + 1, _first(s, PRUNING)))):
-        raise Missing("the model is not loaded in FP16: no float16 or half() between from_pretrained and prune_attention_heads")
+        raise NotMetError("the model is not loaded in FP16: no float16 or half() between from_pretrained and prune_attention_heads")
     if s.record and (dtype := _measured(s.record, PROFILE).dtype) != "float16":
-        raise Missing(f"the record says that the first model was {dtype}, expected float16")
+        raise NotMetError(f"the record says that the first model was {dtype}, expected float16")
     return number([first])
 
 
@@ -43,7 +43,7 @@ def baseline_perplexity(s: Submission) -> str:
     if s.record:
         quality = _measured(s.record, PROFILE).quality
         if quality is None:
-            raise Missing("the record has no perplexity of the first model; measure it with run.measure")
+            raise NotMetError("the record has no perplexity of the first model; measure it with run.measure")
         found += f"; {quality.perplexity:.2f} in the record"
     return found
 
@@ -59,30 +59,34 @@ def prune_heads(s: Submission) -> str:
         fraction = s.record.settings.prune_fraction
         removed = {layer: len(heads) for layer, heads in _measured(s.record, PRUNE).facts.get("pruned_heads", {}).items()}
         if len(set(removed.values())) != 1:
-            raise Missing(f"the record has the pruned heads of each layer as {removed}, expected the same number in every layer")
+            raise NotMetError(f"the record has the pruned heads of each layer as {removed}, expected the same number in every layer")
         found += f"; {next(iter(removed.values()))} heads of each of {len(removed)} layers in the record"
     else:
         given = [s.code.value(value) for value in s.code.settings("prune_fraction")]
         fraction = next((value for value in given if value is not None), None)
         if fraction is None:
-            raise Missing("nothing says how many heads are pruned; give prune_attention_heads prune_fraction=0.2")
+            raise NotMetError("nothing says how many heads are pruned; give prune_attention_heads prune_fraction=0.2")
     if fraction != PRUNE_FRACTION:
-        raise Missing(f"prune_fraction is {fraction}, expected {PRUNE_FRACTION}: 20% of the heads of every layer")
+        raise NotMetError(f"prune_fraction is {fraction}, expected {PRUNE_FRACTION}: 20% of the heads of every layer")
     return f"{found}, prune_fraction={fraction}"
 
 
 def recast_to_fp16(s: Submission) -> str:
     after = _cells_with(s, FP16, range(_first(s, PRUNING), len(s.cells)))
     if not after:
-        raise Missing("no half() or float16 in the cells from prune_attention_heads on; cutting makes new matrices, so cast the model again")
+        raise NotMetError(
+            "no half() or float16 in the cells from prune_attention_heads on; cutting makes new matrices, so cast the model again"
+        )
     if s.record and (dtype := _measured(s.record, PRUNE).dtype) != "float16":
-        raise Missing(f"the record says that the pruned model was {dtype}, expected float16")
+        raise NotMetError(f"the record says that the pruned model was {dtype}, expected float16")
     return number(after[:1])
 
 
 def measured_again(s: Submission) -> str:
     until = max(_first(s, PRUNING), _first_quantizing(s))
-    return _all_measured(s, PRUNE, range(_first(s, PRUNING), until), {"latency": LATENCY, "perplexity": PERPLEXITY, "VRAM": f"{VRAM}|{RAM}"})
+    return _all_measured(
+        s, PRUNE, range(_first(s, PRUNING), until), {"latency": LATENCY, "perplexity": PERPLEXITY, "VRAM": f"{VRAM}|{RAM}"}
+    )
 
 
 def padding(s: Submission) -> str:
@@ -91,7 +95,7 @@ def padding(s: Submission) -> str:
         return _found(calls, "")
     if s.code.assigns("pad_token(_id)?") or s.code.settings("pad_token"):
         return "pad_token is set"
-    raise Missing("pad_token is not set, and prepare_tokenizer_for_padding is not called or still empty; GPT-2 has no padding token")
+    raise NotMetError("pad_token is not set, and prepare_tokenizer_for_padding is not called or still empty; GPT-2 has no padding token")
 
 
 def tokenizing(s: Submission) -> str:
@@ -112,7 +116,7 @@ def epochs(s: Submission) -> str:
         count, where = _epochs_in_the_code(s)
     least, most = EPOCHS
     if not least <= count <= most:
-        raise Missing(f"{count:g} epochs {where}, expected {least} to {most}")
+        raise NotMetError(f"{count:g} epochs {where}, expected {least} to {most}")
     return f"{count:g} {where}"
 
 
@@ -124,19 +128,16 @@ def _epochs_in_the_code(s: Submission) -> tuple[float, str]:
     if logged := re.findall(r"'epoch': ([\d.]+)", s.text):
         return float(logged[-1]), "in the outputs"
     if given or not s.code.calls("TrainingArguments|create_training_arguments"):
-        raise Missing("no number of epochs is to be found; give TrainingArguments num_train_epochs as a number")
+        raise NotMetError("no number of epochs is to be found; give TrainingArguments num_train_epochs as a number")
     if s.code.calls("TrainingArguments"):
         return 3, "by default of TrainingArguments"
     return Settings.epochs, "by default of create_training_arguments"
 
 
 def inc_quantizer(s: Submission) -> str:
-    if calls := s.code.calls("quantize_int8"):
-        return _found(calls, "")
     made, quantizing = _quantizers(s), s.code.calls("quantize")
-    if not made or not quantizing:
-        raise Missing("no INCQuantizer whose quantize() is called")
-    return _found([*made, *quantizing], "")
+    calls = [*made, *quantizing] if made and quantizing else s.code.calls("quantize_int8")
+    return _found(calls, "no INCQuantizer whose quantize() is called, and no call of gpt2opt.quantize_int8")
 
 
 def calibration(s: Submission) -> str:
@@ -148,7 +149,9 @@ def calibration(s: Submission) -> str:
         "tokenized": any(re.search(r"tokeniz", s.code.words(cell)) for cell in cells),
     }
     if lacking := [step for step, done in steps.items() if not done]:
-        raise Missing(f"no calibration set that is {' and '.join(lacking)}; prepare_calibration_dataset is not called, or is still empty")
+        raise NotMetError(
+            f"no calibration set that is {' and '.join(lacking)}; prepare_calibration_dataset is not called, or is still empty"
+        )
     return number(cells[:1])
 
 
@@ -174,13 +177,13 @@ def _all_measured(s: Submission, stage: str, cells: range, figures: dict[str, st
         lacking = [figure for figure, names in figures.items() if not s.code.calls(names, cells)]
         where = f"calls in code cells {cells.start + 1} to {cells.stop}" if cells else "any cell, since none does that step"
     if lacking:
-        raise Missing(f"{', '.join(lacking)}: not in {where}")
+        raise NotMetError(f"{', '.join(lacking)}: not in {where}")
     return f"{', '.join(figures)}: {where}"
 
 
 def _found(calls: list[tuple[int, ast.Call]], missing: str) -> str:
     if not calls:
-        raise Missing(missing)
+        raise NotMetError(missing)
     return number(sorted({cell for cell, _ in calls}))
 
 
@@ -212,13 +215,13 @@ def _measured(record: Record, stage: str) -> Measurement:
     for result in record.stages:
         if result.name == stage:
             return result.measurement
-    raise Missing(f"the record has no stage {stage}; run the notebook to its end")
+    raise NotMetError(f"the record has no stage {stage}; run the notebook to its end")
 
 
 def _memory(found: Measurement) -> str:
     memory = found.memory
     if memory is None:
-        raise Missing("the record has no memory of the first model; measure it with run.measure")
+        raise NotMetError("the record has no memory of the first model; measure it with run.measure")
     if memory.peak_vram_bytes is not None:
         return f"{memory.peak_vram_bytes / 1e6:.0f} MB of VRAM"
     return "no GPU" + ("" if memory.peak_rss_bytes is None else f", {memory.peak_rss_bytes / 1e6:.0f} MB of RAM")

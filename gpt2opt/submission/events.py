@@ -25,6 +25,8 @@ def change_events(content: bytes, change: Callable[[str], str]) -> bytes:
     for record in _records(content):
         event = Event.FromString(record)
         for value in event.summary.value:
+            if not value.HasField("tensor"):
+                continue  # even an empty one would take the place of a scalar or a picture
             texts = [text.decode("utf-8", "surrogateescape") for text in value.tensor.string_val]
             value.tensor.string_val[:] = [change(text).encode("utf-8", "surrogateescape") for text in texts]
         writer.write(event.SerializeToString())

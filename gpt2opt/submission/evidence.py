@@ -11,11 +11,11 @@ from gpt2opt.submission.code import Code, read_code
 TRACES = "traces"
 
 
-class Missing(Exception):
+class NotMetError(Exception):
     """A point is not met. The message says what was found instead, and what to do."""
 
 
-class NoRecord(Exception):
+class NoRecordError(Exception):
     """A point can't be decided, because there is no record of a run to compare with."""
 
 
@@ -76,7 +76,10 @@ def _find_record(beside: Path, traces: Path) -> tuple[Record | None, str]:
                 return read_record(path), ""
             except ValueError as error:
                 return None, str(error)
-    return None, "there is no run.json in traces or artifacts; `gpt2opt.start_run` and `run.measure` in the cells, or `gpt2opt run`, write it"
+    return (
+        None,
+        "there is no run.json in traces or artifacts; `gpt2opt.start_run` and `run.measure` in the cells, or `gpt2opt run`, write it",
+    )
 
 
 def shown_text(cell: Any) -> str:

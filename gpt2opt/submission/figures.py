@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from gpt2opt.record import STAGES, Record
 from gpt2opt.report import conclusions
 from gpt2opt.report.tables import record_tables, summary_table
-from gpt2opt.submission.evidence import Missing, NoRecord, Submission, number, shown_text
+from gpt2opt.submission.evidence import NoRecordError, NotMetError, Submission, number, shown_text
 
 CONCLUSIONS = dict(
     zip(
@@ -21,7 +21,7 @@ Row = tuple[str, ...]
 def figures_of_the_record(s: Submission) -> str:
     """Say how many rows and lines are those of the record; at least the summary must be shown."""
     if s.record is None:
-        raise NoRecord(f"no record: {s.no_record}")
+        raise NoRecordError(f"no record: {s.no_record}")
     rows = _compare_tables(s, s.record)
     lines = _compare_conclusions(s, s.record)
     return f"{rows} rows of tables and {lines} lines of conclusions are those of the record"
@@ -34,11 +34,13 @@ def _compare_tables(s: Submission, record: Record) -> int:
     for cell, content in enumerate(s.cells):
         for header, row in _shown_rows(shown_text(content), headers):
             if row not in headers[header]:
-                raise Missing(f"{number([cell])} shows {_difference(header, row, headers[header])}; run the notebook again, top to bottom")
+                raise NotMetError(
+                    f"{number([cell])} shows {_difference(header, row, headers[header])}; run the notebook again, top to bottom"
+                )
             shown.add((header, row))
     unseen = [row[0] for row in summary.rows if (_cells(summary.header), _cells(row)) not in shown]
     if unseen:
-        raise Missing(f"no output shows the figures of {', '.join(unseen)}; show `gpt2opt.summary_table(run.record)` in a cell")
+        raise NotMetError(f"no output shows the figures of {', '.join(unseen)}; show `gpt2opt.summary_table(run.record)` in a cell")
     return len(shown)
 
 
@@ -80,10 +82,10 @@ def _compare_conclusions(s: Submission, record: Record) -> int:
     for name, (stage, conclude) in CONCLUSIONS.items():
         for cell, _ in s.code.calls(name):
             if stage not in [other.name for other in record.stages]:
-                raise Missing(f"{number([cell])} concludes from the stage {stage}, which is not in the record; run the notebook again")
+                raise NotMetError(f"{number([cell])} concludes from the stage {stage}, which is not in the record; run the notebook again")
             expected = conclude(record).splitlines()
             shown = shown_text(s.cells[cell]).splitlines()
             if other := [line for line in expected if line not in shown]:
-                raise Missing(f"{number([cell])} does not say what follows from the record: {other[0]!r}; run the notebook again")
+                raise NotMetError(f"{number([cell])} does not say what follows from the record: {other[0]!r}; run the notebook again")
             lines += len(expected)
     return lines

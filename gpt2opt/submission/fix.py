@@ -76,7 +76,9 @@ class _Cleaner:
 
     def _note(self, place: Place, what: str) -> None:
         if place.source:
-            self.todo[f"{place.name}: {what} stands in the source, which is yours and was not changed; take it out and run all again"] = None
+            self.todo[f"{place.name}: {what} stands in the source, which is yours and was not changed; take it out and run all again"] = (
+                None
+            )
         else:
             self.changed[f"{place.name}: {what} was taken out"] = None
 

@@ -17,14 +17,13 @@ def check_zip(path: Path) -> None:
 
     That one of our files is in it does not make it ours: a user may have packed that with other things.
     """
-    if path.is_file():
-        if not zipfile.is_zipfile(path) or zipfile.ZipFile(path).comment != MARKER:
-            raise ValueError(f"{path} is there and is no zip file that gpt2opt wrote, so it is left alone; name another file")
+    if path.is_file() and (not zipfile.is_zipfile(path) or zipfile.ZipFile(path).comment != MARKER):
+        raise ValueError(f"{path} is there and is no zip file that gpt2opt wrote, so it is left alone; name another file")
     check_file(path)
 
 
 def write_zip(submission: Submission, path: Path) -> dict[str, int]:
-    """Write the notebook and its traces, and return the size of each file in bytes by its name in the zip file, in the order they have there.
+    """Write the notebook and its traces, and return the size of each file in bytes, by its name and in its order in the zip file.
 
     Raises:
         ValueError: see `check_zip`.

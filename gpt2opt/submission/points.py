@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpt2opt.submission import assignment, saved
-from gpt2opt.submission.evidence import Missing, NoRecord, Submission
+from gpt2opt.submission.evidence import NoRecordError, NotMetError, Submission
 from gpt2opt.submission.figures import figures_of_the_record
 
 
 @dataclass(frozen=True)
 class Point:
-    """find: returns what was found, or raises Missing or NoRecord."""
+    """find: returns what was found, or raises NotMetError or NoRecordError."""
 
     part: str
     name: str
@@ -66,8 +66,8 @@ def _answer(point: Point, submission: Submission) -> Answer:
     passed: bool | None = True
     try:
         found = point.find(submission)
-    except Missing as missing:
+    except NotMetError as missing:
         passed, found = False, str(missing)
-    except NoRecord as none:
+    except NoRecordError as none:
         passed, found = None, str(none)
     return Answer(point.part, point.name, passed, found)

@@ -8,12 +8,13 @@ from typing import Any
 
 from gpt2opt.measure.trace import ON_GPU, read_events
 from gpt2opt.submission.code import called
-from gpt2opt.submission.evidence import Missing, Submission, number
+from gpt2opt.submission.evidence import NotMetError, Submission, number
 from gpt2opt.submission.secrets import find_homes, find_secrets, mask
 from gpt2opt.submission.texts import Place, visit_notebook, visit_trace
 
-SHOWS = re.compile(r"print|pprint|display|show|head|describe|train|plot\w*|\w*_table")
-"""Calls that always leave an output where they stand alone in a line of a cell."""
+SHOWS = re.compile(r"print|pprint|display|show|plot\w*")
+SHOWS_AT_THE_END = re.compile(rf"{SHOWS.pattern}|head|describe|train|\w*_table")
+"""Calls that leave an output where they stand alone in a line of a cell, and those that do so in its last line."""
 CHARTS = {"latency": r"latency|ttft|tpot", "perplexity": r"perplexity|ppl", "memory": r"memory|vram|\bram\b|rss"}
 PICTURES = ("image/", "application/vnd.plotly", "application/vnd.vega")
 
@@ -22,10 +23,10 @@ def run_in_order(s: Submission) -> str:
     again = "restart the kernel and run all cells"
     counts = [cell.execution_count for cell in s.cells]
     if missing := [place for place, count in enumerate(counts) if count is None]:
-        raise Missing(f"{number(missing)} not run; {again}")
+        raise NotMetError(f"{number(missing)} not run; {again}")
     for place, count in enumerate(counts):
         if count != place + 1:
-            raise Missing(f"{number([place])} has execution count {count}, expected {place + 1}; {again}")
+            raise NotMetError(f"{number([place])} has execution count {count}, expected {place + 1}; {again}")
     return f"{len(counts)} code cells, counted 1 to {len(counts)}"
 
 
@@ -33,17 +34,17 @@ def no_error(s: Submission) -> str:
     failed = [place for place, cell in enumerate(s.cells) if any(output.output_type == "error" for output in cell.outputs)]
     if failed:
         error = next(output for output in s.cells[failed[0]].outputs if output.output_type == "error")
-        raise Missing(f"{number(failed)} ended in an error: {error.ename}; mend it and run all cells again")
+        raise NotMetError(f"{number(failed)} ended in an error: {error.ename}; mend it and run all cells again")
     return "no cell ended in an error"
 
 
 def outputs_present(s: Submission) -> str:
     shown = [place for place, cell in enumerate(s.cells) if cell.outputs]
     if not shown:
-        raise Missing("no cell has an output; run all cells and save the notebook")
+        raise NotMetError("no cell has an output; run all cells and save the notebook")
     lacking = [place for place, cell in enumerate(s.cells) if not cell.outputs and should_show(s.code.cells[place], cell.source)]
     if lacking:
-        raise Missing(f"{number(lacking)} should show something and has no output; run all cells and save the notebook")
+        raise NotMetError(f"{number(lacking)} should show something and has no output; run all cells and save the notebook")
     return f"{len(shown)} of {len(s.cells)} code cells show something, and the others need not"
 
 
@@ -55,17 +56,18 @@ def should_show(tree: ast.Module, source: str) -> bool:
     if any(SHOWS.fullmatch(called(call)) for call in calls):
         return True
     last = tree.body[-1]
-    is_value = isinstance(last, ast.Expr) and not isinstance(last.value, ast.Call | ast.Await)
-    return is_value and not source.rstrip().endswith(";")
+    if not isinstance(last, ast.Expr) or isinstance(last.value, ast.Await) or source.rstrip().endswith(";"):
+        return False
+    return not isinstance(last.value, ast.Call) or bool(SHOWS_AT_THE_END.fullmatch(called(last.value)))
 
 
 def no_todo(s: Submission) -> str:
     if s.code.stubs:
         names = ", ".join(list(s.code.stubs)[:5])
-        raise Missing(f"still empty: {names}; write what each of their TODOs asks for")
+        raise NotMetError(f"still empty: {names}; write what each of their TODOs asks for")
     left = [place for place, cell in enumerate(s.cells) if "TODO" in cell.source]
     if idle := [place for place in left if not s.code.cells[place].body]:
-        raise Missing(f"{number(idle)} holds a TODO and no code")
+        raise NotMetError(f"{number(idle)} holds a TODO and no code")
     return f"no function is empty; {number(left)} still says TODO" if left else "no function is empty, and no TODO is left"
 
 
@@ -74,7 +76,7 @@ def chart_of(kind: str) -> Callable[[Submission], str]:
         cells = [place for place, cell in enumerate(s.cells) if has_picture(cell)]
         found = [place for place in cells if re.search(CHARTS[kind], s.code.words(place), re.IGNORECASE)]
         if not found:
-            raise Missing(f"no code cell that names {kind} has a picture among its outputs; plot it in a cell of its own")
+            raise NotMetError(f"no code cell that names {kind} has a picture among its outputs; plot it in a cell of its own")
         return number(found)
 
     return check
@@ -86,10 +88,12 @@ def has_picture(cell: Any) -> bool:
 
 def traces_present(s: Submission) -> str:
     if not s.files:
-        raise Missing(f"no file in {s.traces}; export the profile with gpt2opt.trace_handler, or name the folder with --traces")
+        raise NotMetError(f"no file in {s.traces}; export the profile with gpt2opt.trace_handler, or name the folder with --traces")
     traces = [path for path in s.files if ".json" in path.suffixes and "trace" in path.name]
     if not traces:
-        raise Missing(f"no profiler trace (*trace.json, *trace.json.gz) among the {len(s.files)} files of {s.traces}; export the profile")
+        raise NotMetError(
+            f"no profiler trace (*trace.json, *trace.json.gz) among the {len(s.files)} files of {s.traces}; export the profile"
+        )
     return ", ".join(f"{path.relative_to(s.traces).as_posix()}: {_operators(path)} operators" for path in traces)
 
 
@@ -97,10 +101,10 @@ def _operators(path: Path) -> int:
     try:
         events = read_events(path)
     except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
-        raise Missing(f"{path.name} is no trace of the profiler ({type(error).__name__}); export it again") from error
+        raise NotMetError(f"{path.name} is no trace of the profiler ({type(error).__name__}); export it again") from error
     operators = sum(event.get("cat") in ("cpu_op", *ON_GPU) for event in events)
     if not operators:
-        raise Missing(f"{path.name} holds {len(events)} events and no operator among them; profile at least one whole step")
+        raise NotMetError(f"{path.name} holds {len(events)} events and no operator among them; profile at least one whole step")
     return operators
 
 
@@ -119,10 +123,10 @@ def no_home_paths(s: Submission) -> str:
 
 
 def _nothing(s: Submission, find: Callable[[Place, str], list[str]], nothing: str) -> str:
-    found: dict[str, None] = {}  # each once, in order
+    found: dict[str, bool] = {}  # each once, in order; whether it stands in a source
 
     def look(place: Place, text: str) -> str:
-        found.update(dict.fromkeys(f"{place.name}: {what}" for what in find(place, text)))
+        found.update({f"{place.name}: {what}": place.source for what in find(place, text)})
         return text
 
     visit_notebook(s.notebook, look)
@@ -130,9 +134,10 @@ def _nothing(s: Submission, find: Callable[[Place, str], list[str]], nothing: st
         for path in s.files:
             visit_trace(path, path.relative_to(s.traces.parent).as_posix(), look)
     except OSError as error:
-        raise Missing(str(error)) from error
+        raise NotMetError(str(error)) from error
     if found:
         places = list(found)
         more = f" and {len(places) - 4} more places" if len(places) > 4 else ""
-        raise Missing(f"{'; '.join(places[:4])}{more}; `gpt2opt check --fix` takes it out of outputs and traces")
+        todo = "take it out of the source" if all(found.values()) else "`gpt2opt check --fix` takes it out of outputs and traces"
+        raise NotMetError(f"{'; '.join(places[:4])}{more}; {todo}")
     return f"{nothing} in sources, outputs and {len(s.files)} files of traces"

@@ -5,6 +5,7 @@ to log in to; it takes a notebook for lines of a file, so that the picture in an
 source, in which nothing may be changed, from an output.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -52,7 +53,10 @@ class Pattern:
 
 PATTERNS = (
     Pattern(
-        "private key", "PRIVATE KEY", r"(-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z))", "replace the key pair"
+        "private key",
+        "PRIVATE KEY",
+        r"(-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z))",
+        "replace the key pair",
     ),
     Pattern("Hugging Face token", "hf_", r"(?<![A-Za-z0-9_])(hf_[A-Za-z0-9]{30,})", "revoke it at huggingface.co/settings/tokens"),
     Pattern("OpenAI key", "sk-", r"(?<![A-Za-z0-9_-])(sk-[A-Za-z0-9_-]{20,})", "revoke it at platform.openai.com/api-keys", _mixed),
@@ -121,7 +125,7 @@ def has_high_entropy(value: str) -> bool:
     if re.fullmatch("[0-9a-fA-F]+", value) or not all(re.search(kind, value) for kind in ("[a-z]", "[A-Z]", "[0-9].*[0-9].*[0-9]")):
         return False
     kinds = re.sub("[0-9]", "0", re.sub("[A-Z]", "A", re.sub("[a-z]", "a", value)))
-    changes = sum(one != other for one, other in zip(kinds, kinds[1:], strict=False))
+    changes = sum(one != other for one, other in itertools.pairwise(kinds))
     entropy = -sum(count / len(value) * math.log2(count / len(value)) for count in Counter(value).values())
     return changes >= 0.45 * (len(value) - 1) and entropy > 3.5
 

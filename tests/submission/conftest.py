@@ -11,7 +11,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from gpt2opt.submission.evidence import read_submission
 from gpt2opt.submission.points import POINTS, Answer, check_points
 
-PICTURE = {"image/png": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==", "text/plain": "<Figure>"}
+PICTURE = {
+    "image/png": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==",
+    "text/plain": "<Figure>",
+}
 LOAD = """
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 def load_fp16_model(model_id="gpt2"):
@@ -69,8 +72,8 @@ cpu_latency, cpu_ppl, ram = measure_latency_cpu(int8), compute_ppl_cpu(int8, val
 print(cpu_latency, cpu_ppl, ram)
 """
 SOURCES = {
-    "load": LOAD, "measure": MEASURE, "profile": PROFILE, "prune": PRUNE, "again": AGAIN, "train": TRAIN, "quantize": QUANTIZE, "cpu": ON_CPU,
-    "latency": "plot_latency(metrics)", "perplexity": "plt.bar(names, ppl)\nplt.show()", "memory": "plot_bars(vram_mb);",
+    "load": LOAD, "measure": MEASURE, "profile": PROFILE, "prune": PRUNE, "again": AGAIN, "train": TRAIN, "quantize": QUANTIZE,
+    "cpu": ON_CPU, "latency": "plot_latency(metrics)", "perplexity": "plt.bar(names, ppl)\nplt.show()", "memory": "plot_bars(vram_mb);",
 }  # fmt: skip
 WITHOUT_OUTPUT = ("prune", "quantize")
 CHARTS = ("latency", "perplexity", "memory")

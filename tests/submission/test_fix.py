@@ -17,9 +17,16 @@ TOKEN = KEYS["Hugging Face token"]
 def leaky(project):
     """Home paths, a key and time stamps in every place from which they may be taken."""
     project.say("load", f"token {TOKEN} saved to /home/jane/.cache\n")
-    html = {"text/html": "<p>C:\\Users\\Jane Doe\\x</p><img src='data:image/png;base64,/home/jane'>", "application/json": {"at": ["/root/x"]}}
+    html = {
+        "text/html": "<p>C:\\Users\\Jane Doe\\x</p><img src='data:image/png;base64,/home/jane'>",
+        "application/json": {"at": ["/root/x"]},
+    }
     project.cells["measure"].outputs.append(new_output("display_data", html))
-    project.cells["load"].metadata = {"execution": {"iopub.status.busy": "2026-01-01"}, "executionInfo": {"user": "Jane"}, "tags": ["/home/jane"]}
+    project.cells["load"].metadata = {
+        "execution": {"iopub.status.busy": "2026-01-01"},
+        "executionInfo": {"user": "Jane"},
+        "tags": ["/home/jane"],
+    }
     project.metadata = {"papermill": {"input_path": "/home/jane/project.ipynb"}}
     trace = {"traceEvents": [*TRACE["traceEvents"], {"name": "/home/jürgen/x.py(1): f"}, {"name": "C:\\Users\\Jane\\x.py(1): f"}]}
     (project.traces / "baseline.trace.json.gz").write_bytes(gzip.compress(json.dumps(trace, ensure_ascii=False).encode()))
@@ -52,7 +59,10 @@ def test_the_files_are_kept_as_they_were_and_never_twice(leaky):
     untouched = leaky.trace.read_bytes()
     copies = fix_submission(read_submission(leaky.path)).copies
     assert [copy.read_bytes() for copy in copies] == list(before.values())
-    assert [copy.relative_to(leaky.path.parent / COPIES).as_posix() for copy in copies] == ["project.ipynb", "traces/baseline.trace.json.gz"]
+    assert [copy.relative_to(leaky.path.parent / COPIES).as_posix() for copy in copies] == [
+        "project.ipynb",
+        "traces/baseline.trace.json.gz",
+    ]
     assert leaky.trace.read_bytes() == untouched
 
     assert fix_submission(read_submission(leaky.path)).copies == []  # nothing is left to change

@@ -6,10 +6,13 @@ import pytest
 from nbformat.v4 import new_output
 
 from gpt2opt.report.tables import stage_table, summary_table
+from gpt2opt.submission.code import read_code
 from gpt2opt.submission.evidence import read_submission
 from gpt2opt.submission.points import POINTS, check_points
+from gpt2opt.submission.saved import should_show
 from tests.conftest import ROOT
 from tests.report.conftest import make_record
+from tests.submission.test_secrets import KEYS
 
 FIGURES = "figures are those of the record"
 
@@ -41,6 +44,7 @@ def trace(content):
     return lambda project: project.trace.write_text(content)
 
 
+TOKEN = KEYS["Hugging Face token"]
 STUB = "def tokenize_dataset(dataset, tokenizer):\n    '''Tokenizes.'''\n    # TODO: Map a function over the dataset\n    pass\n"
 ERROR = new_output("error", ename="ZeroDivisionError", evalue="division by zero", traceback=[])
 BROKEN = {
@@ -64,14 +68,14 @@ BROKEN = {
     "INCQuantizer": (change("quantize", "INCQuantizer", "OVQuantizer"), "no INCQuantizer"),
     "calibration set filtered and tokenized": (change("quantize", "filter(", "select("), "no calibration set that is filtered"),
     "exported as OpenVINO IR": (change("quantize", "OVModel", "INCModel"), "writes weights for PyTorch, not IR"),
-    "latency, RAM, perplexity on the CPU": (change("cpu", "psutil.Process().memory_info().rss", "0"), "RAM: not in calls in code cells 7 to 11"),
+    "latency, RAM, perplexity on the CPU": (change("cpu", "memory_info", "name"), "RAM: not in calls in code cells 7 to 11"),
     "chart of latency": (output("latency", new_output("stream", text="12 ms")), "no code cell that names latency has a picture"),
     "chart of perplexity": (output("perplexity", new_output("stream", text="12")), "no code cell that names perplexity has a picture"),
     "chart of memory": (output("memory", new_output("stream", text="12 MB")), "no code cell that names memory has a picture"),
     "traces present and not empty": (lambda project: shutil.rmtree(project.traces), "no file in "),
     "traces present and not empty, operators": (trace('{"traceEvents": [{"ph": "M"}]}'), "no operator among them"),
     "traces present and not empty, JSON": (trace("cut"), "is no trace of the profiler (JSONDecodeError)"),
-    "no key or token": (change("load", "# TODO:", 'login("hf_' + "aB3dE5gH7jK9mN1pQ4sT6vX8zA2cF0iL" + '") #'), "code cell 1: Hugging Face token hf_aB…"),
+    "no key or token": (change("load", "# TODO:", f"login('{TOKEN}') #"), "code cell 1: Hugging Face token hf_aB…"),
     "no home path": (change("load", 'model_id="gpt2"', 'model_id="/home/jane/gpt2"'), "code cell 1: home path /home/jane"),
 }  # fmt: skip
 
@@ -179,3 +183,15 @@ def test_a_record_that_cannot_be_read_is_none(project):
 def test_the_projects_own_notebook_meets_every_point():
     answers = check_points(read_submission(ROOT / "project.ipynb"))
     assert {answer.point: answer.found for answer in answers if not answer.passed} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "shows"),
+    [
+        ("x = 1", False), ("x = 1\nx", True), ("x = 1\nx;", False), ("print(1)\nx = 2", True), ("model.eval()", False), ("f.head()", True),
+        ("model.train()\nx = 1", False), ("def f():\n    print(1)", False), ("%%capture\nprint(1)", False), ("run.summary_table(x)", True),
+        ("plot_latency(metrics);", True), ("await fetch()", False), ("", False), ("# nothing", False),
+    ],
+)  # fmt: skip
+def test_a_cell_that_should_show_something_is_told_from_one_that_need_not(source, shows):
+    assert should_show(read_code([source]).cells[0], source) is shows

@@ -50,8 +50,8 @@ def test_a_kaggle_key_is_found_in_its_json_as_it_is_and_escaped(quote):
 @pytest.mark.parametrize(
     "text",
     [
-        f'WANDB_API_KEY = "{HEX}"', f"os.environ['AWS_SECRET_ACCESS_KEY'] = '{MIXED}'", f'"access_token": "{MIXED}"', f"wandb.login(key='{HEX}')",
-        f"Authorization token: Bearer {MIXED}",
+        f'WANDB_API_KEY = "{HEX}"', f"os.environ['AWS_SECRET_ACCESS_KEY'] = '{MIXED}'", f'"access_token": "{MIXED}"',
+        f"wandb.login(key='{HEX}')",        f"Authorization token: Bearer {MIXED}",
     ],
 )  # fmt: skip
 def test_a_value_is_found_by_the_name_before_it(text):
@@ -71,8 +71,10 @@ def test_a_string_of_high_entropy_is_found_in_what_a_person_wrote():
 @pytest.mark.parametrize(
     "text",
     [
-        "login(token='hf_" + "x" * 34 + "')", "sk-" + "learn-contrib-and-more-of-it", 'HF_TOKEN = "your_token_goes_here_1234"', "HF_TOKEN=''",
-        'password = "your password"', 'password = getpass("Password: ")', "pad_token_id=50256", "tokenizer = 'distilbert-base-uncased-finetuned'",
+        "login(token='hf_" + "x" * 34 + "')", "sk-" + "learn-contrib-and-more-of-it",
+        'HF_TOKEN = "your_token_goes_here_1234"', "HF_TOKEN=''",
+        'password = "your password"', 'password = getpass("Password: ")', "pad_token_id=50256",
+        "tokenizer = 'distilbert-base-uncased-finetuned'",
         f"sha256 {HEX}{HEX}", f"integrity: sha256-{MIXED}{MIXED}=", "e2c1f0b4-5d6a-4c3b-9f8e-7a6b5c4d3e2f",
         f"https://drive.example.org/file/d/{MIXED}/view", "callFunctionCheckIfDataAlreadyExistsPerpetualSubinventory2",
         "recallNoticesRecallBusinessUnits-validation-group-1297083594-1", "GPT2LMHeadModel GPT2DoubleHeadsModelOutputWithPast3Layers",
@@ -91,8 +93,10 @@ def test_a_key_is_shown_by_its_beginning_alone():
     ("text", "home"),
     [
         ("open('/home/jane/x.txt')", "/home/jane"), ("/home/jane.doe-2/", "/home/jane.doe-2"), ("file:///Users/Jane/a", "/Users/Jane"),
-        ("saved to /home/jane.", "/home/jane"), ("cd /root", "/root"), ('"/root/.cache"', "/root"), ("\x1b[0;32m/home/jane/x.py", "/home/jane"),
-        (r"C:\Users\Jane Doe\x.py", r"C:\Users\Jane Doe"), (r'"c:\\Users\\Jane\\x"', r"c:\\Users\\Jane"), ("C:/Users/Jane/x", "C:/Users/Jane"),
+        ("saved to /home/jane.", "/home/jane"), ("cd /root", "/root"), ('"/root/.cache"', "/root"),
+        ("\x1b[0;32m/home/jane/x.py", "/home/jane"),
+        (r"C:\Users\Jane Doe\x.py", r"C:\Users\Jane Doe"),
+        (r'"c:\\Users\\Jane\\x"', r"c:\\Users\\Jane"), ("C:/Users/Jane/x", "C:/Users/Jane"),
         ("/mnt/c/Users/Jane/x", "/mnt/c/Users/Jane"), ("/home/jürgen/x", "/home/jürgen"),
     ],
 )  # fmt: skip
@@ -101,7 +105,8 @@ def test_a_home_folder_is_found(text, home):
 
 
 @pytest.mark.parametrize(
-    "text", ["https://example.org/home/page", "~/home/x", "/home/<you>", "/rooted", "tree/root", "/usr/lib/python3.11", "/home", "src/Users/x"]
+    "text",
+    ["https://example.org/home/page", "~/home/x", "/home/<you>", "/rooted", "tree/root", "/usr/lib/python3.11", "/home", "src/Users/x"],
 )
 def test_other_paths_are_no_home_folders(text):
     assert find_homes(text) == []
