@@ -56,7 +56,7 @@ def baseline_vram(s: Submission) -> str:
 def prune_heads(s: Submission) -> str:
     found = _found(s.code.calls(PRUNING), "prune_attention_heads is not called, or is still empty")
     if s.record:
-        fraction = s.record.settings.prune_fraction
+        fraction: float | None = s.record.settings.prune_fraction
         removed = {layer: len(heads) for layer, heads in _measured(s.record, PRUNE).facts.get("pruned_heads", {}).items()}
         if len(set(removed.values())) != 1:
             raise NotMetError(f"the record has the pruned heads of each layer as {removed}, expected the same number in every layer")

@@ -119,7 +119,9 @@ def _given(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
     if isinstance(node, ast.Call):
         yield from ((keyword.arg, keyword.value) for keyword in node.keywords if keyword.arg)
     elif isinstance(node, ast.Dict):
-        yield from ((key.value, value) for key, value in zip(node.keys, node.values, strict=True) if isinstance(key, ast.Constant))
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                yield key.value, value
     elif isinstance(node, Function):
         names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
         yield from zip(names[::-1], node.args.defaults[::-1], strict=False)

@@ -85,6 +85,17 @@ def test_what_a_user_wrote_is_named_and_not_changed(project):
     assert not (project.path.parent / COPIES).exists()
 
 
+def test_what_a_user_wrote_is_named_and_not_changed_where_the_outputs_are(project):
+    project.cells["load"].source += f"\nlogin('{TOKEN}')\nopen('/home/jane/x')"
+    project.say("load", "/home/jane/x")
+    source = project.cells["load"].source
+    project.write()
+    fix_submission(read_submission(project.path))
+    cell = read_submission(project.path).cells[0]
+    assert cell.source == source
+    assert cell.outputs[-1].text == "~/x"
+
+
 def test_nothing_is_written_into_a_folder_of_the_users_own(leaky):
     (leaky.path.parent / COPIES).mkdir()
     (leaky.path.parent / COPIES / "mine.txt").write_text("mine")
