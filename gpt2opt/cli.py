@@ -1,6 +1,6 @@
 """The command line: a table for people, JSON as the last line of stdout, progress on stderr.
 
-Exit codes: 0 done, 1 the answer is "no" (the audit found a matmul that is not INT8), 2 the input is wrong.
+Exit codes: 0 done, 1 the answer is "no" (a matmul is not INT8, a point of the assignment is not met), 2 the input is wrong.
 """
 
 import argparse
@@ -240,6 +240,61 @@ def ui(options: argparse.Namespace) -> int:
     return 0
 
 
+def check(options: argparse.Namespace) -> int:
+    from gpt2opt.submission.evidence import read_submission
+    from gpt2opt.submission.fix import Fixed, fix_submission
+    from gpt2opt.submission.points import check_points
+
+    submission = read_submission(options.notebook, options.traces)
+    fixed = Fixed()
+    if options.fix:
+        fixed = fix_submission(submission)
+        submission = read_submission(options.notebook, options.traces)
+        print("\n".join(fixed.changed) or "nothing to take out of outputs and traces")
+        print("".join(f"as it was before: {copy}\n" for copy in fixed.copies))
+    answers = check_points(submission)
+    _print_points(answers)
+    for todo in fixed.todo:
+        print(f"to do: {todo}")
+    left = {"changed": fixed.changed, "to_do": fixed.todo, "copies": [str(copy) for copy in fixed.copies]} if options.fix else {}
+    _print_json(_points_json(answers) | left)
+    return 1 if any(answer.passed is False for answer in answers) else 0
+
+
+def pack(options: argparse.Namespace) -> int:
+    from gpt2opt.report.tables import table
+    from gpt2opt.submission.evidence import read_submission
+    from gpt2opt.submission.pack import check_zip, write_zip
+    from gpt2opt.submission.points import check_points
+
+    submission = read_submission(options.notebook, options.traces)
+    out = options.out or options.notebook.with_name("submission.zip")
+    check_zip(out)
+    answers = check_points(submission)
+    if failed := [answer for answer in answers if answer.passed is False]:
+        _print_points(failed)
+        print(f"nothing was written: {len(failed)} of {len(answers)} points failed")
+        _print_json(_points_json(answers) | {"zip": None})
+        return 1
+    sizes = write_zip(submission, out)
+    total = out.stat().st_size
+    print(table(("in the zip file", "kB"), [(name, f"{size / 1e3:.1f}") for name, size in sizes.items()]))
+    print(f"{out}: {total / 1e3:.1f} kB")
+    _print_json(_points_json(answers) | {"zip": str(out), "bytes": total, "files": sizes})
+    return 0
+
+
+def _print_points(answers: list[Any]) -> None:
+    from gpt2opt.report.tables import table
+
+    words = {True: "pass", False: "FAIL", None: "no record"}
+    print(table(("part", "point", "", "found"), [(answer.part, answer.point, words[answer.passed], answer.found) for answer in answers]))
+
+
+def _points_json(answers: list[Any]) -> dict[str, Any]:
+    return {"passed": all(answer.passed is not False for answer in answers), "points": [dataclasses.asdict(answer) for answer in answers]}
+
+
 def _stage_json(stage: Any) -> dict[str, Any]:
     measurement = stage.measurement
     latency, memory = measurement.latency, measurement.memory
@@ -338,7 +393,20 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("report", report, "show a run, or hold others against the first, and write that as one HTML file")
     sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run.json, or the folder that holds it")
     sub.add_argument("--out", type=Path, help="HTML file (default report.html beside the first run.json)")
+
+    sub = command("check", check, "check a notebook against the assignment's points before it is handed in; exit 1 if one fails")
+    _add_submission(sub)
+    sub.add_argument("--fix", action="store_true", help="first take home paths, keys and time stamps out of outputs and traces")
+
+    sub = command("pack", pack, "write the notebook and its traces into one zip file, if every point is met; exit 1 if one is not")
+    _add_submission(sub)
+    sub.add_argument("--out", type=Path, help="zip file (default submission.zip beside the notebook)")
     return parser
+
+
+def _add_submission(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("notebook", type=Path, help="the .ipynb file")
+    parser.add_argument("--traces", type=Path, metavar="FOLDER", help="folder of the traces (default traces beside the notebook)")
 
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:

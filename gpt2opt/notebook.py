@@ -24,17 +24,7 @@ def execute_notebook(path: Path) -> int:
     from nbclient.exceptions import CellExecutionError
 
     path = Path(path)
-    try:
-        notebook = nbformat.read(path, as_version=4)
-        nbformat.validate(notebook)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        nbformat.ValidationError,
-    ) as error:  # all that it raises for JSON of other kinds
-        raise ValueError(f"can't read the notebook {path} ({type(error).__name__}); name an .ipynb file") from error
+    notebook = read_notebook(path)
     if not any(cell.cell_type == "code" for cell in notebook.cells):
         raise ValueError(f"the notebook {path} has no cell to run; name one with code cells")
     progress = _Progress(notebook)
@@ -57,6 +47,28 @@ def execute_notebook(path: Path) -> int:
     write_whole(path, nbformat.writes(notebook) + "\n")
     print(f"{progress.elapsed()}  done: {path.name} holds {_count_charts(notebook)} charts", file=sys.stderr)
     return 0
+
+
+def read_notebook(path: Path):
+    """Read a notebook and check that it is one.
+
+    Raises:
+        ValueError: the file is missing or is no notebook.
+    """
+    import nbformat
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        nbformat.ValidationError,
+    ) as error:  # all that it raises for JSON of other kinds
+        raise ValueError(f"can't read the notebook {path} ({type(error).__name__}); name an .ipynb file") from error
+    return notebook
 
 
 def _drop_progress_bars(notebook) -> None:

@@ -24,8 +24,8 @@ MARKER = f"{PREFIX}.files.json"
 LOCK = f"{PREFIX}.lock"
 LOADED_FIRST = "config.json"
 """Whoever loads a model opens this file first. It is removed first and moved in last, so that a mixture of two versions never loads."""
-SIGNATURES = (b'"schema": "gpt2opt.', b'<meta name="generator" content="gpt2opt">', b"Software\0gpt2opt")
-"""The bytes by which a file shows that this project wrote it: a JSON result, an HTML report, a PNG chart."""
+SIGNATURES = (b'"schema": "gpt2opt.', b'<meta name="generator" content="gpt2opt">', b"Software\0gpt2opt", b"gpt2opt.submission/1")
+"""The bytes by which a file shows that this project wrote it: a JSON result, an HTML report, a PNG chart, a zip file to hand in."""
 
 
 def check_folder(folder: Path | str) -> None:

@@ -62,6 +62,15 @@ def read_trace_file(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path.name} has {size / 1e6:.1f} MB, expected at most {MAX_BYTES / 1e6:.0f} MB; open it in Perfetto, or record less"
         )
+    return parse_trace(path)
+
+
+def parse_trace(path: Path) -> dict[str, Any]:
+    """Return the content of a trace of any size.
+
+    Raises:
+        ValueError: it is no trace.
+    """
     data = path.read_bytes()
     try:
         content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)

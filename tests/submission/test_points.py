@@ -1,0 +1,197 @@
+import dataclasses
+import json
+import shutil
+
+import pytest
+from nbformat.v4 import new_output
+
+from gpt2opt.report.tables import stage_table, summary_table
+from gpt2opt.submission.code import read_code
+from gpt2opt.submission.evidence import read_submission
+from gpt2opt.submission.points import POINTS, check_points
+from gpt2opt.submission.saved import should_show
+from tests.conftest import ROOT
+from tests.report.conftest import make_record
+from tests.submission.test_secrets import KEYS
+
+FIGURES = "figures are those of the record"
+
+
+def test_every_point_is_met_by_a_notebook_of_a_students_own(project):
+    answers = project.answers()
+    assert {name: answer.found for name, answer in answers.items() if not answer.passed} == {FIGURES: answers[FIGURES].found}
+    assert answers[FIGURES].passed is None
+    assert "no record: there is no run.json" in answers[FIGURES].found
+
+
+def drop(name):
+    return lambda project: project.cells.pop(name)
+
+
+def change(name, old, new):
+    return lambda project: project.source(name, old, new)
+
+
+def output(name, *outputs):
+    return lambda project: setattr(project.cells[name], "outputs", list(outputs))
+
+
+def count(name, number):
+    return lambda project: setattr(project.cells[name], "execution_count", number)
+
+
+def trace(content):
+    return lambda project: project.trace.write_text(content)
+
+
+TOKEN = KEYS["Hugging Face token"]
+STUB = "def tokenize_dataset(dataset, tokenizer):\n    '''Tokenizes.'''\n    # TODO: Map a function over the dataset\n    pass\n"
+ERROR = new_output("error", ename="ZeroDivisionError", evalue="division by zero", traceback=[])
+BROKEN = {
+    "run top to bottom, in order": (count("prune", 12), "code cell 4 has execution count 12, expected 4"),
+    "run top to bottom, in order, all": (count("train", None), "code cell 6 not run"),
+    "no cell failed": (output("measure", ERROR), "code cell 2 ended in an error: ZeroDivisionError"),
+    "saved with outputs": (output("cpu"), "code cell 8 should show something"),
+    "all TODOs done": (change("train", "def tokenize_dataset(dataset, tokenizer): return", STUB + "x ="), "still empty: tokenize_dataset"),
+    "model loaded in FP16": (change("load", ".half()", ""), "the model is not loaded in FP16"),
+    "profiled with torch.profiler": (change("profile", "with profile(", "with timer("), "no call of torch.profiler.profile"),
+    "perplexity measured": (None, "no call of a function with `perplexity`"),
+    "VRAM measured": (None, "no call of torch.cuda.max_memory_allocated"),
+    "prune_attention_heads, 20% per layer": (change("prune", "=0.2", "=0.3"), "prune_fraction is 0.3, expected 0.2"),
+    "prune_attention_heads, 20% per layer, empty": (change("prune", "    heads =", "    pass\ndef x():\n    heads ="), "still empty"),
+    "recast to FP16": (change("prune", "model.half()", "model"), "cast the model again"),
+    "measured again": (drop("again"), "latency, perplexity, VRAM: not in calls in code cells 4 to 5"),
+    "tokenizer padding": (change("train", "tokenizer.pad_token =", "# tokenizer.pad_token =\nx ="), "pad_token is not set"),
+    "tokenize_dataset": (change("train", "tokenize_dataset", "make_rows"), "tokenize_dataset is not called"),
+    "TrainingArguments and Trainer": (change("train", "= Trainer(", "= MyTrainer("), "Trainer is not called"),
+    "1 to 5 epochs": (change("train", "EPOCHS = 2", "EPOCHS = 20"), "20 epochs in the code, expected 1 to 5"),
+    "INCQuantizer": (change("quantize", "INCQuantizer", "OVQuantizer"), "no INCQuantizer"),
+    "calibration set filtered and tokenized": (change("quantize", "filter(", "select("), "no calibration set that is filtered"),
+    "exported as OpenVINO IR": (change("quantize", "OVModel", "INCModel"), "writes weights for PyTorch, not IR"),
+    "latency, RAM, perplexity on the CPU": (change("cpu", "memory_info", "name"), "RAM: not in calls in code cells 7 to 11"),
+    "chart of latency": (output("latency", new_output("stream", text="12 ms")), "no code cell that names latency has a picture"),
+    "chart of perplexity": (output("perplexity", new_output("stream", text="12")), "no code cell that names perplexity has a picture"),
+    "chart of memory": (output("memory", new_output("stream", text="12 MB")), "no code cell that names memory has a picture"),
+    "traces present and not empty": (lambda project: shutil.rmtree(project.traces), "no file in "),
+    "traces present and not empty, operators": (trace('{"traceEvents": [{"ph": "M"}]}'), "no operator among them"),
+    "traces present and not empty, JSON": (trace("cut"), "is no trace of the profiler (JSONDecodeError)"),
+    "no key or token": (change("load", "# TODO:", f"login('{TOKEN}') #"), "code cell 1: Hugging Face token hf_aB…"),
+    "no home path": (change("load", 'model_id="gpt2"', 'model_id="/home/jane/gpt2"'), "code cell 1: home path /home/jane"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_point_that_is_not_met_is_named(case, project):
+    point = next(point.name for point in sorted(POINTS, key=lambda point: -len(point.name)) if case.startswith(point.name))
+    breaking, message = BROKEN[case]
+    if breaking is None:  # in every cell
+        for cell in project.cells.values():
+            cell.source = cell.source.replace("compute_p", "score_p").replace("max_memory_allocated", "reset_peak_memory_stats")
+            cell.source = cell.source.replace("score_perplexity", "score").replace("score_ppl_cpu", "score")
+    else:
+        breaking(project)
+    assert message in project.failed()[point]
+
+
+def test_each_point_but_the_figures_is_broken_once():
+    assert {point.name for point in POINTS} - {FIGURES} <= {case.partition(", all")[0] for case in BROKEN}
+
+
+def test_what_stands_in_a_comment_or_a_docstring_is_no_evidence(project):
+    project.source("quantize", "quantizer = INCQuantizer.from_pretrained(model)", "'''INCQuantizer'''  # INCQuantizer.from_pretrained()")
+    project.source("quantize", "INCQuantizer, ", "")
+    assert "INCQuantizer" in project.failed()
+
+
+def test_cells_that_are_no_python_do_no_harm(project):
+    project.source("measure", "!nvidia-smi", "x = !nvidia-smi\n?print\n%timeit f()")
+    project.cells["again"].source = "%%time\n" + project.cells["again"].source
+    project.cells["profile"].source += "\nprint('half"  # no Python at all: it counts for nothing
+    assert list(project.failed()) == ["profiled with torch.profiler"]
+
+
+@pytest.fixture
+def recorded(project):
+    """The notebook with a record beside its traces, and its summary in the last cell."""
+    record = make_record()
+    record.write(project.traces / "run.json")
+    project.cells["memory"].outputs.append(new_output("execute_result", {"text/markdown": summary_table(record).markdown()}))
+    return project
+
+
+def test_figures_that_are_the_records_pass(recorded):
+    answers = recorded.answers()
+    assert answers[FIGURES].passed is True
+    assert answers[FIGURES].found.startswith("6 rows of tables")
+    assert answers["prune_attention_heads, 20% per layer"].found.endswith("1 heads of each of 2 layers in the record, prune_fraction=0.2")
+
+
+@pytest.mark.parametrize("shown", [str, lambda table: table.markdown()])
+def test_a_figure_that_is_not_the_records_fails(shown, recorded):
+    table = stage_table(make_record(), "2-prune")
+    perplexity = table.rows[1][6].split()[0]
+    recorded.say("again", shown(table).replace(f" {perplexity} ", " 9.87 "))
+    found = recorded.failed()[FIGURES]
+    assert found.startswith("code cell 5 shows perplexity [95%] = 9.87 [")
+    assert f"for Pruned, and the record has {perplexity} [" in found
+
+
+def test_a_row_of_another_run_fails(recorded):
+    recorded.say("again", summary_table(make_record()).markdown().replace("| Pruned |", "| Pruned by hand |"))
+    assert "'Pruned by hand', which is not in the record" in recorded.failed()[FIGURES]
+
+
+def test_a_summary_that_is_not_shown_fails(recorded):
+    recorded.cells["memory"].outputs.pop()
+    assert recorded.failed()[FIGURES].startswith("no output shows the figures of Baseline, Pruned, Pruned, first heads")
+
+
+def test_a_conclusion_from_another_run_fails(recorded):
+    recorded.cells["again"].source += "\nprint(gpt2opt.conclude_finetune(run.record))"
+    recorded.say("again", "Fine-tuning gained 9.999 nats per token")
+    recorded.cells["memory"].outputs[-1].data["text/markdown"] = summary_table(with_tuned_control()).markdown()
+    (recorded.traces / "run.json").write_text(json.dumps(dataclasses.asdict(with_tuned_control())))
+    assert "does not say what follows from the record: 'Fine-tuning gained" in recorded.failed()[FIGURES]
+
+
+def with_tuned_control():
+    record = make_record()
+    tuned = record.stage("3-finetune")
+    control = dataclasses.replace(tuned.measurement, name="Fine-tuned, unpruned", latency=None, memory=None)
+    record.replace(dataclasses.replace(tuned, controls=(control,)))
+    return record
+
+
+def test_the_record_decides_where_it_says_otherwise(recorded):
+    record = make_record()
+    record.settings = dataclasses.replace(record.settings, prune_fraction=0.5, epochs=9)
+    del record.stages[3:]
+    (recorded.traces / "run.json").write_text(json.dumps(dataclasses.asdict(record)))
+    failed = recorded.failed()
+    assert failed["prune_attention_heads, 20% per layer"] == "prune_fraction is 0.5, expected 0.2: 20% of the heads of every layer"
+    assert failed["1 to 5 epochs"] == "9 epochs in the record, expected 1 to 5"
+    assert failed["latency, RAM, perplexity on the CPU"].startswith("the record has no stage 4-quantize")
+
+
+def test_a_record_that_cannot_be_read_is_none(project):
+    (project.traces / "run.json").write_text('{"mine": 1}')
+    answer = project.answers()[FIGURES]
+    assert answer.passed is None
+    assert "has schema None, expected 'gpt2opt.run/3'" in answer.found
+
+
+def test_the_projects_own_notebook_meets_every_point():
+    answers = check_points(read_submission(ROOT / "project.ipynb"))
+    assert {answer.point: answer.found for answer in answers if not answer.passed} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "shows"),
+    [
+        ("x = 1", False), ("x = 1\nx", True), ("x = 1\nx;", False), ("print(1)\nx = 2", True), ("model.eval()", False), ("f.head()", True),
+        ("model.train()\nx = 1", False), ("def f():\n    print(1)", False), ("%%capture\nprint(1)", False), ("run.summary_table(x)", True),
+        ("plot_latency(metrics);", True), ("await fetch()", False), ("", False), ("# nothing", False),
+    ],
+)  # fmt: skip
+def test_a_cell_that_should_show_something_is_told_from_one_that_need_not(source, shows):
+    assert should_show(read_code([source]).cells[0], source) is shows
