@@ -25,13 +25,14 @@ PYTHON = ((3, 10), (3, 13))
 """The first version that works, and the first that does not: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13."""
 
 STACK = {
-    "optimum-intel": ("1.27", "the last release with INCQuantizer; 2.0 removed it"),
-    "neural-compressor": ("3.7", "the last with the API that INCQuantizer calls; 3.8 removed it"),
-    "transformers": ("4.57", "version 5 removed GPT-2 head pruning"),
-    "numpy": ("1.26", "neural-compressor 3.7.1 holds numpy<2"),
-    "torch": ("2.", "developed and measured with 2.13"),
-    "openvino": ("2026.", "developed and measured with 2026.4"),
+    "optimum-intel": (">=1.21,<1.28", "2.0 removed INCQuantizer"),
+    "neural-compressor": ("==3.7.*", "3.8 removed the API that INCQuantizer calls"),
+    "transformers": (">=4.45,<5", "version 5 removed GPT-2 head pruning"),
+    "numpy": ("==1.26.*", "neural-compressor 3.7.1 holds numpy<2"),
+    "torch": (">=2.3,<3", "developed and measured with 2.13"),
+    "openvino": (">=2025,<2027", "developed and measured with 2026.4"),
 }
+"""Package -> the versions that work, and why no others. requirements.txt names the newest, `make test-course` tests the oldest."""
 REPORTED = (*STACK, "datasets", "nncf", "tokenizers", "accelerate")
 CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 
@@ -80,11 +81,13 @@ def check_python(running: tuple[int, ...] = sys.version_info[:2]) -> None:
 
 def check_stack() -> None:
     """Raise ImportError if a package has a version that is known not to work; the message gives the reason for each."""
+    from packaging.specifiers import SpecifierSet
+
     problems = []
-    for package, (prefix, reason) in STACK.items():
+    for package, (window, reason) in STACK.items():
         found = installed(package)
-        if found is None or not found.startswith(prefix):
-            problems.append(f"{package} {found or 'not installed'}, expected {prefix.rstrip('.')}.* ({reason})")
+        if found is None or found not in SpecifierSet(window):
+            problems.append(f"{package} {found or 'not installed'}, expected {window} ({reason})")
     if problems:
         raise ImportError("; ".join(problems) + "; `pip install -r requirements.txt` brings the versions that work together")
 
@@ -94,6 +97,13 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def at_least(package: str, oldest: str) -> bool:
+    """Return whether an installed package has this version or a newer one; for arguments that were renamed within the window of `STACK`."""
+    from packaging.version import Version
+
+    return Version(version(package)) >= Version(oldest)
 
 
 @cache

@@ -121,7 +121,7 @@ def test_without_a_hub_a_stand_in_is_named(monkeypatch, model_dir, capsys):
     for name in ("cached_snapshot", "download_snapshot"):
         monkeypatch.setattr(models, name, lambda *_, **__: None)
         monkeypatch.setattr(texts, name, lambda *_, **__: None)
-    documents = [Document(f"module {m}", "\n\n".join(f"{SENTENCE.format(m, p, 1, 2)}{SENTENCE}" for p in range(30))) for m in range(100)]
+    documents = [Document(f"module {m}", "\n\n".join(f"{SENTENCE.format(m, p, 1, 2)}{SENTENCE}" for p in range(30))) for m in range(200)]
     monkeypatch.setattr(texts, "held_out_documents", lambda: documents)
     monkeypatch.delenv(texts.VARIABLE, raising=False)
     monkeypatch.chdir(model_dir)
@@ -187,6 +187,7 @@ def test_perplexity_is_that_of_the_course(loaded, slices):
     found = course.compute_perplexity(model, tokenizer, Dataset.from_dict({"text": lines}))
     assert found == pytest.approx(np.exp(weighted / scored), rel=2e-3)
     assert not model.training
+    assert model.dtype == torch.float16
 
 
 def test_a_trace_is_written_where_it_is_expected(loaded, tmp_path, capsys):
@@ -232,6 +233,7 @@ def test_calibration_rows_are_whole(slices, tuned):
     assert {len(row) for row in calibration["input_ids"]} == {256}
 
 
+@pytest.mark.slow
 def test_the_quantizers_model_becomes_int8_ir_and_is_not_changed(on_cpu, tuned, capsys):
     folder, model = on_cpu
     audit = audit_int8(folder)
@@ -242,6 +244,7 @@ def test_the_quantizers_model_becomes_int8_ir_and_is_not_changed(on_cpu, tuned, 
     assert type(tuned[1].transformer.h[0].mlp.c_fc).__name__ == "Conv1D"
 
 
+@pytest.mark.slow
 def test_the_cpu_model_serves_the_cells(on_cpu, tuned, slices):
     (_, model), (tokenizer, torch_model) = on_cpu, tuned
     inputs = tokenizer(PROMPT, return_tensors="pt").to(model.device)
@@ -259,6 +262,7 @@ def test_the_cpu_model_serves_the_cells(on_cpu, tuned, slices):
     assert course.compute_ppl_cpu(model, tokenizer, few) == pytest.approx(course.compute_perplexity(torch_model, tokenizer, few), rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_cpu_model_continues_padded_prompts_as_it_continues_each_alone(on_cpu, tuned):
     (_, model), (tokenizer, _) = on_cpu, tuned
     prompts = [PROMPT, "An edge"]
@@ -269,6 +273,7 @@ def test_the_cpu_model_continues_padded_prompts_as_it_continues_each_alone(on_cp
     assert [row[-4:].tolist() for row in both] == [each[0, -4:].tolist() for each in alone]
 
 
+@pytest.mark.slow
 def test_suggestions_are_the_most_probable_tokens(on_cpu, tuned):
     (_, model), (tokenizer, torch_model) = on_cpu, tuned
     for one in (model, torch_model):
@@ -337,6 +342,7 @@ def test_wrong_input_gets_one_line(call, message, loaded, slices, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_cpu_model_refuses_what_it_cannot_follow(on_cpu, tuned):
     (_, model), (tokenizer, _) = on_cpu, tuned
     inputs = tokenizer(PROMPT, return_tensors="pt")

@@ -43,13 +43,17 @@ def write_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, folder:
     from openvino import Core, save_model
     from openvino._offline_transformations import compress_quantize_weights_transformation
     from optimum.exporters.openvino import export_from_model
-    from optimum.exporters.openvino.model_configs import GPT2OpenVINOConfig
+
+    try:
+        from optimum.exporters.openvino.model_configs import GPT2OpenVINOConfig as OwnConfig
+    except ImportError:  # before 1.27 optimum-intel exports GPT-2 by the config of ONNX
+        from optimum.exporters.onnx.model_configs import GPT2OnnxConfig as OwnConfig
 
     linears = quantized_linears(model)
     with tempfile.TemporaryDirectory(dir=folder) as exported:
         export_from_model(
             model, exported, task="text-generation-with-past", stateful=True, preprocessors=[tokenizer],
-            custom_export_configs={"model": kept_heads_config(model, GPT2OpenVINOConfig)},
+            custom_export_configs={"model": kept_heads_config(model, OwnConfig)},
         )  # fmt: skip
         graph = Core().read_model(Path(exported, IR_NAME))
         if linears:

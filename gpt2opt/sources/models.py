@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2opt.environment import at_least
 from gpt2opt.sources.hub import cached_snapshot, download_snapshot
 
 VARIABLE = "GPT2OPT_MODEL"
@@ -91,8 +92,9 @@ def load_model(path: Path, dtype: str = "float32"):
 
     path = Path(path)
     check_gpt2(path)
+    argument = {"dtype" if at_least("transformers", "4.56") else "torch_dtype": getattr(torch, dtype)}  # renamed
     try:
-        model, found = GPT2LMHeadModel.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True)
+        model, found = GPT2LMHeadModel.from_pretrained(path, **argument, local_files_only=True, output_loading_info=True)
     except Exception as error:  # each file format raises its own errors for a file that is cut short
         raise ValueError(
             f"can't load the model in {path} ({error!r:.200}); the directory is damaged: write or download it again"
