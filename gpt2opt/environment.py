@@ -30,7 +30,7 @@ STACK = {
     "transformers": (">=4.45,<5", "version 5 removed GPT-2 head pruning"),
     "numpy": ("==1.26.*", "neural-compressor 3.7.1 holds numpy<2"),
     "torch": (">=2.3,<3", "developed and measured with 2.13"),
-    "openvino": (">=2025,<2027", "developed and measured with 2026.4"),
+    "openvino": ("==2026.*", "developed and measured with 2026.4"),
 }
 """Package -> the versions that work, and why no others. requirements.txt names the newest, `make test-course` tests the oldest."""
 REPORTED = (*STACK, "datasets", "nncf", "tokenizers", "accelerate")

@@ -55,9 +55,9 @@ def test_another_python_is_refused_with_the_reason(version):
 def test_the_stack_at_hand_passes_and_another_is_refused_with_the_reason(monkeypatch):
     environment.check_stack()
     oldest = {"optimum-intel": "1.21.0", "neural-compressor": "3.7.1", "transformers": "4.45.2", "numpy": "1.26.4", "torch": "2.3.1+cu121"}
-    monkeypatch.setattr(environment, "installed", {**oldest, "openvino": "2025.4.1"}.get)
+    monkeypatch.setattr(environment, "installed", {**oldest, "openvino": "2026.4.1"}.get)
     environment.check_stack()
-    monkeypatch.setattr(environment, "installed", {**oldest, "openvino": "2025.4.1", "optimum-intel": "2.1.0", "transformers": None}.get)
+    monkeypatch.setattr(environment, "installed", {**oldest, "openvino": "2026.4.1", "optimum-intel": "2.1.0", "transformers": None}.get)
     with pytest.raises(ImportError, match=r"optimum-intel 2\.1\.0, expected >=1\.21,<1\.28 \(.*INCQuantizer.*transformers not installed"):
         environment.check_stack()
 

@@ -105,6 +105,7 @@ def load_model(path: Path, dtype: str = "float32"):
     check_finite(model)
     tokenizer = load_tokenizer(path)
     tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.n_positions)  # some tokenizers are saved without a length
+    fit_width_to_heads(model)
     fold_attention_scale(model)
     return tokenizer, model.eval()
 
@@ -118,6 +119,12 @@ def check_finite(model) -> None:
         raise ValueError(
             f"{len(spoiled)} tensors of the model hold NaN or infinity ({', '.join(spoiled[:3])}); take weights from before they diverged"
         )
+
+
+def fit_width_to_heads(model) -> None:
+    """Tell each attention how wide its heads are together: older transformers forget it in pruning, and then fused attention fails."""
+    for block in model.transformer.h:
+        block.attn.embed_dim = block.attn.split_size
 
 
 def fold_attention_scale(model) -> None:
