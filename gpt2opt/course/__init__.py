@@ -121,11 +121,12 @@ def compute_perplexity(model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedT
     scored = prepare_text(tokenizer, _texts(dataset), "the dataset", COURSE)
     if isinstance(model, CpuModel):
         return perplexity(logits_of(model.ir), scored).course_perplexity
-    dtype = model.dtype
+    half = model.dtype == torch.float16 and model.device.type == "cpu"
     try:
-        return perplexity(logits_of(model.float() if model.device.type == "cpu" else model), scored).course_perplexity
+        return perplexity(logits_of(model.float() if half else model), scored).course_perplexity
     finally:
-        model.to(dtype)
+        if half:
+            model.half()
 
 
 def profile_model_for_tensorboard(
@@ -149,7 +150,7 @@ def profile_model_for_tensorboard(
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         print(f"There is no GPU, so the CPU is profiled in place of {device}")
         device = "cpu"
-    _runnable(model.to(device))
+    _runnable(model.to(device))  # type: ignore[arg-type] # transformers' wrapper of `to` hides the types of torch's
     ids = encode_prompt(tokenizer, prompt, 0)
     trace = record_trace(lambda: generate_tokens(model, [ids], profile.TRACED_TOKENS), Path(log_dir, run_name))
     print(f"The trace is in {trace.path}; `tensorboard --logdir {log_dir}` shows it")

@@ -47,7 +47,7 @@ class CpuModel:
             raise ValueError("the ids are padded on the left, expected padding on the right, which the tokens before it don't see")
         logits = torch.from_numpy(self.ir.logits(input_ids.numpy()))
         loss = None if labels is None else F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutput(loss=loss, logits=logits)
+        return CausalLMOutput(loss=loss, logits=logits)  # type: ignore[arg-type] # it names a class that tensors are not instances of
 
     def generate(
         self,

@@ -96,8 +96,12 @@ def linearize(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     shared = {id(weight): nn.Parameter(weight.detach().float().cpu()) for weight in embeddings}
     model = copy.deepcopy(model, shared).float().cpu().eval()
     fold_attention_scale(model)
-    if hasattr(model, "set_attn_implementation"):  # older transformers loads with SDPA, and can't change it later
+    if hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("sdpa")  # OpenVINO reads it as one operation; a model may come with eager attention
+    elif model.config._attn_implementation != "sdpa":
+        raise ValueError(
+            "the model has eager attention, which this version of transformers can't change: load it with attn_implementation='sdpa'"
+        )
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Conv1D):
