@@ -5,9 +5,11 @@ IN_ROOT := cd "$(ROOT)" &&
 BIN := .venv/bin
 SUPPORTED := import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit("Python %d.%d found, 3.10, 3.11 or 3.12 expected: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13. Install one of these and run: make PYTHON=python3.11 run" % v)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
+COURSE_PYTHON ?= python3.10
+COURSE_TESTS := tests/test_course.py tests/stages/test_prune.py tests/decoding/test_engines.py
 IDENTITY := import sys; print(sys.base_prefix, *sys.version_info[:3])
 
-.PHONY: run test test-lab test-pythons race lab tensorboard docs check lock install
+.PHONY: run test test-course test-lab test-pythons race lab tensorboard docs check lock install
 
 run: install
 	$(IN_ROOT) $(BIN)/python -m gpt2opt.notebook project.ipynb
@@ -26,6 +28,17 @@ test-pythons:
 		$(MAKE) -C "$$folder/gpt2opt" PYTHON="python$$version" test; \
 		rm -rf "$$folder"; \
 	done
+
+# Tests with the oldest packages, those of the course, in an environment of their own. Not part of `test`: it is 6 GB, since torch 2.3
+# comes for CUDA alone from the package index.
+test-course:
+	@$(IN_ROOT) set -e; \
+	if [ ! .venv-course/.ready -nt tests/course-requirements.txt ]; then \
+		[ -e .venv-course ] || "$(COURSE_PYTHON)" -m venv .venv-course; \
+		.venv-course/bin/python -m pip install --disable-pip-version-check -r tests/course-requirements.txt; \
+		touch .venv-course/.ready; \
+	fi; \
+	.venv-course/bin/python -m pytest $(COURSE_TESTS)
 
 race: install
 	$(call with_extra,race) && $(BIN)/python -m experiments race

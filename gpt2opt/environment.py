@@ -96,6 +96,13 @@ def installed(package: str) -> str | None:
         return None
 
 
+def at_least(package: str, oldest: str) -> bool:
+    """Return whether an installed package has this version or a newer one; for arguments that were renamed within the window of `STACK`."""
+    from packaging.version import Version
+
+    return Version(version(package)) >= Version(oldest)
+
+
 @cache
 def describe() -> dict[str, Any]:
     """Return the facts that a result is stored with: CPU, instruction sets, governor, threads, memory, GPU, clocks, versions, commit."""

@@ -54,10 +54,19 @@ def test_another_python_is_refused_with_the_reason(version):
 
 def test_the_stack_at_hand_passes_and_another_is_refused_with_the_reason(monkeypatch):
     environment.check_stack()
+    oldest = {"optimum-intel": "1.21.0", "neural-compressor": "3.7.1", "transformers": "4.45.2", "numpy": "1.26.4", "torch": "2.3.1+cu121"}
+    monkeypatch.setattr(environment, "installed", {**oldest, "openvino": "2026.4.1"}.get)
+    environment.check_stack()  # what the course has
     found = {**{name: environment.installed(name) for name in environment.STACK}, "optimum-intel": "2.1.0", "transformers": None}
     monkeypatch.setattr(environment, "installed", found.get)
     with pytest.raises(ImportError, match=r"optimum-intel 2\.1\.0, expected ==1\.27\.\* \(.*INCQuantizer.*transformers not installed"):
         environment.check_stack()
+
+
+@pytest.mark.parametrize(("oldest", "holds"), [("4.9", True), ("4.57.1", True), ("4.57.2", False), ("5", False)])
+def test_versions_are_compared_by_their_numbers(oldest, holds, monkeypatch):
+    monkeypatch.setattr(environment, "version", lambda package: "4.57.1")
+    assert environment.at_least("transformers", oldest) is holds
 
 
 def test_the_machine_is_described():

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from gpt2opt import environment
 from tests.conftest import ROOT
 
 if sys.version_info >= (3, 11):
@@ -85,6 +87,27 @@ def test_what_tests_need_is_installed_for_them_alone_and_again_after_the_rest(ch
     os.utime(checkout.folder / ".venv/.ready-test", (1.7e9, 1.7e9))
     checkout.make("test")
     assert len(checkout.installed) == 4
+
+
+def test_the_oldest_packages_have_an_environment_of_their_own(checkout):
+    (checkout.folder / "tests").mkdir()
+    wanted = shutil.copy(ROOT / "tests" / "course-requirements.txt", checkout.folder / "tests")
+    tests = [checkout.make("test-course", "COURSE_PYTHON=python3.11") for _ in range(2)]
+    assert [done.returncode for done in tests] == [0, 0], tests[0].stderr
+    assert checkout.installed == ["3, 11"]
+    assert not (checkout.folder / ".venv").exists()
+    os.utime(checkout.folder / ".venv-course/.ready", (1.6e9, 1.6e9))
+    os.utime(wanted, (1.7e9, 1.7e9))
+    checkout.make("test-course", "COURSE_PYTHON=python3.11")
+    assert checkout.installed == ["3, 11"] * 2
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "tests/course-requirements.txt"])
+def test_both_ends_of_the_window_are_within_it(name):
+    pinned = {requirement.name: requirement.specifier for requirement in lines_of(name)}
+    for package, (window, _) in environment.STACK.items():
+        (exact,) = pinned[package]
+        assert exact.version in SpecifierSet(window), package
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])

@@ -138,6 +138,16 @@ class Quality:
         return math.exp(self.nll_nats / self.num_tokens)
 
     @property
+    def course_perplexity(self) -> float:
+        """Return the perplexity as the course's notebook weights it, to be held against its numbers alone.
+
+        The mean loss of each document counts once for each of its tokens, the first one included, which is not scored.
+        """
+        pairs = list(zip(self.document_nats, self.document_tokens, strict=True))
+        weighted = math.fsum(nats * (tokens + 1) / tokens for nats, tokens in pairs)
+        return math.exp(weighted / sum(tokens + 1 for _, tokens in pairs))
+
+    @property
     def word_perplexity(self) -> float | None:
         """Return the perplexity per word. Unlike perplexity per token, it can be compared between tokenizers.
 

@@ -1,6 +1,8 @@
 """Write a torch GPT-2 as a stateful OpenVINO IR directory, with pruned heads and, if it is fake-quantized, with integer weights."""
 
+import importlib
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from gpt2opt.environment import at_least
 from gpt2opt.quantize.export_passes import group_scales, halve_positions
 from gpt2opt.quantize.fake_quant import FakeQuantLinear, quantized_linears
 from gpt2opt.runtime.manifest import write_manifest
@@ -42,14 +45,20 @@ def write_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, folder:
     """Write what `export_ir` writes, into an empty folder that is there already."""
     from openvino import Core, save_model
     from openvino._offline_transformations import compress_quantize_weights_transformation
+
+    _keep_dropped_names()
     from optimum.exporters.openvino import export_from_model
-    from optimum.exporters.openvino.model_configs import GPT2OpenVINOConfig
+
+    try:
+        from optimum.exporters.openvino.model_configs import GPT2OpenVINOConfig as OwnConfig
+    except ImportError:  # older optimum-intel exports GPT-2 by the config of ONNX
+        from optimum.exporters.onnx.model_configs import GPT2OnnxConfig as OwnConfig
 
     linears = quantized_linears(model)
     with tempfile.TemporaryDirectory(dir=folder) as exported:
         export_from_model(
             model, exported, task="text-generation-with-past", stateful=True, preprocessors=[tokenizer],
-            custom_export_configs={"model": kept_heads_config(model, GPT2OpenVINOConfig)},
+            custom_export_configs={"model": kept_heads_config(model, OwnConfig)},
         )  # fmt: skip
         graph = Core().read_model(Path(exported, IR_NAME))
         if linears:
@@ -61,6 +70,13 @@ def write_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, folder:
         bits = {8 if linear.highest == 127 else 4 for name, linear in linears.items() if name != "lm_head"}
         weights, kept_in = (f"i{min(bits)}", kv_cache) if bits else ("f32", "f32")
         write_manifest(folder, weights, kept_in, has_centered_residual(model), getattr(model, "made_from", None))
+
+
+def _keep_dropped_names() -> None:
+    """Let `openvino.runtime` lead to `openvino`: OpenVINO 2026 dropped the name, under which older optimum-intel imports it."""
+    if not at_least("optimum-intel", "1.27"):
+        for name in ("", ".exceptions", ".passes", ".utils", ".utils.types"):
+            sys.modules.setdefault(f"openvino.runtime{name}", importlib.import_module(f"openvino{name}"))
 
 
 @torch.inference_mode()

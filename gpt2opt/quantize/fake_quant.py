@@ -96,7 +96,12 @@ def linearize(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     shared = {id(weight): nn.Parameter(weight.detach().float().cpu()) for weight in embeddings}
     model = copy.deepcopy(model, shared).float().cpu().eval()
     fold_attention_scale(model)
-    model.set_attn_implementation("sdpa")  # OpenVINO reads it as one operation; a model may come with eager attention
+    if hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation("sdpa")  # OpenVINO reads it as one operation; a model may come with eager attention
+    elif model.config._attn_implementation != "sdpa":
+        raise ValueError(
+            "the model has eager attention, which this version of transformers can't change: load it with attn_implementation='sdpa'"
+        )
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Conv1D):
@@ -120,8 +125,8 @@ def fake_quantize(model: GPT2LMHeadModel, quantized: Mapping[str, QuantizedLinea
     """Replace these Linears of a linearized model, in place; tie the embedding to the head if it was tied before."""
     tied = model.lm_head.weight is model.transformer.wte.weight
     for name, found in quantized.items():
-        linear = model.get_submodule(name)
-        model.set_submodule(name, FakeQuantLinear(found, linear.bias))
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, FakeQuantLinear(found, model.get_submodule(name).bias))
     if tied and isinstance(model.lm_head, FakeQuantLinear):
         model.transformer.wte = TiedEmbedding(model.lm_head)
     return model

@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from gpt2opt import environment
+from gpt2opt.environment import at_least, give_back_memory
 
 
 def run_inc(linear: PreTrainedModel, config, calibration: Dataset | None, task: str = "text-generation") -> dict:
@@ -61,8 +61,9 @@ def readable_by_inc(linear: PreTrainedModel) -> Iterator["OperatorTable"]:
     with tempfile.TemporaryDirectory() as scratch, _traceable(linear), _full_range(), table.listening():
         set_workspace(scratch)
         yield table
-    assert_and_get_unique_device.cache_clear()  # torch caches its answer for each module, and the cache keeps them alive
-    environment.give_back_memory()  # INC's copies of the model are in reference cycles
+    if hasattr(assert_and_get_unique_device, "cache_clear"):  # newer torch caches its answer for each module, which keeps them alive
+        assert_and_get_unique_device.cache_clear()
+    give_back_memory()  # INC's copies of the model are in reference cycles
 
 
 class OperatorTable(logging.Handler):
@@ -109,27 +110,38 @@ def _traceable(linear: PreTrainedModel) -> Iterator[None]:
     if not isinstance(linear, GPT2LMHeadModel):
         yield
         return
-    from optimum.exporters.onnx.model_patcher import eager_mask_without_vmap, sdpa_mask_without_vmap
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
-    masks = {"sdpa": sdpa_mask_without_vmap, "eager": eager_mask_without_vmap}
-    kept = {name: ALL_MASK_ATTENTION_FUNCTIONS[name] for name in masks}
     config = linear.config
     flags = {"return_dict": config.return_dict, "use_cache": config.use_cache}
     activations = [block.mlp.act for block in linear.transformer.h]
     try:
         for block, activation in zip(linear.transformer.h, activations, strict=True):
             block.mlp.act = _SeenByNoTracer(activation)
-        for name, mask in masks.items():
-            ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
         config.return_dict, config.use_cache = False, False
-        yield
+        with _masks_without_vmap():
+            yield
     finally:
         for block, activation in zip(linear.transformer.h, activations, strict=True):
             block.mlp.act = activation
+        config.return_dict, config.use_cache = flags["return_dict"], flags["use_cache"]
+
+
+@contextmanager
+def _masks_without_vmap() -> Iterator[None]:
+    if not at_least("transformers", "4.53"):  # until then masks were built without it
+        yield
+        return
+    from optimum.exporters.onnx.model_patcher import eager_mask_without_vmap, sdpa_mask_without_vmap
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    masks = {"sdpa": sdpa_mask_without_vmap, "eager": eager_mask_without_vmap}
+    kept = {name: ALL_MASK_ATTENTION_FUNCTIONS[name] for name in masks}
+    try:
+        for name, mask in masks.items():
+            ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
+        yield
+    finally:
         for name, mask in kept.items():
             ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
-        config.return_dict, config.use_cache = flags["return_dict"], flags["use_cache"]
 
 
 class _SeenByNoTracer(nn.Module):

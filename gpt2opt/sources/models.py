@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2opt.environment import at_least
 from gpt2opt.sources.hub import cached_snapshot, download_snapshot
 
 VARIABLE = "GPT2OPT_MODEL"
@@ -96,8 +97,9 @@ def load_model(path: Path, dtype: str = "float32"):
 
     path = Path(path)
     check_gpt2(path)
+    argument = {"dtype" if at_least("transformers", "4.56") else "torch_dtype": getattr(torch, dtype)}  # renamed
     try:
-        model, found = GPT2LMHeadModel.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True)
+        model, found = GPT2LMHeadModel.from_pretrained(path, **argument, local_files_only=True, output_loading_info=True)
     except Exception as error:  # each file format raises its own errors for a file that is cut short
         raise ValueError(
             f"can't load the model in {path} ({error!r:.200}); the directory is damaged: write or download it again"
@@ -108,6 +110,7 @@ def load_model(path: Path, dtype: str = "float32"):
     check_finite(model)
     tokenizer = load_tokenizer(path)
     tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.n_positions)  # some tokenizers are saved without a length
+    fit_width_to_heads(model)
     fold_attention_scale(model)
     return tokenizer, model.eval()
 
@@ -121,6 +124,12 @@ def check_finite(model) -> None:
         raise ValueError(
             f"{len(spoiled)} tensors of the model hold NaN or infinity ({', '.join(spoiled[:3])}); take weights from before they diverged"
         )
+
+
+def fit_width_to_heads(model) -> None:
+    """Tell each attention how wide its heads are together: older transformers forget it in pruning, and then fused attention fails."""
+    for block in model.transformer.h:
+        block.attn.embed_dim = block.attn.split_size
 
 
 def fold_attention_scale(model) -> None:

@@ -16,7 +16,7 @@ from gpt2opt.sources.hub import cached_snapshot, download_snapshot
 VARIABLE = "GPT2OPT_TEXT"
 WIKITEXT = "Salesforce/wikitext"
 WIKITEXT_FOLDER = "wikitext-2-raw-v1"
-WIKITEXT_PATTERNS = [f"{WIKITEXT_FOLDER}/*"]
+WIKITEXT_PATTERNS = WIKITEXT_PATTERNS
 WIKITEXT_SPLITS = {"fine_tune": "train", "calibration": "validation", "score": "test"}
 WIKITEXT_TITLE = re.compile(r" = [^=].* = \n")
 COURSE_LINES = 200
@@ -84,13 +84,20 @@ def find_texts(text: str = "auto") -> Texts:
         return _docs(origin, stand_in=False)
     if asked and asked != "wikitext-2":
         return _from_file(Path(asked), origin)
-    for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
-        path = fetch(WIKITEXT, WIKITEXT_PATTERNS, repo_type="dataset")
-        if path and is_complete(path / WIKITEXT_FOLDER):
-            return _wikitext(path / WIKITEXT_FOLDER, origin)
+    if found := find_wikitext():
+        return _wikitext(*found)
     if asked:
         raise ValueError("wikitext-2 is not in the local cache and the hub did not give it; connect once, or use text='docs'")
     return _docs("installed packages, as a stand-in for WikiText-2, which neither the local cache nor the hub gave", stand_in=True)
+
+
+def find_wikitext() -> tuple[Path, str] | None:
+    """Return the folder of WikiText-2 and where it came from; None if neither the local cache nor the hub gives it."""
+    for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
+        path = fetch(WIKITEXT, WIKITEXT_PATTERNS, repo_type="dataset")
+        if path and is_complete(path / WIKITEXT_FOLDER):
+            return path / WIKITEXT_FOLDER, origin
+    return None
 
 
 def is_complete(folder: Path) -> bool:
@@ -210,7 +217,7 @@ def read_text(path: Path) -> str:
 
 
 def _wikitext(folder: Path, origin: str) -> Texts:
-    rows = {part: _wikitext_rows(folder, split) for part, split in WIKITEXT_SPLITS.items()}
+    rows = {part: wikitext_rows(folder, split) for part, split in WIKITEXT_SPLITS.items()}
     seen: set[str] = set()
     articles = {}
     for part in KEEPS_FIRST:
@@ -220,7 +227,8 @@ def _wikitext(folder: Path, origin: str) -> Texts:
     return Texts("WikiText-2 raw", origin, **articles, course_lines=tuple(rows["calibration"][:COURSE_LINES]), stand_in=False)
 
 
-def _wikitext_rows(folder: Path, split: str) -> list[str]:
+def wikitext_rows(folder: Path, split: str) -> list[str]:
+    """Return the rows of a split, as they are published; raise ValueError if the copy in the folder has none."""
     import pyarrow.parquet
 
     rows = [row for path in sorted(folder.glob(f"{split}-*.parquet")) for row in pyarrow.parquet.read_table(path)["text"].to_pylist()]

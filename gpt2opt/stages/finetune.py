@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, default_data_collator
 
-from gpt2opt.environment import is_main_process, launched, set_seed
+from gpt2opt.environment import at_least, is_main_process, launched, set_seed
 from gpt2opt.record import FINETUNE, Measurement, Settings
 from gpt2opt.report.tensorboard import drop_host_names, empty_log
 from gpt2opt.sources.models import find_model, load_model
@@ -175,7 +175,9 @@ def run_fine_tuning(
     processes ends with the same model and the same log; only dropout tells their loss from that of one process.
     """
     trainer_type = Trainer if training_args.world_size == 1 else _SharedBatchTrainer
-    trainer = trainer_type(model.float(), training_args, train_dataset=tokenized_train, eval_dataset=validation, processing_class=tokenizer)
+    argument = "processing_class" if at_least("transformers", "4.46") else "tokenizer"  # renamed
+    datasets = {"train_dataset": tokenized_train, "eval_dataset": validation}
+    trainer = trainer_type(model.float(), training_args, **datasets, **{argument: tokenizer})
     if training_args.process_index:  # Trainer seeds all processes alike, and each would drop the same units
         torch.manual_seed(training_args.seed + training_args.process_index)
     trainer.train()

@@ -9,7 +9,7 @@ from transformers import GPT2LMHeadModel
 
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.record import Measurement, Settings
-from gpt2opt.sources.models import heads_per_layer
+from gpt2opt.sources.models import fit_width_to_heads, heads_per_layer
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages.run import Run, check_fraction
 from gpt2opt.stages.torch_model import device, logits_from_torch
@@ -96,6 +96,7 @@ def prune_attention_heads(
             {layer: _original_numbers(blocks[layer], np.argsort(row, kind="stable")[:count]) for layer, row in enumerate(importance)}
         )
         model.to(dtype)  # the cut layers come back in FP32
+        fit_width_to_heads(model)
     return model
 
 

@@ -55,7 +55,7 @@ class TorchDecoder:
         self.model, self.hidden = model, hidden
         texts = [torch.as_tensor(prompt) for prompt in prompts]
         self.lengths = torch.tensor([len(ids) for ids in texts]).to(model.device)
-        self.prompts = pad_sequence(texts, batch_first=True, padding_side="left").to(model.device)
+        self.prompts = pad_sequence([ids.flip(0) for ids in texts], batch_first=True).flip(1).to(model.device)
         self.padded = len({len(ids) for ids in texts}) > 1
         self.past: Any = None
 
@@ -70,7 +70,10 @@ class TorchDecoder:
 
     def keep(self, rows: Sequence[int]) -> None:
         kept = torch.tensor(rows, device=self.mask.device)
-        self.past.reorder_cache(kept)
+        if isinstance(self.past, tuple):  # before 4.47 transformers gave GPT-2 no cache object
+            self.past = tuple(tuple(states[kept] for states in layer) for layer in self.past)
+        else:
+            self.past.reorder_cache(kept)
         self.read, self.mask = self.read[kept], self.mask[kept]
 
     def hidden_states(self) -> list[np.ndarray]:
@@ -88,18 +91,11 @@ class TorchDecoder:
         # By embeddings: where the config names a padding token, as it does once a model was fine-tuned, transformers searches ids for it.
         # That would slow down such models alone, and on a GPU every step would wait for the answer.
         embeddings = self.model.transformer.wte(ids)
-        out = self.model(
-            inputs_embeds=embeddings,
-            past_key_values=self.past,
-            use_cache=True,
-            logits_to_keep=1,
-            output_hidden_states=self.hidden,
-            **layout,
-        )
+        out = self.model.transformer(inputs_embeds=embeddings, past_key_values=self.past, use_cache=True, **layout)
         self.past = out.past_key_values
         if self.hidden:
-            self.last_hidden = out.hidden_states[-1]
-        return out.logits[:, -1]
+            self.last_hidden = out.last_hidden_state
+        return self.model.lm_head(out.last_hidden_state[:, -1])
 
 
 def transformers_process(settings: DecodingSettings) -> Process:

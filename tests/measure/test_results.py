@@ -27,6 +27,11 @@ def test_perplexity_divides_sums_and_not_means():
     assert quality.bits_per_byte == pytest.approx(100 / math.log(2) / 100)
 
 
+def test_the_course_weights_the_mean_loss_of_a_document_by_all_its_tokens():
+    quality = Quality((10.0, 90.0), (10, 30), num_words=25, num_bytes=100, protocol="p")
+    assert quality.course_perplexity == pytest.approx(math.exp((1 * 11 + 3 * 31) / (11 + 31)))
+
+
 def test_the_hash_follows_the_weights(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"one")
     (tmp_path / "config.json").write_text("{}")
