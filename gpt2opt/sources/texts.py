@@ -16,7 +16,7 @@ from gpt2opt.sources.hub import cached_snapshot, download_snapshot
 VARIABLE = "GPT2OPT_TEXT"
 WIKITEXT = "Salesforce/wikitext"
 WIKITEXT_FOLDER = "wikitext-2-raw-v1"
-WIKITEXT_PATTERNS = WIKITEXT_PATTERNS
+WIKITEXT_PATTERNS = [f"{WIKITEXT_FOLDER}/*"]
 WIKITEXT_SPLITS = {"fine_tune": "train", "calibration": "validation", "score": "test"}
 WIKITEXT_TITLE = re.compile(r" = [^=].* = \n")
 COURSE_LINES = 200
