@@ -1,4 +1,4 @@
-"""What each graph pass gains on this CPU: the runtime with all passes, and without each in turn, on the INT8 model that stage 4 writes.
+"""What each graph pass gains on this CPU: the runtime with all passes, and without each in turn, on an INT8 model.
 
 Each variant loads the same files in a process of its own, and they take turns. One that is left out may make others idle: a pass that works
 on convolutions finds none without `as_convolutions`. So a row tells what the runtime loses without this one pass, not a share of a sum.
@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from experiments.contract import Experiment
 from experiments.race.engines.base import Timing, time_greedy
-from experiments.race.engines.ours import Ours
-from experiments.race.run import check_size, convert, prepare_models
+from experiments.race.run import check_size, prepare_models
 from experiments.race.turns import Case, race
 from gpt2opt import environment
 from gpt2opt.measure.child import Child, thread_settings
@@ -91,7 +90,7 @@ class Contestant:
 
 
 def measure_passes(size: str = "gpt2", rounds: int = 12) -> PassGains:
-    """Quantize a model by the default recipe and time its variants; progress goes to stderr.
+    """Quantize a model and time its variants; progress goes to stderr.
 
     Args:
         size: as in `run_race`.
@@ -110,11 +109,24 @@ def measure_passes(size: str = "gpt2", rounds: int = 12) -> PassGains:
         bar.update()
         bar.set_description("quantizing")
         folder = Path(scratch, "int8")
-        in_fresh_process(convert, Ours, Path(scratch, "models", "full"), folder)
+        in_fresh_process(quantize, Path(scratch, "models", "full"), folder)
         bar.update()
         case, variants = time_passes(folder, models.vocab_size, rounds, bar)
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     return PassGains(created, environment.describe(), f"{size}, weights: {models.weights}", case, variants)
+
+
+def quantize(source: Path, folder: Path) -> None:
+    """Quantize every input and weight of a model, without the gate: it takes minutes, and time depends on shapes and types alone."""
+    environment.quiet()
+    from gpt2opt.sources.models import load_model
+    from gpt2opt.sources.texts import find_texts
+    from gpt2opt.stages.quantize import MIN_CALIBRATION_SEQUENCES, prepare_calibration_dataset, quantize_int8
+
+    tokenizer, model = load_model(source)
+    texts = [document.text for document in find_texts().calibration]
+    rows = prepare_calibration_dataset(texts, tokenizer, length=128, limit=MIN_CALIBRATION_SEQUENCES)
+    quantize_int8(model, tokenizer, rows, folder, "w8a8-naive")
 
 
 def time_passes(folder: Path, vocab_size: int, rounds: int, bar: tqdm) -> tuple[str, tuple[Variant, ...]]:
@@ -200,7 +212,7 @@ def plot_passes(result: PassGains) -> "Axes":
 def passes_caption(result: PassGains) -> str:
     rounds, machine = len(result.variants[0].one), environment.machine_label(result.environment)
     return (
-        f"{result.model}; INT8 by the default recipe; {result.case}. {machine}; each variant in its own "
+        f"{result.model}; INT8, every input quantized; {result.case}. {machine}; each variant in its own "
         f"process, {rounds} rounds in turns. TTFT and TPOT of {ONE} tokens, and TPOT of {SEVERAL}. A pass that is not listed can't be "
         "left out, or does nothing for this IR on this CPU. RSS is what the process holds after all rounds, and the difference from that."
     )
