@@ -41,7 +41,7 @@ test-course:
 	.venv-course/bin/python -m pytest $(COURSE_TESTS)
 
 race: install
-	$(call with_extra,race) && $(BIN)/python -m experiments race
+	$(call with_extra,bench) && $(BIN)/python -m experiments race
 
 lab: install
 	$(call with_extra,lab) && $(BIN)/jupyter lab project.ipynb
@@ -59,7 +59,7 @@ check: install
 # Of uv's markers only those that tell these Pythons apart are kept.
 lock: install
 	$(call with_extra,dev) && $(BIN)/uv pip compile -q --universal --python-version 3.10 $(UPGRADE) \
-		--extra lab --extra test --extra race --extra scoring --extra ui --extra server --extra docs --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
+		--extra lab --extra test --extra bench --extra scoring --extra ui --extra server --extra docs --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
 	$(IN_ROOT) sed -i -E "s/ ;.*(python_full_version (<|>=) '3\.1[012][^']*').*/ ; \1/; /'3\.1[012][^']*'/!s/ ;.*//" requirements.lock
 	$(IN_ROOT) sed -i '1i # The exact versions that `make` installs. `make lock` writes this file.' requirements.lock
 
