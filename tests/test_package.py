@@ -12,8 +12,8 @@ def test_a_wheel_holds_the_library_with_its_data_and_no_experiment(tmp_path):
     source.mkdir()
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "gpt2opt", "experiments", "tests"):
         (source / name).symlink_to(ROOT / name)  # setuptools leaves a folder beside the sources
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("gpt2opt-*.whl")
     names = zipfile.ZipFile(wheel).namelist()

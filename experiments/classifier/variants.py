@@ -65,7 +65,7 @@ class Variant:
 
     def unavailable(self) -> str | None:
         """Return why this variant can't be made here; None if it can."""
-        return None if installed(self.package) else f"{self.package} is not installed; pip install -e '.[race]' brings it"
+        return None if installed(self.package) else f"{self.package} is not installed; pip install -e '.[bench]' brings it"
 
     def make(self, subject: Subject, folder: Path) -> None:
         """Write this form of the classifier into `folder`, which is empty. The FP32 form of the same runtime lies beside it already."""

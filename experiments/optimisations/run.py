@@ -94,8 +94,8 @@ def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 6
         raise ValueError(f"rounds={rounds}, expected at least 2: an interval is drawn over them")
     check_size(size)
     chosen = choose_engines(engines)
-    # The model, a conversion for each engine, the start, and the rounds with the warm-up.
-    with tqdm(total=1 + len(chosen) + 1 + rounds + 1, unit="step") as bar, tempfile.TemporaryDirectory() as scratch:
+    # The model, a conversion for each engine, the start, and the rounds.
+    with tqdm(total=1 + len(chosen) + 1 + rounds, unit="step") as bar, tempfile.TemporaryDirectory() as scratch:
 
         def step(what: str) -> None:
             bar.set_description(what)
@@ -155,13 +155,13 @@ def time_engines(
         step(f"converting for {engine.name}")
         folders[engine] = _converted(engine, source)
     rows = {(engine, threads): _entry(engine, threads, folders[engine]) for engine, threads in rows_of(engines)}
-    step("starting the engines")
-    workers = _started(rows, folders)
+    step("starting the engines, and a warm-up of each")
+    workers = _started(rows, folders, make_prompts(case, vocab_size, 0), case.new_tokens)
     taken: dict[tuple, dict[str, list[float]]] = {key: {GREEDY: [], SAMPLING: []} for key in rows}
     draw = random.Random(0)
     try:
-        for number in range(rounds + 1):
-            step(f"engines, round {number} of {rounds}" if number else "engines, warm-up")
+        for number in range(1, rounds + 1):
+            step(f"engines, round {number} of {rounds}")
             turns = [(key, method) for key in rows for method in (GREEDY, SAMPLING)]
             for key, method in draw.sample(turns, len(turns)):
                 if rows[key].left_out:
@@ -173,8 +173,7 @@ def time_engines(
                 except RuntimeError as error:
                     rows[key] = replace(rows[key], left_out=one_line(str(error)))
                     continue
-                if number:
-                    taken[key][method].append(seconds)
+                taken[key][method].append(seconds)
     finally:
         for worker in workers.values():
             worker.close()
@@ -208,15 +207,27 @@ def _entry(engine: type[Engine], threads: int, folder: Path | str) -> EngineTime
     return EngineTimes(engine.name, engine.note, engine.package, environment.installed(engine.package), threads, left_out=left_out)
 
 
-def _started(rows: dict[tuple, EngineTimes], folders: Mapping[type[Engine], Path | str]) -> dict[tuple, Child]:
-    """Start a process for every row that has a folder, several at a time: most of a start is importing. Note in `rows` what fails."""
+def _started(
+    rows: dict[tuple, EngineTimes], folders: Mapping[type[Engine], Path | str], prompts: np.ndarray, new_tokens: int
+) -> dict[tuple, Child]:
+    """Start a process for every row that has a folder, and let it generate once in each way; note in `rows` what fails.
+
+    Several start at a time: nothing is timed yet, and most of a start is importing and compiling.
+    """
 
     def start(key: tuple) -> Child | str:
         engine, threads = key
         try:
-            return Child(Contestant, engine, folders[engine], threads, environment=thread_settings(threads))
+            worker = Child(Contestant, engine, folders[engine], threads, environment=thread_settings(threads))
         except RuntimeError as error:
             return one_line(str(error))
+        try:
+            for method in (GREEDY, SAMPLING):
+                worker.call("seconds", prompts, method, new_tokens)
+        except RuntimeError as error:
+            worker.close()
+            return one_line(str(error))
+        return worker
 
     wanted = [key for key, entry in rows.items() if not entry.left_out]
     with ThreadPoolExecutor(environment.threads()) as pool:

@@ -208,7 +208,7 @@ def test_a_variant_whose_memory_ends_leaves_and_the_others_go_on(monkeypatch, cl
 
 def test_a_runtime_that_is_not_installed_is_left_out_or_refused_by_name(monkeypatch):
     monkeypatch.setattr(variants, "installed", lambda package: None if package == "onnxruntime" else installed(package))
-    assert OnnxFp32().unavailable() == "onnxruntime is not installed; pip install -e '.[race]' brings it"
+    assert OnnxFp32().unavailable() == "onnxruntime is not installed; pip install -e '.[bench]' brings it"
     assert run.choose_variants("") == VARIANTS
     with pytest.raises(ValueError, match=r"variant onnx-runtime-int8: onnxruntime is not installed"):
         run.choose_variants("onnx-runtime-int8")

@@ -47,7 +47,7 @@ def test_engines_take_turns_with_every_number_of_threads_and_what_fails_is_told(
     assert [(row.name, row.threads) for row in found] == [(engine.name, threads) for engine in raced for threads in (1, 2)]
     assert [len(row.greedy_s) for row in found] == [len(row.sampling_s) for row in found] == [2, 2, 2, 2, 0, 0]
     assert [row.left_out for row in found] == [None] * 4 + ["ValueError: no such operator"] * 2
-    assert len(steps) == len(raced) + 1 + 1 + 2  # conversions, start, warm-up, rounds
+    assert len(steps) == len(raced) + 1 + 2  # conversions, start, rounds
 
 
 def test_compiled_engines_run_with_all_threads_only(monkeypatch):
