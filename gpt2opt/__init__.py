@@ -50,7 +50,7 @@ _NAMES = {
     "stages.quantize": "int8_facts optimum_generates_the_same prepare_calibration_dataset quantize_int8 run_quantize split_calibration",
     "stages.run": "start_run",
     "stages.score": "score_model",
-    "stages.torch_model": "TorchModel device generate_from_torch generate_tokens logits_of",
+    "stages.torch_model": "TorchModel device fused_gelu generate_from_torch generate_tokens logits_of",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_HOMES)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from experiments.decoding.methods import GREEDY, choose, settings_of
 from experiments.race.engines import OnnxFp32, OnnxInt8, TorchCompile, TorchEagerAttention, TorchFp32, TorchInt8, TorchInt8Compile
-from experiments.race.engines.base import Engine, Stepwise, StepwiseDecoder
+from experiments.race.engines.base import Driven, Engine
 from experiments.race.run import check_size, convert, prepare_models
 from experiments.race.turns import SETTLE_S, Case, loaded, make_prompts, one_line, thread_settings
 from gpt2opt import environment
@@ -30,7 +30,7 @@ from gpt2opt.measure.child import Child
 from gpt2opt.measure.memory import in_fresh_process
 
 SCHEMA = "gpt2opt.optimisations/1"
-ENGINES: tuple[type[Stepwise], ...] = (TorchFp32, TorchEagerAttention, TorchCompile, TorchInt8, TorchInt8Compile, OnnxFp32, OnnxInt8)
+ENGINES: tuple[type[Driven], ...] = (TorchFp32, TorchEagerAttention, TorchCompile, TorchInt8, TorchInt8Compile, OnnxFp32, OnnxInt8)
 COMPILED = (TorchCompile, TorchInt8Compile)
 """Compiling takes most of a minute, so these run with all threads only."""
 SAMPLING = "top-k"
@@ -109,7 +109,7 @@ def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 6
     return Optimisations(created, environment.describe(), size, models.weights, CASE, rounds, tuple(rows))
 
 
-def choose_engines(names: str) -> list[type[Stepwise]]:
+def choose_engines(names: str) -> list[type[Driven]]:
     """Return the engines of these names, all where there are none; the FP32 one, which the others are held against, always takes part.
 
     Raises:
@@ -120,7 +120,7 @@ def choose_engines(names: str) -> list[type[Stepwise]]:
     return [engine for name, engine in known.items() if name in chosen or engine is TorchFp32]
 
 
-def rows_of(engines: Sequence[type[Stepwise]]) -> list[tuple[type[Stepwise], int]]:
+def rows_of(engines: Sequence[type[Driven]]) -> list[tuple[type[Driven], int]]:
     """Return each engine with every number of threads that it is timed with: from one to all; the compiled ones with all."""
     most = environment.threads()
     return [(engine, threads) for engine in engines for threads in range(1, most + 1) if threads == most or engine not in COMPILED]
@@ -129,13 +129,12 @@ def rows_of(engines: Sequence[type[Stepwise]]) -> list[tuple[type[Stepwise], int
 class Contestant:
     """An engine in a process of its own, driven by the generation loop."""
 
-    def __init__(self, engine: type[Stepwise], folder: Path, threads: int):
+    def __init__(self, engine: type[Driven], folder: Path, threads: int):
         self.engine = loaded(engine, folder, threads)
 
     def seconds(self, prompts: np.ndarray, method: str, new_tokens: int) -> float:
         """Continue (B, T) prompts and return the seconds that took, prefill included."""
-        self.engine.open(len(prompts), prompts.shape[1] + new_tokens)
-        decoder, settings = StepwiseDecoder(self.engine, prompts), settings_of(method, new_tokens)
+        decoder, settings = self.engine.decoder(prompts, new_tokens), settings_of(method, new_tokens)
         start = time.perf_counter()
         for _ in stream(decoder, prompts.tolist(), settings):
             pass
@@ -143,7 +142,7 @@ class Contestant:
 
 
 def time_engines(
-    engines: Sequence[type[Stepwise]], source: Path, vocab_size: int, case: Case, rounds: int, step: Callable[[str], None]
+    engines: Sequence[type[Driven]], source: Path, vocab_size: int, case: Case, rounds: int, step: Callable[[str], None]
 ) -> list[EngineTimes]:
     """Convert the model in `source` for each engine and time them in turns, in a new random order in each round.
 

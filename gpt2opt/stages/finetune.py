@@ -17,7 +17,7 @@ from gpt2opt.report.tensorboard import drop_host_names, empty_log
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, token_rows
 from gpt2opt.stages.run import Run, check_epochs
-from gpt2opt.stages.torch_model import device
+from gpt2opt.stages.torch_model import device, fused_gelu
 from gpt2opt.storage import check_folder, save_model
 
 BATCH_ROWS = 8  # of all processes together
@@ -180,7 +180,8 @@ def run_fine_tuning(
     trainer = trainer_type(model.float(), training_args, **datasets, **{argument: tokenizer})
     if training_args.process_index:  # Trainer seeds all processes alike, and each would drop the same units
         torch.manual_seed(training_args.seed + training_args.process_index)
-    trainer.train()
+    with fused_gelu(model):
+        trainer.train()
     return trainer
 
 

@@ -1,11 +1,13 @@
 """A GPT-2 in torch as the metrics take it: its logits, a decoder with a KV cache, and what runs in a fresh process."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     GPT2LMHeadModel,
@@ -17,6 +19,7 @@ from transformers import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
+from transformers.activations import NewGELUActivation
 
 from gpt2opt import environment
 from gpt2opt.decoding.decoder import Greedy, as_numpy, check_prompts
@@ -118,6 +121,23 @@ def transformers_process(settings: DecodingSettings) -> Process:
         return processors(torch.tensor([ids]), torch.from_numpy(scores)[None])[0].numpy()
 
     return process
+
+
+@contextmanager
+def fused_gelu(model: GPT2LMHeadModel) -> Iterator[None]:
+    """Let one operator of torch compute GPT-2's GELU inside a `with` block, instead of the eight of transformers' `gelu_new`.
+
+    It is the same function, the tanh approximation, and leaves fewer tensors to read and to keep: a training step takes less time.
+    """
+    activations = [block.mlp.act for block in model.transformer.h]
+    try:
+        for block in model.transformer.h:
+            if isinstance(block.mlp.act, NewGELUActivation):
+                block.mlp.act = nn.GELU(approximate="tanh")
+        yield
+    finally:
+        for block, activation in zip(model.transformer.h, activations, strict=True):
+            block.mlp.act = activation
 
 
 def generate_tokens(model: GPT2LMHeadModel, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:

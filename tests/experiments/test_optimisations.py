@@ -10,6 +10,7 @@ from experiments.decoding.findings import CONFIRMED, REFUTED
 from experiments.optimisations import run
 from experiments.optimisations.report import caption, engines_table, find_all, plot_optimisations, speed_table
 from experiments.optimisations.run import EngineTimes, Optimisations, choose_engines, compare_optimisations, rows_of, time_engines
+from experiments.race.engines.base import Driven
 from experiments.race.turns import Case
 from gpt2opt.storage import from_json
 from tests.experiments.stubs import Int8Stub, TorchStub, UnconvertibleTorchStub
@@ -48,6 +49,10 @@ def test_engines_take_turns_with_every_number_of_threads_and_what_fails_is_told(
     assert [len(row.greedy_s) for row in found] == [len(row.sampling_s) for row in found] == [2, 2, 2, 2, 0, 0]
     assert [row.left_out for row in found] == [None] * 4 + ["ValueError: no such operator"] * 2
     assert len(steps) == len(raced) + 1 + 2  # conversions, start, rounds
+
+
+def test_every_engine_lets_its_caller_run_the_loop():
+    assert all(issubclass(engine, Driven) and engine.decoder is not Driven.decoder for engine in run.ENGINES)
 
 
 def test_compiled_engines_run_with_all_threads_only(monkeypatch):

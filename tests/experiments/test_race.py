@@ -14,7 +14,7 @@ from experiments.contract import read_result_of, write_json
 from experiments.race import run, tables
 from experiments.race.charts import plot_growth, plot_race
 from experiments.race.engines import LlamaCpp, OnnxFp32, OpenVinoFp32, TorchEagerAttention, TorchFp32
-from experiments.race.engines.base import Engine, Stepwise, StepwiseDecoder, Timing, timing
+from experiments.race.engines.base import Timing, timing
 from experiments.race.results import (
     BATCHED,
     MAIN,
@@ -314,13 +314,6 @@ def test_charts_show_every_engine_that_raced(result):
 # --- the engines themselves
 
 
-def decoder_of(engine: Engine, prompts: np.ndarray, new_tokens: int):
-    if not isinstance(engine, Stepwise):
-        return engine.model.decoder(prompts, new_tokens)
-    engine.open(len(prompts), prompts.shape[1] + new_tokens)
-    return StepwiseDecoder(engine, prompts)
-
-
 @pytest.mark.parametrize("engine", [TorchFp32, TorchEagerAttention, OpenVinoFp32, OnnxFp32, LlamaCpp])
 def test_engine_generates_what_torch_generates(engine, model, tokenizer, tmp_path):
     """Greedy tokens of two sequences; the engines that can, with pruned heads."""
@@ -339,7 +332,7 @@ def test_engine_generates_what_torch_generates(engine, model, tokenizer, tmp_pat
     loaded = engine()
     loaded.load(folder, 1)
     for asked in (prompts[:, ::-1].copy(), prompts):  # the second call finds nothing of the first
-        tokens = Greedy(decoder_of(loaded, asked, 6)).generate(6)
+        tokens = Greedy(loaded.decoder(asked, 6)).generate(6)
     assert tokens == expected[:, 12:].tolist()
 
 

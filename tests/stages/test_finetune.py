@@ -7,6 +7,7 @@ import sys
 from subprocess import PIPE
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -22,7 +23,8 @@ from gpt2opt.stages.finetune import (
     run_fine_tuning,
     tokenize_dataset,
 )
-from tests.conftest import make_model, make_tokenizer, relative_error
+from gpt2opt.stages.torch_model import fused_gelu
+from tests.conftest import make_model, make_tokenizer, relative_error, torch_logits
 
 
 @pytest.fixture
@@ -208,3 +210,15 @@ def test_what_is_no_model_is_not_replaced(model_dir, text_file, tmp_path):
     with pytest.raises(ValueError, match="is not empty and was not written by gpt2opt"):
         finetune_model(str(model_dir), str(text_file), tmp_path)
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_one_operator_computes_gelu_inside_the_block_and_the_model_is_as_before_behind_it(model):
+    ids, before = np.arange(12)[None], [block.mlp.act for block in model.transformer.h]
+    expected = torch_logits(model, ids)
+    with torch.profiler.profile() as profiler, fused_gelu(model):
+        found = torch_logits(model, ids)
+    names = {event.key for event in profiler.key_averages()}
+    assert "aten::gelu" in names
+    assert "aten::tanh" not in names
+    assert relative_error(found, expected) < 1e-5
+    assert [block.mlp.act for block in model.transformer.h] == before

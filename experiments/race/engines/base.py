@@ -67,13 +67,24 @@ class Engine:
         raise NotImplementedError
 
 
-class Stepwise(Engine):
-    """An engine whose caller runs the loop: a call reads the tokens that follow those in the KV cache and returns logits."""
+class Driven(Engine):
+    """An engine that gives a `Decoder`, so that its caller runs the loop."""
 
     def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
+        return time_greedy(self.decoder(prompts, new_tokens), new_tokens)
+
+    def decoder(self, prompts: np.ndarray, new_tokens: int) -> Decoder:
+        """Return a decoder of (B, T) prompts, with room for so many new tokens; not timed."""
+        raise NotImplementedError
+
+
+class Stepwise(Driven):
+    """An engine that is called step by step: a call reads the tokens that follow those in the KV cache and returns logits."""
+
+    def decoder(self, prompts: np.ndarray, new_tokens: int) -> Decoder:
         batch, length = prompts.shape
         self.open(batch, length + new_tokens)
-        return time_greedy(StepwiseDecoder(self, prompts), new_tokens)
+        return StepwiseDecoder(self, prompts)
 
     def open(self, batch: int, context: int) -> None:
         """Make an empty KV cache, where the engine wants one of a known size; not timed."""

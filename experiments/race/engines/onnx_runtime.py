@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.race.engines.base import Engine, Timing, time_greedy
+from experiments.race.engines.base import Driven
+from gpt2opt.decoding.decoder import Decoder
 
 
-class OnnxFp32(Engine):
+class OnnxFp32(Driven):
     name, package = "ONNX Runtime FP32", "onnxruntime"
     files = ("*.onnx", "*.onnx_data")
     note = "optimum's export, the head cut to the last position; KV cache through IO binding"
@@ -25,8 +26,8 @@ class OnnxFp32(Engine):
 
         self.model = load_onnx(folder, threads)
 
-    def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
-        return time_greedy(self.model.decoder(prompts, new_tokens), new_tokens)
+    def decoder(self, prompts: np.ndarray, new_tokens: int) -> Decoder:
+        return self.model.decoder(prompts, new_tokens)
 
 
 class OnnxInt8(OnnxFp32):
