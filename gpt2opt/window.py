@@ -74,7 +74,8 @@ def _holds(bound: re.Match, found: str) -> bool:
 
 
 def _is_older_minor(bound: re.Match, found: str) -> bool:
-    return bound["operator"] == ">=" and _numbers(found)[:1] == _numbers(bound["version"])[:1]
+    wanted, numbers = _numbers(bound["version"]), _numbers(found)
+    return bound["operator"] != "<" and numbers < wanted and numbers[:1] == wanted[:1]
 
 
 def _numbers(version: str) -> list[int]:

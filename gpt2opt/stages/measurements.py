@@ -1,6 +1,7 @@
 """What `run.measure` measures of one model, by the metrics of `measure`: its answers, its speed, its memory, and what it spends time on.
 
-A model is read from the folder that it was saved to, so that what is measured is what was written.
+A model is read from the folder that it was saved to, so that what is measured is what was written. OpenVINO is imported only where an IR is
+measured: pruning and fine-tuning work without it.
 """
 
 import dataclasses
@@ -21,9 +22,6 @@ from gpt2opt.measure.results import Latency, Memory
 from gpt2opt.measure.trace import record_trace
 from gpt2opt.measure.trace_file import remove_trace, write_trace
 from gpt2opt.record import Measurement, Settings
-from gpt2opt.runtime.counters import count_nodes
-from gpt2opt.runtime.generate import generate_from_ir
-from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.sources.models import load_model
 from gpt2opt.stages.torch_model import TorchDecoder, device, device_name, generate_from_torch, generate_tokens, logits_of
@@ -80,6 +78,8 @@ def measure_answers(
 def load_scored(folder: Path):
     """Load the model in a folder in the arithmetic that its answers are scored in: an IR, or a torch model with FP16 weights."""
     if is_ir(folder):
+        from gpt2opt.runtime.ir_model import load_ir
+
         return load_ir(folder)
     _, model = load_model(folder, "float16")
     return model.to(device()) if device() == "cuda" else model.float()
@@ -109,13 +109,19 @@ def time_in_turns(folders: Mapping[str, Path], workload: Workload, settings: Set
 
 def _decoder(folder: Path, prompt: list[int]) -> Decoder:
     if is_ir(folder):
+        from gpt2opt.runtime.ir_model import load_ir
+
         return load_ir(folder).decoder(np.array([prompt]))
     return TorchDecoder(load_model(folder, "float16")[1].to(device()), torch.tensor([prompt]))
 
 
 def measure_memory(folder: Path, workload: Workload, new_tokens: int) -> Memory:
     """Measure what a fresh process takes that loads the model in `folder` and generates: RAM, and VRAM where there is a GPU."""
-    function, library = (generate_from_ir, "openvino") if is_ir(folder) else (generate_from_torch, "transformers.models.gpt2.modeling_gpt2")
+    function, library = generate_from_torch, "transformers.models.gpt2.modeling_gpt2"
+    if is_ir(folder):
+        from gpt2opt.runtime.generate import generate_from_ir
+
+        function, library = generate_from_ir, "openvino"
     before = device_vram()  # this process has models on the GPU too
     child = in_fresh_process(function, str(folder), workload.prompt, new_tokens, libraries=(library,))
     memory, vram = _memory(folder, child), None if is_ir(folder) else child.value
@@ -137,6 +143,8 @@ def trace_model(folder: Path, prompt: list[int], log_dir: Path) -> None:
     """
     if is_ir(folder):
         remove_trace(log_dir)
+        from gpt2opt.runtime.counters import count_nodes
+
         write_trace(count_nodes(folder, prompt, TRACED_TOKENS), log_dir)
     else:
         model = load_model(folder, "float16")[1].to(device())

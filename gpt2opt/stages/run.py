@@ -208,10 +208,10 @@ class Run:
         """Write the record; beside the traces too: these are handed in with the notebook, the weights are not."""
         for folder in (self.out, self.traces):
             self.record.write(folder / RECORD)
+        drop_host_names(self.traces / FINETUNE)
 
     def write_tensorboard(self) -> None:
         """Draw the record in TensorBoard anew, which takes seconds."""
-        drop_host_names(self.traces / FINETUNE)
         write_tensorboard(self.record, self.traces / "report")
 
     def training_texts(self) -> tuple[list[str], list[str]]:

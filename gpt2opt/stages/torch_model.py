@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,8 +27,10 @@ from gpt2opt.decoding.processors import Process
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.measure.memory import Vram, read_peak_vram, reset_peak_vram
 from gpt2opt.measure.quality import Logits
-from gpt2opt.runtime.ir_model import IrModel
 from gpt2opt.sources.models import load_model
+
+if TYPE_CHECKING:
+    from gpt2opt.runtime.ir_model import IrModel
 
 
 def device() -> str:
@@ -145,9 +147,9 @@ def generate_tokens(model: GPT2LMHeadModel, prompts: list[list[int]], new_tokens
     return Greedy(TorchDecoder(model, torch.tensor(prompts))).generate(new_tokens)
 
 
-def logits_of(model: GPT2LMHeadModel | IrModel) -> Logits:
+def logits_of(model: "GPT2LMHeadModel | IrModel") -> Logits:
     """Return what a torch model or an IR answers, as the metrics take it: a torch model's logits hold until its next call."""
-    if isinstance(model, IrModel):
+    if not isinstance(model, nn.Module):
         return lambda ids: model.logits(ids.numpy())
     head, kept = model.lm_head.weight, torch.empty(0)
 

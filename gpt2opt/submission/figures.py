@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator
 
-from gpt2opt.record import STAGES, Record
+from gpt2opt.record import Record
 from gpt2opt.report import conclusions
 from gpt2opt.report.tables import record_tables, summary_table
+from gpt2opt.settings import STAGES
 from gpt2opt.submission.evidence import NoRecordError, NotMetError, Submission, number, shown_text
 
 CONCLUSIONS = dict(
