@@ -101,7 +101,7 @@ def _operators(path: Path) -> int:
     try:
         events = parse_trace(path)["traceEvents"]
     except (OSError, ValueError) as error:
-        raise NotMetError(f"{path.name} is no trace of the profiler ({type(error).__name__}); export it again") from error
+        raise NotMetError(str(error)) from error
     operators = sum(event.get("cat") in ("cpu_op", *ON_GPU) for event in events)
     if not operators:
         raise NotMetError(f"{path.name} holds {len(events)} events and no operator among them; profile at least one whole step")

@@ -120,6 +120,7 @@ def test_engine_in_its_own_process_answers_and_its_death_is_told():
 def test_run_names_what_is_missing_and_what_fails(model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "ENGINES", (OursStub, PeerStub, MissingStub, UnconvertibleStub))
     monkeypatch.setattr(run, "GROWTH_CASES", (Case(16, 2),))
+    monkeypatch.setattr(run, "prepare_models", lambda size, out: run.make_models(size, out / "models"))  # faster than in a process
     result = run.run_race(str(model_dir), 2, "", tmp_path)
     assert {engine.name: engine.left_out for engine in result.engines} == {
         "ours": None,

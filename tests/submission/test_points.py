@@ -74,7 +74,7 @@ BROKEN = {
     "chart of memory": (output("memory", new_output("stream", text="12 MB")), "no code cell that names memory has a picture"),
     "traces present and not empty": (lambda project: shutil.rmtree(project.traces), "no file in "),
     "traces present and not empty, operators": (trace('{"traceEvents": [{"ph": "M"}]}'), "no operator among them"),
-    "traces present and not empty, JSON": (trace("cut"), "is no trace of the profiler (JSONDecodeError)"),
+    "traces present and not empty, JSON": (trace("cut"), "is no trace in Chrome's format (JSONDecodeError"),
     "no key or token": (change("load", "# TODO:", f"login('{TOKEN}') #"), "code cell 1: Hugging Face token hf_aB…"),
     "no home path": (change("load", 'model_id="gpt2"', 'model_id="/home/jane/gpt2"'), "code cell 1: home path /home/jane"),
 }  # fmt: skip
