@@ -45,7 +45,7 @@ def plot_latency(record: Record) -> Chart:
 def _turns(record: Record) -> dict[str, tuple[str, str]]:
     """Return name -> the ratios of TTFT and of TPOT to the model that it took turns with, for a reader."""
     pairs = [pair for stage in record.stages for pair in stage.comparisons]
-    return {pair.name: tuple(f"= {ratio} × {pair.base}" for ratio in (pair.ttft, pair.tpot)) for pair in pairs}
+    return {pair.name: tuple(f"({ratio} × {pair.base} in turns)" for ratio in (pair.ttft, pair.tpot)) for pair in pairs}
 
 
 def plot_perplexity(record: Record) -> Chart:
@@ -311,7 +311,7 @@ def _bars(
         axes.annotate(text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(group)), [_label(m) for m in group])
     axes.set_ylim(len(group) - 0.5, -0.5)
-    room = 1.3 if not any(remarks) else 2.1  # for what stands behind the bars
+    room = 1.3 if not any(remarks) else 2.4  # for what stands behind the bars
     axes.set_xlim(0, room * max([1e-9, *(p95 or [value for value in values if value is not None])]))
 
 
