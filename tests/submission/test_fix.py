@@ -8,7 +8,7 @@ from gpt2opt.submission.evidence import read_submission
 from gpt2opt.submission.fix import COPIES, fix_submission
 from gpt2opt.submission.points import check_points
 from tests.submission.conftest import TRACE
-from tests.submission.test_secrets import KEYS
+from tests.submission.test_secrets import HOME_OF_ROOT, KEYS
 
 TOKEN = KEYS["Hugging Face token"]
 
@@ -19,7 +19,7 @@ def leaky(project):
     project.say("load", f"token {TOKEN} saved to /home/jane/.cache\n")
     html = {
         "text/html": "<p>C:\\Users\\Jane Doe\\x</p><img src='data:image/png;base64,/home/jane'>",
-        "application/json": {"at": ["/root/x"]},
+        "application/json": {"at": [f"{HOME_OF_ROOT}/x"]},
     }
     project.cells["measure"].outputs.append(new_output("display_data", html))
     project.cells["load"].metadata = {
