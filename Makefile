@@ -9,17 +9,17 @@ COURSE_PYTHON ?= python3.10
 COURSE_TESTS := tests/test_course.py tests/stages/test_prune.py tests/decoding/test_engines.py
 IDENTITY := import sys; print(sys.base_prefix, *sys.version_info[:3])
 
-.PHONY: run test test-course test-lab test-pythons race lab tensorboard docs check lock install
+.PHONY: run test test-course test-end-to-end test-pythons race lab tensorboard docs check lock install
 
 run: install
 	$(IN_ROOT) $(BIN)/python -m gpt2opt.notebook project.ipynb
 
 test: install
-	$(call with_extra,test) && $(BIN)/python -m pytest -m "not lab" -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	$(call with_extra,test) && $(BIN)/python -m pytest -m "not end_to_end" -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
-# JupyterLab in a headless Chromium, which tests/browser/install.sh brings.
-test-lab: install
-	$(call with_extra,lab) && $(call with_extra,test) && $(BIN)/python -m pytest -m lab --durations=5
+# What a person does: the notebook in JupyterLab, in a headless Chromium, which tests/browser/install.sh brings, and the commands of the documents.
+test-end-to-end: install
+	$(call with_extra,lab) && $(call with_extra,test) && $(BIN)/python -m pytest -m end_to_end -n 2 --dist loadfile --durations=5
 
 # Every Python that is supported, each in a fresh clone of the last commit with an environment of its own; once before a release.
 test-pythons:

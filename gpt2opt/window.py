@@ -15,7 +15,7 @@ from pathlib import Path
 LIST = Path(__file__).parent / "requirements.txt"
 # A line with a `;` belongs to an extra, in the package's metadata, and is none of these.
 LINE = re.compile(r"(?P<name>[\w.-]+)(?P<extras>\[[\w,-]+\])?\s*(?P<bounds>[^#;]*?)\s*(#\s*(?P<reason>.*))?")
-BOUND = re.compile(r"(?P<operator>>=|<|==)(?P<version>\d+(\.\d+)*)(\.\*)?")
+BOUND = re.compile(r"(?P<operator>>=|<|==|!=)(?P<version>\d+(\.\d+)*)(\.\*)?")
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def _lines() -> list[str]:
 def _holds(bound: re.Match, found: str) -> bool:
     """Return whether a version keeps a bound, judged by its numbers alone: `2.13.0+cpu` is 2.13.0, and `5.0rc1` is 5.0."""
     wanted, numbers = _numbers(bound["version"]), _numbers(found)
-    if bound["operator"] == "==":
-        return numbers[: len(wanted)] == wanted
+    if bound["operator"] in ("==", "!="):
+        return (numbers[: len(wanted)] == wanted) == (bound["operator"] == "==")
     return numbers >= wanted if bound["operator"] == ">=" else numbers < wanted
 
 

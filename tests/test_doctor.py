@@ -56,7 +56,10 @@ def test_the_window_is_read_from_requirements_txt_with_its_reasons():
     assert set(environment.STACK) <= set(requirements())
 
 
-@pytest.mark.parametrize("found", ["1.27.0", "1.27", "1.28.0", "2.0.0", "4.57.6", "4.56.2", "5.0.0rc1", "2.13.0+cpu", "2026.4.1", "0.5"])
+@pytest.mark.parametrize(
+    "found",
+    ["1.27.0", "1.27", "1.28.0", "2.0.0", "4.57.6", "4.56.2", "5.0.0rc1", "2.13.0+cpu", "2026.4.1", "0.5", "7.1.0", "7.4.0", "6.31.0"],
+)
 def test_versions_are_judged_as_packaging_judges_them(found):
     for wanted in requirements().values():
         kept = Packaged(wanted.line).specifier.contains(found, prereleases=True)

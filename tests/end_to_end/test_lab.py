@@ -9,14 +9,14 @@ from experiments.docs import ROOT
 from gpt2opt.environment import installed
 from gpt2opt.record import read_record
 from gpt2opt.settings import STAGES
-from tests.lab.lab import Notebook, served
+from tests.end_to_end.lab import Notebook, served
 from tests.ui.browser import why_no_browser
 
 pytestmark = [
-    pytest.mark.lab,
+    pytest.mark.end_to_end,
     pytest.mark.slow,
     pytest.mark.skipif(why_no_browser() is not None, reason=str(why_no_browser())),
-    pytest.mark.skipif(installed("jupyterlab") is None, reason="jupyterlab is not installed; `make test-lab` brings it"),
+    pytest.mark.skipif(installed("jupyterlab") is None, reason="jupyterlab is not installed; `make test-end-to-end` brings it"),
 ]
 NOTEBOOK = ROOT / "project.ipynb"
 CELLS = nbformat.read(NOTEBOOK, as_version=4).cells

@@ -9,7 +9,7 @@ from tests.ui import screenshots as of_the_page
 from tests.ui.browser import why_no_browser
 
 pytestmark = [
-    pytest.mark.lab,
+    pytest.mark.end_to_end,
     pytest.mark.slow,
     pytest.mark.skipif(why_no_browser() is not None, reason=str(why_no_browser())),
 ]
