@@ -62,11 +62,10 @@ def test_a_trace_that_is_too_large_is_refused_and_not_written(tmp_path, monkeypa
         read_trace_file(tmp_path / "large.pt.trace.json")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\x1f\x8b cut", b"null", gzip.compress(b"{"), gzip.compress(b"[1]"), gzip.compress(b'{"traceEvents": 1}')]
-)
-def test_what_is_no_trace_is_refused(tmp_path, content):
-    (tmp_path / "a.pt.trace.json.gz").write_bytes(content)
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b cut", b"null", b"{", b"[1]", b'{"traceEvents": 1}'])
+def test_what_is_no_trace_is_refused(tmp_path, content, packed):
+    (tmp_path / "a.pt.trace.json.gz").write_bytes(gzip.compress(content) if packed else content)
     with pytest.raises(ValueError, match=r"a\.pt\.trace\.json\.gz is no trace in Chrome's format"):
         read_trace_file(tmp_path / "a.pt.trace.json.gz")
 
