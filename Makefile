@@ -44,13 +44,13 @@ race: install
 	$(call with_extra,bench) && $(BIN)/python -m experiments race
 
 lab: install
-	$(call with_extra,lab) && $(BIN)/jupyter lab project.ipynb
+	$(call with_extra,lab) && $(BIN)/python -m jupyterlab project.ipynb
 
 tensorboard: install
-	$(IN_ROOT) $(BIN)/tensorboard --logdir traces
+	$(IN_ROOT) $(BIN)/python -m tensorboard.main --logdir traces
 
 docs: install
-	$(call with_extra,docs) && $(BIN)/pdoc -d google -o artifacts/docs gpt2opt && echo "open artifacts/docs/gpt2opt.html"
+	$(call with_extra,docs) && $(BIN)/python -m pdoc -d google -o artifacts/docs gpt2opt && echo "open artifacts/docs/gpt2opt.html"
 
 check: install
 	$(call with_extra,test) && $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
