@@ -177,9 +177,9 @@ def take_lock(folder: Path):
     """Take the lock of a folder until this process ends or calls `release()` on the returned lock; see `lock`."""
     from filelock import SoftFileLock, Timeout
 
-    held = SoftFileLock(Path(folder).resolve() / LOCK, timeout=0, is_singleton=True)
+    held = SoftFileLock(Path(folder).resolve() / LOCK, timeout=0.1, is_singleton=True)
     try:
-        held.acquire()
+        held.acquire(poll_interval=0.02)  # a first attempt may only clear away the lock of a process that is gone
     except Timeout:
         raise ValueError(
             f"process {held.pid} is writing to {folder}; wait for it to end, or name another folder (its lock is {held.lock_file})"

@@ -1,4 +1,4 @@
-"""JupyterLab in a headless Chromium: a notebook opened, run, interrupted and gone on with, as a person does it."""
+"""JupyterLab and Notebook 7 in a headless Chromium: a notebook opened, run, interrupted and gone on with, as a person does it."""
 
 import json
 import socket
@@ -17,27 +17,31 @@ from tests.ui.browser import chromium
 EVERY_CELL_IN_THE_PAGE = {"@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"}}
 """JupyterLab's own default leaves cells out of the page that are not in view."""
 START_S = 60
+APPLICATIONS = {"jupyterlab": ("LabApp", "lab/tree"), "notebook": ("JupyterNotebookApp", "notebooks")}
+"""What each module calls its settings, and where it opens a notebook."""
 
 
 @contextmanager
-def served(folder: Path, settings: Path) -> Iterator[str]:
-    """Run JupyterLab on a free port, with `folder` as its root; yield its address. What it keeps goes into `settings`."""
+def served(folder: Path, settings: Path, module: str = "jupyterlab") -> Iterator[str]:
+    """Run an application on a free port, with `folder` as its root; yield where it opens notebooks. What it keeps goes into `settings`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings.mkdir()
     (settings / "overrides.json").write_text(json.dumps(EVERY_CELL_IN_THE_PAGE))
+    application, place = APPLICATIONS[module]
     options = {
         "ServerApp.root_dir": folder, "ServerApp.port": port, "ServerApp.open_browser": False, "ServerApp.allow_root": True,
-        "IdentityProvider.token": "", "LabApp.app_settings_dir": settings, "LabApp.user_settings_dir": settings / "user",
-        "LabApp.workspaces_dir": settings / "workspaces", "LabApp.expose_app_in_browser": True, "LabApp.news_url": "",
+        "IdentityProvider.token": "", f"{application}.open_browser": False, f"{application}.expose_app_in_browser": True,
+        f"{application}.app_settings_dir": settings, f"{application}.user_settings_dir": settings / "user",
+        f"{application}.workspaces_dir": settings / "workspaces", "LabApp.news_url": "",
     }  # fmt: skip
-    command = [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
+    command = [sys.executable, "-m", module, *(f"--{name}={value}" for name, value in options.items())]
     with (settings / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as process:
         address = f"http://127.0.0.1:{port}"
         try:
             _wait_for(address, process, settings / "log")
-            yield address
+            yield f"{address}/{place}"
         finally:
             process.terminate()
 
@@ -51,15 +55,15 @@ def _wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
             return
         except OSError:
             time.sleep(0.2)
-    raise RuntimeError(f"JupyterLab did not start: {log.read_text()[-2000:]}")
+    raise RuntimeError(f"it did not start: {log.read_text()[-2000:]}")
 
 
 class Notebook:
-    """A notebook in JupyterLab. Cells are counted as in the file."""
+    """An open notebook. Cells are counted as in the file."""
 
-    def __init__(self, address: str, name: str, profile: Path):
+    def __init__(self, address: str, profile: Path):
         self.driver: webdriver.Chrome = chromium(profile)
-        self.driver.get(f"{address}/lab/tree/{name}?reset")
+        self.driver.get(f"{address}?reset")
         self.wait(lambda: self._script("return window.jupyterapp && window.jupyterapp.shell.currentWidget?.context?.isReady"), START_S)
         self.wait(lambda: self._notebook("sessionContext.session?.kernel?.status === 'idle'"), START_S)
 

@@ -1,5 +1,7 @@
-"""The notebook's life in JupyterLab: run from top to bottom, interrupted in the fine-tuning, gone on with, cells run again."""
+"""The notebook's life in JupyterLab and Notebook 7: run from top to bottom, interrupted in the fine-tuning, cells run again."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -9,14 +11,14 @@ from experiments.docs import ROOT
 from gpt2opt.environment import installed
 from gpt2opt.record import read_record
 from gpt2opt.settings import STAGES
-from tests.end_to_end.lab import Notebook, served
+from tests.end_to_end.jupyter import APPLICATIONS, Notebook, served
 from tests.ui.browser import why_no_browser
 
 pytestmark = [
     pytest.mark.end_to_end,
     pytest.mark.slow,
     pytest.mark.skipif(why_no_browser() is not None, reason=str(why_no_browser())),
-    pytest.mark.skipif(installed("jupyterlab") is None, reason="jupyterlab is not installed; `make test-end-to-end` brings it"),
+    pytest.mark.skipif(None in map(installed, APPLICATIONS), reason="JupyterLab is not installed; `make test-end-to-end` brings it"),
 ]
 NOTEBOOK = ROOT / "project.ipynb"
 CELLS = nbformat.read(NOTEBOOK, as_version=4).cells
@@ -29,7 +31,8 @@ def cell_with(text: str) -> int:
 
 
 @pytest.fixture
-def notebook(model_dir, text_file, tmp_path, monkeypatch):
+def folder(model_dir, text_file, tmp_path, monkeypatch) -> Path:
+    """Return a folder that holds the notebook without outputs, for a user whose model and text are tiny."""
     monkeypatch.setenv("GPT2OPT_MODEL", str(model_dir))
     monkeypatch.setenv("GPT2OPT_TEXT", str(text_file))
     folder = tmp_path / "a folder"
@@ -39,27 +42,46 @@ def notebook(model_dir, text_file, tmp_path, monkeypatch):
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     nbformat.write(empty, folder / NOTEBOOK.name)
-    with served(folder, tmp_path / "settings") as address:
-        opened = Notebook(address, NOTEBOOK.name, tmp_path / "profile")
+    return folder
+
+
+@contextmanager
+def opened_in(module: str, folder: Path) -> Iterator[Notebook]:
+    with served(folder, folder.parent / "settings", module) as address:
+        opened = Notebook(f"{address}/{NOTEBOOK.name}", folder.parent / "profile")
         try:
-            yield folder, opened
+            yield opened
         finally:
             opened.close()
 
 
-def test_it_is_interrupted_in_stage_3_and_goes_on_to_the_end(notebook):
-    folder, opened = notebook
+def test_in_jupyterlab_it_is_interrupted_in_stage_3_and_goes_on_to_the_end(folder):
     training = cell_with("trainer.train()")
     number = [cell.source for cell in CODE].index(CELLS[training].source)
-    opened.do("notebook:run-all-cells")
-    opened.wait(lambda: "[*]:" not in opened.prompts()[:number] and "Step" in (opened.text_below(training) or ""), 300)
-    opened.do("notebook:interrupt-kernel")
-    opened.wait(lambda: not opened.running(), 60)
-    assert "KeyboardInterrupt" in opened.text_below(training)
-    assert [stage.name for stage in read_record(folder / "artifacts" / "run.json").stages] == list(STAGES[:2])
+    with opened_in("jupyterlab", folder) as opened:
+        opened.do("notebook:run-all-cells")
+        opened.wait(lambda: "[*]:" not in opened.prompts()[:number] and "Step" in (opened.text_below(training) or ""), 300)
+        opened.do("notebook:interrupt-kernel")
+        opened.wait(lambda: not opened.running(), 60)
+        assert "KeyboardInterrupt" in opened.text_below(training)
+        assert [stage.name for stage in read_record(folder / "artifacts" / "run.json").stages] == list(STAGES[:2])
 
-    opened.select(training)
-    opened.do("notebook:run-all-below")  # the selected cell too
+        opened.select(training)
+        opened.do("notebook:run-all-below")  # the selected cell too
+        it_ran_to_the_end(opened, folder)
+        opened.do("docmanager:save")
+        opened.wait(lambda: pictures(folder / NOTEBOOK.name), 30)
+    words = [output.metadata["image/png"].get("alt", "") for output in pictures(folder / NOTEBOOK.name)]
+    assert all(len(each) > 40 for each in words)
+
+
+def test_in_notebook_7_it_runs_to_the_end(folder):
+    with opened_in("notebook", folder) as opened:
+        opened.do("notebook:run-all-cells")
+        it_ran_to_the_end(opened, folder)
+
+
+def it_ran_to_the_end(opened: Notebook, folder: Path) -> None:
     opened.wait(opened.running, 30)
     opened.wait(lambda: not opened.running(), 500)
     assert opened.errors() == []
@@ -68,10 +90,6 @@ def test_it_is_interrupted_in_stage_3_and_goes_on_to_the_end(notebook):
     assert all(width > 300 for width in opened.charts())
     record = read_record(folder / "artifacts" / "run.json")
     assert [stage.name for stage in record.stages] == list(STAGES)
-    opened.do("docmanager:save")
-    opened.wait(lambda: pictures(folder / NOTEBOOK.name), 30)
-    words = [output.metadata["image/png"].get("alt", "") for output in pictures(folder / NOTEBOOK.name)]
-    assert all(len(each) > 40 for each in words)
 
 
 def pictures(path: Path) -> list:
@@ -79,16 +97,14 @@ def pictures(path: Path) -> list:
     return [output for output in outputs if "image/png" in output.get("data", {})]
 
 
-def test_every_cell_can_be_run_twice_in_a_row(model_dir, text_file, tmp_path, monkeypatch):
+def test_every_cell_can_be_run_twice_in_a_row(folder):
     from gpt2opt.notebook import execute_notebook
 
-    monkeypatch.setenv("GPT2OPT_MODEL", str(model_dir))
-    monkeypatch.setenv("GPT2OPT_TEXT", str(text_file))
     twice = nbformat.read(NOTEBOOK, as_version=4)
     twice.cells = [copied for cell in twice.cells for copied in _copies(cell)]
-    nbformat.write(twice, tmp_path / NOTEBOOK.name)
-    assert execute_notebook(tmp_path / NOTEBOOK.name) == 0
-    record = read_record(tmp_path / "artifacts" / "run.json")
+    nbformat.write(twice, folder / NOTEBOOK.name)
+    assert execute_notebook(folder / NOTEBOOK.name) == 0
+    record = read_record(folder / "artifacts" / "run.json")
     assert [stage.name for stage in record.stages] == list(STAGES)
     tuned, control = (
         [point["loss_nats"] for point in record.measured(name).facts["loss"]] for name in ("Fine-tuned", "Fine-tuned, unpruned")
