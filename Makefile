@@ -47,7 +47,7 @@ lab: install
 	$(call with_extra,lab) && $(BIN)/python -m jupyterlab project.ipynb
 
 tensorboard: install
-	$(IN_ROOT) $(BIN)/python -m tensorboard.main --logdir traces
+	$(IN_ROOT) $(BIN)/python -m tensorboard.main --logdir traces --load_fast=false
 
 docs: install
 	$(call with_extra,docs) && $(BIN)/python -m pdoc -d google -o artifacts/docs gpt2opt && echo "open artifacts/docs/gpt2opt.html"

@@ -93,7 +93,7 @@ def cached(repository: Path) -> Path:
     return repository / "snapshots" / ("0" * 40)
 
 
-@pytest.mark.parametrize("command", [*commands(), *IN_THE_TEXT])
+@pytest.mark.parametrize("command", [*commands(), *IN_THE_TEXT], ids=lambda command: command.split("  #")[0].strip())
 def test_a_command_does_what_its_page_says(command, folder, environment):
     if reason := why_not(command):
         pytest.skip(reason)
