@@ -47,7 +47,8 @@ def test_it_runs_from_top_to_bottom(executed):
     record = read_record(folder / "artifacts" / "run.json")
     assert [stage.name for stage in record.stages] == list(STAGES)
     for part in ("Part 1", "Part 2", "Part 3", "Part 4"):
-        assert part in done.stderr  # progress
+        assert part in done.stderr
+    assert all(re.match(r"\d+:\d\d  ", line) for line in done.stderr.splitlines()), done.stderr  # progress and nothing else
 
 
 def test_each_stage_starts_from_the_weights_of_the_one_before(executed):
