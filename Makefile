@@ -19,7 +19,7 @@ test: install
 
 # What a person does: the notebook in JupyterLab, in a headless Chromium, which tests/browser/install.sh brings, and the commands of the documents.
 test-end-to-end: install
-	$(call with_extra,lab) && $(call with_extra,test) && $(BIN)/python -m pytest -m end_to_end -n 2 --dist loadfile --durations=5
+	$(call with_extra,lab) && $(call with_extra,server) && $(call with_extra,test) && $(BIN)/python -m pytest -m end_to_end -n 2 --dist loadfile --durations=5
 
 # Every Python that is supported, each in a fresh clone of the last commit with an environment of its own; once before a release.
 test-pythons:
