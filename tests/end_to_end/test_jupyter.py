@@ -60,7 +60,7 @@ def test_in_jupyterlab_it_is_interrupted_in_stage_3_and_goes_on_to_the_end(folde
     number = [cell.source for cell in CODE].index(CELLS[training].source)
     with opened_in("jupyterlab", folder) as opened:
         opened.do("notebook:run-all-cells")
-        opened.wait(lambda: "[*]:" not in opened.prompts()[:number] and "Step" in (opened.text_below(training) or ""), 300)
+        opened.wait(lambda: "[*]:" not in opened.prompts()[:number] and "Step" in (opened.text_below(training) or ""), 600)
         opened.do("notebook:interrupt-kernel")
         opened.wait(lambda: not opened.running(), 60)
         assert "KeyboardInterrupt" in opened.text_below(training)
@@ -83,7 +83,7 @@ def test_in_notebook_7_it_runs_to_the_end(folder):
 
 def it_ran_to_the_end(opened: Notebook, folder: Path) -> None:
     opened.wait(opened.running, 30)
-    opened.wait(lambda: not opened.running(), 500)
+    opened.wait(lambda: not opened.running(), 900)
     assert opened.errors() == []
     assert all(prompt.strip("[]:").isdigit() for prompt in opened.prompts())
     assert len(opened.charts()) >= 7
