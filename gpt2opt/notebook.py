@@ -34,7 +34,7 @@ def execute_notebook(path: Path) -> int:
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_start=progress.on_cell_start,
-        # The kernel would warn of other users of this machine, who can't be kept from its port; its messages are signed.
+        # Since ipykernel 7.4 the kernel warns that its messages are not encrypted. They stay on this machine, and are signed.
         extra_arguments=["--log-level=ERROR"],
     )
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")

@@ -23,7 +23,7 @@ from tests.test_documents import commands, words_of
 
 SERVERS = ("gpt2opt ui", "make lab", "make tensorboard")
 IN_THE_TEXT = ("make lab", "make tensorboard", "make docs")
-"""Commands that the pages name in a sentence. The others of those are in blocks too, or are a part of `.ci/run`."""
+"""Commands that the pages name in a sentence and show in no block of code."""
 LIMIT_S = 900
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
