@@ -152,6 +152,11 @@ EXPERIMENTS = {
         ),
         ("decoding",),
     ),
+    "waiting": Entry(
+        "experiments.waiting",
+        "compare how torch's threads wait for each other, alone and beside a process that keeps every core busy",
+        (MODEL, Option("rounds", int, 5, "timed rounds")),
+    ),
     "optimisations": Entry(
         "experiments.optimisations.report",
         "time torch and ONNX Runtime with one thread and all, greedy and sampling, each in its own process, in turns",

@@ -6,10 +6,11 @@ The names below load on first use: `import gpt2opt` alone loads neither torch no
 import importlib
 from typing import Any
 
-from gpt2opt.environment import check_python, leave_home_alone
+from gpt2opt.environment import check_python, leave_home_alone, let_waiting_threads_sleep
 
 check_python()
 leave_home_alone()
+let_waiting_threads_sleep()
 
 _NAMES = {
     "decoding.generation": "generate stream",
@@ -32,7 +33,7 @@ _NAMES = {
     "quantize.smoothing": "smooth_untied_head",
     "record": "read_record",
     "report.charts": "plot_importance plot_latency plot_loss plot_memory plot_operators plot_perplexity plot_sensitivity plot_tradeoff",
-    "report.conclusions": "conclude_finetune conclude_profile conclude_prune conclude_quantize",
+    "report.conclusions": "conclude_finetune conclude_profile conclude_prune conclude_quantize machine_changes",
     "report.page": "write_report",
     "report.tables": "audit_table environment_table memory_table perplexity_ratio quality_table samples_table speed_table stage_table "
     "stand_in_notice summary_table",

@@ -40,6 +40,8 @@ CPU_KINDS = {
     "avx2": ("avx2", "AVX2 alone"),
 }
 """Kind -> the CPU flag that shows it, and its label. A CPU is of the first kind whose flag it has. The kind decides the INT8 kernels."""
+WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+"""Either tells OpenMP's threads how to wait; where both are set, libgomp goes by the second."""
 OTHER_CPU_KIND = "other"
 UNTOLD = "instructions not known: the system does not tell them"
 
@@ -105,7 +107,7 @@ def at_least(package: str, oldest: str) -> bool:
 
 @cache
 def describe() -> dict[str, Any]:
-    """Return the facts that a result is stored with: CPU, instruction sets, governor, threads, memory, GPU, clocks, versions, commit."""
+    """Return the facts that a result is stored with: CPU, instruction sets, threads and how they wait, memory, GPU, versions, commit."""
     flags = cpu_flags()
     return {
         "python": platform.python_version(),
@@ -114,6 +116,7 @@ def describe() -> dict[str, Any]:
         "cpu_flags": None if flags is None else [flag for flag in CPU_FLAGS if flag in flags],
         "cpu_governor": _cpu_governor(),
         "threads": threads(),
+        "wait_policy": wait_policy(),
         "memory_bytes": _memory_bytes(),
         "gpu": _gpu_name(),
         "gpu_state": _gpu_state(),
@@ -278,6 +281,22 @@ def _commit() -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def let_waiting_threads_sleep() -> None:
+    """Let the threads of torch sleep where they wait for each other. Call it before torch is imported; a user's own setting stays.
+
+    libgomp's threads spin by default, which takes the cores from whoever could use them: beside one other busy process, quantizing then
+    takes many times as long. `python -m experiments waiting` measures both.
+    """
+    if "torch" not in sys.modules and wait_policy() is None:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def wait_policy() -> str | None:
+    """Return how the environment asks OpenMP's threads to wait for each other; None if it does not, and libgomp's default holds."""
+    asked = [f"{name}={os.environ[name]}" for name in WAIT_VARIABLES if os.environ.get(name)]
+    return ", ".join(asked) or None
 
 
 def leave_home_alone() -> None:

@@ -149,3 +149,35 @@ def test_nothing_is_left_in_the_home_of_a_user(model_dir, text_file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "int8" / "openvino_model.xml").exists()
     assert not [path for path in home.rglob("*") if path.is_file() and "matplotlib" not in path.parts]
+
+
+@pytest.mark.parametrize(
+    ("before", "asked", "expected"),
+    [
+        ("", {}, "OMP_WAIT_POLICY=PASSIVE"),
+        ("", {"OMP_WAIT_POLICY": "ACTIVE"}, "OMP_WAIT_POLICY=ACTIVE"),
+        ("", {"GOMP_SPINCOUNT": "7"}, "GOMP_SPINCOUNT=7"),
+        ("import torch", {}, None),  # libgomp has read its environment: to set it now would say what is not so
+    ],
+)
+def test_threads_that_wait_sleep_unless_the_user_or_a_loaded_torch_says_otherwise(before, asked, expected):
+    code = f"""
+{before}
+import gpt2opt, json
+from gpt2opt.environment import describe, wait_policy
+print(json.dumps([wait_policy(), describe()["wait_policy"]]))
+"""
+    variables = {name: value for name, value in os.environ.items() if name not in environment.WAIT_VARIABLES}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**variables, **asked})
+    assert json.loads(done.stdout) == [expected, expected]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is Linux's")
+def test_libgomp_takes_the_policy_over():
+    """OMP_DISPLAY_ENV makes libgomp print what it goes by when torch loads it, which is after our import."""
+    variables = {name: value for name, value in os.environ.items() if name not in environment.WAIT_VARIABLES}
+    for code, spins in (("import gpt2opt, torch", "'0'"), ("import torch", "'300000'")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**variables, "OMP_DISPLAY_ENV": "verbose"}
+        )
+        assert f"GOMP_SPINCOUNT = {spins}" in done.stderr
