@@ -115,7 +115,7 @@ def finetune(options: argparse.Namespace) -> int:
 
 
 def audit(options: argparse.Namespace) -> int:
-    from gpt2opt.report.tables import table
+    from gpt2opt.report.tables import explain_products, table
     from gpt2opt.runtime.audit import audit_int8
 
     found = audit_int8(options.directory, must_pass=False)
@@ -124,7 +124,8 @@ def audit(options: argparse.Namespace) -> int:
         (name, found.in_file.get(name, "not found"), *(" × ".join(graph.get(name, ["not found"])) for graph in graphs))
         for name in found.expected
     ]
-    print(table(("matmul", "stored as", "prefill: input × weight", "decode: input × weight"), rows))
+    print(table(("matmul", "stored as", "prompts: input × weight", "further tokens: input × weight"), rows))
+    print(explain_products(*graphs))
     print("\n".join(found.failures) or "every weight is an integer, in the file and in both graphs")
     print(
         f"{len(found.float_inputs)} of {len(found.expected)} inputs stay float; {found.int8_share:.1%} of the constant bytes are integers"

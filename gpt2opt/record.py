@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import typing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ class Role:
     """What a model is in a run.
 
     stage: where it belongs. made_from: the model whose weights it was made from; None for the source. reference: the model that its
-    answers are compared with, position by position, and that it is timed in turns with, if both run in the same runtime; None for none.
+    answers are compared with, position by position, and its times too, if both run in the same runtime; None for none.
     control: it is there to tell causes apart, and no later stage builds on it. speed: whether its latency and memory are measured.
     """
 
@@ -103,7 +104,7 @@ class StageResult:
 
     weights_in, weights_out: SHA-256 of the weight files that its model was loaded from before it was changed, None if that is not known,
     and of those that were written. seconds: of wall time that the stage took. controls: other models measured the same way, to tell
-    causes apart. comparisons: models timed in turns.
+    causes apart. comparisons: the models that were timed in turns in this stage, each with its reference model; that of the stage first.
     """
 
     name: str
@@ -145,12 +146,28 @@ class Record:
                 return stage
         raise ValueError(f"stage {name!r} is not in this record, which has {[s.name for s in self.stages]}; run it first")
 
-    def measurements(self) -> list[tuple[Measurement, bool]]:
-        """Return every measurement in order, each with whether it is a control."""
+    def measurements(self, last: str | None = None) -> list[tuple[Measurement, bool]]:
+        """Return every measurement in order, each with whether it is a control, up to the stage `last` or all.
+
+        A model that was timed in turns with others has the latency of the last rounds that it took part in: times that are shown beside
+        each other then come from the same rounds, and so do their ratios.
+        """
+        stages = self.stages if last is None else self.stages[: self.stages.index(self.stage(last)) + 1]
+        in_turns = {name: latency for pair in _pairs(stages) for name, latency in pair.latencies.items()}
         rows: list[tuple[Measurement, bool]] = []
-        for stage in self.stages:
+        for stage in stages:
             rows += [(stage.measurement, False), *((control, True) for control in stage.controls)]
-        return rows
+        return [(dataclasses.replace(found, latency=in_turns.get(found.name, found.latency)), control) for found, control in rows]
+
+    def comparisons(self) -> list[Comparison]:
+        """Return the models that took turns with their reference model, as in the last rounds that both took part in."""
+        return list({(pair.name, pair.base): pair for pair in _pairs(self.stages)}.values())
+
+    def timings(self, name: str) -> list[Latency]:
+        """Return what was measured each time that a model was timed, in order: alone or with the models before it, then with later ones."""
+        own = [m.latency for stage in self.stages for m in (stage.measurement, *stage.controls) if m.name == name and m.latency]
+        later = [pair.latencies[name] for pair in _pairs(self.stages) if name in pair.latencies]
+        return list(dict.fromkeys((*own, *later)))
 
     def measured(self, name: str) -> Measurement:
         """Return the measurement of the model of that name.
@@ -177,6 +194,10 @@ class Record:
 
     def write(self, path: Path) -> None:
         write_result(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+
+def _pairs(stages: Sequence[StageResult]) -> Iterator[Comparison]:
+    return (pair for stage in stages for pair in stage.comparisons)
 
 
 def read_record(path: Path) -> Record:

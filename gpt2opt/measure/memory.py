@@ -103,7 +103,9 @@ class Metered:
         if inspect.isgenerator(value):
             value = _walk(value, steps)
         peaks = _sizes("status")
-        return ChildRun(value, steps, peaks.get("VmHWM"), peaks.get("VmPeak"))
+        # The kernel counts pages in batches for each thread, so its mark may lie some pages below what was read on the way.
+        seen = [step.rss_bytes for step in steps.values() if step]
+        return ChildRun(value, steps, max((*seen, peaks["VmHWM"])) if peaks else None, peaks.get("VmPeak"))
 
 
 def _walk(generator, steps: dict[str, Resident | None]) -> Any:

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpt2opt.stats import Estimate, mean_interval, paired_ratio, positive_mean_interval
 
@@ -51,6 +51,18 @@ class Latency:
         return percentile(self.tpot_samples_s, 0.95)
 
     @property
+    def halves(self) -> tuple["Latency", ...]:
+        """Return the first and the second half of the runs; the same runs alone if there are fewer than four."""
+        runs = len(self.ttft_samples_s)
+        steps, middle = len(self.tpot_samples_s) // runs, runs // 2
+        if runs < 4:
+            return (self,)
+        first, second = slice(middle), slice(middle, None)
+        tokens = slice(middle * steps), slice(middle * steps, None)
+        parts = zip((first, second), tokens, strict=True)
+        return tuple(replace(self, ttft_samples_s=self.ttft_samples_s[a], tpot_samples_s=self.tpot_samples_s[b]) for a, b in parts)
+
+    @property
     def tpot_by_run_s(self) -> tuple[float, ...]:
         """Return the median time per output token of each run."""
         steps = len(self.tpot_samples_s) // len(self.ttft_samples_s)
@@ -66,6 +78,11 @@ class Comparison:
     base: str
     latency: Latency
     base_latency: Latency
+
+    @property
+    def latencies(self) -> dict[str, Latency]:
+        """Return the latency of each of the two, by name."""
+        return {self.name: self.latency, self.base: self.base_latency}
 
     @property
     def ttft(self) -> Estimate:

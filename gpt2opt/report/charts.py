@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 def plot_latency(record: Record) -> Chart:
     """Draw TTFT and TPOT of every timed model in ms, one row of axes for each device and runtime: the bar is the median, the whisker p95.
 
-    Beside the bar of a model that took turns with another stands the ratio of their times.
+    Below the time of a model stands its ratio to that of its reference model, if the two bars are of the same rounds, run in turns.
     """
     import matplotlib.pyplot as plt
 
     groups = _by_runtime([m for m, _ in record.measurements() if m.latency])
-    heights = [1.1 + 0.45 * len(group) for group in groups.values()]
+    heights = [1.1 + 0.55 * len(group) for group in groups.values()]
     size = (12, 0.4 + sum(heights))
     figure, grid = plt.subplots(len(groups), 2, figsize=size, height_ratios=heights, squeeze=False, layout="constrained")
     for ((device, runtime), group), (first, later) in zip(groups.items(), grid, strict=True):
@@ -38,14 +38,15 @@ def plot_latency(record: Record) -> Chart:
             _bars(axes, group, [s * 1e3 for s in of], [s * 1e3 for s in p95], "ms", remarks)
         first.set(title=f"Time to first token, prompt of {prompt} tokens", xlabel=f"ms in {runtime} on {device}; less is better")
         later.set(title=f"Time per output token, {new} tokens", xlabel=f"ms in {runtime} on {device}; less is better", yticklabels=[])
-    figure.suptitle("Latency (bar: median, whisker: p95). A ratio is of models that took turns; runtimes are not compared")
+    figure.suptitle("Latency (bar: median, whisker: p95). A ratio whose interval contains 1 shows no difference; runtimes are not compared")
     return Chart(grid.flat)
 
 
-def _turns(record: Record) -> dict[str, tuple[str, str]]:
-    """Return name -> the ratios of TTFT and of TPOT to the model that it took turns with, for a reader."""
-    pairs = [pair for stage in record.stages for pair in stage.comparisons]
-    return {pair.name: tuple(f"({ratio} × {pair.base} in turns)" for ratio in (pair.ttft, pair.tpot)) for pair in pairs}
+def _turns(record: Record) -> dict[str, tuple[str, ...]]:
+    """Return name -> the ratios of TTFT and of TPOT to its reference model, for a reader, if the times shown are of the ratio's rounds."""
+    shown = {measurement.name: measurement.latency for measurement, _ in record.measurements()}
+    pairs = [pair for pair in record.comparisons() if all(shown.get(name) == latency for name, latency in pair.latencies.items())]
+    return {pair.name: tuple(f"{ratio} × {pair.base}" for ratio in (pair.ttft, pair.tpot)) for pair in pairs}
 
 
 def plot_perplexity(record: Record) -> Chart:
@@ -126,22 +127,24 @@ def plot_memory(record: Record) -> Chart:
 
 
 def plot_tradeoff(record: Record) -> Chart:
-    """Draw quality against speed, one axes a device; the area of a point is its size on disk, dominated points are pale (Pareto)."""
+    """Draw quality against speed, one axes a device; the area of a point is its size on disk, dominated points are hollow (Pareto)."""
     import matplotlib.pyplot as plt
 
     groups = _by_device([m for m, _ in record.measurements() if m.latency and m.quality and m.memory])
     largest = max(m.memory.weight_bytes for group in groups.values() for m in group)
     figure, grid = plt.subplots(1, len(groups), figsize=(9.5 * len(groups), 4.5), squeeze=False, layout="constrained")
     for (device, group), axes in zip(groups.items(), grid[0], strict=True):
-        front = []
         for measurement in group:
             x, y, size = measurement.latency.tpot_s * 1e3, measurement.quality.perplexity, measurement.memory.weight_bytes
             dominated = bool(dominated_by(measurement, group))
-            front += [] if dominated else [(x, y)]
-            style = {"alpha": 0.25, "linestyle": "--"} if dominated else {"alpha": 0.75}
+            own = color(measurement.name)
+            style = (
+                {"facecolor": "none", "edgecolor": own, "linewidth": 2}
+                if dominated
+                else {"color": own, "edgecolor": "black", "alpha": 0.75}
+            )
             label = f"{_label(measurement)}, {megabytes(size)} MB{', dominated' if dominated else ''}"
-            axes.scatter(x, y, s=1000 * size / largest, color=color(measurement.name), edgecolor="black", label=label, zorder=3, **style)
-        _stairs(axes, front)
+            axes.scatter(x, y, s=1000 * size / largest, label=label, zorder=3, **style)
         legend = axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9, frameon=False)
         for handle in legend.legend_handles:
             if hasattr(handle, "set_sizes"):
@@ -150,20 +153,11 @@ def plot_tradeoff(record: Record) -> Chart:
         axes.set(title="Quality, speed and size", xlabel=f"time per output token, ms on {device}", ylabel="perplexity")
         axes.grid(alpha=0.3)
     figure.supxlabel(
-        "left and low is better; the area of a point is the size on disk; dominated: another is no worse in all three and better in one",
+        "left and low is better; the area of a point is the size on disk; filled: on the Pareto front of time, perplexity and size;\n"
+        "hollow: dominated, another model is no worse in all three and better in one",
         fontsize=9,
     )
     return Chart(grid[0])
-
-
-def _stairs(axes: "Axes", front: list[tuple[float, float]]) -> None:
-    """Draw the lowest perplexity that the front has up to each time; a point of the front above it is there for its size."""
-    times, lowest = [], []
-    for x, y in sorted(front):
-        if not lowest or y < lowest[-1]:
-            times.append(x)
-            lowest.append(y)
-    axes.step(times, lowest, where="post", color="black", linestyle=":", linewidth=1.2, label="Pareto front", zorder=2)
 
 
 def plot_importance(record: Record) -> Chart:
@@ -246,8 +240,9 @@ def plot_sensitivity(record: Record) -> Chart:
     axes.grid(axis="y", alpha=0.3)
     axes.legend(handles=[*legend, hollow], fontsize=9)
     figure.supxlabel(
-        f"all inputs together: {sensitivity['together']:.5f}; after the gate: {sensitivity['left']:.5f}; "
-        f"budget: {sensitivity['max_kl']} nats per token",
+        f"on the gate's own rows, beyond what the INT8 weights cost: all inputs together {sensitivity['together']:.5f}, after the gate "
+        f"{sensitivity['left']:.5f}, budget {sensitivity['max_kl']} nats per token.\n"
+        "The KL divergence in the tables is that of weights, inputs and kernels together, on the scored text",
         fontsize=9,
     )
     return Chart([axes])
@@ -307,11 +302,11 @@ def _bars(
             end = max(value, p95[row]) if p95 else value
             if p95:
                 axes.errorbar(value, row, xerr=[[0], [end - value]], fmt="none", color="black", capsize=3)
-        text = "not measured" if value is None else f"{_shown(value)} {unit} {remarks[row] if remarks else ''}".rstrip()
+        text = "not measured" if value is None else f"{_shown(value)} {unit}\n{remarks[row] if remarks else ''}".rstrip()
         axes.annotate(text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(group)), [_label(m) for m in group])
     axes.set_ylim(len(group) - 0.5, -0.5)
-    room = 1.3 if not any(remarks) else 2.4  # for what stands behind the bars
+    room = 1.3 if not any(remarks) else 1.9  # for what stands behind the bars
     axes.set_xlim(0, room * max([1e-9, *(p95 or [value for value in values if value is not None])]))
 
 
@@ -323,6 +318,7 @@ def _shown(value: float) -> str:
 
 
 def _label(measurement: Measurement) -> str:
+    """Return the name that tables give a model, its type unless it has that name, and its runtime."""
     dtype = {"float16": "FP16", "float32": "FP32", "int8": "INT8"}[measurement.dtype]
-    name = measurement.name if measurement.name != dtype else "Fine-tuned"
-    return f"{name}, {dtype} {RUNTIMES[measurement.runtime]}"
+    runtime = RUNTIMES[measurement.runtime]
+    return f"{measurement.name}, {runtime}" if measurement.name == dtype else f"{measurement.name}, {dtype} {runtime}"

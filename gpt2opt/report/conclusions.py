@@ -1,9 +1,14 @@
 """What each part of the notebook found, in sentences whose words and numbers are chosen from the record."""
 
+import math
+
 from gpt2opt.measure.results import Memory, Quality
 from gpt2opt.record import FINETUNE, PROFILE, PRUNE, QUANTIZE, Record
-from gpt2opt.report.tables import megabytes, milliseconds, perplexity_ratio, show_perplexity, show_ratio
+from gpt2opt.report.tables import NO_DIFFERENCE, explain_products, megabytes, milliseconds, show_perplexity, show_ratio, with_interval
 from gpt2opt.stats import PERCENT
+
+CHANGED = 1.2
+"""From this factor between early and late runs of one model on, a reader is told that the machine changed."""
 
 
 def conclude_profile(record: Record) -> str:
@@ -50,13 +55,9 @@ def conclude_finetune(record: Record) -> str:
     tuned, control = stage.measurement.quality, stage.control("Fine-tuned, unpruned").quality
     gained, without = _nats(pruned) - _nats(tuned), _nats(base) - _nats(control)
     cost, left = _nats(pruned) - _nats(base), _nats(tuned) - _nats(control)
-    verb = "gained" if gained > 0 else "lost"
-    lines = [
-        f"Fine-tuning {verb} {abs(gained):.3f} nats per token; the unpruned control {'gained' if without > 0 else 'lost'} "
-        f"{abs(without):.3f} on the same budget.",
-    ]
+    lines = [f"Fine-tuning {_gain(tuned, pruned)}; the unpruned control, on the same budget, {_gain(control, base)}."]
     if gained > 0 and without > 0:
-        lines.append("Both models learnt the text, so the gain alone does not show that heads recovered.")
+        lines.append("Both models learnt from the text, so the gain alone does not show that heads recovered.")
     if (pruned.ratio_interval(base) or (1.0,))[0] > 1:
         share = 1 - left / cost
         lines.append(f"Pruning cost {cost:.4f} nats per token before, {left:.4f} when both are tuned: {share:.0%} of the cost came back.")
@@ -71,19 +72,20 @@ def conclude_quantize(record: Record) -> str:
     stage = record.stage(QUANTIZE)
     int8, fp32, naive = stage.measurement, stage.control("FP32"), stage.control("INT8, naive")
     facts, turns = int8.facts, stage.comparisons[0]
-    floats, divergence = facts["audit"]["float_inputs"], int8.agreement.mean_kl
+    by_gate, divergence = facts["sensitivity"]["float_inputs"], int8.agreement.mean_kl
+    by_recipe = [name for name in facts["audit"]["float_inputs"] if name not in by_gate]
     lines = [
         f"{facts['int8_matmuls']} of {facts['expected_matmuls']} matmuls have INT8 weights, {facts['int8_share_of_bytes']:.1%} of the "
-        f"file's bytes; inputs that stay float: {', '.join(floats) or 'none'}.",
+        f"file's bytes. The gate left these float: {', '.join(by_gate) or 'none'}; by the recipe, the inputs of these stay float: "
+        f"{', '.join(by_recipe) or 'none'}. All other inputs are INT8 while a prompt is read.",
+        *filter(None, [explain_products(facts["audit"]["prefill"], facts["audit"]["decode"])]),
         f"The file is {fp32.memory.weight_bytes / int8.memory.weight_bytes:.2f} times smaller than in FP32.",
         f"TTFT over that in FP32: {show_ratio(turns.ttft)}; TPOT over that in FP32: {show_ratio(turns.tpot)}.",
-        f"The perplexity is {_changed(int8.quality, fp32.quality)}; the mean KL divergence from FP32 is {divergence:.5f} nats per token, "
-        f"and both expect the same token on {int8.agreement.top1:.1%} of positions.",
-        f"Without smoothing and the gate the divergence is {naive.agreement.mean_kl:.5f}, "
+        f"The perplexity is {_changed(int8.quality, fp32.quality)}; on the scored text, the mean KL divergence from FP32 is "
+        f"{divergence:.5f} nats per token, and both expect the same token on {int8.agreement.top1:.1%} of positions.",
+        f"Without smoothing and without the gate, the divergence is {naive.agreement.mean_kl:.5f}, "
         f"{naive.agreement.mean_kl / divergence:.1f} times as much.",
     ]
-    if facts["int8_dot_product"] is False:
-        lines.append("This CPU has neither VNNI nor AMX: INT8 products take extra steps, and reading a prompt gains less than elsewhere.")
     if limited := facts["runs_in_4_gb"]:
         lines.append(f"Under a limit of {limited['limit_bytes'] / 1e9:g} GB of address space {limited['error'] or 'it runs'}.")
     return "\n".join(lines)
@@ -98,12 +100,36 @@ def _nats(quality: Quality) -> float:
     return quality.nll_nats / quality.num_tokens
 
 
+def _gain(quality: Quality, before: Quality) -> str:
+    """Say how many nats per token were gained or lost, with the interval over other documents, and whether that shows a difference."""
+    gained, interval = _nats(before) - _nats(quality), quality.ratio_interval(before)
+    ends = interval and tuple(sorted(math.copysign(1, gained) * -math.log(end) for end in interval))
+    shown = f"{'gained' if gained > 0 else 'lost'} {with_interval(abs(gained), ends, '.3f')} nats per token"
+    return f"{shown} ({NO_DIFFERENCE}: documents vary too much)" if interval and interval[0] <= 1 <= interval[1] else shown
+
+
+def machine_changes(record: Record) -> str:
+    """Say which models took more than a fifth longer in their early runs than in their late ones, or the other way round.
+
+    Such a change is the machine's, not the model's. Runs that stand beside each other in a ratio took turns, so ratios hold all the same.
+    """
+    lines = []
+    for measured, _ in record.measurements():
+        halves = [half for latency in record.timings(measured.name) for half in latency.halves]
+        for figure, values in (("TTFT", [half.ttft_s for half in halves]), ("TPOT", [half.tpot_s for half in halves])):
+            if values and max(values) > CHANGED * min(values):
+                lines.append(f"{figure} of {measured.name} lay between {milliseconds(min(values))} and {milliseconds(max(values))} ms")
+    if not lines:
+        return "Early and late runs of each model differ by less than a fifth."
+    return f"The machine changed during the run: {'; '.join(lines)}. Go by the ratios, whose models took turns."
+
+
 def _changed(quality: Quality, base: Quality) -> str:
     """Say by how much a perplexity differs from another, or that no difference was measurable."""
     interval = quality.ratio_interval(base)
-    shown = f"{perplexity_ratio(quality, base)} times {base.perplexity:.2f}"
+    shown = f"{with_interval(quality.ratio_to(base), interval, '.4f')} times {base.perplexity:.2f}"
     if interval is None:
         return shown
     if interval[0] <= 1 <= interval[1]:
-        return f"{shown}: no difference was measurable"
+        return f"{shown}: {NO_DIFFERENCE}"
     return f"{shown}: it {'rose' if interval[0] > 1 else 'fell'}"

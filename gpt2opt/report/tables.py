@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gpt2opt.environment import instructions_label
 from gpt2opt.measure.results import Latency, Quality
 from gpt2opt.record import QUANTIZE, Measurement, Record, dominated_by
 from gpt2opt.report.table import MISSING, Table, gigabytes, megabytes, milliseconds, table
 from gpt2opt.stats import PERCENT, Estimate
+
+NO_DIFFERENCE = "no measurable difference"
 
 
 def environment_table(record: Record) -> Table:
@@ -21,6 +23,7 @@ def environment_table(record: Record) -> Table:
             ("model", _source(sources["model"])),
             ("text", _source(sources["text"])),
             ("CPU", f"{facts['cpu']}, {facts['threads']} threads, {instructions_label(facts['cpu_flags'])}"),
+            ("how threads wait", facts.get("wait_policy") or "as their library does by default"),
             ("GPU", facts["gpu"] or "none: stages 1 to 3 are measured on the CPU"),
             ("memory", gigabytes(facts["memory_bytes"])),
             ("Python", facts["python"]),
@@ -82,9 +85,10 @@ def stage_table(record: Record, name: str) -> Table:
     """Show one stage beside the stage before it and beside its controls."""
     stage = record.stage(name)
     position = record.stages.index(stage)
-    before = [record.stages[position - 1].measurement] if position else []
-    rows = [(m, False) for m in (*before, stage.measurement)] + [(m, True) for m in stage.controls]
-    return table(summary_table(record).header, [_summary_row(measurement, control) for measurement, control in rows])
+    before = [record.stages[position - 1].measurement.name] if position else []
+    names = [*before, stage.measurement.name, *(control.name for control in stage.controls)]
+    found = {measurement.name: _summary_row(measurement, control) for measurement, control in record.measurements(name)}
+    return table(summary_table(record).header, [found[name] for name in names])
 
 
 def memory_table(record: Record) -> Table:
@@ -141,7 +145,23 @@ def audit_table(record: Record) -> Table:
         names = [name for name in audit["in_file"] if name.split(".", 2)[-1] == kind]
         stored = ", ".join(sorted({audit["in_file"][name] for name in names}))
         rows.append((kind, str(len(names)), stored, _products(audit["prefill"], names), _products(audit["decode"], names)))
-    return table(("matmul", "how many", "weights stored as", "prefill: input × weight", "decode: input × weight"), rows)
+    return table(("matmul", "how many", "weights stored as", "prompts: input × weight", "further tokens: input × weight"), rows)
+
+
+def explain_products(prefill: Mapping[str, Sequence[str]], decode: Mapping[str, Sequence[str]]) -> str:
+    """Say why an audit shows float inputs for further tokens where prompts have INT8 ones; empty if it does not.
+
+    Args:
+        prefill, decode: name of a matmul -> the types of its input and of its weight, in the graph that reads prompts and in that which
+            decodes.
+    """
+    if not any(prefill[name][0] != "f32" == decode[name][0] for name in decode if name in prefill):
+        return ""
+    return (
+        "Prompts are read with INT8 inputs and INT8 weights. The graph that decodes further tokens has the same INT8 weights and float "
+        "inputs, which OpenVINO rounds to INT8 inside each product, with the range of each group of 32 (dynamic quantization): with one "
+        "row of inputs, reading the weights takes the time."
+    )
 
 
 def _products(executed: dict[str, Sequence[str]], names: list[str]) -> str:
@@ -171,18 +191,28 @@ def quality_table(record: Record) -> Table:
 
 
 def speed_table(record: Record) -> Table:
-    """Show every pair of models that was timed in turns: the ratio of their times, or that there is none to be measured."""
+    """Show every pair of models that was timed in turns: their times in these rounds, and the ratio, or that none was measurable."""
     rows = []
-    for stage in record.stages:
-        for pair in stage.comparisons:
-            runs = str(len(pair.latency.ttft_samples_s))
-            rows.append((f"{pair.name} / {pair.base}", show_ratio(pair.ttft), show_ratio(pair.tpot), runs, _others(pair.latency)))
-    return table(("models", f"TTFT ratio [{PERCENT}]", f"TPOT ratio [{PERCENT}]", "runs of each, in turns", "cores taken by others"), rows)
+    for pair in record.comparisons():
+        one, base = pair.latency, pair.base_latency
+        rows.append(
+            (
+                f"{pair.name} / {pair.base}",
+                f"{milliseconds(one.ttft_s)} / {milliseconds(base.ttft_s)}",
+                show_ratio(pair.ttft),
+                f"{milliseconds(one.tpot_s)} / {milliseconds(base.tpot_s)}",
+                show_ratio(pair.tpot),
+                str(len(one.ttft_samples_s)),
+                _others(one),
+            )
+        )
+    ratio, runs = f"ratio [{PERCENT}]", ("runs of each, in turns", "cores taken by others")
+    return table(("models", "TTFT ms", f"TTFT {ratio}", "TPOT ms", f"TPOT {ratio}", *runs), rows)
 
 
 def show_ratio(ratio: Estimate) -> str:
     shown = with_interval(ratio.value, (ratio.low, ratio.high), ".3f")
-    return shown if ratio.measurable else f"{shown}: no measurable difference"
+    return shown if ratio.measurable else f"{shown}: {NO_DIFFERENCE}"
 
 
 def _others(latency: Latency) -> str:
@@ -317,8 +347,10 @@ def show_perplexity(quality: Quality) -> str:
 
 
 def perplexity_ratio(quality: Quality, base: Quality) -> str:
-    """Return the perplexity ratio with its paired interval."""
-    return with_interval(quality.ratio_to(base), quality.ratio_interval(base), ".4f")
+    """Return the perplexity ratio with its paired interval, and whether that shows a difference."""
+    interval = quality.ratio_interval(base)
+    shown = with_interval(quality.ratio_to(base), interval, ".4f")
+    return f"{shown}: {NO_DIFFERENCE}" if interval and interval[0] <= 1 <= interval[1] else shown
 
 
 def with_interval(value: float, interval: tuple[float, ...] | None, form: str) -> str:

@@ -35,8 +35,8 @@ from gpt2opt.storage import check_folder, new_folder
 GATE_TOKENS = 2048
 """Tokens on which the gate compares, twice for each input: enough to tell sensitivity from noise, few enough to wait for."""
 NO_DOT_PRODUCT = (
-    "this CPU has neither VNNI nor AMX: reading prompts in INT8 gains less than elsewhere; the default recipe cost the bundled model "
-    "0.0010 nats per token of KL with AVX2 alone"
+    "this CPU has neither VNNI nor AMX, so an INT8 product takes several instructions; `gpt2opt doctor` shows what INT8 gained on each "
+    "kind of CPU"
 )
 UNKNOWN_DOT_PRODUCT = (
     "the system does not tell this CPU's instructions, so whether it has VNNI or AMX is not known: INT8 runs as on a CPU without them"
@@ -176,7 +176,6 @@ def int8_facts(run: Run, folder: Path, audit: Int8Audit, sensitivity: Sensitivit
         "int8_matmuls": len(audit.expected) - len(audit.failures),
         "expected_matmuls": len(audit.expected),
         "int8_share_of_bytes": audit.int8_share,
-        "int8_dot_product": has_int8_dot_product(),
         "runtime_properties": cpu_properties(kv_cache=read_manifest(folder).kv_cache),
         "prompt_lookup": prompt_lookup_facts(run, folder),
         "runs_in_4_gb": generate_within(SMALL_MACHINE_BYTES, folder, run.workload.longest_prompt, run.settings.new_tokens),

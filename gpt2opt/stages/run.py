@@ -99,9 +99,9 @@ class Run:
         """Save a model, measure it as every other one, and put the result into the record.
 
         Every model is scored (perplexity, distance from its reference model) and continues the sample prompts. Models whose role says so
-        are also timed, in turns with their reference model, the memory of a fresh process is read, and a short generation is traced. Stage
-        1 traces its model by itself, and before. If a stage is measured again, the stages after it are dropped from the record, and their
-        traces removed.
+        are also timed, in turns with the models before it that run in the same runtime, the memory of a fresh process is read, and a short
+        generation is traced. Stage 1 traces its model by itself, and before. If a stage is measured again, the stages after it are dropped
+        from the record, and their traces removed.
 
         Args:
             name: of the model, as in `record.ROLES`; under any other name it is a control of the last stage so far.
@@ -121,7 +121,7 @@ class Run:
         measured = dataclasses.replace(measured, facts=_plain(facts))
         comparisons: tuple[Comparison, ...] = ()
         if role.speed:
-            latency, comparisons = self._time(name, folder, reference)
+            latency, comparisons = self._time(name, folder)
             memory = measure_memory(folder, self.workload, self.settings.new_tokens)
             measured = dataclasses.replace(measured, latency=latency, memory=memory)
             self._trace(name, folder)
@@ -135,11 +135,10 @@ class Run:
         Raises:
             ValueError: it has not been measured.
         """
-        measured = self.record.measured(name)
+        self.record.measured(name)
         stage = self.record.stage(self.role(name).stage)
-        self.record.replace(
-            dataclasses.replace(stage, measurement=dataclasses.replace(measured, facts={**measured.facts, **_plain(facts)}))
-        )
+        measured = dataclasses.replace(stage.measurement, facts={**stage.facts, **_plain(facts)})
+        self.record.replace(dataclasses.replace(stage, measurement=measured))
         self.write()
 
     def _check_measured(self, name: str, other: str) -> None:
@@ -157,14 +156,14 @@ class Run:
         elif Path(model) != folder or not is_ir(folder):
             raise ValueError(f"{name!r} is {model}, expected a torch model or run.folder({name!r}) with an IR in it; write the IR there")
 
-    def _time(self, name: str, folder: Path, reference: tuple[str, Path] | None) -> tuple[Latency, tuple[Comparison, ...]]:
-        """Time a model, in turns with its reference model if that runs in the same runtime."""
-        folders = {name: folder}
-        if reference and is_ir(reference[1]) == is_ir(folder):
-            folders |= dict([reference])
+    def _time(self, name: str, folder: Path) -> tuple[Latency, tuple[Comparison, ...]]:
+        """Time a model in turns with all timed models before it of the same runtime; each is compared with its reference model."""
+        measured = {m.name for m, _ in self.record.measurements()} | {m for controls in self._controls.values() for m in controls}
+        before = [other for other in list(ROLES)[: list(ROLES).index(name)] if other in measured and ROLES[other].speed]
+        folders = {name: folder} | {other: self.folder(other) for other in before if is_ir(self.folder(other)) == is_ir(folder)}
         found = time_in_turns(folders, self.workload, self.settings)
-        pairs = [Comparison(name, other, found[name], latency) for other, latency in found.items() if other != name]
-        return found[name], tuple(pairs)
+        pairs = [(one, reference) for one in found if (reference := ROLES[one].reference) in found]
+        return found[name], tuple(Comparison(one, base, found[one], found[base]) for one, base in pairs)
 
     def _trace(self, name: str, folder: Path) -> None:
         """Trace a model unless it is that of stage 1, and draw the pages of all traces anew."""
@@ -192,9 +191,6 @@ class Run:
             if stage := stages.get(role.stage):
                 self.record.replace(dataclasses.replace(stage, controls=tuple(controls.values()), seconds=self._seconds[role.stage]))
         else:
-            for pair in comparisons:  # a control that it took turns with is shown with the times of the same rounds
-                if pair.base in controls:
-                    controls[pair.base] = dataclasses.replace(controls[pair.base], latency=pair.base_latency)
             for later in STAGES[STAGES.index(role.stage) + 1 :]:
                 self._controls.pop(later, None)
                 self._seconds.pop(later, None)

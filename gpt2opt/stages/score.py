@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from gpt2opt.measure.quality import STANDARD, Protocol, perplexity, prepare_text
+from gpt2opt.measure.quality import JOIN, STANDARD, Protocol, perplexity, prepare_text
 from gpt2opt.measure.results import Quality
 from gpt2opt.runtime.ir_model import load_ir
+from gpt2opt.settings import Settings
 from gpt2opt.sources.models import find_model, load_model, load_tokenizer
 from gpt2opt.sources.texts import blocks, find_texts, read_text
 from gpt2opt.stages.torch_model import device, logits_of
@@ -27,7 +28,10 @@ def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -
     name, tokenizer, logits = _scorer(model)
     if text in ("auto", "docs", "wikitext-2"):
         texts = find_texts(text)
-        label, documents = f"{texts} {texts.revision}", texts.course_lines if protocol.by_line else [d.text for d in texts.score]
+        documents = texts.course_lines if protocol.by_line else [document.text for document in texts.score]
+        label = f"{texts} {texts.revision}"
+        if not protocol.by_line and (size := len(JOIN.join(documents).encode())) > Settings.score_bytes:
+            label += f", all {size:,} bytes of the scored part, of which a run scores the first {Settings.score_bytes:,}"
     else:
         label, documents = Path(text).name, blocks(read_text(Path(text)))
     return name, perplexity(logits, prepare_text(tokenizer, documents, label, protocol))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gpt2opt.measure import memory
-from gpt2opt.measure.memory import Vram, in_fresh_process, peak_ram, peak_vram, read_resident
+from gpt2opt.measure.memory import Metered, Vram, in_fresh_process, peak_ram, peak_vram, read_resident
+from gpt2opt.measure.results import Resident
 
 SIZE = 200_000_000
 
@@ -170,3 +171,14 @@ def test_vram_of_what_came_before_is_not_counted(monkeypatch):
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(cuda, name, stand_in)
     assert peak_vram(work) == Vram(allocated_bytes=300, reserved_bytes=400, device_bytes=1_000)
+
+
+def test_the_peak_is_no_less_than_what_was_read_on_the_way(monkeypatch):
+    marks = {"VmHWM": 90, "VmPeak": 200}
+    monkeypatch.setattr("gpt2opt.measure.memory._sizes", lambda name: marks)
+    monkeypatch.setattr("gpt2opt.measure.memory.read_resident", lambda: Resident(100, 100, 100, 0))
+    assert Metered(()).run(int, ()).peak_rss_bytes == 100  # the kernel's mark is kept in batches of pages, and may lag behind
+    marks["VmHWM"] = 120
+    assert Metered(()).run(int, ()).peak_rss_bytes == 120
+    marks.clear()
+    assert Metered(()).run(int, ()).peak_rss_bytes is None

@@ -1,10 +1,10 @@
 import dataclasses
-import math
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
+from gpt2opt.measure.results import Latency
 from gpt2opt.report import charts
 from gpt2opt.report.chart import describe
 
@@ -37,8 +37,27 @@ def test_latency_bars_are_the_medians_in_ms_with_the_value_on_each_and_runtimes_
 
 def test_a_model_that_took_turns_shows_the_ratio_and_to_which(record):
     first, _, openvino, _ = charts.plot_latency(record)
-    assert [text.get_text() for text in first.texts] == ["110 ms", "110 ms (1.00 [1.00, 1.00] × Baseline in turns)", "110 ms"]
-    assert openvino.texts[0].get_text() == "110 ms (1.00 [1.00, 1.00] × FP32 in turns)"
+    assert [text.get_text() for text in first.texts] == ["110 ms", "110 ms\n1.00 [1.00, 1.00] × Baseline", "110 ms"]
+    assert openvino.texts[0].get_text() == "110 ms\n1.00 [1.00, 1.00] × FP32"
+
+
+def test_a_ratio_stands_only_beside_the_times_that_it_was_taken_from(record):
+    (pair,) = record.stages[1].comparisons
+    slower = Latency((0.4, 0.48), (0.04, 0.08, 0.08, 0.12), 1, 1, 8, 3)
+    later = dataclasses.replace(pair, name="Fine-tuned", latency=slower, base_latency=slower)  # Baseline took part in these rounds too
+    record.stages[2] = dataclasses.replace(record.stages[2], comparisons=(later,))
+    first, *_ = charts.plot_latency(record)
+    assert [text.get_text() for text in first.texts] == ["440 ms", "110 ms", "440 ms\n1.00 [1.00, 1.00] × Baseline"]
+    record.stages[2] = dataclasses.replace(record.stages[2], comparisons=(later, dataclasses.replace(pair, base_latency=slower)))
+    first, *_ = charts.plot_latency(record)
+    assert first.texts[1].get_text() == "110 ms\n0.25 [0.25, 0.25] × Baseline"
+
+
+def test_no_label_of_the_latency_chart_leaves_its_panel(record):
+    panels = charts.plot_latency(record)
+    panels.figure.draw_without_rendering()
+    for axes in panels:
+        assert all(text.get_window_extent().x1 <= axes.get_window_extent().x1 for text in axes.texts)
 
 
 def test_gpu_and_cpu_never_share_an_axis(gpu_record):
@@ -74,20 +93,19 @@ def test_perplexity_is_drawn_over_that_of_the_reference_with_the_paired_interval
     assert (low, high) == pytest.approx(pair[0].ratio_interval(pair[1]))
 
 
-def test_the_front_is_drawn_and_dominated_points_are_pale_and_named(record):
+def test_dominated_points_are_hollow_and_named(record):
     for number, (tpot, nats, size) in enumerate([(0.01, 3.5, 250), (0.03, 2.5, 250), (0.03, 3.6, 250), (0.02, 3.6, 100)]):
         stage = record.stages[number]
         latency = dataclasses.replace(stage.measurement.latency, tpot_samples_s=(tpot,))
         quality = dataclasses.replace(stage.measurement.quality, document_nats=(nats * 10,) * 3)
         memory = dataclasses.replace(stage.measurement.memory, weight_bytes=size * 1_000_000)
         measurement = dataclasses.replace(stage.measurement, latency=latency, quality=quality, memory=memory)
-        record.stages[number] = dataclasses.replace(stage, measurement=measurement, controls=())
+        record.stages[number] = dataclasses.replace(stage, measurement=measurement, controls=(), comparisons=())
     (axes,) = charts.plot_tradeoff(record)
-    pale = [points.get_label() for points in axes.collections if points.get_alpha() < 0.5]
-    assert pale == ["Fine-tuned, FP16 torch, 250 MB, dominated"]
-    (front,) = axes.lines
-    assert front.get_xdata().tolist() == pytest.approx([10, 30])  # the small one at 20 is on the front for its size alone
-    assert front.get_ydata().tolist() == pytest.approx([math.exp(3.5), math.exp(2.5)])
+    hollow = [points.get_label() for points in axes.collections if not len(points.get_facecolor())]
+    assert hollow == ["Fine-tuned, FP16 torch, 250 MB, dominated"]  # the small one at 20 ms is on the front for its size alone
+    assert len(axes.collections) == 4
+    assert not axes.lines
 
 
 def test_only_the_charts_that_a_record_allows_are_drawn_and_each_is_closed(record):

@@ -3,7 +3,10 @@ import json
 
 import pytest
 
+from gpt2opt.measure.results import Latency
 from gpt2opt.record import read_record
+from gpt2opt.report.conclusions import machine_changes
+from gpt2opt.report.tables import speed_table, stage_table, summary_table
 
 
 def test_a_record_survives_the_disk(record, tmp_path):
@@ -48,3 +51,44 @@ def test_an_unwritable_place_is_refused(record, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="can't write"):
         record.write(tmp_path / "file" / "run.json")
+
+
+def later_rounds(record, seconds: float) -> Latency:
+    """Put rounds into stage 3 in which all three models of torch took turns, and took `seconds` for a token."""
+    (pair,) = record.stages[1].comparisons
+    latency = Latency((10 * seconds,) * 2, (seconds,) * 4, 1, 1, 8, 3)
+    again = dataclasses.replace(pair, latency=latency, base_latency=latency)
+    record.stages[2] = dataclasses.replace(record.stages[2], comparisons=(dataclasses.replace(again, name="Fine-tuned"), again))
+    return latency
+
+
+def test_models_are_shown_with_the_times_of_the_last_rounds_and_a_stage_with_those_of_its_own(record):
+    latency = later_rounds(record, 0.5)
+    assert {name: record.measured(name).latency == latency for name in ("Baseline", "Pruned", "Fine-tuned", "INT8")} == {
+        "Baseline": True, "Pruned": True, "Fine-tuned": True, "INT8": False,
+    }  # fmt: skip
+    assert {row[5] for row in summary_table(record).rows[:4]} == {"500 (500)", "–"}
+    assert {row[5] for row in stage_table(record, "2-prune").rows} == {"15 (19.5)", "–"}
+    assert [row[:2] for row in speed_table(record).rows] == [
+        ("Pruned / Baseline", "5000 / 5000"), ("Fine-tuned / Baseline", "5000 / 5000"), ("INT8 / FP32", "110 / 110"),
+    ]  # fmt: skip
+
+
+def test_times_that_stand_beside_a_ratio_are_of_the_rounds_of_the_ratio(record):
+    later_rounds(record, 0.5)
+    shown = {measurement.name: measurement.latency for measurement, _ in record.measurements()}
+    for pair in record.comparisons():
+        assert {name: shown[name] for name in pair.latencies} == pair.latencies
+
+
+def test_a_machine_that_changed_between_early_and_late_runs_is_named(record):
+    assert machine_changes(record) == "Early and late runs of each model differ by less than a fifth."
+    later_rounds(record, 0.0185)  # 23% more than before
+    said = machine_changes(record)
+    assert "TPOT of Pruned lay between 15 and 18.5 ms" in said
+    assert "INT8" not in said
+    within = dataclasses.replace(record.measured("INT8").latency, ttft_samples_s=(0.1, 0.1, 0.13, 0.13), tpot_samples_s=(0.01,) * 8)
+    stage = record.stages[3]
+    changed = dataclasses.replace(stage.measurement, latency=within)
+    record.stages[3] = dataclasses.replace(stage, measurement=changed, comparisons=())
+    assert "TTFT of INT8 lay between 100 and 130 ms" in machine_changes(record)

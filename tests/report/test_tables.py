@@ -100,11 +100,11 @@ def test_quality_is_shown_beside_the_parent_with_intervals(record):
 def test_models_that_took_turns_are_shown_with_their_ratio_or_with_none(record):
     first, second = speed_table(record).rows
     assert first[0] == "Pruned / Baseline"
-    assert first[1] == "1.000 [1.000, 1.000]: no measurable difference"
+    assert first[1:3] == ("110 / 110", "1.000 [1.000, 1.000]: no measurable difference")
     slow = dataclasses.replace(record.stages[1].comparisons[0], latency=Latency((0.2, 0.24), (0.02, 0.04, 0.04, 0.06), 1, 1, 8, 3))
     fast = dataclasses.replace(slow, base_latency=Latency((0.1, 0.12), (0.01, 0.02, 0.02, 0.03), 1, 1, 8, 3, others_cpu_share=0.3))
     record.stages[1] = dataclasses.replace(record.stages[1], comparisons=(fast,))
-    assert speed_table(record).rows[0][1:3] == ("2.000 [2.000, 2.000]", "2.000 [2.000, 2.000]")
+    assert speed_table(record).rows[0][1:5] == ("220 / 110", "2.000 [2.000, 2.000]", "40 / 20", "2.000 [2.000, 2.000]")
     assert second[0] == "INT8 / FP32"
 
 

@@ -213,3 +213,15 @@ def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again
     run.measure("Baseline", baseline)
     assert [stage.name for stage in run.record.stages] == ["1-profile"]
     assert not list(traced.iterdir())
+
+
+def test_all_models_of_a_runtime_take_turns_and_are_shown_with_the_times_of_these_rounds(run, baseline, memory_left_out):
+    for name in ("Baseline", "Pruned", "Fine-tuned"):
+        measured = run.measure(name, baseline)
+    pairs = run.record.stage("3-finetune").comparisons
+    assert [(pair.name, pair.base) for pair in pairs] == [("Fine-tuned", "Baseline"), ("Pruned", "Baseline")]
+    assert pairs[0].base_latency == pairs[1].base_latency == run.record.measured("Baseline").latency
+    assert run.record.measured("Pruned").latency == pairs[1].latency != run.record.stage("2-prune").measurement.latency
+    assert run.record.measured("Fine-tuned").latency == measured.latency == pairs[0].latency
+    run.note("Pruned", remark="kept")  # a fact leaves what the stage itself measured as it is
+    assert run.record.stage("2-prune").measurement.latency == run.record.stage("2-prune").comparisons[0].latency
