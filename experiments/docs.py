@@ -13,7 +13,7 @@ from experiments.doctor import measured
 from gpt2opt.environment import cpu_kind, machine_label
 from gpt2opt.record import QUANTIZE, Record, read_record
 from gpt2opt.report.charts import draw_charts
-from gpt2opt.report.conclusions import conclude_finetune, conclude_profile, conclude_prune, conclude_quantize
+from gpt2opt.report.conclusions import conclude_finetune, conclude_profile, conclude_prune, conclude_quantize, machine_changes
 from gpt2opt.report.tables import memory_table, perplexity_ratio, quality_table, speed_table, summary_table, table
 from gpt2opt.storage import write_whole
 
@@ -131,7 +131,7 @@ def _summary(record: Record, link: str) -> str:
     parts = [_taken_on(record)]
     if record.stages[-1].name == QUANTIZE:
         int8, fp32 = record.measured("INT8").quality, record.measured("FP32").quality
-        parts.append(f"INT8 has {perplexity_ratio(int8, fp32)} times the perplexity of its FP32 control.")
+        parts.append(f"Perplexity of INT8 ÷ that of its FP32 control: {perplexity_ratio(int8, fp32)}.")
     parts.append(f"Every number comes from [`run.json`]({link}/run.json), which also holds the raw samples.")
     return f"{summary_table(record).markdown()}\n\n{' '.join(parts)}"
 
@@ -151,7 +151,7 @@ OF_THE_RUN = {
     "first-page": _first_page,
     "run": _summary,
     "conclusions": _conclusions,
-    "turns": lambda record, link: speed_table(record).markdown(),
+    "turns": lambda record, link: f"{speed_table(record).markdown()}\n\n{machine_changes(record)}",
     "references": lambda record, link: quality_table(record).markdown(),
     "memory": lambda record, link: memory_table(record).markdown(),
     "charts": _charts,

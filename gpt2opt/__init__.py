@@ -35,8 +35,8 @@ _NAMES = {
     "report.charts": "plot_importance plot_latency plot_loss plot_memory plot_operators plot_perplexity plot_sensitivity plot_tradeoff",
     "report.conclusions": "conclude_finetune conclude_profile conclude_prune conclude_quantize machine_changes",
     "report.page": "write_report",
-    "report.tables": "audit_table environment_table memory_table perplexity_ratio quality_table samples_table speed_table stage_table "
-    "stand_in_notice summary_table",
+    "report.tables": "audit_table environment_table explain_products memory_table perplexity_ratio quality_table samples_table "
+    "speed_table stage_table stand_in_notice summary_table",
     "report.serving": "plot_scaling scaling_table statistics_table",
     "report.tensorboard": "write_tensorboard",
     "runtime.audit": "audit_int8",

@@ -106,7 +106,7 @@ def measure_latency_gpu(
 def compute_perplexity(model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset) -> float:
     """Score each row that is not empty alone, cut at 512 tokens; the mean loss of a row counts once for each of its tokens.
 
-    On a CPU, FP16 weights are scored in FP32 arithmetic: FP16 is emulated there, and many times slower.
+    On a CPU, FP16 weights are scored in FP32 arithmetic: most CPUs emulate FP16, many times slower.
 
     Args:
         dataset: column `text`.

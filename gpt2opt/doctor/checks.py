@@ -101,7 +101,7 @@ def check_gpu() -> list[Finding]:
     """Show the GPUs, and say so if torch can't use them."""
     gpus = nvidia_gpus()
     if not gpus:
-        return [Finding("GPU", "none seen: stages 1 to 3 run FP16 on the CPU, where it is emulated")]
+        return [Finding("GPU", "none seen: stages 1 to 3 run FP16 on the CPU, and most CPUs emulate it, slowly")]
     rows = [
         Finding("GPU", f"{gpu['name']}, driver {gpu['driver_version']}, {gpu['memory.free']} of {gpu['memory.total']} of VRAM free")
         for gpu in gpus

@@ -4,7 +4,7 @@ import math
 
 from gpt2opt.measure.results import Memory, Quality
 from gpt2opt.record import FINETUNE, PROFILE, PRUNE, QUANTIZE, Record
-from gpt2opt.report.tables import NO_DIFFERENCE, explain_products, megabytes, milliseconds, show_perplexity, show_ratio, with_interval
+from gpt2opt.report.tables import NO_DIFFERENCE, megabytes, milliseconds, show_perplexity, show_ratio, with_interval
 from gpt2opt.stats import PERCENT
 
 CHANGED = 1.2
@@ -78,7 +78,6 @@ def conclude_quantize(record: Record) -> str:
         f"{facts['int8_matmuls']} of {facts['expected_matmuls']} matmuls have INT8 weights, {facts['int8_share_of_bytes']:.1%} of the "
         f"file's bytes. The gate left these float: {', '.join(by_gate) or 'none'}; by the recipe, the inputs of these stay float: "
         f"{', '.join(by_recipe) or 'none'}. All other inputs are INT8 while a prompt is read.",
-        *filter(None, [explain_products(facts["audit"]["prefill"], facts["audit"]["decode"])]),
         f"The file is {fp32.memory.weight_bytes / int8.memory.weight_bytes:.2f} times smaller than in FP32.",
         f"TTFT over that in FP32: {show_ratio(turns.ttft)}; TPOT over that in FP32: {show_ratio(turns.tpot)}.",
         f"The perplexity is {_changed(int8.quality, fp32.quality)}; on the scored text, the mean KL divergence from FP32 is "

@@ -11,7 +11,8 @@ from gpt2opt.record import QUANTIZE, Record
 from gpt2opt.report.chart import describe
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.compare import CAPTION, compare_runs, comparison_tables, differences_table
-from gpt2opt.report.tables import Table, record_tables, stand_in_notice
+from gpt2opt.report.conclusions import machine_changes
+from gpt2opt.report.tables import Table, explain_products, record_tables, stand_in_notice
 from gpt2opt.stats import PERCENT
 from gpt2opt.storage import write_result
 
@@ -99,7 +100,8 @@ def _notes(record: Record) -> dict[str, str]:
         "Memory at rest": "Of a process that has loaded the model and generated. RSS counts every resident page; PSS counts a page that n "
         "processes share as 1/n; USS counts pages that no other process maps. File-backed pages are mapped weights and libraries: the "
         "system may drop them and read them again. PSS and USS depend on what else runs on the machine.",
-        "INT8 audit": "What the weights are stored as in the file, and what the two compiled graphs multiply.",
+        "Timed in turns": f"Times and ratios of the last rounds that both models took part in. {machine_changes(record)}",
+        "INT8 audit": f"What the weights are stored as in the file, and what the two compiled graphs multiply. {_products(record)}",
         "Trade-off": "A model is dominated if another on the same device, text and prompt is no worse in TPOT, perplexity and size, and "
         "better in one; the others are the Pareto front. It goes by the figures alone: their intervals may overlap.",
         "Provenance": f"Schema {record.schema}, commit {record.environment['commit'] or 'unknown'}, seed {settings.seed}. Weights by the "
@@ -107,6 +109,11 @@ def _notes(record: Record) -> dict[str, str]:
         "Raw samples": "All on this page is drawn from the record, run.json, which holds every sample: times of single tokens in "
         "latency, summed loss of single windows in quality, divergence from FP32 in agreement.",
     }
+
+
+def _products(record: Record) -> str:
+    audit = next((stage.facts["audit"] for stage in record.stages if "audit" in stage.facts), None)
+    return explain_products(audit["prefill"], audit["decode"]) if audit and "prefill" in audit else ""
 
 
 def _table(shown: Table) -> str:

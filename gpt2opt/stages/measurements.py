@@ -45,7 +45,7 @@ def measure_answers(
 ) -> Measurement:
     """Measure what the model in `folder` answers: the perplexity of the scored text, the distance from a reference model, the samples.
 
-    On a CPU the FP16 weights of a torch model are scored in FP32 arithmetic, since FP16 arithmetic is emulated there and many times
+    On a CPU the FP16 weights of a torch model are scored in FP32 arithmetic, since most CPUs emulate FP16 arithmetic, many times
     slower.
 
     Args:

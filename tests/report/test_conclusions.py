@@ -86,7 +86,6 @@ def test_quantization_says_what_is_int8_and_what_that_is_worth(record):
     said = conclude_quantize(record)
     assert "9 of 9 matmuls have INT8 weights, 90.0% of the file's bytes." in said
     assert "The gate left these float: h.1.attn.c_attn; by the recipe, the inputs of these stay float: lm_head." in said
-    assert "The graph that decodes further tokens has the same INT8 weights and float inputs" in said
     assert "TTFT over that in FP32: 0.500 [0.500, 0.500]; TPOT" in said
     assert "times 18.17: it rose" in said
     assert "Under a limit" not in said

@@ -4,6 +4,7 @@ from gpt2opt.measure.results import Latency, Memory
 from gpt2opt.report.tables import (
     audit_table,
     environment_table,
+    explain_products,
     memory_table,
     provenance_table,
     quality_table,
@@ -176,3 +177,10 @@ def test_a_record_has_the_tables_that_its_stages_allow(record):
 def test_a_difference_that_rounds_to_zero_has_no_sign():
     assert with_interval(-1e-9, (-2e-9, 0.5), ".2f") == "0.00 [0.00, 0.50]"
     assert with_interval(-0.25, None, ".2f") == "-0.25"
+
+
+def test_float_inputs_of_the_decode_graph_are_explained_where_prompts_have_int8_ones():
+    int8, float_input = ("u8", "i8"), ("f32", "i8")
+    assert "dynamic quantization" in explain_products({"a": int8, "b": float_input}, {"a": float_input, "b": float_input})
+    assert explain_products({"a": int8, "b": float_input}, {"a": int8, "b": float_input}) == ""
+    assert explain_products({"a": float_input}, {"a": float_input}) == ""
