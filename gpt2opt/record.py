@@ -78,24 +78,29 @@ def dominated_by(measurement: Measurement, others: typing.Iterable[Measurement])
     """Return those of `others` that are no worse in perplexity, TPOT and bytes on disk, and better in one of them.
 
     Measurements that no other dominates are the Pareto front. Only those of the same device, scored text and timed prompt are held
-    against each other, and only if all three were measured. It goes by the figures alone: their intervals may overlap.
+    against each other, and only if all three were measured. Perplexities count as different if their paired interval shows it; of TPOT
+    and bytes the figures alone count.
     """
     own = _figures(measurement)
     return [other for other in others if own and (theirs := _figures(other)) and _beats(theirs, own)]
 
 
-def _figures(measurement: Measurement) -> tuple[tuple, tuple[float, ...]] | None:
-    """Return how a measurement was taken and what it found, perplexity, TPOT and bytes; None if one of them was not measured."""
+def _figures(measurement: Measurement) -> tuple[tuple, Quality, tuple[float, int]] | None:
+    """Return how a measurement was taken and what it found: quality, TPOT and bytes; None if one of them was not measured."""
     latency, memory, quality = measurement.latency, measurement.memory, measurement.quality
     if not (latency and memory and quality):
         return None
-    setting = (measurement.device, quality.protocol, latency.prompt_tokens, latency.new_tokens, latency.batch_size)
-    return setting, (quality.perplexity, latency.tpot_s, memory.weight_bytes)
+    setting = (measurement.device, quality.protocol, quality.document_tokens, latency.prompt_tokens, latency.new_tokens, latency.batch_size)
+    return setting, quality, (latency.tpot_s, memory.weight_bytes)
 
 
-def _beats(one: tuple[tuple, tuple[float, ...]], other: tuple[tuple, tuple[float, ...]]) -> bool:
-    (setting, a), (others_setting, b) = one, other
-    return setting == others_setting and a != b and all(x <= y for x, y in zip(a, b, strict=True))
+def _beats(one: tuple[tuple, Quality, tuple[float, int]], other: tuple[tuple, Quality, tuple[float, int]]) -> bool:
+    (setting, quality, costs), (others_setting, others_quality, others_costs) = one, other
+    if setting != others_setting or any(a > b for a, b in zip(costs, others_costs, strict=True)):
+        return False
+    ratio = quality.ratio_to(others_quality)
+    low, high = quality.ratio_interval(others_quality) or (ratio, ratio)
+    return low <= 1 and (high < 1 or costs != others_costs)
 
 
 @dataclass(frozen=True)

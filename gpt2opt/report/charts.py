@@ -46,7 +46,10 @@ def _turns(record: Record) -> dict[str, tuple[str, ...]]:
     """Return name -> the ratios of TTFT and of TPOT to its reference model, for a reader, if the times shown are of the ratio's rounds."""
     shown = {measurement.name: measurement.latency for measurement, _ in record.measurements()}
     pairs = [pair for pair in record.comparisons() if all(shown.get(name) == latency for name, latency in pair.latencies.items())]
-    return {pair.name: tuple(f"{ratio} × {pair.base}" for ratio in (pair.ttft, pair.tpot)) for pair in pairs}
+    return {
+        pair.name: tuple(f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] × {pair.base}" for ratio in (pair.ttft, pair.tpot))
+        for pair in pairs
+    }
 
 
 def plot_perplexity(record: Record) -> Chart:
@@ -154,7 +157,7 @@ def plot_tradeoff(record: Record) -> Chart:
         axes.grid(alpha=0.3)
     figure.supxlabel(
         "left and low is better; the area of a point is the size on disk; filled: on the Pareto front of time, perplexity and size;\n"
-        "hollow: dominated, another model is no worse in all three and better in one",
+        "hollow: dominated, another model is no worse in all three and better in one (perplexity: beyond its paired interval)",
         fontsize=9,
     )
     return Chart(grid[0])

@@ -103,7 +103,7 @@ def _notes(record: Record) -> dict[str, str]:
         "Timed in turns": f"Times and ratios of the last rounds that both models took part in. {machine_changes(record)}",
         "INT8 audit": f"What the weights are stored as in the file, and what the two compiled graphs multiply. {_products(record)}",
         "Trade-off": "A model is dominated if another on the same device, text and prompt is no worse in TPOT, perplexity and size, and "
-        "better in one; the others are the Pareto front. It goes by the figures alone: their intervals may overlap.",
+        "better in one; the others are the Pareto front. Perplexities count as different if their paired interval shows it.",
         "Provenance": f"Schema {record.schema}, commit {record.environment['commit'] or 'unknown'}, seed {settings.seed}. Weights by the "
         "first 16 of the 64 digits of their SHA-256.",
         "Raw samples": "All on this page is drawn from the record, run.json, which holds every sample: times of single tokens in "

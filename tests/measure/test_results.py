@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -66,3 +67,13 @@ def test_only_like_is_held_against_like(change):
 def test_what_was_not_measured_neither_beats_nor_is_beaten():
     whole, part = point("whole", 20, 0.02, 20), Measurement("part", "CPU", "int8", "openvino")
     assert dominated_by(whole, [part]) == dominated_by(part, [whole, part]) == []
+
+
+def test_a_perplexity_that_is_lower_by_less_than_its_interval_keeps_nothing_on_the_front():
+    def scored(found: Measurement, nats: tuple[float, ...]) -> Measurement:
+        return dataclasses.replace(found, quality=dataclasses.replace(found.quality, document_nats=nats, document_tokens=(10,) * 4))
+
+    small = scored(point("small", 30, 0.01, 10), (30.0, 31.0, 30.0, 31.0))
+    large = point("large", 30, 0.03, 30)
+    assert dominated_by(scored(large, (30.1, 30.7, 30.1, 30.9)), [small]) == [small]  # lower on average, but not measurably
+    assert dominated_by(scored(large, (28.0, 29.0, 28.0, 29.1)), [small]) == []

@@ -37,8 +37,8 @@ def test_latency_bars_are_the_medians_in_ms_with_the_value_on_each_and_runtimes_
 
 def test_a_model_that_took_turns_shows_the_ratio_and_to_which(record):
     first, _, openvino, _ = charts.plot_latency(record)
-    assert [text.get_text() for text in first.texts] == ["110 ms", "110 ms\n1.00 [1.00, 1.00] × Baseline", "110 ms"]
-    assert openvino.texts[0].get_text() == "110 ms\n1.00 [1.00, 1.00] × FP32"
+    assert [text.get_text() for text in first.texts] == ["110 ms", "110 ms\n1.000 [1.000, 1.000] × Baseline", "110 ms"]
+    assert openvino.texts[0].get_text() == "110 ms\n1.000 [1.000, 1.000] × FP32"
 
 
 def test_a_ratio_stands_only_beside_the_times_that_it_was_taken_from(record):
@@ -47,10 +47,10 @@ def test_a_ratio_stands_only_beside_the_times_that_it_was_taken_from(record):
     later = dataclasses.replace(pair, name="Fine-tuned", latency=slower, base_latency=slower)  # Baseline took part in these rounds too
     record.stages[2] = dataclasses.replace(record.stages[2], comparisons=(later,))
     first, *_ = charts.plot_latency(record)
-    assert [text.get_text() for text in first.texts] == ["440 ms", "110 ms", "440 ms\n1.00 [1.00, 1.00] × Baseline"]
+    assert [text.get_text() for text in first.texts] == ["440 ms", "110 ms", "440 ms\n1.000 [1.000, 1.000] × Baseline"]
     record.stages[2] = dataclasses.replace(record.stages[2], comparisons=(later, dataclasses.replace(pair, base_latency=slower)))
     first, *_ = charts.plot_latency(record)
-    assert first.texts[1].get_text() == "110 ms\n0.25 [0.25, 0.25] × Baseline"
+    assert first.texts[1].get_text() == "110 ms\n0.250 [0.250, 0.250] × Baseline"
 
 
 def test_no_label_of_the_latency_chart_leaves_its_panel(record):
