@@ -58,6 +58,7 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
+    from gpt2opt.report.conclusions import machine_changes
     from gpt2opt.report.tables import environment_table, stage_table, stand_in_notice, summary_table
     from gpt2opt.settings import STAGES
     from gpt2opt.stages.finetune import run_finetune
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         if _short(name) == options.until:
             break
     current.write_tensorboard()
-    print(summary_table(record))
+    print(f"{summary_table(record)}\n{machine_changes(record)}")
     _print_json(
         {"record": str(options.out / "run.json"), "sources": record.sources, "stages": [_stage_json(stage) for stage in record.stages]}
     )
