@@ -4,9 +4,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from gpt2opt.measure.call_tree import Node, call_tree, operator_table, recorded, shown_as
 from gpt2opt.measure.trace_file import Event, read_trace_file
 from gpt2opt.profile.memory import memory_curves
-from gpt2opt.profile.tree import Node, call_tree, operator_table, recorded, shown_as
 from gpt2opt.record import ROLES, folder_name
 from gpt2opt.report.style import color
 

@@ -1,5 +1,6 @@
 """The tab of TensorBoard, without a browser; test_browser.py opens it in one."""
 
+import json
 import sys
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -62,3 +63,14 @@ def test_a_broken_trace_is_told_of_and_the_others_are_shown(tmp_path):
     assert good["operators"]
     assert [profile["name"] for profile in bad] == ["other", "worker"]
     assert all("is no trace in Chrome's format" in profile["error"] for profile in bad)
+
+
+def test_traces_that_torch_did_not_escape_and_those_of_other_forms_are_shown(tmp_path):
+    listed = json.dumps([None, *cpu_events(), None])
+    texts = {
+        "a list": listed, "quotes": listed.replace("aten::addmm", 'prompt "Hello"'), "Windows": listed.replace("aten::addmm", r"torch\cuda"),
+    }  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / f"{name}.pt.trace.json").write_text(text)
+    found = {profile["name"]: profile["operators"][0]["name"] for profile in plugin_of(tmp_path).profiles()}
+    assert found == {"a list": "aten::addmm", "quotes": 'prompt "Hello"', "Windows": r"torch\cuda"}
