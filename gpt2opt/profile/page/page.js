@@ -5,6 +5,7 @@ import { drawTable } from "./operators.js";
 import { byId, bytes, change, counted, difference, drawn, element, milliseconds, percent, time, unpack } from "./show.js";
 
 const NONE = "nothing";
+const NOT_TIMED = "These two were not timed in turns: a difference between two recordings may be the machine's.";
 const { colors, profiles } = JSON.parse(byId("profiles").textContent);
 const readable = profiles.filter((profile) => !profile.error).map(unpack);
 const state = { first: null, second: null, clock: "cpu", focus: "", sort: null };
@@ -29,8 +30,8 @@ const list = (pairs) => element("dl", {}, ...pairs.flatMap(([name, value]) => [e
 
 function describe(node, profile, other) {
   const { clock } = state, pairs = [
-    ["total", `${time(node.total[clock])}, ${percent(node.total[clock] / step(profile))}`],
-    ["own", `${time(node.own[clock])}, ${percent(node.own[clock] / step(profile))}`],
+    ["total", `${time(node.total[clock])}, ${percent(node.total[clock] / step(profile))} of the recording`],
+    ["own", `${time(node.own[clock])}, ${percent(node.own[clock] / step(profile))} of the recording`],
     ["calls", counted(node.calls)],
   ];
   if (other) {
@@ -108,13 +109,14 @@ const named = (row) => [row.name, ...(row.note ? [element("small", {}, ` ${row.n
 
 function showOperators() {
   const { first, second } = state;
+  byId("share").hidden = Boolean(second);
   const [columns, rows] = second ? comparedOperators(first, second) : plainOperators(first);
   const draw = (sort) => { state.sort = sort; drawTable(byId("operators"), columns, rows, sort, draw); };
   draw(state.sort ?? { by: second ? columns.length - 1 : 1, down: true });
 }
 
 function plainOperators(profile) {
-  const { clock } = state, whole = step(profile) || 1;
+  const { clock } = state, whole = profile.operators.reduce((sum, row) => sum + row.own[clock], 0) || 1;
   const bar = (row, cell) => {
     cell.classList.add("bar");
     return [element("i", { style: `width: ${(90 * row.own[clock]) / whole}px; background: ${profile.color}` }), percent(row.own[clock] / whole)];
@@ -123,7 +125,7 @@ function plainOperators(profile) {
     [
       { title: "Operator", value: (row) => row.name, show: named },
       { title: "own, ms", value: (row) => row.own[clock], show: (row) => milliseconds(row.own[clock]) },
-      { title: "own share", value: (row) => row.own[clock], show: bar },
+      { title: "share of all own time", value: (row) => row.own[clock], show: bar },
       { title: "total, ms", value: (row) => row.total[clock], show: (row) => milliseconds(row.total[clock]) },
       { title: "calls", value: (row) => row.calls, show: (row) => counted(row.calls) },
     ],
@@ -183,6 +185,8 @@ function showMemory() {
 
 function show() {
   const { first, second } = state;
+  byId("ratio").hidden = !second;
+  byId("ratio").textContent = second ? second.ratios[first.name] ?? NOT_TIMED : "";
   byId("notice").hidden = !second || first.runtime === second.runtime;
   byId("notice").textContent = second ? `${first.name} ran in ${first.runtime} and ${second.name} in ${second.runtime}: their operators have other names and other borders, so only the whole compares.` : "";
   const onGpu = [first, second].some((profile) => profile?.root.total.gpu);
