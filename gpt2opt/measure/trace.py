@@ -105,7 +105,7 @@ def record_trace(work: Callable[[], object], log_dir: Path | str, *, steps: int 
     """Profile `work` and write one trace into `log_dir`, as `trace_handler` does.
 
     Args:
-        work: called once while the profiler warms up, then `steps` times on record.
+        work: called once to warm up, once while the profiler warms up, then `steps` times on record.
         log_dir: as in `trace_handler`.
         steps: on record.
 
@@ -113,32 +113,33 @@ def record_trace(work: Callable[[], object], log_dir: Path | str, *, steps: int 
         ValueError: `log_dir` can't be written.
         RuntimeError: the trace is larger than 10 MB, or as `read_trace`.
     """
-    return record_in_turns({log_dir: lambda: work}, rounds=1, steps=steps)[0]
+    return record_in_turns({log_dir: work}, rounds=1, steps=steps)[0]
 
 
-def record_in_turns(prepared: Mapping[Path | str, Callable[[], Callable[[], object]]], *, rounds: int, steps: int = 1) -> list[Trace]:
+def record_in_turns(works: Mapping[Path | str, Callable[[], object]], *, rounds: int, steps: int = 1) -> list[Trace]:
     """Profile several pieces of work in turns, and write the fastest recording of each: other processes disturbed that one least.
 
     Args:
-        prepared: folder of the trace -> what returns the work, for one recording each; it may load a model, so that one at a time is held.
+        works: folder of the trace -> work, as in `record_trace`.
         rounds: recordings of each.
         steps: of each recording.
 
     Raises:
         ValueError, RuntimeError: as `record_trace`.
     """
-    for log_dir in prepared:
+    for log_dir, work in works.items():
         _make_room(Path(log_dir), emptied=False)  # an earlier trace stays until there is a new one
+        work()
     with tempfile.TemporaryDirectory() as scratch:
-        recordings: dict[Path | str, list[tuple[float, Path]]] = {log_dir: [] for log_dir in prepared}
+        recordings: dict[Path | str, list[tuple[float, Path]]] = {log_dir: [] for log_dir in works}
         for number in range(rounds):
-            for place, (log_dir, prepare) in enumerate(prepared.items()):
+            for place, (log_dir, work) in enumerate(works.items()):
                 path = Path(scratch, f"trace-{place}-{number}.json")
-                recordings[log_dir].append((_record(prepare(), steps, path), path))
+                recordings[log_dir].append((_record(work, steps, path), path))
         for log_dir, recorded_here in recordings.items():
             _make_room(Path(log_dir))
             write_trace(parse_trace(min(recorded_here)[1]), Path(log_dir))
-    return [read_trace(log_dir) for log_dir in prepared]
+    return [read_trace(log_dir) for log_dir in works]
 
 
 def _record(work: Callable[[], object], steps: int, path: Path) -> float:

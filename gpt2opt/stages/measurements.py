@@ -6,7 +6,7 @@ measured: pruning and fine-tuning work without it.
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -158,12 +158,9 @@ def trace_in_turns(folders: Mapping[Path, Path], prompt: list[int]) -> None:
             remove_trace(log_dir)
             write_trace(content, log_dir)
     else:
-        record_in_turns({log_dir: partial(_generation, folder, prompt) for log_dir, folder in folders.items()}, rounds=RECORDINGS)
-
-
-def _generation(folder: Path, prompt: list[int]) -> Callable[[], object]:
-    """Load a torch model and return the generation that is traced."""
-    return partial(generate_tokens, load_model(folder, "float16")[1].to(device()), [prompt], TRACED_TOKENS)
+        models = {log_dir: load_model(folder, "float16")[1].to(device()) for log_dir, folder in folders.items()}
+        works = {log_dir: partial(generate_tokens, model, [prompt], TRACED_TOKENS) for log_dir, model in models.items()}
+        record_in_turns(works, rounds=RECORDINGS)
 
 
 def _memory(folder: Path, child: ChildRun) -> Memory:

@@ -18,10 +18,9 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from gpt2opt import environment
 from gpt2opt.measure.quality import window_length
 from gpt2opt.measure.results import Comparison, Latency
-from gpt2opt.measure.trace import read_trace
-from gpt2opt.measure.trace_file import TRACE_NAME, remove_trace
+from gpt2opt.measure.trace_file import remove_trace
 from gpt2opt.profile.page import ALL_NAME, ONE_NAME, remove_page, write_pages
-from gpt2opt.record import ROLES, Measurement, Record, Role, StageResult, folder_name
+from gpt2opt.record import ROLES, Measurement, Record, Role, StageResult, folder_name, reference_folder
 from gpt2opt.report.tensorboard import drop_host_names, empty_log, write_tensorboard
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.settings import FINETUNE, PROFILE, STAGES, Settings
@@ -130,6 +129,7 @@ class Run:
         self._record(role, measured, comparisons, made_from)
         if role.speed:
             write_pages(self.traces)  # they show the ratios of the record
+            self.write()  # behind all that belongs to it
         return measured
 
     def note(self, name: str, **facts: Any) -> None:
@@ -170,17 +170,15 @@ class Run:
         return found[name], tuple(pairs)
 
     def _trace(self, name: str, folder: Path) -> None:
-        """Trace a model, in turns with the earlier ones of its runtime, whose traces are replaced; that of stage 1 is traced before."""
-        stage = self.role(name).stage
-        self._forget_traces(STAGES[STAGES.index(stage) + 1 :])
-        if stage == PROFILE:
+        """Trace a model unless it is that of stage 1, in turns with its reference model if that runs in the same runtime."""
+        role = self.role(name)
+        self._forget_traces(STAGES[STAGES.index(role.stage) + 1 :])
+        if role.stage == PROFILE:
             return
-        traced = [other for other, role in ROLES.items() if role.speed and (self.trace_folder(other) / TRACE_NAME).exists()]
-        alike = [other for other in traced if is_ir(self.folder(other)) == is_ir(folder)]
-        trace_in_turns({self.trace_folder(each): self.folder(each) for each in [*alike, name]}, self.workload.prompt)
-        if "Baseline" in alike:
-            trace = read_trace(self.trace_folder("Baseline"))
-            self.note("Baseline", trace_bytes=trace.size_bytes, operator_seconds=trace.operators)
+        folders = {self.trace_folder(name): folder}
+        if role.reference and is_ir(self.folder(role.reference)) == is_ir(folder):
+            folders[self.traces / reference_folder(role)] = self.folder(role.reference)
+        trace_in_turns(folders, self.workload.prompt)
 
     def _forget_traces(self, stages: Sequence[str]) -> None:
         """Remove the traces of these stages and of their controls, and the pages of them."""

@@ -7,6 +7,7 @@ import pytest
 from selenium.webdriver import ActionChains, Keys
 
 from gpt2opt.profile.page import write_pages
+from tests.profile.conftest import cpu_events, write
 from tests.profile.tensorboards import served
 from tests.report.conftest import make_record
 
@@ -160,6 +161,30 @@ def test_two_stages_stand_on_one_scale_with_the_difference_marked(page):
     bar(page, "prefill", "second").click()
     assert width(bar(page, "prefill", "second")) / width(bar(page, "prefill")) == pytest.approx(0.7)
     assert page.driver.current_url.endswith("#1-profile&2-prune")
+
+
+def test_beside_a_model_stands_what_was_recorded_of_its_reference_in_turns_with_it(page, written, tmp_path):
+    traces = tmp_path / "traces"
+    shutil.copytree(written, traces)
+    write(traces / "2-control-baseline", cpu_events(0.8))
+    write_pages(traces)
+    page.driver.get((traces / "profiles.html").as_uri())
+    page.wait(lambda: page.driver.execute_script("return document.documentElement.dataset.ready"))
+    assert [option.text for option in page.all("#first option")] == ["1-profile: Baseline", "2-prune: Pruned", "4-quantize: INT8"]
+    assert "100 µs of CPU time recorded, in torch" in page.find("#icicle-first-title").text
+    for first, second, title, change in (
+        ("1-profile", "2-prune", "2-control-baseline: Baseline80 µs of CPU time recorded in turns with the other, in torch", "▼−13%"),
+        ("2-prune", "1-profile", "2-prune: Pruned70 µs of CPU time recorded in turns with the other, in torch", "▲+14%"),
+    ):
+        page.choose("second", "")
+        page.choose("first", first)
+        page.choose("second", second)
+        assert page.find("#icicle-first-title").text == title
+        assert bar(page, "whole", "second").get_attribute("aria-label") == f"whole recording, {change}"
+        assert page.find("#ratio").text.startswith("Timed in turns")
+        assert page.driver.current_url.endswith(f"#{first}&{second}")
+    page.choose("second", "4-quantize")
+    assert "in turns with" not in page.find("#icicle-first-title").text
 
 
 def test_another_runtime_is_pointed_out(page):

@@ -55,7 +55,7 @@ def test_traces_are_read_once_and_again_when_they_change(tmp_path):
     assert [profile["name"] for profile in plugin.profiles()] == ["1-profile", "2-prune"]
     assert plugin.profiles()[1]["ratios"] == {}
     make_record().write(tmp_path / "run.json")
-    assert plugin.profiles()[1]["ratios"].keys() == {"1-profile"}
+    assert "1-profile" in plugin.profiles()[1]["ratios"]
 
 
 def test_a_broken_trace_is_told_of_and_the_others_are_shown(tmp_path):

@@ -8,6 +8,7 @@ const NONE = "nothing";
 const NOT_TIMED = "These two were not timed in turns: a difference between two recordings may be the machine's.";
 const { colors, profiles } = JSON.parse(byId("profiles").textContent);
 const readable = profiles.filter((profile) => !profile.error).map(unpack);
+const listed = readable.some(({ again }) => !again) ? readable.filter(({ again }) => !again) : readable;
 const state = { first: null, second: null, clock: "cpu", focus: "", sort: null };
 
 const titled = ({ name, model }) => (model ? `${name}: ${model}` : name);
@@ -92,7 +93,8 @@ function swatch({ color }) { return element("i", { style: `background: ${color}`
 function facts(profile) {
   const { clock, first, second } = state, twin = profile === second ? first.root : null;
   const against = twin ? ` (${changeOf(profile.root, twin).words} against ${first.name})` : "";
-  return `${time(step(profile))} of ${clock.toUpperCase()} time recorded${against}, in ${profile.runtime}`;
+  const turns = second && (first.beside === second.name || second.beside === first.name) ? " in turns with the other" : "";
+  return `${time(step(profile))} of ${clock.toUpperCase()} time recorded${turns}${against}, in ${profile.runtime}`;
 }
 
 function zoom(path, place) {
@@ -198,12 +200,17 @@ function show() {
   document.documentElement.dataset.ready = "true";
 }
 
+/** What was recorded of a model in turns with another one, if there is that; else its own profile. */
+const inTurns = (profile, other) => readable.find(({ name, model }) => name === other?.beside && model === profile.model) ?? profile;
+
 function choose() {
-  state.first = readable.find(({ name }) => name === byId("first").value);
-  state.second = readable.find(({ name }) => name === byId("second").value && name !== byId("first").value) ?? null;
+  const first = readable.find(({ name }) => name === byId("first").value);
+  const second = readable.find(({ name }) => name === byId("second").value && name !== first.name) ?? null;
+  state.first = inTurns(first, second);
+  state.second = second && inTurns(second, first);
   state.sort = null;
   if (!state.first.calls.has(state.focus)) state.focus = "";
-  history.replaceState(null, "", `#${[state.first, state.second].filter(Boolean).map(({ name }) => encodeURIComponent(name)).join("&")}`);
+  history.replaceState(null, "", `#${[first, second].filter(Boolean).map(({ name }) => encodeURIComponent(name)).join("&")}`);
   show();
 }
 
@@ -228,12 +235,12 @@ function start() {
     return;
   }
   const option = (profile) => element("option", { value: profile.name }, titled(profile));
-  byId("first").append(...readable.map(option));
-  byId("second").append(element("option", { value: "" }, NONE), ...readable.map(option));
+  byId("first").append(...listed.map(option));
+  byId("second").append(element("option", { value: "" }, NONE), ...listed.map(option));
   const [first, second] = location.hash.slice(1).split("&").map(decodeURIComponent);
-  if (readable.some(({ name }) => name === first)) byId("first").value = first;
-  if (readable.some(({ name }) => name === second)) byId("second").value = second;
-  byId("first-field").hidden = byId("second-field").hidden = readable.length < 2;
+  if (listed.some(({ name }) => name === first)) byId("first").value = first;
+  if (listed.some(({ name }) => name === second)) byId("second").value = second;
+  byId("first-field").hidden = byId("second-field").hidden = listed.length < 2;
   for (const id of ["first", "second"]) byId(id).addEventListener("change", choose);
   for (const radio of document.querySelectorAll("[name=clock]")) radio.addEventListener("change", () => { state.clock = radio.value; show(); });
   let width = innerWidth;
