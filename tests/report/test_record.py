@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from gpt2opt.record import read_record
+from gpt2opt.record import ROLES, folder_name, read_record, reference_folder
 
 
 def test_a_record_survives_the_disk(record, tmp_path):
@@ -48,3 +48,8 @@ def test_an_unwritable_place_is_refused(record, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="can't write"):
         record.write(tmp_path / "file" / "run.json")
+
+
+@pytest.mark.parametrize(("name", "folder"), [("Pruned", "2-control-baseline"), ("INT8", folder_name("FP32", ROLES["FP32"]))])
+def test_what_is_recorded_of_a_reference_has_a_folder_of_its_stage(name, folder):
+    assert reference_folder(ROLES[name]) == folder
