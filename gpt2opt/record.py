@@ -51,6 +51,14 @@ def folder_name(name: str, role: Role) -> str:
     return f"{role.stage[0]}-control-{name.split(', ')[-1].lower().replace(' ', '-')}"
 
 
+def reference_folder(role: Role) -> str:
+    """Return what the folder of the trace of a reference model is called that was recorded in turns with a model of a role.
+
+    Of "Pruned" it is `2-control-baseline`, and of "INT8" `4-control-fp32`, the folder of FP32 itself.
+    """
+    return folder_name(role.reference or "", Role(role.stage, control=True))
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One model and what was measured of it, on one device.

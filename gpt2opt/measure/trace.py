@@ -3,15 +3,22 @@
 `gpt2opt.profile` makes a page of them that needs no network.
 """
 
-import json
+import logging
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2opt.measure.trace_file import ON_GPU, TRACE_NAME, Event, read_trace_file, remove_trace, write_trace
+from gpt2opt.measure.call_tree import OPERATOR, call_tree, operator_table, recorded
+from gpt2opt.measure.trace_file import ON_GPU, TRACE_NAME, Event, parse_trace, read_trace_file, remove_trace, write_trace
+
+logger = logging.getLogger(__name__)
+
+_errors: dict[Path, BaseException] = {}
+"""Folder -> what went wrong while its trace was written; see `trace_handler`."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,11 @@ def trace_handler(log_dir: Path | str) -> Callable[[Any], None]:
     An earlier trace of ours in `log_dir` is removed at once, so that nobody takes it for the new one if the profiler records nothing.
     The trace names neither the machine nor a path outside of a package. Give each profile a directory of its own.
 
+    Whatever goes wrong when the trace is written, such as a full disk or a trace larger than 10 MB, is logged and raised by `read_trace`:
+    an exception that left the handler would keep torch from ending its step, and torch crashes then.
+
     Raises:
-        ValueError: `log_dir` can't be written. When the trace is written, RuntimeError if it is larger than 10 MB.
+        ValueError: `log_dir` can't be written.
 
     Example:
         >>> import tempfile
@@ -45,20 +55,31 @@ def trace_handler(log_dir: Path | str) -> Callable[[Any], None]:
         >>> "aten::mm" in read_trace(log_dir).operators
         True
     """
-    log_dir = Path(log_dir)
-    try:
-        log_dir.mkdir(parents=True, exist_ok=True)
-        remove_trace(log_dir)
-    except OSError as error:
-        raise ValueError(f"can't write {log_dir}: {error.strerror}; name a writable directory for traces") from error
+    log_dir = Path(log_dir).resolve()
+    _make_room(log_dir)
 
     def write(profiler) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            raw = Path(scratch, "trace.json")
-            profiler.export_chrome_trace(str(raw))
-            write_trace(json.loads(raw.read_bytes()), log_dir)
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                raw = Path(scratch, "trace.json")
+                _export(profiler, raw)
+                write_trace(parse_trace(raw), log_dir)
+        except BaseException as error:
+            _errors.setdefault(log_dir, error)
+            logger.warning("no trace was written into %s (%s: %s)", log_dir.name, type(error).__name__, error)
 
     return write
+
+
+def _make_room(log_dir: Path, *, emptied: bool = True) -> None:
+    """Make a folder for a trace. emptied: remove an earlier trace of ours from it, and forget an earlier error."""
+    try:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        if emptied:
+            remove_trace(log_dir)
+            _errors.pop(log_dir.resolve(), None)
+    except OSError as error:
+        raise ValueError(f"can't write {log_dir}: {error.strerror}; name a writable directory for traces") from error
 
 
 def read_trace(log_dir: Path | str) -> Trace:
@@ -66,42 +87,82 @@ def read_trace(log_dir: Path | str) -> Trace:
 
     Raises:
         RuntimeError: there is no trace, or it holds no CPU operator, or no kernel although there is a GPU.
+        BaseException: what went wrong while it was written; see `trace_handler`.
     """
     from torch import cuda
 
+    if error := _errors.pop(Path(log_dir).resolve(), None):
+        raise error
     path = Path(log_dir) / TRACE_NAME
     if not path.exists():
         raise RuntimeError(f"the profiler wrote no trace into {log_dir}; profile at least one whole step, and call step() after each")
     events = check_trace(path, kernels=cuda.is_available())
     seconds = own_gpu_time(events) if cuda.is_available() else own_cpu_time(events)
-    return Trace(path, path.stat().st_size, {name: time for name, time in seconds.most_common() if name.startswith("aten::")})
+    return Trace(path, path.stat().st_size, dict(seconds.most_common()))
 
 
 def record_trace(work: Callable[[], object], log_dir: Path | str, *, steps: int = 1) -> Trace:
-    """Profile `work` and write one trace into `log_dir`: `trace_handler` and `read_trace` in one call.
+    """Profile `work` and write one trace into `log_dir`, as `trace_handler` does.
 
     Args:
         work: called once to warm up, once while the profiler warms up, then `steps` times on record.
         log_dir: as in `trace_handler`.
+        steps: on record.
 
     Raises:
-        ValueError, RuntimeError: as `trace_handler` and `read_trace`.
+        ValueError: `log_dir` can't be written.
+        RuntimeError: the trace is larger than 10 MB, or as `read_trace`.
     """
+    return record_in_turns({log_dir: work}, rounds=1, steps=steps)[0]
+
+
+def record_in_turns(works: Mapping[Path | str, Callable[[], object]], *, rounds: int, steps: int = 1) -> list[Trace]:
+    """Profile several pieces of work in turns, and write the fastest recording of each: other processes disturbed that one least.
+
+    Args:
+        works: folder of the trace -> work, as in `record_trace`.
+        rounds: recordings of each.
+        steps: of each recording.
+
+    Raises:
+        ValueError, RuntimeError: as `record_trace`.
+    """
+    for log_dir, work in works.items():
+        _make_room(Path(log_dir), emptied=False)  # an earlier trace stays until there is a new one
+        work()
+    with tempfile.TemporaryDirectory() as scratch:
+        recordings: dict[Path | str, list[tuple[float, Path]]] = {log_dir: [] for log_dir in works}
+        for number in range(rounds):
+            for place, (log_dir, work) in enumerate(works.items()):
+                path = Path(scratch, f"trace-{place}-{number}.json")
+                recordings[log_dir].append((_record(work, steps, path), path))
+        for log_dir, recorded_here in recordings.items():
+            _make_room(Path(log_dir))
+            write_trace(parse_trace(min(recorded_here)[1]), Path(log_dir))
+    return [read_trace(log_dir) for log_dir in works]
+
+
+def _record(work: Callable[[], object], steps: int, path: Path) -> float:
+    """Profile `steps` calls of `work`, write the trace as torch does, and return how many seconds they took."""
     from torch.profiler import profile, schedule
 
-    handler = trace_handler(log_dir)
-    work()
-    with profile(
-        schedule=schedule(wait=0, warmup=1, active=steps),
-        on_trace_ready=handler,
-        record_shapes=True,
-        profile_memory=True,
-        with_stack=True,
-    ) as profiler:
-        for _ in range(1 + steps):
+    recording = schedule(wait=0, warmup=1, active=steps, repeat=1)
+    with profile(schedule=recording, record_shapes=True, profile_memory=True, with_stack=True) as profiler:
+        work()
+        profiler.step()
+        start = time.perf_counter()
+        for _ in range(steps):
             work()
+            seconds = time.perf_counter() - start
             profiler.step()
-    return read_trace(log_dir)
+    _export(profiler, path)  # here, and not in a callback of torch's, an exception does no harm
+    return seconds
+
+
+def _export(profiler, path: Path) -> None:
+    profiler.export_chrome_trace(str(path))
+    if not path.exists():  # torch logs that it could not write, and goes on
+        raise OSError(f"torch.profiler could not write its trace into {path.parent.parent}; see that there is room on the disk")
 
 
 def check_trace(path: Path, *, kernels: bool = False) -> list[Event]:
@@ -120,30 +181,17 @@ def check_trace(path: Path, *, kernels: bool = False) -> list[Event]:
 
 
 def own_cpu_time(events: list[Event]) -> Counter[str]:
-    """Return the seconds that the CPU spent in each operator itself, by name: its own time less that of the operators it called."""
-    seconds: Counter[str] = Counter()
-    callers: dict[tuple[Any, Any], list[Event]] = {}
-    for event in sorted(_operators(events), key=lambda event: (event["ts"], -event["dur"])):
-        stack = callers.setdefault((event["pid"], event["tid"]), [])
-        while stack and stack[-1]["ts"] + stack[-1]["dur"] <= event["ts"]:
-            stack.pop()
-        if stack:
-            seconds[stack[-1]["name"]] -= event["dur"] / 1e6
-        seconds[event["name"]] += event["dur"] / 1e6
-        stack.append(event)
-    return seconds
+    """Return the seconds that the CPU spent in each operator itself, by name, as a profile's page shows them."""
+    rows = operator_table(call_tree(recorded(events)))
+    return Counter({row.name: row.own_cpu_us / 1e6 for row in rows if row.kind == OPERATOR})
 
 
 def own_gpu_time(events: list[Event]) -> Counter[str]:
     """Return the seconds of GPU work that each operator itself started, by name; the profiler notes who started what."""
-    names = {event["args"]["External id"]: event["name"] for event in _operators(events)}
+    names = {event["args"]["External id"]: event["name"] for event in events if event.get("cat") == "cpu_op"}
     seconds: Counter[str] = Counter()
     for event in events:
         starter = names.get(event.get("args", {}).get("External id"))
         if starter and event.get("cat") in ON_GPU:
             seconds[starter] += event["dur"] / 1e6
     return seconds
-
-
-def _operators(events: list[Event]) -> list[Event]:
-    return [event for event in events if event.get("cat") == "cpu_op"]

@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,19 @@ ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 Event = dict[str, Any]
 """An event of a trace in Chrome's format; `ts` and `dur` are in µs."""
 
+UNESCAPED = (
+    "torch writes the names of events as they are, and here one can't be told from what stands around it; give your labels of "
+    "record_function no quotes, line breaks or backslashes, and record it with these"
+)
+DAMAGED = "it is cut short or damaged; see that there is room on the disk, and record it again"
+"""What to do about a file that can't be read: one that torch wrote to its end, and any other."""
+_NAME = r'"name"\s*:\s*"(?P<name>(?:(?!"ph"\s*:).)*?)"(?=\s*(?:,\s*"(?:ph|cat|pid|tid|ts|dur|args|id|s)"\s*:|\}\s*\}\s*(?:,\s*\{|\])))'
+"""The name of an event, whatever is in it: it ends where the next field of the event begins, or the arguments end."""
+_TEXT = r'"(?P<text>(?:[^"\\]|\\.|"(?!\s*[,:}\]]))*)"(?=\s*[,:}\]])'
+"""Any other text: a quote ends it if what may follow a text does follow."""
+_VALUE = r"(?P<value>N/A|-?\b(?:nan|inf)\b)"
+_PARTS = re.compile(f"{_NAME}|{_TEXT}|{_VALUE}", re.DOTALL)
+_NO_ESCAPE = re.compile(r'(?<!\\)(?:\\\\)*\\(?!["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _INSTALLED = re.compile(r"^/.*/(?:(?:site|dist)-packages/|lib/python3\.\d+/|(?=gpt2opt/))")
 
@@ -66,19 +80,59 @@ def read_trace_file(path: Path) -> dict[str, Any]:
 
 
 def parse_trace(path: Path) -> dict[str, Any]:
-    """Return the content of a trace of any size.
+    """Return the content of a trace of any size, its events under `traceEvents`; see `read_json` for what is made good.
+
+    Chrome's format allows a list of events alone, too. What is null among the events is left out.
 
     Raises:
         ValueError: it is no trace.
     """
-    data = path.read_bytes()
+    data, todo = path.read_bytes(), DAMAGED
     try:
-        content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        todo = UNESCAPED if data.strip()[-1:] in (b"}", b"]") else DAMAGED
+        content = read_json(data)
+        content = {"traceEvents": content} if isinstance(content, list) else content
         if not isinstance(content["traceEvents"], list):
             raise TypeError("its traceEvents are no list")
-    except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path.name} is no trace in Chrome's format ({type(error).__name__}: {error}); record it again") from error
-    return content
+        events = [event for event in content["traceEvents"] if event is not None]
+        if strange := [event for event in events if not isinstance(event, dict)]:
+            raise TypeError(f"one of its events is of type {type(strange[0]).__name__}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} is no trace in Chrome's format (JSONDecodeError: {error}); {todo}") from error
+    except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error, RecursionError) as error:
+        raise ValueError(f"{path.name} is no trace in Chrome's format ({type(error).__name__}: {error}); {DAMAGED}") from error
+    return {**content, "traceEvents": events}
+
+
+def read_json(data: bytes) -> Any:
+    """Return what JSON holds; if it is none, read it once more with what torch.profiler writes wrongly made good.
+
+    That is: quotes, line breaks and backslashes in texts, such as the paths of Windows, which it does not escape; N/A, nan and inf for a
+    number, which become None; bytes that are no UTF-8. A list of events that lacks its last bracket is allowed by Chrome's format.
+
+    Raises:
+        ValueError: it is no JSON even so.
+    """
+    try:
+        return json.loads(data)
+    except ValueError:
+        text = data.decode("utf-8", "replace").strip()
+        if text.startswith("[") and not text.endswith("]"):
+            text = text.rstrip(",") + "]"
+        plain = bool(_NO_ESCAPE.search(text))  # then all its backslashes are meant as they are: in torch\nn too
+        with suppress(ValueError):
+            return json.loads(_PARTS.sub(lambda part: _escaped(part, plain), text), strict=False)
+        raise
+
+
+def _escaped(part: re.Match[str], plain: bool) -> str:
+    if part["value"]:
+        return "null"
+    kind = "name" if part["name"] is not None else "text"
+    text = part[kind].replace("\\", "\\\\") if plain else part[kind]
+    text = re.sub(r'\\.|["\\]', lambda found: found[0] if len(found[0]) > 1 else f"\\{found[0]}", text, flags=re.DOTALL)
+    return f'"name": "{text}"' if kind == "name" else f'"{text}"'
 
 
 def without_machine(content: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from werkzeug import wrappers
 
 from gpt2opt.measure.trace_file import PATTERN
 from gpt2opt.profile.page import page, script_hash
-from gpt2opt.profile.summary import summarize
+from gpt2opt.profile.summary import record_of, summarize
 
 FRAME = """export function render() {
   document.body.style.margin = 0;
@@ -33,7 +33,7 @@ class ProfilePlugin(base_plugin.TBPlugin):
 
     def __init__(self, context: base_plugin.TBContext):
         self.log_dir = Path(context.logdir or ".")
-        self._known: dict[tuple[Path, float], dict[str, Any]] = {}
+        self._known: dict[tuple[Path, float, float], dict[str, Any]] = {}
 
     def get_plugin_apps(self) -> dict[str, Any]:
         return {"/index.js": wrappers.Request.application(self._frame), "/page.html": wrappers.Request.application(self._page)}
@@ -45,8 +45,11 @@ class ProfilePlugin(base_plugin.TBPlugin):
         return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Profiles", disable_reload=True)
 
     def profiles(self) -> list[dict[str, Any]]:
-        """Return what the page shows of each trace; of one that can't be read, why. A trace is read once while it stays as it is."""
-        found = {(path, path.stat().st_mtime): path for path in sorted(self.log_dir.rglob(PATTERN))}
+        """Return what the page shows of each trace; of one that can't be read, why.
+
+        A trace is read once while it and the record of its run stay as they are.
+        """
+        found = {(path, _changed(path), _changed(record_of(path))): path for path in sorted(self.log_dir.rglob(PATTERN))}
         self._known = {key: self._known.get(key) or self._summary(path) for key, path in found.items()}
         return list(self._known.values())
 
@@ -64,3 +67,8 @@ class ProfilePlugin(base_plugin.TBPlugin):
 
     def _page(self, request: wrappers.Request) -> wrappers.Response:
         return http_util.Respond(request, page(self.profiles()), "text/html", csp_scripts_sha256s=[script_hash()])
+
+
+def _changed(path: Path) -> float:
+    """Return when a file was changed last, in seconds; 0 if it is not there."""
+    return path.stat().st_mtime if path.exists() else 0.0

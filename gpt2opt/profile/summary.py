@@ -4,14 +4,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from gpt2opt.measure.call_tree import Node, call_tree, operator_table, recorded, shown_as
+from gpt2opt.measure.results import Comparison
 from gpt2opt.measure.trace_file import Event, read_trace_file
 from gpt2opt.profile.memory import memory_curves
-from gpt2opt.profile.tree import Node, call_tree, operator_table, recorded, shown_as
-from gpt2opt.record import ROLES, folder_name
+from gpt2opt.record import ROLES, folder_name, read_record, reference_folder
 from gpt2opt.report.style import color
+from gpt2opt.report.tables import show_ratio
+from gpt2opt.stats import PERCENT
 
-MODELS = {folder_name(name, role): name for name, role in ROLES.items() if role.speed}
-"""Folder of a trace -> the model that is traced there."""
+TRACED = {folder_name(name, role): name for name, role in ROLES.items() if role.speed}
+BESIDE = {folder_name(name, role): reference_folder(role) for name, role in ROLES.items() if role.speed and role.reference}
+MODELS = {BESIDE[folder]: str(ROLES[name].reference) for folder, name in TRACED.items() if folder in BESIDE} | TRACED
+"""Folder of a trace -> the model that is traced there; TRACED are those that each model has for itself, BESIDE tells in which folder lies
+what was recorded of a model's reference, in turns with it."""
 PHASES = ("prefill", "decode")
 MAX_NOTES = 3
 
@@ -24,9 +30,11 @@ def summarize(path: Path, name: str) -> dict[str, Any]:
         name: that the page gives it; of a trace of the four stages the name of its folder.
 
     Returns:
-        name, model (None if it is none of the four stages'), color, runtime; names: (name, kind, note) of the tree's nodes; tree: its root
-        as (number in names, calls, µs on the CPU, µs on GPUs, children); operators; memory: device -> (µs, bytes); phases:
-        (`prefill` or `decode`, start, end) in µs. Times count from the beginning of the recording.
+        name, model (None if it is none of the four stages'), color, runtime; beside: name of the trace of the reference model that was
+        recorded in turns with this one; again: it is such a trace, and the model has one for itself; names: (name, kind, note) of the
+        tree's nodes; tree: its root as (number in names, calls, µs on the CPU, µs on GPUs, children); operators; memory: device ->
+        (µs, bytes); phases: (`prefill` or `decode`, start, end) in µs; ratios: see `measured_ratios`. Times count from the beginning of
+        the recording.
 
     Raises:
         ValueError: the file is no trace, is larger than 10 MB, or holds no call.
@@ -47,6 +55,8 @@ def summarize(path: Path, name: str) -> dict[str, Any]:
         "name": name,
         "model": model,
         "color": color(model or ""),
+        "beside": _neighbour(name, BESIDE.get(Path(name).name)),
+        "again": Path(name).name in set(MODELS) - set(TRACED),
         "runtime": content.get("gpt2opt", {}).get("runtime", "torch"),
         "names": list(numbers),
         "tree": tree,
@@ -59,7 +69,40 @@ def summarize(path: Path, name: str) -> dict[str, Any]:
         ],
         "memory": {device: [(_us(at), size) for at, size in curve] for device, curve in curves.items()},
         "phases": phases(events),
+        "ratios": measured_ratios(record_of(path), name),
     }  # fmt: skip
+
+
+def record_of(path: Path) -> Path:
+    """Return where the record lies of the run that left a trace, if one did."""
+    return path.parent.parent / "run.json"
+
+
+def measured_ratios(record: Path, name: str) -> dict[str, str]:
+    """Return what a run measured of the model of a trace without a profiler, in turns with others: name of the other's trace -> a sentence.
+
+    It is empty if there is no record.
+    """
+    try:
+        pairs = [pair for stage in read_record(record).stages for pair in stage.comparisons]
+    except ValueError:
+        return {}
+    both = [*pairs, *(Comparison(pair.base, pair.name, pair.base_latency, pair.latency) for pair in pairs)]
+    return {
+        _neighbour(name, folder): (
+            f"Timed in turns and without a profiler, {pair.name} ÷ {pair.base} (median of the rounds, {PERCENT} interval): "
+            f"TTFT {show_ratio(pair.ttft)}; TPOT {show_ratio(pair.tpot)}. "
+            "That is the difference in speed; the recordings below show where the time goes."
+        )
+        for pair in both
+        for folder, model in MODELS.items()
+        if pair.name == MODELS.get(Path(name).name) and pair.base == model
+    }
+
+
+def _neighbour(name: str, folder: str | None) -> str:
+    """Return the name of the trace in another folder of the same run; an empty one for none."""
+    return Path(name).with_name(folder).as_posix() if folder else ""
 
 
 def phases(events: list[Event]) -> list[tuple[str, float, float]]:

@@ -19,7 +19,7 @@ def conclude_profile(record: Record) -> str:
     lines = [
         f"Reading a prompt of {latency.prompt_tokens} tokens takes {milliseconds(latency.ttft_s)} ms, each further token "
         f"{milliseconds(latency.tpot_s)} ms (p95 {milliseconds(latency.tpot_p95_s)}).",
-        f"{slowest} takes {seconds / sum(operators.values()):.0%} of the profiled time; no other operator takes as much.",
+        f"{slowest} takes {seconds / sum(operators.values()):.0%} of the own time of all operators in the profile; no other takes as much.",
         f"Generating takes {_peak(measured.memory)} at its peak; the weights are {megabytes(measured.memory.weight_bytes)} MB of it.",
         f"The perplexity is {show_perplexity(quality)} over {quality.num_tokens:,} tokens ({PERCENT} interval over documents).",
     ]

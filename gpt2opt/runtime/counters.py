@@ -24,8 +24,8 @@ WARMUPS, RECORDED = 2, 5
 _LAYER = re.compile(r"\.((?:attn|mlp)\.\w+|lm_head)/")
 
 
-def count_nodes(directory: Path | str, prompt: list[int], new_tokens: int) -> dict[str, Any]:
-    """Generate greedily from an IR with its counters on; return a trace in Chrome's format.
+def count_nodes(directories: Sequence[Path], prompt: list[int], new_tokens: int) -> list[dict[str, Any]]:
+    """Generate greedily from IRs in turns with their counters on; return a trace in Chrome's format of each.
 
     It has the calls of `prefill` and `decode`, the graphs that ran in each, and their nodes: by type, matmuls by the layer too, with the
     kernel that ran them as `exec type`. Of several generations it is the fastest one.
@@ -33,6 +33,21 @@ def count_nodes(directory: Path | str, prompt: list[int], new_tokens: int) -> di
     Raises:
         ValueError: as `load_ir`, or prompt and new tokens don't fit into the context.
     """
+    counted = [_counted(directory, prompt, new_tokens) for directory in directories]
+    recordings: list[list[list[dict[str, Any]]]] = [[] for _ in directories]
+    for number in range(-WARMUPS, RECORDED):
+        for (greedy, log), kept in zip(counted, recordings, strict=True):
+            log.events = []
+            log.call(f"ProfilerStep#{number}", greedy.generate, new_tokens)
+            if number >= 0:
+                kept.append(log.events)
+    runtime = {"runtime": f"OpenVINO {openvino.__version__.split('-')[0]}"}
+    fastest = [min(kept, key=lambda events: events[-1]["dur"]) for kept in recordings]  # the step ends last
+    return [{"gpt2opt": runtime, "traceEvents": events} for events in fastest]
+
+
+def _counted(directory: Path, prompt: list[int], new_tokens: int) -> tuple[Greedy, "Log"]:
+    """Load an IR and return what generates from it, and the log that its calls and nodes go to."""
     log = Log()
     model = load_ir(directory, count_time=True)
     for name, graph in (
@@ -43,16 +58,7 @@ def count_nodes(directory: Path | str, prompt: list[int], new_tokens: int) -> di
         if graph and not isinstance(graph.request, _Counted):
             graph.request = _Counted("graph", name, graph.request, log)
     model.head = _Counted("head", "head", model.head, log)
-    greedy = Greedy(_Spans(model.decoder(np.array([prompt]), new_tokens), log))
-    for _ in range(WARMUPS):
-        greedy.generate(new_tokens)
-    recordings = []
-    for number in range(RECORDED):
-        log.events = []
-        log.call(f"ProfilerStep#{number}", greedy.generate, new_tokens)
-        recordings.append(log.events)
-    fastest = min(recordings, key=lambda events: events[-1]["dur"])  # the step ends last
-    return {"gpt2opt": {"runtime": f"OpenVINO {openvino.__version__.split('-')[0]}"}, "traceEvents": fastest}
+    return Greedy(_Spans(model.decoder(np.array([prompt]), new_tokens), log)), log
 
 
 class Log:

@@ -7,6 +7,7 @@ measured: pruning and fine-tuning work without it.
 import dataclasses
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gpt2opt.measure.latency import compare_latency, cuda_time, wall_time
 from gpt2opt.measure.memory import ChildRun, device_vram, in_fresh_process
 from gpt2opt.measure.quality import measure_agreement, perplexity
 from gpt2opt.measure.results import Latency, Memory
-from gpt2opt.measure.trace import record_trace
+from gpt2opt.measure.trace import record_in_turns
 from gpt2opt.measure.trace_file import remove_trace, write_trace
 from gpt2opt.record import Measurement, Settings
 from gpt2opt.runtime.manifest import read_manifest
@@ -30,6 +31,8 @@ from gpt2opt.storage import weight_files
 
 TRACED_TOKENS = 4
 """What is traced: a prompt is read and so many tokens are generated, the first of them by reading the prompt."""
+RECORDINGS = 3
+"""Of each torch model, from which the fastest is kept. A recording of the bundled model takes about half a second."""
 BUSY = 0.1
 """Share of the cores taken by others from which on a user is told that the machine is busy."""
 
@@ -135,20 +138,29 @@ def measure_memory(folder: Path, workload: Workload, new_tokens: int) -> Memory:
     )
 
 
-def trace_model(folder: Path, prompt: list[int], log_dir: Path) -> None:
-    """Trace a short generation of the model in `folder` into `log_dir`: by torch.profiler, or by OpenVINO's own counters.
+def trace_in_turns(folders: Mapping[Path, Path], prompt: list[int]) -> None:
+    """Trace a short generation of models of one runtime, by torch.profiler or by OpenVINO's own counters.
+
+    They are recorded in turns, several times each, and the fastest recording is kept: what differs between two of them is then less the
+    machine's.
+
+    Args:
+        folders: of the traces -> of the models.
+        prompt: that is read.
 
     Raises:
         ValueError, RuntimeError: as `record_trace`.
     """
-    if is_ir(folder):
-        remove_trace(log_dir)
+    if all(map(is_ir, folders.values())):
         from gpt2opt.runtime.counters import count_nodes
 
-        write_trace(count_nodes(folder, prompt, TRACED_TOKENS), log_dir)
+        for log_dir, content in zip(folders, count_nodes([*folders.values()], prompt, TRACED_TOKENS), strict=True):
+            remove_trace(log_dir)
+            write_trace(content, log_dir)
     else:
-        model = load_model(folder, "float16")[1].to(device())
-        record_trace(lambda: generate_tokens(model, [prompt], TRACED_TOKENS), log_dir)
+        models = {log_dir: load_model(folder, "float16")[1].to(device()) for log_dir, folder in folders.items()}
+        works = {log_dir: partial(generate_tokens, model, [prompt], TRACED_TOKENS) for log_dir, model in models.items()}
+        record_in_turns(works, rounds=RECORDINGS)
 
 
 def _memory(folder: Path, child: ChildRun) -> Memory:

@@ -20,13 +20,13 @@ from gpt2opt.measure.quality import window_length
 from gpt2opt.measure.results import Comparison, Latency
 from gpt2opt.measure.trace_file import remove_trace
 from gpt2opt.profile.page import ALL_NAME, ONE_NAME, remove_page, write_pages
-from gpt2opt.record import ROLES, Measurement, Record, Role, StageResult, folder_name
+from gpt2opt.record import ROLES, Measurement, Record, Role, StageResult, folder_name, reference_folder
 from gpt2opt.report.tensorboard import drop_host_names, empty_log, write_tensorboard
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.settings import FINETUNE, PROFILE, STAGES, Settings
 from gpt2opt.sources.models import FoundModel, find_model, heads_per_layer, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
-from gpt2opt.stages.measurements import is_ir, measure_answers, measure_memory, time_in_turns, trace_model
+from gpt2opt.stages.measurements import is_ir, measure_answers, measure_memory, time_in_turns, trace_in_turns
 from gpt2opt.stages.workload import Workload, make_workload
 from gpt2opt.storage import check_file, check_folder, claim_folder, hash_weights, remove_folder, save_model, take_lock
 
@@ -127,6 +127,9 @@ class Run:
             self._trace(name, folder)
         made_from = getattr(model, "made_from", None) if isinstance(model, GPT2LMHeadModel) else read_manifest(folder).made_from
         self._record(role, measured, comparisons, made_from)
+        if role.speed:
+            write_pages(self.traces)  # they show the ratios of the record
+            self.write()  # behind all that belongs to it
         return measured
 
     def note(self, name: str, **facts: Any) -> None:
@@ -166,12 +169,15 @@ class Run:
         return found[name], tuple(Comparison(one, base, found[one], found[base]) for one, base in pairs)
 
     def _trace(self, name: str, folder: Path) -> None:
-        """Trace a model unless it is that of stage 1, and draw the pages of all traces anew."""
-        stage = self.role(name).stage
-        self._forget_traces(STAGES[STAGES.index(stage) + 1 :])
-        if stage != PROFILE:
-            trace_model(folder, self.workload.prompt, self.trace_folder(name))
-        write_pages(self.traces)
+        """Trace a model unless it is that of stage 1, in turns with its reference model if that runs in the same runtime."""
+        role = self.role(name)
+        self._forget_traces(STAGES[STAGES.index(role.stage) + 1 :])
+        if role.stage == PROFILE:
+            return
+        folders = {self.trace_folder(name): folder}
+        if role.reference and is_ir(self.folder(role.reference)) == is_ir(folder):
+            folders[self.traces / reference_folder(role)] = self.folder(role.reference)
+        trace_in_turns(folders, self.workload.prompt)
 
     def _forget_traces(self, stages: Sequence[str]) -> None:
         """Remove the traces of these stages and of their controls, and the pages of them."""

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import json
 import re
@@ -5,8 +6,11 @@ import socket
 
 import pytest
 import torch
+from torch.profiler import profile, record_function, schedule
 
-from gpt2opt.measure.trace import check_trace, own_gpu_time, read_trace, record_trace, trace_handler
+from gpt2opt.measure import trace as trace_module
+from gpt2opt.measure.trace import check_trace, own_gpu_time, read_trace, record_in_turns, record_trace, trace_handler
+from gpt2opt.measure.trace_file import read_trace_file
 from gpt2opt.profile.summary import summarize
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="it profiles the CPU alone")
@@ -45,8 +49,6 @@ def test_a_trace_makes_a_profile_with_operators_and_memory(tmp_path):
 
 @without_gpu
 def test_the_time_of_each_operator_is_the_one_that_the_profiler_tells(tmp_path):
-    from torch.profiler import profile, schedule
-
     write, told = trace_handler(tmp_path), {}
 
     def on_trace_ready(profiler) -> None:
@@ -79,6 +81,89 @@ def test_a_profiler_that_recorded_nothing_leaves_no_earlier_trace_behind(tmp_pat
     trace_handler(tmp_path)  # and no step after it
     with pytest.raises(RuntimeError, match="wrote no trace"):
         read_trace(tmp_path)
+
+
+@pytest.mark.parametrize("label", ['prompt "Hello"', '"', 'ends in a "', 'say "a", "b": 1', '{"step": {"number": 1}, "of": [2]}', "N/A"])
+def test_a_label_may_hold_anything_that_torch_does_not_escape(tmp_path, label):
+    def labelled() -> None:
+        with record_function(label):
+            work()
+
+    trace = record_trace(labelled, tmp_path)
+    assert "aten::mm" in trace.operators
+    assert label in {event.get("name") for event in read_trace_file(trace.path)["traceEvents"]}
+
+
+def profile_into(log_dir, steps: int = 2) -> None:
+    """As in the notebook, but at the end of each recording torch prepares the next one: there it crashed if the handler raised."""
+    with profile(schedule=schedule(wait=0, warmup=1, active=1), on_trace_ready=trace_handler(log_dir)) as profiler:
+        for _ in range(steps):
+            work()
+            profiler.step()
+
+
+ERRORS = [KeyboardInterrupt(), MemoryError(), OSError(errno.ENOSPC, "No space left on device"), ValueError("can't write"), SystemExit(3)]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_goes_wrong_while_a_trace_is_written_is_raised_behind_the_profiler(tmp_path, monkeypatch, caplog, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(trace_module, "write_trace", fail)
+    profile_into(tmp_path)
+    assert f"no trace was written into {tmp_path.name} ({type(error).__name__}: {error})" in caplog.text
+    with pytest.raises(type(error)) as raised:
+        read_trace(tmp_path)
+    assert raised.value is error
+    with pytest.raises(RuntimeError, match="wrote no trace"):  # it is told once
+        read_trace(tmp_path)
+    with pytest.raises(type(error)):
+        record_trace(work, tmp_path)
+    profile_into(tmp_path)
+    monkeypatch.undo()
+    profile_into(tmp_path)
+    assert read_trace(tmp_path).operators
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_a_full_disk_is_told_of_in_one_line(tmp_path, limit):
+    resource = pytest.importorskip("resource")
+    profile_into(tmp_path / "kept")
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    try:
+        with pytest.raises((OSError, ValueError)) as recorded:
+            record_trace(work, tmp_path / "kept")
+        profile_into(tmp_path / "profile")
+        with pytest.raises((OSError, ValueError)) as handled:
+            read_trace(tmp_path / "profile")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+    for told in (str(recorded.value), str(handled.value)):
+        assert "see that there is room on the disk" in told
+        assert "\n" not in told
+    assert read_trace(tmp_path / "kept").operators, "the earlier trace stays until there is a new one"
+
+
+def test_of_several_recordings_in_turns_the_fastest_is_kept(tmp_path, monkeypatch):
+    seen: list[str] = []
+    seconds = iter([2.0, 1.0, 1.0, 2.0])  # of a, b, a, b
+    record = trace_module._record
+    monkeypatch.setattr(trace_module, "_record", lambda *arguments: (record(*arguments), next(seconds))[1])
+
+    def labelled(name: str):
+        def call() -> None:
+            seen.append(name)
+            with record_function(f"{name} {seen.count(name)}"):
+                work()
+
+        return call
+
+    traces = record_in_turns({tmp_path / name: labelled(name) for name in "ab"}, rounds=2)
+    assert "".join(seen) == "ab" + "aabb" * 2  # one call warms up; of each recording, one call is made while the profiler warms up
+    names = [{event.get("name") for event in read_trace_file(trace.path)["traceEvents"]} for trace in traces]
+    assert [sorted(each & {"a 3", "a 5", "b 3", "b 5"}) for each in names] == [["a 5"], ["b 3"]]
 
 
 def test_an_empty_trace_is_refused(tmp_path):

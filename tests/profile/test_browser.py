@@ -7,7 +7,9 @@ import pytest
 from selenium.webdriver import ActionChains, Keys
 
 from gpt2opt.profile.page import write_pages
+from tests.profile.conftest import cpu_events, write
 from tests.profile.tensorboards import served
+from tests.report.conftest import make_record
 
 browser = pytest.importorskip("tests.ui.browser", reason="selenium is not installed; the extra `test` brings it", exc_type=ImportError)
 pytestmark = [
@@ -21,6 +23,7 @@ def written(traces, tmp_path_factory):
     """The traces with their pages."""
     folder = tmp_path_factory.mktemp("pages") / "traces"
     shutil.copytree(traces, folder)
+    make_record().write(folder / "run.json")
     write_pages(folder)
     return folder
 
@@ -76,7 +79,7 @@ def test_the_page_of_one_stage_shows_calls_operators_and_memory(page, written):
 
 def test_hover_tells_own_and_total_time_and_calls(page):
     told = hover(page, bar(page, "aten::addmm"))
-    assert re.search(r"aten::addmm\ntotal\n46 µs, 46\.0%\nown\n42 µs, 42\.0%\ncalls\n2", told)
+    assert re.search(r"aten::addmm\ntotal\n46 µs, 46\.0% of the recording\nown\n42 µs, 42\.0% of the recording\ncalls\n2", told)
     told = hover(page, page.find("#memory svg"))
     assert re.search(r"3\d(\.\d)? µs\n.*1-profile\n1\.5 kB", told, re.DOTALL)  # in the middle, between 10 and 50 µs
 
@@ -101,6 +104,27 @@ def test_the_keyboard_goes_wherever_the_pointer_goes(page):
     assert width(bar(page, "decode")) == pytest.approx(whole)
     page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert width(bar(page, "decode")) == pytest.approx(0.3 * whole)
+
+
+def test_the_share_of_an_operator_is_that_of_all_own_time(page):
+    assert [each.text for each in page.all("#operators th")][2] == "share of all own time"
+    assert dict(zip(column(page, 1), column(page, 3), strict=True)) == {
+        "aten::addmm": "75.0%", "aten::add": "17.9%", "aten::copy_": "3.6%", "cudaLaunchKernel": "3.6%",
+    }  # fmt: skip
+    assert "The share is that of the own time of all operators" in page.find("main").text
+    page.choose("second", "2-prune")
+    assert "The share is" not in page.find("main").text
+
+
+def test_above_two_profiles_stands_what_was_measured_in_turns_or_that_nothing_was(page):
+    assert not page.find("#ratio").is_displayed()
+    page.choose("second", "2-prune")
+    assert page.find("#ratio").text.startswith("Timed in turns and without a profiler, Pruned ÷ Baseline (median of the rounds")
+    page.choose("first", "2-prune")
+    page.choose("second", "1-profile")
+    assert "Baseline ÷ Pruned" in page.find("#ratio").text
+    page.choose("second", "4-quantize")
+    assert page.find("#ratio").text == "These two were not timed in turns: a difference between two recordings may be the machine's."
 
 
 def test_a_click_on_a_heading_sorts(page):
@@ -137,6 +161,30 @@ def test_two_stages_stand_on_one_scale_with_the_difference_marked(page):
     bar(page, "prefill", "second").click()
     assert width(bar(page, "prefill", "second")) / width(bar(page, "prefill")) == pytest.approx(0.7)
     assert page.driver.current_url.endswith("#1-profile&2-prune")
+
+
+def test_beside_a_model_stands_what_was_recorded_of_its_reference_in_turns_with_it(page, written, tmp_path):
+    traces = tmp_path / "traces"
+    shutil.copytree(written, traces)
+    write(traces / "2-control-baseline", cpu_events(0.8))
+    write_pages(traces)
+    page.driver.get((traces / "profiles.html").as_uri())
+    page.wait(lambda: page.driver.execute_script("return document.documentElement.dataset.ready"))
+    assert [option.text for option in page.all("#first option")] == ["1-profile: Baseline", "2-prune: Pruned", "4-quantize: INT8"]
+    assert "100 µs of CPU time recorded, in torch" in page.find("#icicle-first-title").text
+    for first, second, title, change in (
+        ("1-profile", "2-prune", "2-control-baseline: Baseline80 µs of CPU time recorded in turns with the other, in torch", "▼−13%"),
+        ("2-prune", "1-profile", "2-prune: Pruned70 µs of CPU time recorded in turns with the other, in torch", "▲+14%"),
+    ):
+        page.choose("second", "")
+        page.choose("first", first)
+        page.choose("second", second)
+        assert page.find("#icicle-first-title").text == title
+        assert bar(page, "whole", "second").get_attribute("aria-label") == f"whole recording, {change}"
+        assert page.find("#ratio").text.startswith("Timed in turns")
+        assert page.driver.current_url.endswith(f"#{first}&{second}")
+    page.choose("second", "4-quantize")
+    assert "in turns with" not in page.find("#icicle-first-title").text
 
 
 def test_another_runtime_is_pointed_out(page):

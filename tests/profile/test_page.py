@@ -1,13 +1,19 @@
+import dataclasses
 import json
 import re
 
 import pytest
+import torch
 
+from gpt2opt.measure.results import Latency
+from gpt2opt.measure.trace import read_trace
 from gpt2opt.profile import page as page_module
 from gpt2opt.profile.page import page, remove_page, script, write_pages
-from gpt2opt.profile.summary import summarize
+from gpt2opt.profile.summary import measured_ratios, summarize
+from gpt2opt.report.conclusions import conclude_profile
 from gpt2opt.report.style import COLORS, CONTROL
 from tests.profile.conftest import cpu_events, event, write
+from tests.report.conftest import make_record
 
 
 def data_in(html: str) -> dict:
@@ -96,3 +102,47 @@ def test_without_traces_there_are_no_pages(tmp_path):
 def test_what_is_no_trace_is_refused_in_one_line(tmp_path, events, message):
     with pytest.raises(ValueError, match=message):
         summarize(write(tmp_path, events), "a")
+
+
+def timed(scale: float) -> Latency:
+    """Of eight rounds: TTFT from `scale` × 10 s on, TPOT 1 and 2 ms in turns."""
+    return Latency(tuple(scale * (10 + number) for number in range(8)), (1e-3, 2e-3) * 8, 1, 1, 8, 3)
+
+
+def test_two_profiles_have_the_ratio_that_was_measured_in_turns_whichever_comes_first(tmp_path):
+    record = make_record()
+    (pair,) = record.stages[1].comparisons
+    pair = dataclasses.replace(pair, latency=timed(0.5), base_latency=timed(1))
+    record.stages[1] = dataclasses.replace(record.stages[1], comparisons=(pair,))
+    record.write(tmp_path / "run.json")
+    for folder in ("1-profile", "2-prune", "3-finetune", "mine"):
+        write(tmp_path / folder, cpu_events())
+    write_pages(tmp_path)
+    ratios = {profile["name"]: profile["ratios"] for profile in data_in((tmp_path / "profiles.html").read_text())["profiles"]}
+    assert ratios["3-finetune"] == ratios["mine"] == {}
+    assert ratios["2-prune"].keys() == {"1-profile", "2-control-baseline", "3-control-baseline"}
+    assert len(set(ratios["2-prune"].values())) == 1
+    assert ratios["2-prune"]["1-profile"].startswith(
+        "Timed in turns and without a profiler, Pruned ÷ Baseline (median of the rounds, 95% interval): "
+        "TTFT 0.500 [0.500, 0.500]; TPOT 1.000 [1.000, 1.000]: no measurable difference. "
+    )
+    assert "Baseline ÷ Pruned (median of the rounds, 95% interval): TTFT 2.000 [2.000, 2.000]" in ratios["1-profile"]["2-prune"]
+    assert "of a friend/1-profile" in measured_ratios(tmp_path / "run.json", "of a friend/2-prune")
+
+
+@pytest.mark.parametrize(
+    "content", [None, "cut", '{"mine": 1}', '{"schema": "gpt2opt.run/3"}', '{"schema": "gpt2opt.run/3", "stages": [1]}']
+)
+def test_without_a_record_there_is_no_ratio(tmp_path, content):
+    if content:
+        (tmp_path / "run.json").write_text(content)
+    assert summarize(write(tmp_path / "2-prune", cpu_events()), "2-prune")["ratios"] == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, the notebook tells of its time")
+def test_the_share_of_an_operator_is_the_same_on_the_page_and_in_the_notebook(tmp_path):
+    path = write(tmp_path / "1-profile", cpu_events())
+    first, *others = [row["own"]["cpu"] for row in summarize(path, "1-profile")["operators"]]
+    record = make_record()
+    record.stages[0].facts.update(operator_seconds=read_trace(path.parent).operators, known_perplexities=None)
+    assert f"aten::addmm takes {first / (first + sum(others)):.0%} of the own time of all operators" in conclude_profile(record)

@@ -1,5 +1,6 @@
 """The tab of TensorBoard, without a browser; test_browser.py opens it in one."""
 
+import json
 import sys
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from experiments.docs import ROOT
 from gpt2opt.profile.page import page
 from gpt2opt.profile.plugin import ProfilePlugin
 from tests.profile.conftest import cpu_events, write
+from tests.report.conftest import make_record
 
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -51,6 +53,9 @@ def test_traces_are_read_once_and_again_when_they_change(tmp_path):
     assert plugin.profiles()[0] is first
     write(tmp_path / "2-prune", cpu_events())
     assert [profile["name"] for profile in plugin.profiles()] == ["1-profile", "2-prune"]
+    assert plugin.profiles()[1]["ratios"] == {}
+    make_record().write(tmp_path / "run.json")
+    assert "1-profile" in plugin.profiles()[1]["ratios"]
 
 
 def test_a_broken_trace_is_told_of_and_the_others_are_shown(tmp_path):
@@ -62,3 +67,11 @@ def test_a_broken_trace_is_told_of_and_the_others_are_shown(tmp_path):
     assert good["operators"]
     assert [profile["name"] for profile in bad] == ["other", "worker"]
     assert all("is no trace in Chrome's format" in profile["error"] for profile in bad)
+
+
+def test_traces_that_torch_did_not_escape_and_those_of_other_forms_are_shown(tmp_path):
+    listed = json.dumps([None, *cpu_events(), None])
+    names = {"a list": "aten::addmm", "quotes": 'prompt "Hello"', "Windows": r"torch\cuda"}
+    for place, name in names.items():
+        (tmp_path / f"{place}.pt.trace.json").write_text(listed.replace("aten::addmm", name))
+    assert {profile["name"]: profile["operators"][0]["name"] for profile in plugin_of(tmp_path).profiles()} == names

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from gpt2opt.measure.results import Latency
-from gpt2opt.record import read_record
+from gpt2opt.record import ROLES, folder_name, read_record, reference_folder
 from gpt2opt.report.conclusions import machine_changes
 from gpt2opt.report.tables import speed_table, stage_table, summary_table
 
@@ -92,3 +92,8 @@ def test_a_machine_that_changed_between_early_and_late_runs_is_named(record):
     changed = dataclasses.replace(stage.measurement, latency=within)
     record.stages[3] = dataclasses.replace(stage, measurement=changed, comparisons=())
     assert "TTFT of INT8 lay between 100 and 130 ms" in machine_changes(record)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("Pruned", "2-control-baseline"), ("INT8", folder_name("FP32", ROLES["FP32"]))])
+def test_what_is_recorded_of_a_reference_has_a_folder_of_its_stage(name, folder):
+    assert reference_folder(ROLES[name]) == folder

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpt2opt.profile.tree import FRAME, call_tree, operator_table, recorded
+from gpt2opt.measure.call_tree import FRAME, call_tree, operator_table, recorded
 from gpt2opt.runtime.counters import Log, count_nodes, shown_as
 
 
 @pytest.fixture(scope="module", params=["float", "int8"])
 def content(request, float_dir, quantized):
-    return count_nodes(float_dir if request.param == "float" else quantized[0], [1, 2, 3, 4, 5, 6, 7, 8], 3)
+    (content,) = count_nodes([float_dir if request.param == "float" else quantized[0]], [1, 2, 3, 4, 5, 6, 7, 8], 3)
+    return content
 
 
 def test_the_trace_has_each_call_once_and_the_nodes_within(content):
@@ -53,3 +54,23 @@ def test_no_node_lies_outside_of_its_call(content):
     root = call_tree(recorded(content["traceEvents"]))
     for node in root.walk():
         assert sum(child.cpu_us for child in node.children.values()) <= node.cpu_us * (1 + 1e-9)
+
+
+def test_irs_take_turns_and_the_fastest_recording_of_each_is_kept(float_dir, monkeypatch):
+    order: list[int] = []
+    call = Log.call
+
+    def logged(log: Log, name: str, *arguments, **told):
+        if name.startswith("ProfilerStep"):
+            logs = known.setdefault(id(log), len(known))
+            order.append(logs)
+        returned = call(log, name, *arguments, **told)
+        if name.startswith("ProfilerStep"):
+            log.events[-1]["dur"] = 1e9 + (logs - 0.5) * len(order)  # the first gets faster, the second slower
+        return returned
+
+    known: dict[int, int] = {}
+    monkeypatch.setattr(Log, "call", logged)
+    first, second = count_nodes([float_dir, float_dir], [1, 2, 3, 4], 2)
+    assert order == [0, 1] * 7
+    assert [content["traceEvents"][-1]["name"] for content in (first, second)] == ["ProfilerStep#4", "ProfilerStep#0"]

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.measure.quality import window_length
+from gpt2opt.measure.trace import read_trace, record_trace
 from gpt2opt.profile.page import page
 from gpt2opt.record import Settings, read_record
 from gpt2opt.sources.models import load_model
@@ -201,7 +203,11 @@ def test_the_scratch_folder_is_gone_with_the_run(model_dir, text_file, tmp_path)
 
 
 def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again(run, baseline, memory_left_out):
+    first = record_trace(lambda: torch.ones(2) + 1, run.trace_folder("Baseline"))
     run.measure("Pruned", run.load("Baseline", "float16"))
+    assert read_trace(run.trace_folder("Baseline")) == first
+    assert "aten::addmm" in read_trace(run.traces / "2-control-baseline").operators, "it is recorded again, in turns with the pruned model"
+    assert "Pruned ÷ Baseline (median of the rounds" in (run.traces / "profiles.html").read_text()
     traced = run.trace_folder("Pruned")
     assert sorted(path.name for path in traced.iterdir()) == ["gpt2opt.pt.trace.json.gz", "profile.html"]
     assert "2-prune" in (run.traces / "profiles.html").read_text()

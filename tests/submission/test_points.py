@@ -97,6 +97,14 @@ def test_each_point_but_the_figures_is_broken_once():
     assert {point.name for point in POINTS} - {FIGURES} <= {case.partition(", all")[0] for case in BROKEN}
 
 
+@pytest.mark.parametrize("name", [r"torch\cuda\__init__.py(219): _lazy_init", 'prompt "Hello"', "two\nlines"])
+def test_a_trace_counts_although_torch_did_not_escape_its_names(project, name):
+    trace(f'[null, {{"cat": "cpu_op", "name": "{name}", "ts": 1, "dur": 2}}]')(project)
+    assert project.failed() == {}
+    trace(f'[{{"cat": "cpu_op", name": "{name}"}}]')(project)
+    assert "give your labels of record_function no quotes" in project.failed()["traces present and not empty"]
+
+
 def test_what_stands_in_a_comment_or_a_docstring_is_no_evidence(project):
     project.source("quantize", "quantizer = INCQuantizer.from_pretrained(model)", "'''INCQuantizer'''  # INCQuantizer.from_pretrained()")
     project.source("quantize", "INCQuantizer, ", "")

@@ -5,8 +5,10 @@ import { drawTable } from "./operators.js";
 import { byId, bytes, change, counted, difference, drawn, element, milliseconds, percent, time, unpack } from "./show.js";
 
 const NONE = "nothing";
+const NOT_TIMED = "These two were not timed in turns: a difference between two recordings may be the machine's.";
 const { colors, profiles } = JSON.parse(byId("profiles").textContent);
 const readable = profiles.filter((profile) => !profile.error).map(unpack);
+const listed = readable.some(({ again }) => !again) ? readable.filter(({ again }) => !again) : readable;
 const state = { first: null, second: null, clock: "cpu", focus: "", sort: null };
 
 const titled = ({ name, model }) => (model ? `${name}: ${model}` : name);
@@ -29,8 +31,8 @@ const list = (pairs) => element("dl", {}, ...pairs.flatMap(([name, value]) => [e
 
 function describe(node, profile, other) {
   const { clock } = state, pairs = [
-    ["total", `${time(node.total[clock])}, ${percent(node.total[clock] / step(profile))}`],
-    ["own", `${time(node.own[clock])}, ${percent(node.own[clock] / step(profile))}`],
+    ["total", `${time(node.total[clock])}, ${percent(node.total[clock] / step(profile))} of the recording`],
+    ["own", `${time(node.own[clock])}, ${percent(node.own[clock] / step(profile))} of the recording`],
     ["calls", counted(node.calls)],
   ];
   if (other) {
@@ -91,7 +93,8 @@ function swatch({ color }) { return element("i", { style: `background: ${color}`
 function facts(profile) {
   const { clock, first, second } = state, twin = profile === second ? first.root : null;
   const against = twin ? ` (${changeOf(profile.root, twin).words} against ${first.name})` : "";
-  return `${time(step(profile))} of ${clock.toUpperCase()} time recorded${against}, in ${profile.runtime}`;
+  const turns = second && (first.beside === second.name || second.beside === first.name) ? " in turns with the other" : "";
+  return `${time(step(profile))} of ${clock.toUpperCase()} time recorded${turns}${against}, in ${profile.runtime}`;
 }
 
 function zoom(path, place) {
@@ -108,13 +111,14 @@ const named = (row) => [row.name, ...(row.note ? [element("small", {}, ` ${row.n
 
 function showOperators() {
   const { first, second } = state;
+  byId("share").hidden = Boolean(second);
   const [columns, rows] = second ? comparedOperators(first, second) : plainOperators(first);
   const draw = (sort) => { state.sort = sort; drawTable(byId("operators"), columns, rows, sort, draw); };
   draw(state.sort ?? { by: second ? columns.length - 1 : 1, down: true });
 }
 
 function plainOperators(profile) {
-  const { clock } = state, whole = step(profile) || 1;
+  const { clock } = state, whole = profile.operators.reduce((sum, row) => sum + row.own[clock], 0) || 1;
   const bar = (row, cell) => {
     cell.classList.add("bar");
     return [element("i", { style: `width: ${(90 * row.own[clock]) / whole}px; background: ${profile.color}` }), percent(row.own[clock] / whole)];
@@ -123,7 +127,7 @@ function plainOperators(profile) {
     [
       { title: "Operator", value: (row) => row.name, show: named },
       { title: "own, ms", value: (row) => row.own[clock], show: (row) => milliseconds(row.own[clock]) },
-      { title: "own share", value: (row) => row.own[clock], show: bar },
+      { title: "share of all own time", value: (row) => row.own[clock], show: bar },
       { title: "total, ms", value: (row) => row.total[clock], show: (row) => milliseconds(row.total[clock]) },
       { title: "calls", value: (row) => row.calls, show: (row) => counted(row.calls) },
     ],
@@ -183,6 +187,8 @@ function showMemory() {
 
 function show() {
   const { first, second } = state;
+  byId("ratio").hidden = !second;
+  byId("ratio").textContent = second ? second.ratios[first.name] ?? NOT_TIMED : "";
   byId("notice").hidden = !second || first.runtime === second.runtime;
   byId("notice").textContent = second ? `${first.name} ran in ${first.runtime} and ${second.name} in ${second.runtime}: their operators have other names and other borders, so only the whole compares.` : "";
   const onGpu = [first, second].some((profile) => profile?.root.total.gpu);
@@ -194,12 +200,17 @@ function show() {
   document.documentElement.dataset.ready = "true";
 }
 
+/** What was recorded of a model in turns with another one, if there is that; else its own profile. */
+const inTurns = (profile, other) => readable.find(({ name, model }) => name === other?.beside && model === profile.model) ?? profile;
+
 function choose() {
-  state.first = readable.find(({ name }) => name === byId("first").value);
-  state.second = readable.find(({ name }) => name === byId("second").value && name !== byId("first").value) ?? null;
+  const first = readable.find(({ name }) => name === byId("first").value);
+  const second = readable.find(({ name }) => name === byId("second").value && name !== first.name) ?? null;
+  state.first = inTurns(first, second);
+  state.second = second && inTurns(second, first);
   state.sort = null;
   if (!state.first.calls.has(state.focus)) state.focus = "";
-  history.replaceState(null, "", `#${[state.first, state.second].filter(Boolean).map(({ name }) => encodeURIComponent(name)).join("&")}`);
+  history.replaceState(null, "", `#${[first, second].filter(Boolean).map(({ name }) => encodeURIComponent(name)).join("&")}`);
   show();
 }
 
@@ -224,12 +235,12 @@ function start() {
     return;
   }
   const option = (profile) => element("option", { value: profile.name }, titled(profile));
-  byId("first").append(...readable.map(option));
-  byId("second").append(element("option", { value: "" }, NONE), ...readable.map(option));
+  byId("first").append(...listed.map(option));
+  byId("second").append(element("option", { value: "" }, NONE), ...listed.map(option));
   const [first, second] = location.hash.slice(1).split("&").map(decodeURIComponent);
-  if (readable.some(({ name }) => name === first)) byId("first").value = first;
-  if (readable.some(({ name }) => name === second)) byId("second").value = second;
-  byId("first-field").hidden = byId("second-field").hidden = readable.length < 2;
+  if (listed.some(({ name }) => name === first)) byId("first").value = first;
+  if (listed.some(({ name }) => name === second)) byId("second").value = second;
+  byId("first-field").hidden = byId("second-field").hidden = listed.length < 2;
   for (const id of ["first", "second"]) byId(id).addEventListener("change", choose);
   for (const radio of document.querySelectorAll("[name=clock]")) radio.addEventListener("change", () => { state.clock = radio.value; show(); });
   let width = innerWidth;

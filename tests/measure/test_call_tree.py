@@ -1,7 +1,7 @@
 import pytest
 
+from gpt2opt.measure.call_tree import FRAME, KERNEL, NOBODY, OPERATOR, RUNTIME, Node, call_tree, operator_table, recorded
 from gpt2opt.profile.memory import memory_curves, thinned
-from gpt2opt.profile.tree import FRAME, KERNEL, NOBODY, OPERATOR, RUNTIME, Node, call_tree, operator_table, recorded
 from tests.profile.conftest import allocation, cpu_events, event, gpu_events
 
 
