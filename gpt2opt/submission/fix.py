@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt2opt.notebook import notebook_text
 from gpt2opt.storage import claim_folder, write_whole
 from gpt2opt.submission.evidence import Submission
 from gpt2opt.submission.secrets import HOME, find_homes, find_secrets, mask
@@ -33,13 +34,11 @@ def fix_submission(submission: Submission) -> Fixed:
     Raises:
         ValueError, OSError: a file can't be read or written, or `before-fix` is a folder of the user's own.
     """
-    import nbformat
-
     path, cleaner = submission.path, _Cleaner()
     before = path.read_bytes()
     visit_notebook(submission.notebook, cleaner.clean)
     _drop_time_stamps(submission.notebook, cleaner)
-    after = {path: before if not cleaner.changed else (nbformat.writes(submission.notebook) + "\n").encode()}
+    after = {path: before if not cleaner.changed else notebook_text(submission.notebook).encode()}
     for trace in submission.files:
         after[trace] = visit_trace(trace, trace.relative_to(submission.traces.parent).as_posix(), cleaner.clean)
     changed = {file: content for file, content in after.items() if content != file.read_bytes()}
