@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpt2opt.measure.trace_file import ON_GPU, parse_trace
+from gpt2opt.measure.trace_file import ON_GPU, is_trace, parse_trace
+from gpt2opt.profile.page import hash_traces
 from gpt2opt.submission.code import called
-from gpt2opt.submission.evidence import NotMetError, Submission, number
+from gpt2opt.submission.evidence import NoRecordError, NotMetError, Submission, number
 from gpt2opt.submission.secrets import find_homes, find_secrets, mask
 from gpt2opt.submission.texts import Place, visit_notebook, visit_trace
 
@@ -89,7 +90,7 @@ def has_picture(cell: Any) -> bool:
 def traces_present(s: Submission) -> str:
     if not s.files:
         raise NotMetError(f"no file in {s.traces}; export the profile with gpt2opt.trace_handler, or name the folder with --traces")
-    traces = [path for path in s.files if ".json" in path.suffixes and "trace" in path.name]
+    traces = list(filter(is_trace, s.files))
     if not traces:
         raise NotMetError(
             f"no profiler trace (*trace.json, *trace.json.gz) among the {len(s.files)} files of {s.traces}; export the profile"
@@ -106,6 +107,21 @@ def _operators(path: Path) -> int:
     if not operators:
         raise NotMetError(f"{path.name} holds {len(events)} events and no operator among them; profile at least one whole step")
     return operators
+
+
+def traces_of_the_record(s: Submission) -> str:
+    """Say how many files are those that the run wrote: each trace, and each page that the record knows."""
+    if s.record is None:
+        raise NoRecordError(f"no record: {s.no_record}")
+    if (known := s.record.traces) is None:
+        raise NoRecordError("the record has no hashes of its traces, since an earlier version of gpt2opt wrote it; run the notebook again")
+    found = hash_traces(s.traces)
+    wrong = {name: "is missing" for name in known if name not in found}
+    wrong |= {name: "is not the one that the run wrote" for name in known if found.get(name, known[name]) != known[name]}
+    wrong |= {name: "is not in the record" for name in found if name not in known and is_trace(Path(name))}
+    if wrong:
+        raise NotMetError(f"{'; '.join(f'{name} {what}' for name, what in wrong.items())}; run the notebook again, top to bottom")
+    return f"{len(known)} files, each by its SHA-256"
 
 
 def no_secrets(s: Submission) -> str:

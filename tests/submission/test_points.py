@@ -1,10 +1,12 @@
 import dataclasses
+import gzip
 import json
 import shutil
 
 import pytest
 from nbformat.v4 import new_output
 
+from gpt2opt.profile.page import hash_traces
 from gpt2opt.report.tables import stage_table, summary_table
 from gpt2opt.submission.code import read_code
 from gpt2opt.submission.evidence import read_submission
@@ -12,16 +14,21 @@ from gpt2opt.submission.points import POINTS, check_points
 from gpt2opt.submission.saved import should_show
 from tests.conftest import ROOT
 from tests.report.conftest import make_record
+from tests.submission.conftest import TRACE
 from tests.submission.test_secrets import KEYS
 
 FIGURES = "figures are those of the record"
+TRACES = "traces are those of the record"
+UNDECIDED = {FIGURES, TRACES}
+"""The points that only a record decides."""
 
 
 def test_every_point_is_met_by_a_notebook_of_a_students_own(project):
     answers = project.answers()
-    assert {name: answer.found for name, answer in answers.items() if not answer.passed} == {FIGURES: answers[FIGURES].found}
-    assert answers[FIGURES].passed is None
-    assert "no record: there is no run.json" in answers[FIGURES].found
+    assert {name for name, answer in answers.items() if not answer.passed} == UNDECIDED
+    for point in UNDECIDED:
+        assert answers[point].passed is None
+        assert "no record: there is no run.json" in answers[point].found
 
 
 def drop(name):
@@ -93,8 +100,8 @@ def test_a_point_that_is_not_met_is_named(case, project):
     assert message in project.failed()[point]
 
 
-def test_each_point_but_the_figures_is_broken_once():
-    assert {point.name for point in POINTS} - {FIGURES} <= {case.partition(", all")[0] for case in BROKEN}
+def test_each_point_but_those_of_the_record_is_broken_once():
+    assert {point.name for point in POINTS} - UNDECIDED <= {case.partition(", all")[0] for case in BROKEN}
 
 
 def test_what_stands_in_a_comment_or_a_docstring_is_no_evidence(project):
@@ -114,6 +121,11 @@ def test_cells_that_are_no_python_do_no_harm(project):
 def recorded(project):
     """The notebook with a record beside its traces, and its summary in the last cell."""
     record = make_record()
+    for folder in ("1-profile", "4-control-fp32"):
+        (project.traces / folder).mkdir()
+        (project.traces / folder / "gpt2opt.pt.trace.json.gz").write_bytes(gzip.compress(json.dumps(TRACE | {"of": folder}).encode()))
+        (project.traces / folder / "profile.html").write_text(f"<title>{folder}</title>")
+    record.traces = hash_traces(project.traces)
     record.write(project.traces / "run.json")
     project.cells["memory"].outputs.append(new_output("execute_result", {"text/markdown": summary_table(record).markdown()}))
     return project
@@ -182,7 +194,67 @@ def test_a_record_that_cannot_be_read_is_none(project):
 
 def test_the_projects_own_notebook_meets_every_point():
     answers = check_points(read_submission(ROOT / "project.ipynb"))
-    assert {answer.point: answer.found for answer in answers if not answer.passed} == {}
+    assert {answer.point: answer.found for answer in answers if answer.passed is False} == {}
+
+
+def swap(traces):
+    one, other = (traces / folder / "gpt2opt.pt.trace.json.gz" for folder in ("1-profile", "4-control-fp32"))
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+OF_ANOTHER_RUN = {
+    "of another run": (
+        lambda traces: shutil.copy(traces / "baseline_trace.json", traces / "1-profile" / "gpt2opt.pt.trace.json.gz"),
+        "1-profile/gpt2opt.pt.trace.json.gz is not the one that the run wrote",
+    ),
+    "swapped": (swap, "1-profile/gpt2opt.pt.trace.json.gz is not the one that the run wrote; 4-control-fp32/gpt2opt"),
+    "a control's is missing": (
+        lambda traces: shutil.rmtree(traces / "4-control-fp32"),
+        "4-control-fp32/gpt2opt.pt.trace.json.gz is missing; 4-control-fp32/profile.html is missing",
+    ),
+    "one too many": (
+        lambda traces: shutil.copytree(traces / "1-profile", traces / "2-prune"),
+        "2-prune/gpt2opt.pt.trace.json.gz is not in the record; run the notebook again",
+    ),
+    "a page of another run": (
+        lambda traces: (traces / "1-profile" / "profile.html").write_text("<title>other</title>"),
+        "1-profile/profile.html is not the one that the run wrote",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OF_ANOTHER_RUN)
+def test_a_trace_that_is_not_the_records_fails_by_its_name(case, recorded):
+    assert recorded.answers()[TRACES].found == "5 files, each by its SHA-256"
+    break_traces, message = OF_ANOTHER_RUN[case]
+    break_traces(recorded.traces)
+    assert message in recorded.failed()[TRACES]
+
+
+def test_what_a_user_keeps_among_the_traces_does_no_harm(recorded):
+    (recorded.traces / "notes.html").write_text("mine")
+    (recorded.traces / ".ipynb_checkpoints").mkdir()
+    shutil.copy(recorded.trace, recorded.traces / ".ipynb_checkpoints")
+    assert recorded.answers()[TRACES].passed is True
+
+
+def test_a_record_that_knows_no_traces_does_not_decide_whose_they_are(recorded):
+    make_record().write(recorded.traces / "run.json")  # as earlier versions wrote it, but for the key itself
+    content = json.loads((recorded.traces / "run.json").read_text())
+    assert content.pop("traces") is None
+    (recorded.traces / "run.json").write_text(json.dumps(content))
+    answer = recorded.answers()[TRACES]
+    assert answer.passed is None
+    assert "has no hashes of its traces, since an earlier version of gpt2opt wrote it" in answer.found
+
+
+def test_traces_of_the_command_line_are_found_beside_its_record(recorded):
+    (recorded.path.parent / "artifacts").mkdir()
+    recorded.traces.rename(recorded.path.parent / "artifacts" / "traces")
+    assert recorded.failed() == {}
+    assert recorded.answers()[TRACES].passed is True
 
 
 @pytest.mark.parametrize(
