@@ -1,7 +1,10 @@
 """What must hold of the files as they were saved: the notebook was run, shows what it should, and gives nothing of its author away."""
 
 import ast
+import base64
 import re
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ SHOWS = re.compile(r"print|pprint|display|show|plot\w*")
 SHOWS_AT_THE_END = re.compile(rf"{SHOWS.pattern}|head|describe|train|\w*_table")
 """Calls that leave an output where they stand alone in a line of a cell, and those that do so in its last line."""
 CHARTS = {"latency": r"latency|ttft|tpot", "perplexity": r"perplexity|ppl", "memory": r"memory|vram|\bram\b|rss"}
+PNG = b"\x89PNG\r\n\x1a\n"
+"""The first bytes of such a file."""
 PICTURES = ("image/", "application/vnd.plotly", "application/vnd.vega")
 
 
@@ -46,7 +51,31 @@ def outputs_present(s: Submission) -> str:
     lacking = [place for place, cell in enumerate(s.cells) if not cell.outputs and should_show(s.code.cells[place], cell.source)]
     if lacking:
         raise NotMetError(f"{number(lacking)} should show something and has no output; run all cells and save the notebook")
+    if damaged := [place for place in shown if not all(map(is_whole_png, pngs(s.cells[place])))]:
+        raise NotMetError(f"{number(damaged)} holds a picture that is damaged; run all cells and save the notebook")
     return f"{len(shown)} of {len(s.cells)} code cells show something, and the others need not"
+
+
+def pngs(cell: Any) -> list[str]:
+    """Return the PNG pictures among the outputs of a cell, in base64."""
+    return [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+
+
+def is_whole_png(packed: str) -> bool:
+    """Say whether a PNG in base64 is as it was written: each of its chunks up to the last has the checksum that stands behind it."""
+    packed = "".join(packed.split())
+    try:
+        data = base64.b64decode(packed, validate=True)
+        place, kind = len(PNG), b""
+        while kind != b"IEND":
+            length, kind = struct.unpack_from(">I4s", data, place)
+            checked = data[place + 4 : place + 8 + length]
+            if struct.unpack_from(">I", data, place + 8 + length)[0] != zlib.crc32(checked):
+                return False
+            place += 12 + length
+    except (ValueError, struct.error):
+        return False
+    return data.startswith(PNG) and base64.b64encode(data).decode() == packed
 
 
 def should_show(tree: ast.Module, source: str) -> bool:

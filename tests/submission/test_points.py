@@ -6,15 +6,17 @@ import shutil
 import pytest
 from nbformat.v4 import new_output
 
+import gpt2opt
 from gpt2opt.profile.page import hash_traces
 from gpt2opt.report.tables import stage_table, summary_table
+from gpt2opt.submission import figures
 from gpt2opt.submission.code import read_code
 from gpt2opt.submission.evidence import read_submission
 from gpt2opt.submission.points import POINTS, check_points
 from gpt2opt.submission.saved import should_show
 from tests.conftest import ROOT
 from tests.report.conftest import make_record
-from tests.submission.conftest import TRACE
+from tests.submission.conftest import PICTURE, TRACE
 from tests.submission.test_secrets import KEYS
 
 FIGURES = "figures are those of the record"
@@ -59,6 +61,10 @@ BROKEN = {
     "run top to bottom, in order, all": (count("train", None), "code cell 6 not run"),
     "no cell failed": (output("measure", ERROR), "code cell 2 ended in an error: ZeroDivisionError"),
     "saved with outputs": (output("cpu"), "code cell 8 should show something"),
+    "saved with outputs, a picture": (
+        output("perplexity", new_output("display_data", {"image/png": PICTURE["image/png"].replace("AADUl", "AADVl")})),
+        "code cell 10 holds a picture that is damaged",
+    ),
     "all TODOs done": (change("train", "def tokenize_dataset(dataset, tokenizer): return", STUB + "x ="), "still empty: tokenize_dataset"),
     "model loaded in FP16": (change("load", ".half()", ""), "the model is not loaded in FP16"),
     "profiled with torch.profiler": (change("profile", "with profile(", "with timer("), "no call of torch.profiler.profile"),
@@ -164,6 +170,53 @@ def test_a_conclusion_from_another_run_fails(recorded):
     recorded.cells["memory"].outputs[-1].data["text/markdown"] = summary_table(with_tuned_control()).markdown()
     (recorded.traces / "run.json").write_text(json.dumps(dataclasses.asdict(with_tuned_control())))
     assert "does not say what follows from the record: 'Fine-tuning gained" in recorded.failed()[FIGURES]
+
+
+def test_a_header_of_another_run_fails_where_the_code_says_what_table_it_is(recorded):
+    recorded.cells["again"].source += "\nprint(gpt2opt.stage_table(run.record, '2-prune'))"
+    shown = str(stage_table(make_record(), "2-prune"))
+    recorded.say("again", f"{shown}\nand more\n")
+    assert recorded.failed() == {}
+    recorded.cells["again"].outputs[-1].text = shown.replace("TTFT ms", "TTFT us")
+    assert "code cell 5 does not say what follows from the record: 'stage" in recorded.failed()[FIGURES]
+
+
+@pytest.mark.parametrize(("shown", "old", "new"), [(str, "  torch", " torch"), (lambda table: table.markdown(), "| torch", "! torch")])
+def test_a_row_whose_cells_can_not_be_told_apart_fails(shown, old, new, recorded):
+    *lines, last = shown(stage_table(make_record(), "2-prune")).split("\n")
+    recorded.say("again", "\n".join(lines))
+    assert recorded.failed() == {}  # a part of a table that ends where the text ends
+    recorded.say("again", "\n".join([*lines, last.replace(old, new), "more"]))
+    assert "and the record has 'Pruned, first heads (control) float16 torch" in recorded.failed()[FIGURES]
+
+
+@pytest.mark.parametrize("name", ["summary_table", "speed_table", "memory_table"])
+def test_what_was_shown_before_the_last_stage_passes(name, recorded):
+    record = make_record()
+    del record.stages[2:]
+    recorded.cells["again"].source += f"\nprint(gpt2opt.{name}(run.record), 'and more', sep='\\n')"
+    recorded.say("again", f"{getattr(gpt2opt, name)(record)}\nand more\n")
+    assert recorded.failed() == {}
+
+
+def test_a_call_whose_result_is_not_shown_asks_for_no_output(recorded):
+    recorded.cells["again"].source += "\nrows = len(gpt2opt.summary_table(run.record).rows)\nnotice = gpt2opt.stand_in_notice(run.record)"
+    recorded.cells["again"].source += "\ngpt2opt.speed_table(run.record).rows;\nprint(gpt2opt.perplexity_ratio(one, other))"
+    assert recorded.failed() == {}
+
+
+def test_what_the_record_lacks_fails_with_a_word_about_the_version_that_wrote_it(recorded, monkeypatch):
+    record = make_record()
+    record.environment = record.environment | {"commit": "0ld"}
+    record.traces = hash_traces(recorded.traces)
+    record.write(recorded.traces / "run.json")
+    recorded.cells["again"].source += "\nprint(gpt2opt.conclude_quantize(run.record))"
+    monkeypatch.setattr(figures, "commit", lambda: "new")
+    found = recorded.failed()[FIGURES]
+    assert found.startswith("code cell 5 calls conclude_quantize, for which the record lacks something; run the notebook again")
+    assert "commit 0ld of gpt2opt wrote the record, and this is new" in found
+    monkeypatch.setattr(figures, "commit", lambda: "0ld")
+    assert "commit" not in recorded.failed()[FIGURES]
 
 
 def with_tuned_control():
