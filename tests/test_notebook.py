@@ -16,6 +16,8 @@ from experiments.docs import ROOT
 from gpt2opt.notebook import execute_notebook, notebook_text, read_notebook
 from gpt2opt.record import read_record
 from gpt2opt.settings import STAGES
+from gpt2opt.submission.evidence import read_submission
+from gpt2opt.submission.points import check_points
 
 NOTEBOOK = ROOT / "project.ipynb"
 
@@ -49,6 +51,9 @@ def test_it_runs_from_top_to_bottom(executed):
     for part in ("Part 1", "Part 2", "Part 3", "Part 4"):
         assert part in done.stderr
     assert all(re.match(r"\d+:\d\d  ", line) for line in done.stderr.splitlines()), done.stderr  # progress and nothing else
+    answers = {answer.point: answer for answer in check_points(read_submission(folder / NOTEBOOK.name))}
+    for point in ("traces are those of the record", "figures are those of the record"):
+        assert answers[point].passed is True, answers[point].found
 
 
 def test_each_stage_starts_from_the_weights_of_the_one_before(executed):
