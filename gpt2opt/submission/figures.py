@@ -116,7 +116,7 @@ def _other_version(record: Record) -> str:
 
 
 def _reports(s: Submission) -> Iterator[Report]:
-    """Yield the calls that make a table or a text of a record, if their other arguments can be read from the code."""
+    """Yield the calls that make a table or a text of a record, if their other arguments stand there as constants."""
     for cell, tree in enumerate(s.code.cells):
         shown = list(_shown(tree, s.cells[cell].source))
         printed = [node for line in tree.body if isinstance(line, ast.Expr) for node in ast.walk(line)]
@@ -124,10 +124,11 @@ def _reports(s: Submission) -> Iterator[Report]:
             name = (s.code.library.get(call) or ("",))[0]
             if not _is_report(name) or not call.args:
                 continue
-            rest = [s.code.value(node) for node in call.args[1:]]
-            named = {keyword.arg or "": s.code.value(keyword.value) for keyword in call.keywords}
-            if None not in (*rest, *named.values()) and "" not in named:
-                yield Report(cell, name, tuple(rest), named, call in shown, call in printed)
+            given = [*call.args[1:], *(keyword.value for keyword in call.keywords)]
+            if all(isinstance(node, ast.Constant) for node in given) and all(keyword.arg for keyword in call.keywords):
+                rest = tuple(ast.literal_eval(node) for node in call.args[1:])
+                named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+                yield Report(cell, name, rest, named, call in shown, call in printed)
 
 
 def _is_report(name: str) -> bool:
@@ -137,15 +138,14 @@ def _is_report(name: str) -> bool:
 
 
 def _shown(tree: ast.Module, source: str) -> Iterator[ast.expr]:
-    """Yield what a cell shows as it is: the arguments of print and display, and its last value; `.markdown()` of it and the like, too."""
-    lines = [line.value for line in tree.body if isinstance(line, ast.Expr)]
-    printed = [line for line in lines if isinstance(line, ast.Call) and called(line) in ("print", "display")]
-    shown = [argument for line in printed for argument in line.args]
+    """Yield what a cell shows by itself: what it prints or displays alone, and its last value; `.markdown()` of it and the like, too."""
+    calls = [line.value for line in tree.body if isinstance(line, ast.Expr) and isinstance(line.value, ast.Call)]
+    shown = [call.args[0] for call in calls if called(call) in ("print", "display") and len(call.args) == 1 and not call.keywords]
     if tree.body and isinstance(last := tree.body[-1], ast.Expr) and not source.rstrip().endswith(";"):
         shown.append(last.value)
     for value in shown:
         while isinstance(value, ast.Call) and called(value) in ("str", "Markdown", "markdown"):
-            value = value.args[0] if value.args else value.func.value  # type: ignore[attr-defined] # `markdown` is a method
+            value = value.args[0] if value.args else getattr(value.func, "value", value.func)
         yield value
 
 
@@ -216,16 +216,18 @@ def _compare_whole(s: Submission, known: Known, report: Report) -> int:
         return 0
     cell = s.cells[report.cell]
     forms, shown = [form.split("\n") for form in _forms(made[0])], shown_text(cell).split("\n")
-    if _stands_in(cell.outputs, made[0]) or any(_was_shown(cell, made[0], content) for content in report.made_of(known.versions[1:])):
+    if _stands_in(cell.outputs, made[0], report.shown) or any(
+        _was_shown(cell, made[0], content, report.shown) for content in report.made_of(known.versions[1:])
+    ):
         return len(forms[0])
     lines = next((form for form in forms if form[0] in shown), forms[0])
     other = next((line for line in lines if line not in shown), lines[0])
     raise NotMetError(f"{number([report.cell])} does not say what follows from the record: {other!r}; {AGAIN}")
 
 
-def _was_shown(cell: Any, now: Any, before: Any) -> bool:
+def _was_shown(cell: Any, now: Any, before: Any, alone: bool) -> bool:
     """Say whether a cell shows what the record gave before it had all, and nothing that is almost a line which it gives now."""
-    if not _stands_in(cell.outputs, before):
+    if not _stands_in(cell.outputs, before, alone):
         return False
     known, came = ({line for form in _forms(content) for line in form.split("\n")} for content in (before, now))
     rest = [line for line in shown_text(cell).split("\n") if line not in known]
@@ -237,11 +239,11 @@ def _forms(content: Any) -> tuple[str, ...]:
     return (str(content), content.markdown(), repr(content)) if isinstance(content, Table) else (content, repr(content))
 
 
-def _stands_in(outputs: list[Any], content: Any) -> bool:
-    """Say whether a table or a text was printed, whole lines of it, or is all that an output shows, in every form that the output has."""
+def _stands_in(outputs: list[Any], content: Any, alone: bool) -> bool:
+    """Say whether a table or a text was printed, in lines of its own if it was `alone`, or is what an output shows in each of its forms."""
     forms = _forms(content)
     printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
-    if any(f"\n{form}\n" in f"\n{printed}\n" for form in forms):
+    if any(f"\n{form}\n" in f"\n{printed}\n" if alone else form in printed for form in forms):
         return True
     rich = [
         [output.data[kind] for kind in ("text/markdown", "text/plain") if kind in output.data] for output in outputs if "data" in output

@@ -50,7 +50,7 @@ def executed(project):
             result(environment_table(record)),
         ],
         "print(gpt2opt.conclude_profile(run.record))": [printed(conclude_profile(record))],
-        'STAGE = "2-prune"\ngpt2opt.stage_table(run.record, STAGE)': [result(stage_table(record, "2-prune"))],
+        'gpt2opt.stage_table(run.record, "2-prune")': [result(stage_table(record, "2-prune"))],
         "gpt2opt.conclude_finetune(run.record)": [
             new_output("execute_result", {"text/plain": repr(conclude_finetune(record))}),
         ],

@@ -194,15 +194,30 @@ def test_a_row_whose_cells_can_not_be_told_apart_fails(shown, old, new, recorded
 def test_what_was_shown_before_the_last_stage_passes(name, recorded):
     record = make_record()
     del record.stages[2:]
-    recorded.cells["again"].source += f"\nprint(gpt2opt.{name}(run.record), 'and more', sep='\\n')"
+    recorded.cells["again"].source += f"\nprint(gpt2opt.{name}(run.record))\nprint('and more')"
     recorded.say("again", f"{getattr(gpt2opt, name)(record)}\nand more\n")
     assert recorded.failed() == {}
 
 
 def test_a_call_whose_result_is_not_shown_asks_for_no_output(recorded):
     recorded.cells["again"].source += "\nrows = len(gpt2opt.summary_table(run.record).rows)\nnotice = gpt2opt.stand_in_notice(run.record)"
-    recorded.cells["again"].source += "\ngpt2opt.speed_table(run.record).rows;\nprint(gpt2opt.perplexity_ratio(one, other))"
+    recorded.cells["again"].source += "\ngpt2opt.speed_table(run.record).rows;\nprint(gpt2opt.perplexity_ratio(one, other))\nprint(str())"
+    recorded.cells["again"].source += "\nfor name in STAGES: print(gpt2opt.stage_table(run.record, name))"
     assert recorded.failed() == {}
+
+
+def test_a_table_or_a_text_behind_words_of_ones_own_passes(recorded):
+    record = with_tuned_control()
+    record.traces = hash_traces(recorded.traces)
+    record.write(recorded.traces / "run.json")
+    recorded.cells["memory"].outputs[-1].data["text/markdown"] = summary_table(record).markdown()
+    recorded.cells["again"].source += "\nprint('all:', gpt2opt.summary_table(run.record))"
+    recorded.cells["again"].source += "\nprint('so:', gpt2opt.conclude_finetune(run.record))"
+    said = gpt2opt.conclude_finetune(record)
+    recorded.say("again", f"all: {summary_table(record)}\nso: {said}\n")
+    assert recorded.failed() == {}
+    recorded.cells["again"].outputs[-1].text = f"so: {said.replace('nats', 'bits')}\n"
+    assert "does not say what follows from the record" in recorded.failed()[FIGURES]
 
 
 def test_what_the_record_lacks_fails_with_a_word_about_the_version_that_wrote_it(recorded, monkeypatch):
