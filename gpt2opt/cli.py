@@ -289,7 +289,7 @@ def pack(options: argparse.Namespace) -> int:
 def _print_points(answers: list[Any]) -> None:
     from gpt2opt.report.tables import table
 
-    words = {True: "pass", False: "FAIL", None: "no record"}
+    words = {True: "pass", False: "FAIL", None: "can't tell"}
     print(table(("part", "point", "", "found"), [(answer.part, answer.point, words[answer.passed], answer.found) for answer in answers]))
 
 

@@ -122,7 +122,7 @@ def describe() -> dict[str, Any]:
         "gpu_state": _gpu_state(),
         "gpu_tf32": _gpu_tf32(),
         "versions": {package: installed(package) for package in REPORTED},
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -274,7 +274,8 @@ def _gpu_tf32() -> bool | None:
     return torch.backends.cuda.matmul.allow_tf32 if torch.cuda.is_available() else None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """Return the commit of this library, if it runs from its repository."""
     try:
         return subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True

@@ -1,13 +1,28 @@
 """Execute a notebook in place, headless, with a line of progress for every section."""
 
+import copy
+import json
+import logging
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
+from typing import Any
 
 from gpt2opt.storage import write_whole
 
+OUTPUT_KEYS: dict[str, dict[str, Any]] = {
+    "stream": {"name": "stdout", "text": ""},
+    "display_data": {"data": {}, "metadata": {}},
+    "execute_result": {"data": {}, "metadata": {}, "execution_count": None},
+    "error": {"ename": "", "evalue": "", "traceback": []},
+}
+"""Kind of an output -> the keys that it must have, with what stands for them where they are missing."""
+LONGEST_REASON = 160
 WIDGET = "application/vnd.jupyter.widget-view+json"
+
+logger = logging.getLogger(__name__)
 
 
 def execute_notebook(path: Path) -> int:
@@ -19,7 +34,6 @@ def execute_notebook(path: Path) -> int:
     Raises:
         ValueError: the file is missing, is no notebook, or has no code cell.
     """
-    import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
@@ -46,31 +60,115 @@ def execute_notebook(path: Path) -> int:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # time stamps, which differ on every run
     _drop_progress_bars(notebook)
-    write_whole(path, nbformat.writes(notebook) + "\n")
+    write_whole(path, notebook_text(notebook))
     print(f"{progress.elapsed()}  done: {path.name} holds {_count_charts(notebook)} charts", file=sys.stderr)
     return 0
 
 
-def read_notebook(path: Path):
-    """Read a notebook and check that it is one.
+def read_notebook(path: Path) -> Any:
+    """Read a notebook as Jupyter does: what it can do without is added, and what its format does not allow is told in one warning.
+
+    Returns:
+        The notebook in format 4. Every cell has metadata and a source, every code cell outputs and an execution count, and no id occurs
+        twice.
 
     Raises:
-        ValueError: the file is missing or is no notebook.
+        ValueError: the file is missing, is no notebook, or a cell can't be read; the message says why.
     """
     import nbformat
 
     try:
-        notebook = nbformat.read(path, as_version=4)
-        nbformat.validate(notebook)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        nbformat.ValidationError,
-    ) as error:  # all that it raises for JSON of other kinds
-        raise ValueError(f"can't read the notebook {path} ({type(error).__name__}); name an .ipynb file") from error
-    return notebook
+        content = json.loads(Path(path).read_bytes())
+        strange = _first_problem(content)
+        notebook = nbformat.convert(nbformat.reader.reads(json.dumps(_completed(content))), 4)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        reason = f"it is not JSON ({error})"
+    except (ValueError, TypeError, AttributeError, KeyError, nbformat.ValidationError) as error:  # what nbformat raises for other JSON
+        reason = _first_line(error)
+    else:
+        if strange:
+            logger.warning("%s is not quite a notebook by its format (%s); it is read all the same, as Jupyter does", path, strange)
+        return _with_own_ids(notebook)
+    raise ValueError(f"can't read the notebook {path}: {reason}; name an .ipynb file")
+
+
+def notebook_text(notebook: Any) -> str:
+    """Return a notebook as the text of its file."""
+    from nbformat.v4 import writes  # unlike nbformat.writes, it does not complain once more of what reading it allowed
+
+    return writes(notebook) + "\n"
+
+
+def _first_problem(content: Any) -> str:
+    """Return what the format does not allow in a notebook; nothing if it is as it should be, or if it can't be read at all."""
+    import nbformat
+    from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
+
+    with warnings.catch_warnings():
+        for kind in (DuplicateCellId, MissingIDFieldWarning):
+            warnings.simplefilter("error", kind)
+        try:
+            nbformat.validate(copy.deepcopy(content))
+        except (nbformat.ValidationError, DuplicateCellId, MissingIDFieldWarning) as problem:
+            return _first_line(problem)
+        except (AttributeError, KeyError, TypeError):
+            pass
+    return ""
+
+
+def _completed(content: Any) -> dict[str, Any]:
+    """Return parsed JSON with what a notebook of format 4 must have, as empty values where it is missing."""
+    _check_object(content, "it")
+    if content.get("nbformat") != 4:
+        return content
+    if not isinstance(content.get("cells"), list):
+        raise ValueError("it has no list of cells")
+    for number, cell in enumerate(content["cells"], 1):
+        _check_object(cell, f"cell {number}")
+        of_code: dict[str, Any] = {"execution_count": None, "outputs": []} if cell.get("cell_type") == "code" else {}
+        cell |= {"metadata": {}, "source": "", **of_code} | cell
+        for output in cell["outputs"] if of_code and isinstance(cell["outputs"], list) else ():
+            _check_object(output, f"an output of cell {number}")
+            output |= OUTPUT_KEYS.get(output.get("output_type", ""), {}) | output
+        _check_cell(cell, number)
+    content = {"metadata": {}, "nbformat_minor": 0, **content}
+    _check_object(content["metadata"], "its metadata")
+    return content
+
+
+def _check_object(content: Any, name: str) -> None:
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} holds a JSON {type(content).__name__}, expected an object")
+
+
+def _check_cell(cell: dict[str, Any], number: int) -> None:
+    """Raise ValueError unless a cell has a kind, a source and outputs of the types that the format says. Other keys may be there."""
+    import nbformat
+
+    kind = cell.get("cell_type")
+    if kind not in ("code", "markdown", "raw"):
+        raise ValueError(f"cell {number} is of type {kind!r}, expected code, markdown or raw")
+    _check_object(cell["metadata"], f"the metadata of cell {number}")
+    content = {name: value for name, value in cell.items() if name != "id"} | {"metadata": {}}
+    try:
+        nbformat.validate(content, ref=f"{kind}_cell", version=4, version_minor=4, relax_add_props=True)
+    except nbformat.ValidationError as error:
+        raise ValueError(f"cell {number}: {_first_line(error)}") from error
+
+
+def _with_own_ids(notebook: Any) -> Any:
+    from nbformat.validator import normalize
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it was said before
+        return normalize(notebook)[1]
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(getattr(error, "message", error)).splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= LONGEST_REASON else f"{lines[0][:LONGEST_REASON]}…"
 
 
 def _drop_progress_bars(notebook) -> None:

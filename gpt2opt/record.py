@@ -138,7 +138,11 @@ class StageResult:
 
 @dataclass
 class Record:
-    """One run: where it ran, what it ran on, and the stages so far. prompts: those that every model continues, as text."""
+    """One run: where it ran, what it ran on, and the stages so far.
+
+    prompts: those that every model continues, as text. traces: see `hash_traces`, of the files that were there when the record was written;
+    None in records of earlier versions.
+    """
 
     created: str
     environment: dict[str, Any]
@@ -147,6 +151,7 @@ class Record:
     prompts: list[str] = field(default_factory=list)
     stages: list[StageResult] = field(default_factory=list)
     schema: str = SCHEMA
+    traces: dict[str, str] | None = None
 
     def stage(self, name: str) -> StageResult:
         """Return the stage of that name.

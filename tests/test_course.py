@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, Trainer
 
 from gpt2opt import course
+from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.measure.trace import read_trace
 from gpt2opt.runtime.audit import audit_int8
 from gpt2opt.sources import models, rows, texts
@@ -160,17 +161,27 @@ def test_a_split_that_is_none_is_refused(spec):
         rows.Rows("a text", "test", {"train": ["row"]}, False).take(spec)
 
 
-def test_latency_is_time_per_new_token(loaded, monkeypatch):
-    seen = {}
+def test_latency_is_time_per_new_token_of_one_generation_after_a_short_warm_up(loaded, monkeypatch):
+    """The course's cells time the whole call and divide it by the new tokens, so a call may not generate much more than these."""
+    tokenizer, model = loaded
+    generated, timed = [], []
+    for step in ("start", "step"):
+        done = getattr(Greedy, step)
+        monkeypatch.setattr(Greedy, step, lambda self, done=done: (generated.append(1), done(self)))
 
-    def measured(decoder, **options):
-        seen.update(options)
-        return SimpleNamespace(ttft_s=0.5, tpot_s=0.1)
+    def timer(work):
+        before = len(generated)
+        work()
+        timed.append(len(generated) - before)
+        return 0.5
 
-    monkeypatch.setattr(course, "measure_latency", measured)
-    assert course.measure_latency_gpu(*loaded[::-1], PROMPT, max_new_tokens=5) == pytest.approx(1e3 * (0.5 + 4 * 0.1) / 5)
-    assert seen["new_tokens"] == 5
-    assert seen["prompt_tokens"] == len(loaded[0](PROMPT).input_ids)
+    monkeypatch.setattr(course, "wall_time", timer)
+    monkeypatch.setattr(course, "cuda_time", timer)
+    for measured, count in ((course.measure_latency_gpu, 12), (course.measure_latency_cpu, 12), (course.measure_latency_gpu, 3)):
+        generated.clear(), timed.clear()
+        assert measured(model, tokenizer, PROMPT, max_new_tokens=count) == pytest.approx(1e3 * 0.5 / count)
+        assert timed == [count]
+        assert 0 < len(generated) - count <= 10
 
 
 def test_perplexity_is_that_of_the_course(loaded, slices):

@@ -13,9 +13,11 @@ import nbformat
 import pytest
 
 from experiments.docs import ROOT
-from gpt2opt.notebook import execute_notebook
+from gpt2opt.notebook import execute_notebook, notebook_text, read_notebook
 from gpt2opt.record import read_record
 from gpt2opt.settings import STAGES
+from gpt2opt.submission.evidence import read_submission
+from gpt2opt.submission.points import check_points
 
 NOTEBOOK = ROOT / "project.ipynb"
 
@@ -49,6 +51,9 @@ def test_it_runs_from_top_to_bottom(executed):
     for part in ("Part 1", "Part 2", "Part 3", "Part 4"):
         assert part in done.stderr
     assert all(re.match(r"\d+:\d\d  ", line) for line in done.stderr.splitlines()), done.stderr  # progress and nothing else
+    answers = {answer.point: answer for answer in check_points(read_submission(folder / NOTEBOOK.name))}
+    for point in ("traces are those of the record", "figures are those of the record"):
+        assert answers[point].passed is True, answers[point].found
 
 
 def test_each_stage_starts_from_the_weights_of_the_one_before(executed):
@@ -87,17 +92,97 @@ def test_a_cell_that_fails_leaves_the_file_as_it_was(tmp_path, capsys):
     assert path.read_bytes() == before
 
 
-def test_a_file_that_is_no_notebook_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="can't read the notebook"):
+HEAD = '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}'
+REFUSED = {
+    "half of it": ("{", "it is not JSON (Expecting property name"),
+    "bytes": (b"\xff", "it is not JSON ("),
+    "a list": ("[]", "it holds a JSON list, expected an object"),
+    "null": ("null", "it holds a JSON NoneType, expected an object"),
+    "another format": ('{"nbformat": 9}', "Unsupported nbformat version 9"),
+    "no format": ("{}", "from version 1 to version 2 because it's missing a key: cells"),
+    "no cells": (f"{HEAD}}}", "it has no list of cells"),
+    "a cell that is a number": (f'{HEAD}, "cells": [1]}}', "cell 1 holds a JSON int, expected an object"),
+    "a cell of no kind": (f'{HEAD}, "cells": [{{"source": "x"}}]}}', "cell 1 is of type None, expected code, markdown or raw"),
+    "a source that is a number": (f'{HEAD}, "cells": [{{"cell_type": "code", "source": 5}}]}}', "cell 1: 5 is not valid under any"),
+    "outputs that are a number": (f'{HEAD}, "cells": [{{"cell_type": "code", "outputs": 5}}]}}', "cell 1: 5 is not of type 'array'"),
+    "metadata that are text": (f'{HEAD}, "cells": [{{"cell_type": "raw", "metadata": "x"}}]}}', "the metadata of cell 1 holds a JSON str"),
+    "an output of no kind": (f'{HEAD}, "cells": [{{"cell_type": "code", "outputs": [{{}}]}}]}}', "cell 1: {} is not valid under any"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_file_that_is_no_notebook_is_refused_with_the_reason(case, tmp_path):
+    content, reason = REFUSED[case]
+    (tmp_path / "no.ipynb").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"^can't read the notebook .*no\.ipynb: .+; name an \.ipynb file$") as refused:
+        execute_notebook(tmp_path / "no.ipynb")
+    assert reason in str(refused.value)
+
+
+def test_a_notebook_that_is_not_there_or_has_no_code_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"can't read the notebook .*missing\.ipynb: No such file"):
         execute_notebook(tmp_path / "missing.ipynb")
-    head = '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}'
-    for content in (b"{", b"{}", b"[]", b"null", b"\xff", b'{"nbformat": 9}', f'{head}, "cells": [1]}}'.encode(), f"{head}}}".encode()):
-        (tmp_path / "no.ipynb").write_bytes(content)
-        with pytest.raises(ValueError, match=r"can't read the notebook .*no\.ipynb \(\w+\); name an \.ipynb file"):
-            execute_notebook(tmp_path / "no.ipynb")
-    (tmp_path / "empty.ipynb").write_text(f'{head}, "cells": []}}')
+    (tmp_path / "empty.ipynb").write_text(f'{HEAD}, "cells": []}}')
     with pytest.raises(ValueError, match=r"empty\.ipynb has no cell to run"):
         execute_notebook(tmp_path / "empty.ipynb")
+
+
+def plain_notebook(**more) -> dict:
+    output = {"output_type": "stream", "name": "stdout", "text": "1\n"}
+    cells = [
+        {"cell_type": "markdown", "id": "a1", "metadata": {}, "source": "# Notes"},
+        {"cell_type": "code", "id": "b2", "metadata": {}, "source": "print(1)", "execution_count": 1, "outputs": [output]},
+    ]
+    return {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells} | more
+
+
+def changed(cell: int, *dropped: str, **added) -> dict:
+    notebook = plain_notebook()
+    notebook["cells"][cell] = {name: value for name, value in notebook["cells"][cell].items() if name not in dropped} | added
+    return notebook
+
+
+V3 = {"cell_type": "code", "collapsed": False, "input": "print(1)", "language": "python", "metadata": {}, "outputs": [], "prompt_number": 1}
+WARNED = {
+    "outputs in a text cell": (changed(0, outputs=[], execution_count=None), "Additional properties are not allowed"),
+    "ids before they were known": (plain_notebook(nbformat_minor=4), "'id' was unexpected"),
+    "a kernel without a name": (plain_notebook(metadata={"kernelspec": {"name": "python3"}}), "'display_name' is a required property"),
+    "no execution_count": (changed(1, "execution_count"), "'execution_count' is a required property"),
+    "no metadata in a cell": (changed(1, "metadata"), "'metadata' is a required property"),
+    "no metadata at all": ({name: value for name, value in plain_notebook().items() if name != "metadata"}, "'metadata' is a required"),
+    "no outputs": (changed(1, "outputs"), "'outputs' is a required property"),
+    "an output without metadata": (
+        changed(1, outputs=[{"output_type": "display_data", "data": {"text/plain": "1"}}]),
+        "'metadata' is a required",
+    ),
+    "an id twice": (changed(1, id="a1"), "Non-unique cell id"),
+    "no id": (changed(1, "id"), "Cell is missing an id field"),
+}
+SILENT = {
+    "format 3": {"nbformat": 3, "nbformat_minor": 0, "metadata": {"name": ""}, "worksheets": [{"cells": [V3], "metadata": {}}]},
+    "widgets as Colab writes them": plain_notebook(
+        metadata={"widgets": {"application/vnd.jupyter.widget-state+json": {"a": {"state": {}}}}}
+    ),
+    "a byte order mark": plain_notebook(),
+}
+
+
+@pytest.mark.parametrize("case", [*WARNED, *SILENT])
+def test_what_jupyter_opens_with_a_warning_is_read_and_can_be_written(case, tmp_path, caplog):
+    content, warning = WARNED[case] if case in WARNED else (SILENT[case], None)
+    path = tmp_path / "strange.ipynb"
+    path.write_text(json.dumps(content), encoding="utf-8-sig" if "byte order" in case else "utf-8")
+    notebook = read_notebook(path)
+    (cell,) = (cell for cell in notebook.cells if cell.cell_type == "code")
+    assert (cell.source, cell.execution_count) == ("print(1)", None if "no execution" in case else 1)
+    assert isinstance(cell.outputs, list)
+    ids = [cell.id for cell in notebook.cells if "id" in cell]
+    assert len(set(ids)) == len(ids)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (warning is not None)
+    assert all(warning in line and "read all the same" in line and "\n" not in line for line in said)
+    path.write_text(notebook_text(notebook))
+    assert read_notebook(path).cells == notebook.cells
 
 
 def test_the_notebook_was_run_and_gives_nothing_away():
@@ -122,7 +207,7 @@ def test_the_notebook_shows_the_record_beside_its_traces():
     "name",
     [
         "load_fp16_model", "with profile(", "gpt2opt.perplexity(", "peak_vram(", "peak_ram(", "prune_attention_heads(", "tokenize_dataset(",
-        "TrainingArguments(", " Trainer(student", "INCQuantizer.from_pretrained", "export_ir(", "plot_latency(",
+        "TrainingArguments(", " Trainer(tuned", "INCQuantizer.from_pretrained", "export_ir(", "plot_latency(",
         "plot_perplexity(", "plot_memory(",
     ],
 )  # fmt: skip

@@ -14,10 +14,10 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from gpt2opt.course.charts import plot_latency, plot_memory_usage, plot_perplexity
 from gpt2opt.course.cpu_model import CpuModel
-from gpt2opt.decoding.decoder import Model
+from gpt2opt.decoding.decoder import Greedy, Model
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.decoding.text_generation import encode_prompt, generate_text
-from gpt2opt.measure.latency import cuda_time, measure_latency, wall_time
+from gpt2opt.measure.latency import cuda_time, wall_time
 from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import COURSE, JOIN, perplexity, prepare_text, window_length
 from gpt2opt.measure.trace import record_trace
@@ -35,7 +35,8 @@ __all__ = [
     "prune_attention_heads", "run_fine_tuning", "run_post_training_quantization", "tokenize_dataset",
 ]  # fmt: skip
 
-TIMED_RUNS = 3
+WARM_UP_TOKENS = 10
+"""The course's warm-up. Its cells time the whole call too and divide that by the new tokens alone, so a call does nothing beyond that."""
 GB = 2**30
 """The course's own cells divide bytes of VRAM by this and call them GB; RAM is drawn beside it."""
 
@@ -83,24 +84,31 @@ def load_wikitext_dataset(train_split: str = "train[:100]", valid_split: str = "
 def measure_latency_gpu(
     model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int = 50
 ) -> float:
-    """Measure greedy generation after a warm-up, where the model is: on a GPU by CUDA events, which wait for it, on a CPU by the clock.
+    """Time one greedy generation after a warm-up of 10 tokens, where the model is: on a GPU by CUDA events, on a CPU by the clock.
+
+    A call does what the course's own function does, and no more; its figure is that of a single run. `gpt2opt.measure_latency` and
+    `run.measure` repeat runs until they are steady, and give medians.
 
     Args:
         model: from `load_fp16_model` or `load_cpu_model`; anything in between is a torch GPT-2 too.
         max_new_tokens: at least 2; end-of-text does not stop it.
 
     Returns:
-        ms per new token, the reading of the prompt included: medians over three timed runs.
+        ms per new token, the reading of the prompt included.
 
     Raises:
         ValueError: another model, fewer than 2 tokens, or the prompt is empty or does not fit into the context beside the new tokens.
     """
-    runnable, ids = _runnable(model), encode_prompt(tokenizer, prompt, 0)
-    latency = measure_latency(
-        runnable.decoder([ids], max_new_tokens), prompt_tokens=len(ids), new_tokens=max_new_tokens, runs=TIMED_RUNS,
-        timer=cuda_time if model.device.type == "cuda" else wall_time,
-    )  # fmt: skip
-    return 1e3 * (latency.ttft_s + latency.tpot_s * (max_new_tokens - 1)) / max_new_tokens
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 2:
+        raise ValueError(f"max_new_tokens={max_new_tokens!r}, expected at least 2 tokens")
+    greedy = Greedy(_runnable(model).decoder([encode_prompt(tokenizer, prompt, 0)], max_new_tokens))
+    timer = cuda_time if model.device.type == "cuda" else wall_time
+
+    def generate() -> None:
+        greedy.generate(max_new_tokens)
+
+    greedy.generate(min(WARM_UP_TOKENS, max_new_tokens))
+    return 1e3 * timer(generate) / max_new_tokens
 
 
 def compute_perplexity(model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset) -> float:

@@ -79,6 +79,11 @@ def read_trace_file(path: Path) -> dict[str, Any]:
     return parse_trace(path)
 
 
+def is_trace(path: Path) -> bool:
+    """Say whether a file is by its name a trace of torch.profiler: `*trace.json`, packed or not, whatever stands before."""
+    return ".json" in path.suffixes and "trace" in path.name
+
+
 def parse_trace(path: Path) -> dict[str, Any]:
     """Return the content of a trace of any size, its events under `traceEvents`; see `read_json` for what is made good.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2opt.measure.trace_file import TRACE_NAME
+from gpt2opt.measure.trace_file import TRACE_NAME, is_trace
 from gpt2opt.profile.summary import summarize
 from gpt2opt.report.style import BETTER, SAME, WORSE
 from gpt2opt.storage import SIGNATURES, write_result
@@ -71,6 +71,17 @@ def write_pages(traces: Path | str) -> list[Path]:
     for path, content in pages.items():
         write_result(path, content)
     return list(pages)
+
+
+def hash_traces(traces: Path | str) -> dict[str, str]:
+    """Return the SHA-256 of each trace in a folder and of each page made of them, by its path from there; hidden files are left out."""
+    shown = (path for path in sorted(Path(traces).rglob("*")) if is_trace(path) or path.name in (ONE_NAME, ALL_NAME))
+    names = {path.relative_to(traces): path for path in shown if path.is_file()}
+    return {
+        name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in names.items()
+        if not any(part.startswith(".") for part in name.parts)
+    }
 
 
 def remove_page(path: Path) -> None:

@@ -19,7 +19,7 @@ from gpt2opt import environment
 from gpt2opt.measure.quality import window_length
 from gpt2opt.measure.results import Comparison, Latency
 from gpt2opt.measure.trace_file import remove_trace
-from gpt2opt.profile.page import ALL_NAME, ONE_NAME, remove_page, write_pages
+from gpt2opt.profile.page import ALL_NAME, ONE_NAME, hash_traces, remove_page, write_pages
 from gpt2opt.record import ROLES, Measurement, Record, Role, StageResult, folder_name, reference_folder
 from gpt2opt.report.tensorboard import drop_host_names, empty_log, write_tensorboard
 from gpt2opt.runtime.manifest import read_manifest
@@ -207,7 +207,8 @@ class Run:
             self.write_tensorboard()
 
     def write(self) -> None:
-        """Write the record; beside the traces too: these are handed in with the notebook, the weights are not."""
+        """Write the record, with the hashes of the traces; beside these too: they are handed in with the notebook, the weights are not."""
+        self.record.traces = hash_traces(self.traces)
         for folder in (self.out, self.traces):
             self.record.write(folder / RECORD)
         drop_host_names(self.traces / FINETUNE)

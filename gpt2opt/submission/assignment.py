@@ -62,13 +62,19 @@ def prune_heads(s: Submission) -> str:
             raise NotMetError(f"the record has the pruned heads of each layer as {removed}, expected the same number in every layer")
         found += f"; {next(iter(removed.values()))} heads of each of {len(removed)} layers in the record"
     else:
-        given = [s.code.value(value) for value in s.code.settings("prune_fraction")]
-        fraction = next((value for value in given if value is not None), None)
+        fraction = _fraction_in_the_code(s)
         if fraction is None:
             raise NotMetError("nothing says how many heads are pruned; give prune_attention_heads prune_fraction=0.2")
     if fraction != PRUNE_FRACTION:
         raise NotMetError(f"prune_fraction is {fraction}, expected {PRUNE_FRACTION}: 20% of the heads of every layer")
     return f"{found}, prune_fraction={fraction}"
+
+
+def _fraction_in_the_code(s: Submission) -> float | None:
+    calls = [call for _, call in s.code.calls(PRUNING)]
+    given = [*s.code.settings("prune_fraction"), *(call.args[1] for call in calls if len(call.args) > 1)]
+    by_default = Settings.prune_fraction if not given and any(call in s.code.library for call in calls) else None
+    return next((value for node in given if (value := s.code.value(node)) is not None), by_default)
 
 
 def recast_to_fp16(s: Submission) -> str:
@@ -83,7 +89,7 @@ def recast_to_fp16(s: Submission) -> str:
 
 
 def measured_again(s: Submission) -> str:
-    until = max(_first(s, PRUNING), _first_quantizing(s))
+    until = max(min(_first(s, PRUNING) + 1, len(s.cells)), _first_quantizing(s))
     return _all_measured(
         s, PRUNE, range(_first(s, PRUNING), until), {"latency": LATENCY, "perplexity": PERPLEXITY, "VRAM": f"{VRAM}|{RAM}"}
     )
@@ -103,7 +109,7 @@ def tokenizing(s: Submission) -> str:
 
 
 def training(s: Submission) -> str:
-    calls = [s.code.calls(name) for name in ("TrainingArguments|create_training_arguments", "Trainer|run_fine_tuning|run_finetune")]
+    calls = [s.code.calls(name) for name in ("TrainingArguments|create_training_arguments", "Trainer|run_fine_tuning")]
     for name, found in zip(("TrainingArguments", "Trainer"), calls, strict=True):
         _found(found, f"{name} is not called, or only in a function that is still empty")
     return _found([found[0] for found in calls], "")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from gpt2opt.submission.library import Function, library_calls
+
 AROUND_PYTHON = re.compile(r"\A\s*%%(?:time|timeit|capture|prun)\b.*\n?")
 """Cell magics below which stands Python."""
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Code:
         return {name: cell for name, (cell, node) in self.functions.items() if all(map(_does_nothing, node.body))}
 
     @cached_property
+    def library(self) -> dict[ast.Call, tuple[str, ...]]:
+        """Return the calls of this library; see `library_calls`."""
+        return library_calls(self.cells)
+
+    @cached_property
     def constants(self) -> dict[str, Any]:
         """Return the names that are set to a constant somewhere, with the last one."""
         assigned = (node for tree in self.cells for node in ast.walk(tree) if isinstance(node, ast.Assign))
@@ -45,6 +50,8 @@ class Code:
     def calls(self, names: str, cells: range | None = None) -> list[tuple[int, ast.Call]]:
         """Return the calls of functions whose own name (`c` in `a.b.c()`) matches a pattern, each with its cell.
 
+        A call of this library matches by what its function does, too. One of a function that the notebook leaves empty matches nothing.
+
         Args:
             names: a regular expression for the whole name.
             cells: those that count; all unless told.
@@ -52,8 +59,11 @@ class Code:
         pattern, found = re.compile(names), []
         for cell in range(len(self.cells)) if cells is None else cells:
             calls = (node for node in ast.walk(self.cells[cell]) if isinstance(node, ast.Call))
-            found += [(cell, call) for call in calls if pattern.fullmatch(called(call)) and called(call) not in self.stubs]
+            found += [(cell, call) for call in calls if any(map(pattern.fullmatch, self._does(call)))]
         return found
+
+    def _does(self, call: ast.Call) -> tuple[str, ...]:
+        return self.library.get(call) or (() if called(call) in self.stubs else (called(call),))
 
     def value(self, node: ast.expr | None) -> Any:
         """Return the constant that an expression is, or that the name in it was set to; None if it is neither."""
@@ -66,11 +76,12 @@ class Code:
         return [value for tree in self.cells for node in ast.walk(tree) for key, value in _given(node) if key == name]
 
     def words(self, cell: int) -> str:
-        """Return the names and strings in a cell and in the functions of the notebook that it calls."""
+        """Return the names and strings in a cell and in the functions of the notebook that it calls, and what the library's do."""
         tree = self.cells[cell]
-        names = {called(node) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        bodies = [self.functions[name][1] for name in names if name in self.functions]
-        return " ".join(word for part in (tree, *bodies) for node in ast.walk(part) for word in _words(node))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        bodies = [self.functions[called(call)][1] for call in calls if called(call) in self.functions and call not in self.library]
+        done = [word for call in calls for word in self.library.get(call, ())]
+        return " ".join([*done, *(word for part in (tree, *bodies) for node in ast.walk(part) for word in _words(node))])
 
     def assigns(self, names: str) -> bool:
         """Say whether a name or an attribute that matches is assigned to."""

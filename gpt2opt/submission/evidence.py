@@ -8,7 +8,7 @@ from gpt2opt.notebook import read_notebook
 from gpt2opt.record import Record, read_record
 from gpt2opt.submission.code import Code, read_code
 
-TRACES = "traces"
+TRACES, ARTIFACTS, RECORD = "traces", "artifacts", "run.json"
 
 
 class NotMetError(Exception):
@@ -16,7 +16,7 @@ class NotMetError(Exception):
 
 
 class NoRecordError(Exception):
-    """A point can't be decided, because there is no record of a run to compare with."""
+    """A point can't be decided, because there is no record of a run to compare with, or none that knows of it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def read_submission(path: Path, traces: Path | None = None) -> Submission:
 
     Args:
         path: the notebook.
-        traces: folder of the traces; `traces` beside the notebook unless told.
+        traces: folder of the traces; unless told, `traces` beside the notebook, or `artifacts/traces`, which `gpt2opt run` writes.
 
     Raises:
         ValueError: the file is missing or is no notebook, or the folder that `traces` names does not exist.
@@ -58,7 +58,8 @@ def read_submission(path: Path, traces: Path | None = None) -> Submission:
         raise ValueError(f"there is no folder {traces}; name the folder that holds the traces")
     if traces is not None and Path(traces).resolve() in (path.resolve(), *path.resolve().parents):
         raise ValueError(f"{traces} is the folder of the notebook or above it, expected one that holds the traces alone")
-    folder = path.parent / TRACES if traces is None else Path(traces)
+    places = (path.parent / TRACES, path.parent / ARTIFACTS / TRACES)
+    folder = Path(traces) if traces else next(filter(Path.is_dir, places), places[0])
     cells = tuple(cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip())
     record, no_record = _find_record(path.parent, folder)
     return Submission(path, notebook, cells, read_code([cell.source for cell in cells]), folder, _files(folder), record, no_record)
@@ -70,7 +71,7 @@ def _files(folder: Path) -> tuple[Path, ...]:
 
 
 def _find_record(beside: Path, traces: Path) -> tuple[Record | None, str]:
-    for path in (traces / "run.json", beside / "artifacts" / "run.json"):
+    for path in (traces / RECORD, beside / ARTIFACTS / RECORD):
         if path.exists():
             try:
                 return read_record(path), ""

@@ -3,13 +3,15 @@
 A path in a source may be needed to run the notebook, and a key taken out of one would still have to be revoked: only its owner can do that.
 """
 
+import hashlib
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt2opt.notebook import notebook_text
 from gpt2opt.storage import claim_folder, write_whole
-from gpt2opt.submission.evidence import Submission
+from gpt2opt.submission.evidence import RECORD, Submission
 from gpt2opt.submission.secrets import HOME, find_homes, find_secrets, mask
 from gpt2opt.submission.texts import PERSONAL, Place, visit_notebook, visit_trace
 
@@ -33,15 +35,14 @@ def fix_submission(submission: Submission) -> Fixed:
     Raises:
         ValueError, OSError: a file can't be read or written, or `before-fix` is a folder of the user's own.
     """
-    import nbformat
-
     path, cleaner = submission.path, _Cleaner()
     before = path.read_bytes()
     visit_notebook(submission.notebook, cleaner.clean)
     _drop_time_stamps(submission.notebook, cleaner)
-    after = {path: before if not cleaner.changed else (nbformat.writes(submission.notebook) + "\n").encode()}
+    after = {path: before if not cleaner.changed else notebook_text(submission.notebook).encode()}
     for trace in submission.files:
         after[trace] = visit_trace(trace, trace.relative_to(submission.traces.parent).as_posix(), cleaner.clean)
+    _renew_hashes(after, submission.traces / RECORD)
     changed = {file: content for file, content in after.items() if content != file.read_bytes()}
     names = {path: path.name} | {file: file.relative_to(submission.traces.parent).as_posix() for file in submission.files}
     copies = [_keep(file, path.parent / COPIES, names[file]) for file in changed]
@@ -50,6 +51,15 @@ def fix_submission(submission: Submission) -> Fixed:
     if copies and cleaner.keys:
         cleaner.todo[f"delete {path.parent / COPIES} when you need it no longer: it holds the keys"] = None
     return Fixed(list(cleaner.changed), list(cleaner.todo), copies)
+
+
+def _renew_hashes(after: dict[Path, bytes], record: Path) -> None:
+    """Give the record the hashes of the traces as they will be, in place of those as they are; a trace that it does not know stays so."""
+    if record not in after:
+        return
+    for file, content in after.items():
+        old, new = (hashlib.sha256(version).hexdigest().encode() for version in (file.read_bytes(), content))
+        after[record] = after[record].replace(old, new)
 
 
 @dataclass

@@ -19,7 +19,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Answer:
-    """passed: None where there is no record to decide by."""
+    """passed: None where the record does not decide it, or there is none."""
 
     part: str
     point: str
@@ -51,6 +51,7 @@ POINTS = (
     Point("charts", "chart of perplexity", saved.chart_of("perplexity")),
     Point("charts", "chart of memory", saved.chart_of("memory")),
     Point("traces", "traces present and not empty", saved.traces_present),
+    Point("traces", "traces are those of the record", saved.traces_of_the_record),
     Point("private", "no key or token", saved.no_secrets),
     Point("private", "no home path", saved.no_home_paths),
     Point("figures", "figures are those of the record", figures_of_the_record),

@@ -1,14 +1,18 @@
 """What must hold of the files as they were saved: the notebook was run, shows what it should, and gives nothing of its author away."""
 
 import ast
+import base64
 import re
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpt2opt.measure.trace_file import ON_GPU, parse_trace
+from gpt2opt.measure.trace_file import ON_GPU, is_trace, parse_trace
+from gpt2opt.profile.page import hash_traces
 from gpt2opt.submission.code import called
-from gpt2opt.submission.evidence import NotMetError, Submission, number
+from gpt2opt.submission.evidence import NoRecordError, NotMetError, Submission, number
 from gpt2opt.submission.secrets import find_homes, find_secrets, mask
 from gpt2opt.submission.texts import Place, visit_notebook, visit_trace
 
@@ -16,6 +20,8 @@ SHOWS = re.compile(r"print|pprint|display|show|plot\w*")
 SHOWS_AT_THE_END = re.compile(rf"{SHOWS.pattern}|head|describe|train|\w*_table")
 """Calls that leave an output where they stand alone in a line of a cell, and those that do so in its last line."""
 CHARTS = {"latency": r"latency|ttft|tpot", "perplexity": r"perplexity|ppl", "memory": r"memory|vram|\bram\b|rss"}
+PNG = b"\x89PNG\r\n\x1a\n"
+"""The first bytes of such a file."""
 PICTURES = ("image/", "application/vnd.plotly", "application/vnd.vega")
 
 
@@ -45,7 +51,31 @@ def outputs_present(s: Submission) -> str:
     lacking = [place for place, cell in enumerate(s.cells) if not cell.outputs and should_show(s.code.cells[place], cell.source)]
     if lacking:
         raise NotMetError(f"{number(lacking)} should show something and has no output; run all cells and save the notebook")
+    if damaged := [place for place in shown if not all(map(is_whole_png, pngs(s.cells[place])))]:
+        raise NotMetError(f"{number(damaged)} holds a picture that is damaged; run all cells and save the notebook")
     return f"{len(shown)} of {len(s.cells)} code cells show something, and the others need not"
+
+
+def pngs(cell: Any) -> list[str]:
+    """Return the PNG pictures among the outputs of a cell, in base64."""
+    return [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+
+
+def is_whole_png(packed: str) -> bool:
+    """Say whether a PNG in base64 is as it was written: each of its chunks up to the last has the checksum that stands behind it."""
+    packed = "".join(packed.split())
+    try:
+        data = base64.b64decode(packed, validate=True)
+        place, kind = len(PNG), b""
+        while kind != b"IEND":
+            length, kind = struct.unpack_from(">I4s", data, place)
+            checked = data[place + 4 : place + 8 + length]
+            if struct.unpack_from(">I", data, place + 8 + length)[0] != zlib.crc32(checked):
+                return False
+            place += 12 + length
+    except (ValueError, struct.error):
+        return False
+    return data.startswith(PNG) and base64.b64encode(data).decode() == packed
 
 
 def should_show(tree: ast.Module, source: str) -> bool:
@@ -89,7 +119,7 @@ def has_picture(cell: Any) -> bool:
 def traces_present(s: Submission) -> str:
     if not s.files:
         raise NotMetError(f"no file in {s.traces}; export the profile with gpt2opt.trace_handler, or name the folder with --traces")
-    traces = [path for path in s.files if ".json" in path.suffixes and "trace" in path.name]
+    traces = list(filter(is_trace, s.files))
     if not traces:
         raise NotMetError(
             f"no profiler trace (*trace.json, *trace.json.gz) among the {len(s.files)} files of {s.traces}; export the profile"
@@ -106,6 +136,21 @@ def _operators(path: Path) -> int:
     if not operators:
         raise NotMetError(f"{path.name} holds {len(events)} events and no operator among them; profile at least one whole step")
     return operators
+
+
+def traces_of_the_record(s: Submission) -> str:
+    """Say how many files are those that the run wrote: each trace, and each page that the record knows."""
+    if s.record is None:
+        raise NoRecordError(f"no record: {s.no_record}")
+    if (known := s.record.traces) is None:
+        raise NoRecordError("the record has no hashes of its traces, since an earlier version of gpt2opt wrote it; run the notebook again")
+    found = hash_traces(s.traces)
+    wrong = {name: "is missing" for name in known if name not in found}
+    wrong |= {name: "is not the one that the run wrote" for name in known if found.get(name, known[name]) != known[name]}
+    wrong |= {name: "is not in the record" for name in found if name not in known and is_trace(Path(name))}
+    if wrong:
+        raise NotMetError(f"{'; '.join(f'{name} {what}' for name, what in wrong.items())}; run the notebook again, top to bottom")
+    return f"{len(known)} files, each by its SHA-256"
 
 
 def no_secrets(s: Submission) -> str:

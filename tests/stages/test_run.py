@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.measure.quality import window_length
 from gpt2opt.measure.trace import read_trace, record_trace
-from gpt2opt.profile.page import page
+from gpt2opt.profile.page import hash_traces, page
 from gpt2opt.record import Settings, read_record
 from gpt2opt.sources.models import load_model
 from gpt2opt.stages.profile import run_profile
@@ -211,6 +211,10 @@ def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again
     traced = run.trace_folder("Pruned")
     assert sorted(path.name for path in traced.iterdir()) == ["gpt2opt.pt.trace.json.gz", "profile.html"]
     assert "2-prune" in (run.traces / "profiles.html").read_text()
+    written = {"2-prune/gpt2opt.pt.trace.json.gz", "2-prune/profile.html", "profiles.html"}
+    assert written <= run.record.traces.keys()
+    for folder in (run.out, run.traces):
+        assert read_record(folder / "run.json").traces == hash_traces(run.traces)
     assert run.record.stage("2-prune").weights_in == run.record.stage("1-profile").weights_out
     run.measure("Pruned", baseline)  # it was not loaded from what stage 1 wrote, and nobody can tell from what
     assert run.record.stage("2-prune").weights_in is None
@@ -219,6 +223,8 @@ def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again
     run.measure("Baseline", baseline)
     assert [stage.name for stage in run.record.stages] == ["1-profile"]
     assert not list(traced.iterdir())
+    assert read_record(run.out / "run.json").traces == hash_traces(run.traces)
+    assert not any(name.startswith("2-prune") for name in run.record.traces)
 
 
 def test_all_models_of_a_runtime_take_turns_and_are_shown_with_the_times_of_these_rounds(run, baseline, memory_left_out):

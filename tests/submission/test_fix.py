@@ -4,9 +4,12 @@ import json
 import pytest
 from nbformat.v4 import new_output
 
+from gpt2opt.profile.page import hash_traces
+from gpt2opt.record import read_record
 from gpt2opt.submission.evidence import read_submission
 from gpt2opt.submission.fix import COPIES, fix_submission
 from gpt2opt.submission.points import check_points
+from tests.report.conftest import make_record
 from tests.submission.conftest import TRACE
 from tests.submission.test_secrets import HOME_OF_ROOT, KEYS
 
@@ -52,6 +55,19 @@ def test_after_fix_every_point_is_met(leaky):
     assert any("revoke it at huggingface.co/settings/tokens" in todo for todo in fixed.todo)
     assert any(f"delete {leaky.path.parent / COPIES}" in todo for todo in fixed.todo)
     assert TOKEN not in str(fixed)
+
+
+def test_traces_stay_those_of_the_record(leaky):
+    record = make_record()
+    record.traces = hash_traces(leaky.traces)
+    record.write(leaky.traces / "run.json")
+    fix_submission(read_submission(leaky.write()))
+    after = read_record(leaky.traces / "run.json").traces
+    assert after == hash_traces(leaky.traces) != record.traces
+    leaky.trace.write_text("of another run")
+    leaky.say("load", "/home/jane once more")
+    fix_submission(read_submission(leaky.write()))
+    assert read_record(leaky.traces / "run.json").traces == after
 
 
 def test_the_files_are_kept_as_they_were_and_never_twice(leaky):

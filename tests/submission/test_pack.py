@@ -89,9 +89,9 @@ def test_traces_of_another_name_are_taken(project, capsys):
 
 
 WRONG = {
-    "missing": (["missing.ipynb"], "can't read the notebook missing.ipynb (FileNotFoundError)"),
-    "a folder": (["traces"], "can't read the notebook traces (IsADirectoryError)"),
-    "not JSON": (["notes.txt"], "can't read the notebook notes.txt (NotJSONError)"),
+    "missing": (["missing.ipynb"], "can't read the notebook missing.ipynb: No such file or directory; name"),
+    "a folder": (["traces"], "can't read the notebook traces: Is a directory; name"),
+    "not JSON": (["notes.txt"], "can't read the notebook notes.txt: it is not JSON ("),
     "no folder of traces": (["project.ipynb", "--traces", "none"], "there is no folder none"),
     "everything as traces": (["project.ipynb", "--traces", "."], "expected one that holds the traces alone"),
 }

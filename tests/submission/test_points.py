@@ -1,27 +1,36 @@
 import dataclasses
+import gzip
 import json
 import shutil
 
 import pytest
 from nbformat.v4 import new_output
 
+import gpt2opt
+from gpt2opt.profile.page import hash_traces
 from gpt2opt.report.tables import stage_table, summary_table
+from gpt2opt.submission import figures
 from gpt2opt.submission.code import read_code
 from gpt2opt.submission.evidence import read_submission
 from gpt2opt.submission.points import POINTS, check_points
 from gpt2opt.submission.saved import should_show
 from tests.conftest import ROOT
 from tests.report.conftest import make_record
+from tests.submission.conftest import PICTURE, TRACE
 from tests.submission.test_secrets import KEYS
 
 FIGURES = "figures are those of the record"
+TRACES = "traces are those of the record"
+UNDECIDED = {FIGURES, TRACES}
+"""The points that only a record decides."""
 
 
 def test_every_point_is_met_by_a_notebook_of_a_students_own(project):
     answers = project.answers()
-    assert {name: answer.found for name, answer in answers.items() if not answer.passed} == {FIGURES: answers[FIGURES].found}
-    assert answers[FIGURES].passed is None
-    assert "no record: there is no run.json" in answers[FIGURES].found
+    assert {name for name, answer in answers.items() if not answer.passed} == UNDECIDED
+    for point in UNDECIDED:
+        assert answers[point].passed is None
+        assert "no record: there is no run.json" in answers[point].found
 
 
 def drop(name):
@@ -52,6 +61,10 @@ BROKEN = {
     "run top to bottom, in order, all": (count("train", None), "code cell 6 not run"),
     "no cell failed": (output("measure", ERROR), "code cell 2 ended in an error: ZeroDivisionError"),
     "saved with outputs": (output("cpu"), "code cell 8 should show something"),
+    "saved with outputs, a picture": (
+        output("perplexity", new_output("display_data", {"image/png": PICTURE["image/png"].replace("AADUl", "AADVl")})),
+        "code cell 10 holds a picture that is damaged",
+    ),
     "all TODOs done": (change("train", "def tokenize_dataset(dataset, tokenizer): return", STUB + "x ="), "still empty: tokenize_dataset"),
     "model loaded in FP16": (change("load", ".half()", ""), "the model is not loaded in FP16"),
     "profiled with torch.profiler": (change("profile", "with profile(", "with timer("), "no call of torch.profiler.profile"),
@@ -93,8 +106,8 @@ def test_a_point_that_is_not_met_is_named(case, project):
     assert message in project.failed()[point]
 
 
-def test_each_point_but_the_figures_is_broken_once():
-    assert {point.name for point in POINTS} - {FIGURES} <= {case.partition(", all")[0] for case in BROKEN}
+def test_each_point_but_those_of_the_record_is_broken_once():
+    assert {point.name for point in POINTS} - UNDECIDED <= {case.partition(", all")[0] for case in BROKEN}
 
 
 @pytest.mark.parametrize("name", [r"torch\cuda\__init__.py(219): _lazy_init", 'prompt "Hello"', "two\nlines"])
@@ -122,6 +135,11 @@ def test_cells_that_are_no_python_do_no_harm(project):
 def recorded(project):
     """The notebook with a record beside its traces, and its summary in the last cell."""
     record = make_record()
+    for folder in ("1-profile", "4-control-fp32"):
+        (project.traces / folder).mkdir()
+        (project.traces / folder / "gpt2opt.pt.trace.json.gz").write_bytes(gzip.compress(json.dumps(TRACE | {"of": folder}).encode()))
+        (project.traces / folder / "profile.html").write_text(f"<title>{folder}</title>")
+    record.traces = hash_traces(project.traces)
     record.write(project.traces / "run.json")
     project.cells["memory"].outputs.append(new_output("execute_result", {"text/markdown": summary_table(record).markdown()}))
     return project
@@ -162,6 +180,68 @@ def test_a_conclusion_from_another_run_fails(recorded):
     assert "does not say what follows from the record: 'Fine-tuning gained" in recorded.failed()[FIGURES]
 
 
+def test_a_header_of_another_run_fails_where_the_code_says_what_table_it_is(recorded):
+    recorded.cells["again"].source += "\nprint(gpt2opt.stage_table(run.record, '2-prune'))"
+    shown = str(stage_table(make_record(), "2-prune"))
+    recorded.say("again", f"{shown}\nand more\n")
+    assert recorded.failed() == {}
+    recorded.cells["again"].outputs[-1].text = shown.replace("TTFT ms", "TTFT us")
+    assert "code cell 5 does not say what follows from the record: 'stage" in recorded.failed()[FIGURES]
+
+
+@pytest.mark.parametrize(("shown", "old", "new"), [(str, "  torch", " torch"), (lambda table: table.markdown(), "| torch", "! torch")])
+def test_a_row_whose_cells_can_not_be_told_apart_fails(shown, old, new, recorded):
+    *lines, last = shown(stage_table(make_record(), "2-prune")).split("\n")
+    recorded.say("again", "\n".join(lines))
+    assert recorded.failed() == {}  # a part of a table that ends where the text ends
+    recorded.say("again", "\n".join([*lines, last.replace(old, new), "more"]))
+    assert "and the record has 'Pruned, first heads (control) float16 torch" in recorded.failed()[FIGURES]
+
+
+@pytest.mark.parametrize("name", ["summary_table", "speed_table", "memory_table"])
+def test_what_was_shown_before_the_last_stage_passes(name, recorded):
+    record = make_record()
+    del record.stages[2:]
+    recorded.cells["again"].source += f"\nprint(gpt2opt.{name}(run.record))\nprint('and more')"
+    recorded.say("again", f"{getattr(gpt2opt, name)(record)}\nand more\n")
+    assert recorded.failed() == {}
+
+
+def test_a_call_whose_result_is_not_shown_asks_for_no_output(recorded):
+    recorded.cells["again"].source += "\nrows = len(gpt2opt.summary_table(run.record).rows)\nnotice = gpt2opt.stand_in_notice(run.record)"
+    recorded.cells["again"].source += "\ngpt2opt.speed_table(run.record).rows;\nprint(gpt2opt.perplexity_ratio(one, other))\nprint(str())"
+    recorded.cells["again"].source += "\nfor name in STAGES: print(gpt2opt.stage_table(run.record, name))"
+    assert recorded.failed() == {}
+
+
+def test_a_table_or_a_text_behind_words_of_ones_own_passes(recorded):
+    record = with_tuned_control()
+    record.traces = hash_traces(recorded.traces)
+    record.write(recorded.traces / "run.json")
+    recorded.cells["memory"].outputs[-1].data["text/markdown"] = summary_table(record).markdown()
+    recorded.cells["again"].source += "\nprint('all:', gpt2opt.summary_table(run.record))"
+    recorded.cells["again"].source += "\nprint('so:', gpt2opt.conclude_finetune(run.record))"
+    said = gpt2opt.conclude_finetune(record)
+    recorded.say("again", f"all: {summary_table(record)}\nso: {said}\n")
+    assert recorded.failed() == {}
+    recorded.cells["again"].outputs[-1].text = f"so: {said.replace('nats', 'bits')}\n"
+    assert "does not say what follows from the record" in recorded.failed()[FIGURES]
+
+
+def test_what_the_record_lacks_fails_with_a_word_about_the_version_that_wrote_it(recorded, monkeypatch):
+    record = make_record()
+    record.environment = record.environment | {"commit": "0ld"}
+    record.traces = hash_traces(recorded.traces)
+    record.write(recorded.traces / "run.json")
+    recorded.cells["again"].source += "\nprint(gpt2opt.conclude_quantize(run.record))"
+    monkeypatch.setattr(figures, "commit", lambda: "new")
+    found = recorded.failed()[FIGURES]
+    assert found.startswith("code cell 5 calls conclude_quantize, for which the record lacks something; run the notebook again")
+    assert "commit 0ld of gpt2opt wrote the record, and this is new" in found
+    monkeypatch.setattr(figures, "commit", lambda: "0ld")
+    assert "commit" not in recorded.failed()[FIGURES]
+
+
 def with_tuned_control():
     record = make_record()
     tuned = record.stage("3-finetune")
@@ -190,7 +270,67 @@ def test_a_record_that_cannot_be_read_is_none(project):
 
 def test_the_projects_own_notebook_meets_every_point():
     answers = check_points(read_submission(ROOT / "project.ipynb"))
-    assert {answer.point: answer.found for answer in answers if not answer.passed} == {}
+    assert {answer.point: answer.found for answer in answers if answer.passed is False} == {}
+
+
+def swap(traces):
+    one, other = (traces / folder / "gpt2opt.pt.trace.json.gz" for folder in ("1-profile", "4-control-fp32"))
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+OF_ANOTHER_RUN = {
+    "of another run": (
+        lambda traces: shutil.copy(traces / "baseline_trace.json", traces / "1-profile" / "gpt2opt.pt.trace.json.gz"),
+        "1-profile/gpt2opt.pt.trace.json.gz is not the one that the run wrote",
+    ),
+    "swapped": (swap, "1-profile/gpt2opt.pt.trace.json.gz is not the one that the run wrote; 4-control-fp32/gpt2opt"),
+    "a control's is missing": (
+        lambda traces: shutil.rmtree(traces / "4-control-fp32"),
+        "4-control-fp32/gpt2opt.pt.trace.json.gz is missing; 4-control-fp32/profile.html is missing",
+    ),
+    "one too many": (
+        lambda traces: shutil.copytree(traces / "1-profile", traces / "2-prune"),
+        "2-prune/gpt2opt.pt.trace.json.gz is not in the record; run the notebook again",
+    ),
+    "a page of another run": (
+        lambda traces: (traces / "1-profile" / "profile.html").write_text("<title>other</title>"),
+        "1-profile/profile.html is not the one that the run wrote",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OF_ANOTHER_RUN)
+def test_a_trace_that_is_not_the_records_fails_by_its_name(case, recorded):
+    assert recorded.answers()[TRACES].found == "5 files, each by its SHA-256"
+    break_traces, message = OF_ANOTHER_RUN[case]
+    break_traces(recorded.traces)
+    assert message in recorded.failed()[TRACES]
+
+
+def test_what_a_user_keeps_among_the_traces_does_no_harm(recorded):
+    (recorded.traces / "notes.html").write_text("mine")
+    (recorded.traces / ".ipynb_checkpoints").mkdir()
+    shutil.copy(recorded.trace, recorded.traces / ".ipynb_checkpoints")
+    assert recorded.answers()[TRACES].passed is True
+
+
+def test_a_record_that_knows_no_traces_does_not_decide_whose_they_are(recorded):
+    make_record().write(recorded.traces / "run.json")  # as earlier versions wrote it, but for the key itself
+    content = json.loads((recorded.traces / "run.json").read_text())
+    assert content.pop("traces") is None
+    (recorded.traces / "run.json").write_text(json.dumps(content))
+    answer = recorded.answers()[TRACES]
+    assert answer.passed is None
+    assert "has no hashes of its traces, since an earlier version of gpt2opt wrote it" in answer.found
+
+
+def test_traces_of_the_command_line_are_found_beside_its_record(recorded):
+    (recorded.path.parent / "artifacts").mkdir()
+    recorded.traces.rename(recorded.path.parent / "artifacts" / "traces")
+    assert recorded.failed() == {}
+    assert recorded.answers()[TRACES].passed is True
 
 
 @pytest.mark.parametrize(
