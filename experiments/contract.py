@@ -7,10 +7,14 @@ import dataclasses
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from gpt2opt.report.tables import Table
 from gpt2opt.storage import check_file, check_folder, from_json, read_json, write_chart, write_result
@@ -212,3 +216,17 @@ def write_charts(charts: Mapping[str, "Figure"], folder: Path, source: Path) -> 
 
 def hash_of(source: Path) -> str:
     return hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[str], None]]:
+    """Show a bar of so many steps on stderr; yield a function that is told which step begins, and counts the one before it."""
+    with tqdm(total=total, unit="step", file=sys.stderr) as bar:
+
+        def step(what: str) -> None:
+            if bar.desc:
+                bar.update()
+            bar.set_description(what)
+
+        yield step
+        bar.update()

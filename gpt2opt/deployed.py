@@ -52,6 +52,7 @@ BACKENDS: Mapping[str, Backend] = {
 }
 HERE = tuple(name for name, backend in BACKENDS.items() if backend.load)
 """The back-ends that run on this machine."""
+ON_THE_CARD = "Qualcomm's runtime runs it on the card (`qaic-runner -t {}/qpc`)"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class GPT2Deployed:
 
     Only `from_pretrained` has to be called: `compile` exports what it needs, and `generate` compiles for `openvino` on all cores.
 
-    source: where the model was found. tokenizer: its own. exported: back-end -> folder. compiled: None before `compile`.
+    source: where the model was found. tokenizer: its own. exported: back-end -> folder. compiled: None before `compile`. program: the
+    folder of a program for Cloud AI 100 that was compiled last, which does not run here; None for the other back-ends.
     """
 
     def __init__(self, source: FoundModel):
@@ -95,6 +97,7 @@ class GPT2Deployed:
         self.context, self.vocab_size = model.config.n_positions, model.config.vocab_size
         self.exported: dict[str, Path] = {}
         self.compiled: Compiled | None = None
+        self.program: Path | None = None
         self._scratch: tempfile.TemporaryDirectory | None = None
         self._limits: dict[int, Limits] = {}
 
@@ -147,10 +150,11 @@ class GPT2Deployed:
         Args:
             num_cores: CPU cores, or AI cores of the card for `qaic`. None takes all; of more cores than this process may use it takes
                 those, and a line on stderr says so.
-            backend: one of `BACKENDS`. A program for `qaic` is compiled into the folder `program` beside the export.
+            backend: one of `BACKENDS`. A program for `qaic` is compiled into the folder `program` beside the export, which has to lie in a
+                folder that stays: name one to `export` before.
 
         Raises:
-            ValueError: `num_cores` is no whole number of at least 1, or the back-end is not known.
+            ValueError: `num_cores` is no whole number of at least 1, the back-end is not known, or a program has no folder that stays.
             ImportError: the back-end's library or SDK is not installed.
         """
         _check_backend(backend)
@@ -159,14 +163,16 @@ class GPT2Deployed:
         BACKENDS[backend].require()  # before the export, which takes a while
         load = BACKENDS[backend].load
         if load is None:
-            program = compile_program(self._exported(backend), self._exported(backend).parent / "program", num_cores or AI_CORES)
-            _say(f"the program for Cloud AI 100 lies in {program}; it runs on the card, with Qualcomm's runtime")
+            exported = self._lasting(backend)
+            self.program = compile_program(exported, exported.parent / "program", num_cores or AI_CORES)
+            self.compiled = None
+            _say(f"the program for Cloud AI 100 lies in {self.program}; {ON_THE_CARD.format(self.program)}")
             return
         allowed = environment.threads()
         if num_cores and num_cores > allowed:
             _say(f"num_cores={num_cores}, but this process may use {allowed}: it is compiled for {allowed}")
         num_cores = min(num_cores or allowed, allowed)
-        self.compiled = Compiled(backend, num_cores, load(self._exported(backend), num_cores))
+        self.compiled, self.program = Compiled(backend, num_cores, load(self._exported(backend), num_cores)), None
 
     def generate(
         self, prompts: Sequence[str] | str, tokenizer: Any = None, settings: DecodingSettings = SETTINGS, runs: int = RUNS
@@ -182,8 +188,8 @@ class GPT2Deployed:
             runs: timed generations; 0 generates without statistics.
 
         Raises:
-            ValueError: a prompt is empty, no text, or longer than the context allows; the tokenizer is another model's; or the settings ask
-                for a method that does not choose its tokens one after the other.
+            ValueError: a prompt is empty, no text, or longer than the context allows; the tokenizer is another model's; the settings ask
+                for a method that does not choose its tokens one after the other; or the model was compiled for a card.
         """
         prompts = tuple(prompts) if isinstance(prompts, Sequence) and not isinstance(prompts, str) else (prompts,)
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
@@ -221,7 +227,7 @@ class GPT2Deployed:
             runs: timed runs of each number of cores.
 
         Raises:
-            ValueError: they don't fit into the context, new_tokens < 2, or runs < 1.
+            ValueError: they don't fit into the context, new_tokens < 2, runs < 1, or the model was compiled for a card.
         """
         ids = np.random.default_rng(0).integers(self.vocab_size, size=(1, prompt_tokens))
         check_prompts(ids, new_tokens, self.context, self.vocab_size)
@@ -239,10 +245,24 @@ class GPT2Deployed:
         return scaling
 
     def _compiled(self) -> Compiled:
+        if self.program:
+            raise ValueError(
+                f"the model was compiled for Cloud AI 100, into {self.program}: {ON_THE_CARD.format(self.program)}; "
+                f"here compile(backend=…) takes {' or '.join(HERE)}"
+            )
         if self.compiled is None:
             self.compile()
         assert self.compiled
         return self.compiled
+
+    def _lasting(self, backend: str) -> Path:
+        exported = self.exported.get(backend)
+        if exported is None or (self._scratch and exported.parent == Path(self._scratch.name)):
+            raise ValueError(
+                f"a program for {backend} needs a folder that stays: "
+                f"call export('FOLDER', backends=['{backend}']) first, with a folder of your own"
+            )
+        return exported
 
     def _exported(self, backend: str) -> Path:
         if backend not in self.exported:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from gpt2opt.quantize.export import export_ir
@@ -136,6 +137,20 @@ def change_pass(monkeypatch, name: str, change: Callable[[Callable], Callable]) 
 
 def relative_error(found, expected) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@pytest.fixture
+def bars(monkeypatch) -> list[tuple[str, float, float]]:
+    """Collect what every progress bar shows at its end: (what it counts, how many it counted, of how many)."""
+    ended, close = [], tqdm.close
+
+    def close_and_tell(bar):
+        if not bar.disable:  # it is not closed yet
+            ended.append((bar.desc.removesuffix(": "), bar.n, bar.total))
+        close(bar)
+
+    monkeypatch.setattr(tqdm, "close", close_and_tell)
+    return ended
 
 
 @pytest.fixture(scope="session")

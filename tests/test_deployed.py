@@ -230,11 +230,17 @@ def test_the_graph_for_the_card_computes_what_torch_computes(model, tmp_path):
         logits = run([[text[-1]] for text in texts], [[len(text) - 1] for text in texts])
 
 
-def test_without_the_sdk_one_line_says_what_is_missing_and_with_it_the_compiler_is_called(uncompiled, tmp_path, monkeypatch, capsys):
+def test_without_the_sdk_one_line_says_what_is_missing(uncompiled, tmp_path, monkeypatch):
     monkeypatch.setattr(qaic, "SDK_FOLDER", str(tmp_path / "sdk"))
     with pytest.raises(ImportError, match=r"qaic-compile of Qualcomm's Cloud AI Apps SDK is neither in .* nor on PATH"):
         uncompiled.compile(backend="qaic")
     assert uncompiled.exported == {}
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """Put a script into the place of Qualcomm's compiler, which writes its options down as the program."""
+    monkeypatch.setattr(qaic, "SDK_FOLDER", str(tmp_path / "sdk"))
     compiler = tmp_path / "sdk" / "qaic-compile"
     compiler.parent.mkdir()
     compiler.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$0.py" "$@"\n')  # a path in the first line may hold no space
@@ -245,7 +251,11 @@ folder.mkdir()
 (folder / "programqpc.bin").write_text(json.dumps(options))
 """)
     compiler.chmod(0o755)
-    model = GPT2Deployed.from_pretrained(uncompiled.source.path)
+    return compiler
+
+
+def test_the_compiler_of_the_card_is_called(model_dir, compiler, tmp_path, capsys):
+    model = GPT2Deployed.from_pretrained(model_dir)
     out = model.export(tmp_path / "out", backends=["qaic"])
     model.compile(num_cores=8, backend="qaic")
     options = json.loads((out / "program" / "qpc" / "programqpc.bin").read_text())
@@ -258,6 +268,42 @@ folder.mkdir()
     with pytest.raises(RuntimeError, match="exit code 3: no such operator"):
         model.compile(backend="qaic")
     assert (out / "program" / "qpc" / "programqpc.bin").exists()  # the program before it stays
+
+
+@pytest.mark.parametrize("before", [None, "openvino", "onnxruntime"])
+def test_a_model_that_was_compiled_for_the_card_writes_nothing_on_the_cpu(before, model_dir, compiler, tmp_path, known_limits, monkeypatch):
+    model = GPT2Deployed.from_pretrained(model_dir)
+    if before:
+        model.compile(backend=before)
+    model.export(tmp_path / "out", backends=["qaic"])
+    model.compile(backend="qaic")
+    program = tmp_path / "out" / "program"
+    with monkeypatch.context() as changed:
+        changed.setattr(GPT2Deployed, "compile", lambda *_, **__: pytest.fail("it was compiled for this machine"))
+        for act in (lambda: model.generate("Hi there!!"), lambda: model.scaling(8, 2)):
+            with pytest.raises(ValueError, match=r"\w") as refused:
+                act()
+            for part in (
+                f"for Cloud AI 100, into {program}: ",
+                f"`qaic-runner -t {program}/qpc`",
+                "compile(backend=…) takes openvino or onnxruntime",
+            ):
+                assert part in str(refused.value)
+            assert "\n" not in str(refused.value)
+    model.compile(backend="openvino")
+    assert model.generate("Hi there!!", runs=0).texts
+    assert program.is_dir()
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_program_is_not_compiled_into_a_folder_that_vanishes(exported, model_dir, compiler, monkeypatch):
+    model = GPT2Deployed.from_pretrained(model_dir)
+    if exported:
+        model.export(backends=["qaic"])  # into a temporary folder
+    monkeypatch.setattr(deployed, "compile_program", lambda *_: pytest.fail("it was compiled"))
+    with pytest.raises(ValueError, match=r"call export\('FOLDER', backends=\['qaic'\]\) first, with a folder of your own"):
+        model.compile(backend="qaic")
+    assert model.program is None
 
 
 # --- statistics

@@ -312,13 +312,14 @@ class _Bench:
         """Let every variant answer every text, one at a time: padding would change what is rounded."""
         chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
         with tqdm(total=len(chunks) * len(self.workers), desc=f"answering {len(rows):,} texts", file=sys.stderr) as bar:
-            for name in list(self.workers):
+            for number, name in enumerate(list(self.workers), 1):
                 answers: list[int] = []
                 with self._leaving_if_it_fails(name):
                     for chunk in chunks:
                         answers += self.workers[name].call("answers", chunk)
                         bar.update()
                     self.facts[name]["answers"] = tuple(answers)
+                bar.update(number * len(chunks) - bar.n)  # one that failed answers no more
 
     @contextmanager
     def _leaving_if_it_fails(self, name: str) -> Iterator[None]:

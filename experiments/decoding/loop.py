@@ -44,12 +44,15 @@ class LoopContestant:
         return (time.perf_counter() - start) / (new_tokens - 1)
 
 
+LOOP_STEPS = ("exporting the IR", "the cost of the generation loop")
+
+
 def time_loop(source: Path, prompt: list[int], step: Callable[[str], None]) -> LoopTimes:
     """Export a model as an INT8 IR (weights alone) and time both loops on it, in turns: the second one first in every second run."""
-    step("exporting the IR")
+    step(LOOP_STEPS[0])
     folder = source.parent / "ir"
     in_fresh_process(export_int8, source, folder)
-    step("the cost of the generation loop")
+    step(LOOP_STEPS[1])
     seconds: dict[str, list[float]] = {"plain": [], "loop": []}
     with Child(LoopContestant, folder, prompt, environment=thread_settings(environment.threads())) as worker:
         for number in range(LOOP_RUNS + 1):

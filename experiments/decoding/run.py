@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from experiments.decoding.loop import time_loop
+from experiments.contract import progress
+from experiments.decoding.loop import LOOP_STEPS, time_loop
 from experiments.decoding.methods import CONTRASTIVE, GREEDY, METHODS, choose, settings_of
 from experiments.decoding.models import Candidate, find_candidates, tell_stand_ins
 from experiments.decoding.results import ITSELF, Decoding, MethodTexts, MethodTimes, ModelResult, Output
@@ -58,15 +58,10 @@ def compare_decoding(
     tell_stand_ins(candidates, texts)
     torch.set_num_threads(environment.threads())
     steps = sum((prompts * len(chosen) if writes(each) else 0) + LEAST_ROUNDS * len(chosen) for each in candidates)
-    steps += 2  # the loop's
+    steps += len(LOOP_STEPS)
     served = next((each for each in candidates if each.name == "gpt2"), candidates[0])
     measured, shown = [], tuple[str, ...]()
-    with tqdm(total=steps, unit="step") as bar, tempfile.TemporaryDirectory() as scratch:
-
-        def step(what: str) -> None:
-            bar.set_description(what)
-            bar.update()
-
+    with progress(steps) as step, tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch, "models", "model")
         for candidate in candidates:
             tokenizer, model = candidate.load()

@@ -258,8 +258,7 @@ def _measure(made: Made, quality: Quality, seconds: tuple[tuple[float, ...], ...
     files = [path.read_bytes() for path in weight_files(made.folder)]
     prompt = scored.sequences[0][0][: scored.window - NEW_TOKENS].tolist()
     weights, zeros = count_zeros(made.folder)
-    bar.update()
-    return Cell(
+    cell = Cell(
         made.sparsity,
         made.precision,
         made.order,
@@ -271,3 +270,5 @@ def _measure(made: Made, quality: Quality, seconds: tuple[tuple[float, ...], ...
         weights=weights,
         zeros=zeros,
     )
+    bar.update()
+    return cell

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from experiments.contract import progress
 from experiments.decoding.methods import GREEDY, choose, settings_of
 from experiments.race.engines import OnnxFp32, OnnxInt8, TorchCompile, TorchEagerAttention, TorchFp32, TorchInt8, TorchInt8Compile
 from experiments.race.engines.base import Driven, Engine
@@ -95,15 +96,10 @@ def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 6
     check_size(size)
     chosen = choose_engines(engines)
     # The model, a conversion for each engine, the start, and the rounds.
-    with tqdm(total=1 + len(chosen) + 1 + rounds, unit="step") as bar, tempfile.TemporaryDirectory() as scratch:
-
-        def step(what: str) -> None:
-            bar.set_description(what)
-            bar.update()
-
+    with progress(1 + len(chosen) + 1 + rounds) as step, tempfile.TemporaryDirectory() as scratch:
         step(f"model {size}")
         models = prepare_models(size, Path(scratch))
-        bar.write(f"{size}, weights: {models.weights}", file=sys.stderr)
+        tqdm.write(f"{size}, weights: {models.weights}", file=sys.stderr)
         rows = time_engines(chosen, Path(scratch, "models", "full"), models.vocab_size, CASE, rounds, step)
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     return Optimisations(created, environment.describe(), size, models.weights, CASE, rounds, tuple(rows))

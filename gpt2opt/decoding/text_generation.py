@@ -38,6 +38,18 @@ def stream_text(
         MemoryError: there is no memory for so many sequences.
     """
     ids = [encode_prompt(tokenizer, prompt, model.context - settings.max_new_tokens, truncate) for prompt in prompts]
+    return stream_ids(model, tokenizer, ids, settings, stop=stop)
+
+
+def stream_ids(
+    model: Model,
+    tokenizer: Any,
+    ids: Sequence[Sequence[int]],
+    settings: DecodingSettings,
+    *,
+    stop: Callable[[Token], bool] | None = None,
+) -> Iterator[Token]:
+    """Continue prompts that are tokenized already, each a list of token ids; the rest is as in `stream_text`."""
     if settings.eos_token_id is None:
         settings = dataclasses.replace(settings, eos_token_id=tokenizer.eos_token_id)
     decoder = model.decoder(ids, settings.max_new_tokens)

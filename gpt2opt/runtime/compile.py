@@ -2,7 +2,7 @@
 
 import ctypes
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ of dynamic shapes."""
 ROUNDED_AT_RUN_TIME = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}
 """On a CPU with INT8 dot products the plugin reads INT8 weights fastest when it rounds each token's inputs to INT8, in groups of 32 (its
 default). This loses less than the quantizers in the file, whose one range serves all tokens and channels."""
+PRECISIONS = ("f32", "bf16")
 
 
 def cpu_properties(num_threads: int | None = None, kv_cache: str = "f32", precision: str = "f32") -> dict[str, str]:
@@ -69,6 +70,8 @@ def compile_ir(
     Raises:
         ValueError: as `load_ir`.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
     manifest = read_manifest(directory)
     xml = Path(directory) / "openvino_model.xml"
     properties = cpu_properties(num_threads, precision if manifest.weights == "f32" else manifest.kv_cache, precision)
@@ -77,7 +80,7 @@ def compile_ir(
     core = openvino.Core()
 
     def compiled(graph: openvino.Model, **changed: str) -> openvino.CompiledModel:
-        return core.compile_model(graph, "CPU", {**properties, **changed})
+        return _as_asked(core.compile_model(graph, "CPU", {**properties, **changed}), properties)
 
     try:
         graph = core.read_model(str(xml))
@@ -91,6 +94,14 @@ def compile_ir(
         return CompiledIr(prefill, decode, compiled(head), single_step)
     except RuntimeError as error:
         raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); export it again") from error
+
+
+def _as_asked(compiled: openvino.CompiledModel, properties: Mapping[str, str]) -> openvino.CompiledModel:
+    """Return the graph, or raise ValueError if the plugin chose another type than it was told: it does so without a word."""
+    for name in ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION"):
+        if (found := compiled.get_property(name).to_string()) != properties[name]:
+            raise ValueError(f"{name} is {found} on this CPU, not {properties[name]} as asked; ask for one that the CPU has")
+    return compiled
 
 
 def case_of(graph: openvino.Model) -> str:

@@ -42,7 +42,8 @@ def load_ir(
         count_time: let the graphs count the time of each node, at a small cost; see `counters.count_nodes`.
 
     Raises:
-        ValueError: there is no IR, it is not the one that was exported, or a pass in `leave_out` is not known or can't be left out.
+        ValueError: there is no IR, it is not the one that was exported, a pass in `leave_out` is not known or can't be left out, or the
+            precision is not known or this CPU does not have it.
     """
     model = IrModel(compile_ir(directory, num_threads, precision, leave_out, count_time), read_config(directory, "n_positions"))
     # The CPU plugin packs the weights when they are first used: here, one graph after the other, and not during the first prompt.

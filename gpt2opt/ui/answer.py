@@ -1,27 +1,38 @@
 """One answer: a prompt continued by one model, as events that the page gets, one for each token."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gpt2opt.decoding.generation import Token
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text_generation import stream_text
+from gpt2opt.decoding.text_generation import encode_prompt, stream_ids
 from gpt2opt.ui.choices import OTHERS
 from gpt2opt.ui.library import Loaded
 from gpt2opt.ui.watched import WatchedModel
 
 
-def answer(
-    loaded: Loaded, prompt: str, settings: DecodingSettings, truncate: bool, stopped: Callable[[], bool]
-) -> Iterator[dict[str, Any]]:
-    """Yield an event for each token: the token as `token_event` shows it, and how fast the model has been so far.
+def read_prompt(models: Sequence[Loaded], prompt: str, settings: DecodingSettings, truncate: bool) -> list[int]:
+    """Return the token ids of a prompt that one model continues, or several over it.
 
     Raises:
-        ValueError: as `stream_text`.
+        ValueError: the models have different tokens, or as `encode_prompt`.
+    """
+    first, *others = models
+    if any(other.tokenizer.get_vocab() != first.tokenizer.get_vocab() for other in others):
+        raise ValueError("the two models have different tokens; choose two precisions of one model")
+    context = min(each.model.context for each in models)
+    return encode_prompt(first.tokenizer, prompt, context - settings.max_new_tokens, truncate)
+
+
+def answer(loaded: Loaded, ids: Sequence[int], settings: DecodingSettings, stopped: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    """Yield an event for each token behind a prompt: the token as `token_event` shows it, and how fast the model has been so far.
+
+    Raises:
+        ValueError: as `stream_ids`.
     """
     model = WatchedModel(loaded.model)
-    for token in stream_text(model, loaded.tokenizer, [prompt], settings, truncate=truncate, stop=lambda _: stopped()):
+    for token in stream_ids(model, loaded.tokenizer, [ids], settings, stop=lambda _: stopped()):
         yield {"event": "token", "side": 0, **token_event(token, loaded.tokenizer), "speed": model.decoder_now.speed()}
 
 

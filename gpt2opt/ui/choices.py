@@ -20,6 +20,14 @@ DECODING = (
 """The settings that the page offers: those of decoding token by token. Beam search knows its text only at its end, so it can't stream."""
 OTHERS = 5
 """How many tokens are shown beside each token that was chosen: the most probable others."""
+PROMPT_CHARACTERS = 131_072
+"""Of a prompt at most: the context of GPT-2, 1,024 tokens, times the characters of its longest token, 128."""
+STOP_STRINGS, STOP_CHARACTERS = 32, 200
+"""How many stop strings at most, and of how many characters each: every one of them is looked for after every token."""
+MESSAGE_BYTES = 2**20
+"""Of a request at most: room for such a prompt in any script."""
+LARGEST = {"max_new_tokens": 131_072, "top_k": 1_000_000, "temperature": 1_000, "repetition_penalty": 1_000, "seed": 2**53 - 1}
+"""What a number may be at most. Beyond 2**53 - 1 a browser rounds whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -57,4 +65,24 @@ def decoding_settings(given: Mapping[str, Any]) -> DecodingSettings:
     stop_strings = given.get("stop_strings", ())
     if not isinstance(stop_strings, list | tuple):
         raise ValueError(f"stop_strings={stop_strings!r}, expected a list of strings")
-    return DecodingSettings(**{**given, "stop_strings": tuple(stop_strings)}, top_logprobs=OTHERS + 1)
+    longest = max((len(stop) for stop in stop_strings if isinstance(stop, str)), default=0)
+    if len(stop_strings) > STOP_STRINGS or longest > STOP_CHARACTERS:
+        raise ValueError(
+            f"stop_strings: {len(stop_strings):,} of up to {longest:,} characters each, "
+            f"expected at most {STOP_STRINGS} of up to {STOP_CHARACTERS} each"
+        )
+    settings = DecodingSettings(**{**given, "stop_strings": tuple(stop_strings)}, top_logprobs=OTHERS + 1)
+    for name, most in LARGEST.items():
+        if getattr(settings, name) > most:
+            raise ValueError(f"{name}={getattr(settings, name)!r}, expected at most {most:,}")
+    return settings
+
+
+def check_prompt(prompt: object) -> None:
+    """Raise ValueError, in one line, for a prompt that no model can continue; tokenizing it would take its time and memory before that."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"a prompt of type {type(prompt).__name__}, expected text")
+    if not prompt:
+        raise ValueError("the prompt is empty: write at least a word")
+    if len(prompt) > PROMPT_CHARACTERS:
+        raise ValueError(f"the prompt has {len(prompt):,} characters, expected at most {PROMPT_CHARACTERS:,}: shorten it")

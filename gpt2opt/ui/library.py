@@ -105,4 +105,7 @@ class Library:
 
         prepared = self._make(choice, self.out, loading.tell)
         loading.tell(*((4, 4) if prepared.made else (1, 1)), "loading it")
-        return Loaded(choice, prepared, load_ir(prepared.folder), load_tokenizer(prepared.folder))
+        tokenizer = load_tokenizer(prepared.folder)
+        # The first call undoes padding and truncation that were saved with it, and must not do that while another thread tokenizes.
+        tokenizer("a", verbose=False)
+        return Loaded(choice, prepared, load_ir(prepared.folder), tokenizer)

@@ -1,6 +1,6 @@
 """Two models advance together over one prompt, token by token, and the distance between them is measured at each."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,33 +8,30 @@ import numpy as np
 from gpt2opt.decoding.generation import Token
 from gpt2opt.decoding.processors import log_softmax
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text_generation import encode_prompt, stream_text
+from gpt2opt.decoding.text_generation import stream_ids
 from gpt2opt.ui.answer import token_event
 from gpt2opt.ui.library import Loaded
 from gpt2opt.ui.watched import WatchedDecoder, WatchedModel
 
 
 def lockstep(
-    reference: Loaded, other: Loaded, prompt: str, settings: DecodingSettings, truncate: bool, stopped: Callable[[], bool]
+    reference: Loaded, other: Loaded, ids: Sequence[int], settings: DecodingSettings, stopped: Callable[[], bool]
 ) -> Iterator[dict[str, Any]]:
     """Yield an event for each token of the reference model (side 0), then of the other one (side 1), until both texts have ended.
 
     Each writes a text of its own. Sampling draws by the same random numbers on both sides, so that the texts part only where the
     distributions differ. The event of a step's last token says which distance the step has: `kl_nats`, KL(reference ‖ other) of the next
     token, both having read the reference's text. The other model reads that text a second time, outside of its own speed, since texts that
-    have parted can't be compared.
+    have parted can't be compared. Both models must have the same tokens, which `read_prompt` checks.
 
     Raises:
-        ValueError: the models have different tokens, or as `stream_text`.
+        ValueError: as `stream_ids`.
     """
-    if reference.tokenizer.get_vocab() != other.tokenizer.get_vocab():
-        raise ValueError("the two models have different tokens; choose two precisions of one model")
     sides = [WatchedModel(each.model) for each in (reference, other)]
     streams: list[Iterator[Token] | None] = [
-        stream_text(side, each.tokenizer, [prompt], settings, truncate=truncate, stop=lambda _: stopped())
+        stream_ids(side, each.tokenizer, [ids], settings, stop=lambda _: stopped())
         for side, each in zip(sides, (reference, other), strict=True)
     ]
-    ids = encode_prompt(other.tokenizer, prompt, other.model.context - settings.max_new_tokens, truncate)
     follower = WatchedDecoder(other.model.decoder([ids], settings.max_new_tokens), len(ids))
     read: int | None = None
     while streams[0] or streams[1]:

@@ -99,10 +99,12 @@ def taken_as_it_is(choice: Choice) -> Prepared | None:
         return None
     folder = Path(choice.model).resolve()
     if (folder / IR).exists():
-        stored = STORED[read_manifest(folder).weights]
+        weights = read_manifest(folder).weights
+        stored = STORED[weights]
         if choice.precision not in stored:
             raise ValueError(f"{choice.model} holds an IR in {' or '.join(stored)}, not in {choice.precision}; choose that precision")
-        return Prepared(folder.name, folder, Cost(), made=False)
+        # One type may be that of several precisions, and the manifest does not tell which: so the name says what is known.
+        return Prepared(f"{folder.name}, an IR of {weights} weights as it is", folder, Cost(), made=False)
     if choice.precision not in OF_A_RUN:
         return None
     name, inside = OF_A_RUN[choice.precision]

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,8 @@ import tornado.web
 import tornado.websocket
 
 from gpt2opt import environment
-from gpt2opt.ui.answer import answer
-from gpt2opt.ui.choices import PRECISIONS, SIZES, Choice, decoding_settings
+from gpt2opt.ui.answer import answer, read_prompt
+from gpt2opt.ui.choices import MESSAGE_BYTES, PRECISIONS, SIZES, Choice, check_prompt, decoding_settings
 from gpt2opt.ui.library import Library, Loaded
 from gpt2opt.ui.lockstep import lockstep
 from gpt2opt.ui.prepare import Cost, known_cost
@@ -25,8 +26,18 @@ from gpt2opt.ui.turns import Ended, Stream, Turns
 
 HOST = "127.0.0.1"
 PAGE = Path(__file__).parent / "page"
-OWN_NAMES = r"127\.0\.0\.1|localhost"
-"""The names that a request may call this server by. Any other comes from a foreign page that had its name resolved to this machine."""
+PAGE_FILES = sorted(path.name for path in PAGE.iterdir() if path.is_file())
+OWN_NAMES = r"(?:127\.0\.0\.1|localhost|\[::1\])\.?$"
+"""The names that a request may call this server by. Any other comes from a foreign page that had its name resolved to this machine. The
+group and `$` stand here because tornado appends a missing `$`, which binds to the last alternative alone."""
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""Of every answer, errors included: nothing in the page is fetched from elsewhere, and no other page shows it in a frame."""
+ERROR_CHARACTERS = 1_000
+"""Of what went wrong, so many characters are sent: a message may repeat what it refuses."""
 
 
 class Server:
@@ -34,13 +45,16 @@ class Server:
 
     def __init__(self, library: Library, models: list[str], first: Choice):
         self.library, self.turns = library, Turns()
-        self.models, self.first = models, first
+        self.offered, self.first = [*SIZES, *models], first
         self.process = psutil.Process()
         self.machine = environment.machine_label(environment.describe())
 
     def application(self) -> tornado.web.Application:
-        application = tornado.web.Application()
+        application = tornado.web.Application(
+            default_handler_class=NotFound, default_handler_args={"status_code": 404}, websocket_max_message_size=MESSAGE_BYTES
+        )
         shared = {"server": self}
+        files = "|".join(map(re.escape, PAGE_FILES))
         application.add_handlers(
             OWN_NAMES,
             [
@@ -48,21 +62,42 @@ class Server:
                 (r"/state", State, shared),
                 (r"/cost", KnownCost, shared),
                 (r"/stream", Socket, shared),
-                (r"/(.*)", Files, {"path": str(PAGE), "default_filename": "index.html"}),
+                (rf"/(|{files})", Files, {"path": str(PAGE), "default_filename": "index.html"}),
             ],
         )
         return application
 
+    def choice(self, model: str, precision: str) -> Choice:
+        """Return what a request chose. Only what the page offers is opened: a request may not name other folders of this machine.
 
-class Files(tornado.web.StaticFileHandler):
-    """The page's own files. Nothing in them may be fetched from elsewhere."""
+        Raises:
+            ValueError: the page does not offer the model, or there is no such precision.
+        """
+        if model not in self.offered:
+            raise ValueError(
+                f"model {model!r} is not known; expected one of {', '.join(self.offered)}; `gpt2opt ui FOLDER` offers another folder"
+            )
+        return Choice(model, precision)
+
+
+class _Guarded(tornado.web.RequestHandler):
+    def set_default_headers(self) -> None:
+        for name, value in HEADERS.items():
+            self.set_header(name, value)
+
+
+class NotFound(_Guarded, tornado.web.ErrorHandler):
+    """Whatever has no handler, a foreign host name too."""
+
+
+class Files(_Guarded, tornado.web.StaticFileHandler):
+    """The page's own files, each by its name."""
 
     def set_extra_headers(self, path: str) -> None:
-        self.set_header("Content-Security-Policy", "default-src 'self'; img-src 'self' data:; connect-src 'self'")
         self.set_header("Cache-Control", "no-cache")
 
 
-class _Answers(tornado.web.RequestHandler):
+class _Answers(_Guarded):
     def initialize(self, server: Server) -> None:
         self.server = server
 
@@ -71,8 +106,8 @@ class Facts(_Answers):
     """What can be chosen, and on which machine this runs."""
 
     def get(self) -> None:
-        first, models = dataclasses.asdict(self.server.first), [*SIZES, *self.server.models]
-        self.write({"models": models, "precisions": PRECISIONS, "first": first, "machine": self.server.machine})
+        first = dataclasses.asdict(self.server.first)
+        self.write({"models": self.server.offered, "precisions": PRECISIONS, "first": first, "machine": self.server.machine})
 
 
 class State(_Answers):
@@ -88,14 +123,14 @@ class KnownCost(_Answers):
 
     async def get(self) -> None:
         try:
-            choice = Choice(self.get_query_argument("model", ""), self.get_query_argument("precision", ""))
+            choice = self.server.choice(self.get_query_argument("model", ""), self.get_query_argument("precision", ""))
             cost = await asyncio.to_thread(known_cost, choice, self.server.library.out)
             self.write({"cost": cost and dataclasses.asdict(cost)})
         except (ValueError, OSError) as error:
             self.write({"cost": None, "error": str(error)})
 
 
-class Socket(tornado.websocket.WebSocketHandler):
+class Socket(_Guarded, tornado.websocket.WebSocketHandler):
     """One stream. The first message asks for it; `{"stop": true}`, or closing the socket, ends it.
 
     A message asks to `load` a model, or to `generate` or `compare`, which load what they need. Everything that is sent is an event:
@@ -149,13 +184,13 @@ class Socket(tornado.websocket.WebSocketHandler):
         count = 2 if what == "compare" else 1
         if not isinstance(precisions, list) or len(precisions) != count:
             raise ValueError(f"precisions={precisions!r}, expected a list of {count}")
-        choices = [Choice(str(asked.get("model", "")), str(precision)) for precision in precisions]
+        choices = [self.server.choice(str(asked.get("model", "")), str(precision)) for precision in precisions]
         given = asked.get("settings", {})
         if not isinstance(given, dict):
             raise ValueError(f"settings={given!r}, expected an object")
         settings = decoding_settings(given)
-        if what != "load" and not prompt:
-            raise ValueError("the prompt is empty: write at least a word")  # before a model is loaded for it
+        if what != "load":
+            check_prompt(prompt)  # before a model is loaded for it
         loaded = []
         for choice in choices:
             loaded.append(await asyncio.wrap_future(self.server.library.ask(choice, self._from_any_thread(self._send))))
@@ -165,11 +200,12 @@ class Socket(tornado.websocket.WebSocketHandler):
         if what == "load":
             self._end(Ended(None, 0.0))
             return
+        # Neither on this thread nor on that of the turns: it takes a second of a long prompt, and nobody waits for it there.
+        ids = await asyncio.to_thread(read_prompt, loaded, prompt, settings, bool(asked.get("truncate")))
+        if self.stopped:
+            return
         make: Callable[..., Any] = lockstep if what == "compare" else answer
-        self.stream = self.server.turns.add(
-            lambda stopped: make(*loaded, prompt, settings, bool(asked.get("truncate")), stopped),
-            self._from_any_thread(self._deliver),
-        )
+        self.stream = self.server.turns.add(lambda stopped: make(*loaded, ids, settings, stopped), self._from_any_thread(self._deliver))
 
     def _from_any_thread(self, method: Callable[[Any], None]) -> Callable[[Any], None]:
         """Return a function that any thread may call, and that calls a method of this socket on the server's thread."""
@@ -196,7 +232,8 @@ class Socket(tornado.websocket.WebSocketHandler):
     def _fail(self, error: Exception) -> None:
         if not isinstance(error, ValueError | OSError | MemoryError):
             logging.getLogger(__name__).error("a stream failed", exc_info=error)
-        self._send({"event": "error", "text": str(error) or type(error).__name__})
+        text = str(error) or type(error).__name__
+        self._send({"event": "error", "text": text if len(text) <= ERROR_CHARACTERS else f"{text[:ERROR_CHARACTERS]} …"})
         self.close()
 
     def _send(self, event: dict[str, Any]) -> None:
@@ -230,7 +267,7 @@ def bind(port: int) -> list[Any]:
 
 def listen(server: Server, sockets: list[Any]) -> str:
     """Answer on these sockets, in the event loop that runs; return the page's address."""
-    http = tornado.httpserver.HTTPServer(server.application())
+    http = tornado.httpserver.HTTPServer(server.application(), max_body_size=MESSAGE_BYTES)
     http.add_sockets(sockets)
     return f"http://{HOST}:{sockets[0].getsockname()[1]}"
 

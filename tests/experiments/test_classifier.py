@@ -191,6 +191,29 @@ def test_with_little_memory_nothing_begins(monkeypatch, classifier_dir):
         compare_variants(str(classifier_dir))
 
 
+def test_the_bar_is_full_though_a_variant_fails_while_it_answers(monkeypatch, bars):
+    """It would end early, and with it what it says of how much is left."""
+
+    class Worker:
+        def __init__(self, fails: bool):
+            self.fails = fails
+
+        def call(self, _, chunk):
+            if self.fails and chunk == [[3]]:
+                raise RuntimeError("no memory")
+            return [0]
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(run, "CHUNK", 1)
+    bench = object.__new__(run._Bench)
+    bench.workers, bench.facts = {"first": Worker(True), "second": Worker(False)}, {"first": {}, "second": {}}
+    bench.score([[1], [2], [3], [4]])
+    assert bars == [("answering 4 texts", 8, 8)]
+    assert bench.facts["second"]["answers"] == (0,) * 4
+
+
 def test_a_variant_whose_memory_ends_leaves_and_the_others_go_on(monkeypatch, classifier_dir, sst2_dir):
     def limited(worker, variant, *arguments, environment):
         if variant is variants.TorchFp32:

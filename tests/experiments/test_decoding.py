@@ -10,7 +10,7 @@ import torch
 
 from experiments.decoding import run
 from experiments.decoding.findings import CONFIRMED, OPEN, REFUTED, find_all
-from experiments.decoding.loop import LoopContestant
+from experiments.decoding.loop import LOOP_STEPS, LoopContestant
 from experiments.decoding.methods import GREEDY, METHODS, SAMPLING, choose, settings_of
 from experiments.decoding.models import find_candidates, random_model
 from experiments.decoding.report import all_tables, caption, plot_decoding
@@ -226,8 +226,13 @@ def test_the_chart_shows_every_method(result):
 # --- the whole
 
 
-def test_the_experiment_on_a_tiny_model(model_dir, long_text, monkeypatch):
-    monkeypatch.setattr(run, "time_loop", lambda *_: LoopTimes((0.01,) * 2, (0.01,) * 2))
+def test_the_experiment_on_a_tiny_model(model_dir, long_text, monkeypatch, bars):
+    def time_loop(source, prompt, step):
+        for what in LOOP_STEPS:
+            step(what)
+        return LoopTimes((0.01,) * 2, (0.01,) * 2)
+
+    monkeypatch.setattr(run, "time_loop", time_loop)
     monkeypatch.setattr(run, "NEW_TOKENS", 16)
     monkeypatch.setattr(run, "ROUNDS_S", 0)
     found = run.compare_decoding(str(model_dir), str(long_text))
@@ -241,6 +246,8 @@ def test_the_experiment_on_a_tiny_model(model_dir, long_text, monkeypatch):
     assert from_json(Decoding, json.loads(json.dumps(dataclasses.asdict(found)))) == found
     assert all(table.rows for table in all_tables(found).values())
     assert END_OF_TEXT not in caption(found)
+    steps = (PROMPTS + run.LEAST_ROUNDS) * len(METHODS) + 2
+    assert [bar[1:] for bar in bars if bar[0].startswith(LOOP_STEPS[-1])] == [(steps, steps)]
 
 
 def test_a_size_that_can_not_be_had_gets_random_weights_and_is_named(monkeypatch):

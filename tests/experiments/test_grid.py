@@ -289,7 +289,7 @@ def round_weights(model, tokenizer, calibration, folder) -> None:
 
 
 @pytest.mark.slow
-def test_grid_of_a_tiny_model(model_dir, text_file, monkeypatch):
+def test_grid_of_a_tiny_model(model_dir, text_file, monkeypatch, bars):
     for module in (run, report):
         monkeypatch.setattr(module, "RULES", {"2:4": RULES["2:4"]})
     monkeypatch.setattr(run, "HEAD_FRACTIONS", (1 / 3,))
@@ -310,3 +310,5 @@ def test_grid_of_a_tiny_model(model_dir, text_file, monkeypatch):
     assert [control.sparsity for control in found.controls] == ["2:4"]
     assert from_json(Grid, json.loads(json.dumps(dataclasses.asdict(found)))) == found
     assert "zeros bring" in caption(found)
+    (shown,) = [bar[1:] for bar in bars if bar[0].startswith("size and memory of")]
+    assert shown[0] == shown[1] > 3 * 7

@@ -5,12 +5,15 @@ import json
 
 import matplotlib as mpl
 import pytest
+import torch
 
+from experiments.contract import progress
 from experiments.decoding.findings import CONFIRMED, REFUTED
 from experiments.optimisations import run
 from experiments.optimisations.report import caption, engines_table, find_all, plot_optimisations, speed_table
 from experiments.optimisations.run import EngineTimes, Optimisations, choose_engines, compare_optimisations, rows_of, time_engines
 from experiments.race.engines.base import Driven
+from experiments.race.engines.pytorch import compiled
 from experiments.race.turns import Case
 from gpt2opt.storage import from_json
 from tests.experiments.stubs import Int8Stub, TorchStub, UnconvertibleTorchStub
@@ -95,13 +98,38 @@ def test_tables_and_chart_show_every_row_and_what_is_left_out(result):
     assert "stand-in" in axes.get_title()
 
 
-def test_the_whole_with_stub_engines(model_dir, monkeypatch):
+def test_the_whole_with_stub_engines(model_dir, monkeypatch, bars):
     monkeypatch.setattr(run, "ENGINES", (TorchStub, Int8Stub))
     monkeypatch.setattr(run, "TorchFp32", TorchStub)
     found = compare_optimisations(str(model_dir), "torch-dynamic-int8", 2)
     assert {row.name for row in found.timed} == {"torch eager FP32", "torch dynamic INT8"}
     assert all(len(row.greedy_s) == 2 for row in found.rows)
     assert from_json(Optimisations, json.loads(json.dumps(dataclasses.asdict(found)))) == found
+    assert [bar[1:] for bar in bars if bar[0].startswith("engines, round 2 of 2")] == [(6, 6)]
+
+
+def test_a_step_is_counted_when_it_ends(capsys):
+    with progress(2) as step:
+        for what in ("first", "second"):
+            step(what)
+    shown = capsys.readouterr().err
+    assert "second: 100%" in shown
+    assert "first: 100%" not in shown
+    assert "second:  50%" in shown
+
+
+def test_what_torch_compiles_too_often_is_an_error_and_not_run_in_eager_mode(tmp_path, monkeypatch):
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", False)
+    compile_model = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: compile_model(model, dynamic=dynamic, backend="eager"))
+    model = compiled(lambda x, kind: x + len(kind), tmp_path)
+    *kinds, one_too_many = ("a" * count for count in range(torch._dynamo.config.recompile_limit + 1))
+    for kind in kinds:
+        model(torch.ones(2), kind)
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        model(torch.ones(2), one_too_many)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import shutil
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import pytest
 from tqdm import tqdm
 
 from experiments import passes as experiment
-from experiments.passes import ALL, PassGains, Variant, passes_caption, passes_table, plot_passes, time_passes
+from experiments.passes import ALL, PassGains, Variant, measure_passes, passes_caption, passes_table, plot_passes, time_passes
 from experiments.race.engines.base import Timing
 from experiments.race.turns import Case
 from gpt2opt.runtime.passes import CASES, PASSES
@@ -25,6 +27,15 @@ def test_each_pass_that_can_be_left_out_here_is_left_out_once(quantized, tmp_pat
     assert case in CASES[1:]  # its inputs are quantized
     assert [variant.name for variant in variants] == [ALL, *removable]
     assert {(len(variant.one), len(variant.several), len(variant.one[0].later_s)) for variant in variants} == {(2, 2, 2)}
+
+
+def test_the_bar_is_full_at_the_end(quantized, monkeypatch, bars):
+    monkeypatch.setattr(experiment, "ONE", Case(8, 3))
+    monkeypatch.setattr(experiment, "SEVERAL", Case(4, 3, 2))
+    monkeypatch.setattr(experiment, "prepare_models", lambda *_: SimpleNamespace(vocab_size=320, weights="random"))
+    monkeypatch.setattr(experiment, "in_fresh_process", lambda _, source, folder: shutil.copytree(quantized[0], folder))
+    measure_passes(rounds=2)
+    assert bars == [("timing", 5, 5)]
 
 
 def timings(first_s: float, later_s: float) -> tuple[Timing, ...]:

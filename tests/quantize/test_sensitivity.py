@@ -44,6 +44,13 @@ def test_the_input_that_costs_most_is_found_and_left_float(spoiled, pruned, rows
     assert {name for name, layer in quantized_linears(spoiled).items() if not layer.quantize_input} == {BAD, "lm_head"}
 
 
+@pytest.mark.parametrize(("max_kl", "further"), [(None, 0), (1e9, 0), (-1.0, 9)])
+def test_the_bar_is_full_at_the_end_however_many_inputs_are_left_float(max_kl, further, spoiled, pruned, rows, bars):
+    apply_gate(spoiled, linearize(pruned), rows, max_kl=max_kl)
+    count = 2 + 2 * 9 + further
+    assert bars == [("sensitivity of each quantized input", count, count)]
+
+
 def test_a_budget_of_nothing_leaves_every_input_float_and_no_weight(spoiled, pruned, rows):
     weights = {name: layer.quantized_weight().clone() for name, layer in quantized_linears(spoiled).items()}
     gated = apply_gate(spoiled, linearize(pruned), rows, max_kl=-1.0)

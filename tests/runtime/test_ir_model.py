@@ -5,11 +5,13 @@ import weakref
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 
 from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.decoding.prompt_lookup import PromptLookup
 from gpt2opt.measure.memory import in_fresh_process
+from gpt2opt.runtime import compile
 from gpt2opt.runtime.bound_graph import BoundGraph
 from gpt2opt.runtime.ir_model import MANY_SEQUENCES, load_ir
 from gpt2opt.runtime.kv_cache import BLOCK
@@ -220,3 +222,24 @@ def test_a_block_of_the_cache_holds_as_many_tokens_as_the_plugin_puts_there(quan
     ports = load_ir(quantized[0])._cache_ports
     assert len(ports) == 4  # keys and values of two layers
     assert {port.get_partial_shape()[2].get_length() for port in ports.values()} == {BLOCK}
+
+
+@pytest.mark.parametrize("precision", ["f16", "i8", "", "F32"])
+def test_a_precision_that_is_not_known_is_refused(precision, float_dir):
+    """The plugin itself takes f16, and computes in bf16."""
+    with pytest.raises(ValueError, match=rf"precision='{precision}', expected one of f32, bf16"):
+        load_ir(float_dir, precision=precision)
+
+
+@pytest.mark.parametrize(("name", "asked"), [("INFERENCE_PRECISION_HINT", "bf16"), ("KV_CACHE_PRECISION", "f16")])
+def test_a_type_that_the_plugin_does_not_give_is_refused(name, asked, float_dir, monkeypatch):
+    """As on a CPU without bf16, which computes in f32 without a word."""
+    monkeypatch.setattr(compile, "cpu_properties", lambda *_: {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", name: asked})
+    compile_model = openvino.Core.compile_model
+
+    def other(core, graph, device, properties):
+        return compile_model(core, graph, device, {**properties, name: "f32"})
+
+    monkeypatch.setattr(openvino.Core, "compile_model", other)
+    with pytest.raises(ValueError, match=f"{name} is f32 on this CPU, not {asked} as asked"):
+        load_ir(float_dir)

@@ -175,10 +175,13 @@ def test_what_the_page_refuses_is_said_in_it(page):
     page.click("generate")
     page.wait(lambda: "temperature=0, expected a number above 0" in page.error())
     page.click("defaults")
-    page.choose("model", "a folder …")
-    page.write("folder", "no-such-folder")
-    page.click("generate")
-    page.wait(lambda: "model 'no-such-folder' is not known; expected one of gpt2" in page.error())
+    for characters, said in (
+        (200_000, "the prompt has 200,000 characters, expected at most 131,072"),
+        (2_000_000, "are too long: shorten"),
+    ):
+        page.driver.execute_script("document.getElementById('prompt').value = 'a'.repeat(arguments[0])", characters)
+        page.click("generate")
+        page.wait(lambda said=said: said in page.error())
 
 
 def test_the_toggle_shows_what_int8_costs(page):

@@ -32,6 +32,8 @@ def test_the_cost_in_a_run_is_that_of_its_record(run_dir):
 def test_an_ir_is_taken_in_the_precision_that_it_has(float_dir, quantized):
     assert prepare(Choice(str(float_dir), "fp32"), float_dir, silent).folder == float_dir
     assert taken_as_it_is(Choice(str(quantized[0]), "w8a8")).cost == Cost()
+    for precision in ("w8a8", "w8"):  # both are INT8 weights: the name does not claim to know which it is
+        assert taken_as_it_is(Choice(str(quantized[0]), precision)).name == f"{quantized[0].name}, an IR of i8 weights as it is"
     with pytest.raises(ValueError, match="holds an IR in fp32, not in w4; choose that precision"):
         prepare(Choice(str(float_dir), "w4"), float_dir, silent)
 

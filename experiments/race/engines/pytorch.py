@@ -93,4 +93,5 @@ def compiled(model: Any, folder: Path) -> Any:
     # A cache of its own: its peak memory is then that of compiling, in the first run and in later ones.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # more are processes of their own, which would idle beside the race
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # otherwise it would go on in eager mode, and only a log would say so
     return torch.compile(model, dynamic=True)

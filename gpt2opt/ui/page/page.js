@@ -7,9 +7,8 @@ const HINTS = {
   fp32: "32-bit floats", w8a8: "INT8 weights and activations, smoothed and gated", w8: "INT8 weights, float activations",
   w4: "INT4 weights in groups of 64, float activations", "w8a8-naive": "INT8 weights and activations, neither smoothed nor gated, for comparison",
 };
-const FOLDER = "a folder …";
 const NUMBERS = ["max_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "seed"];
-const KEPT = [...NUMBERS, "do_sample", "stop_strings", "prompt", "model", "folder", "theme", "font-size", "family"];
+const KEPT = [...NUMBERS, "do_sample", "stop_strings", "prompt", "model", "theme", "font-size", "family"];
 
 let comparing = false;
 let stream = null; // what is being written
@@ -22,7 +21,7 @@ const costs = new Map();
 
 // --- what is chosen ---------------------------------------------------------------------------------------------------------------
 
-const model = () => (byId("model").value === FOLDER ? byId("folder").value.trim() : byId("model").value);
+const model = () => byId("model").value;
 const chosen = (group) => document.querySelector(`input[name="${group}"]:checked`).value;
 const precisions = () => (comparing ? [chosen("left"), chosen("precision")] : [chosen("precision")]);
 
@@ -49,8 +48,6 @@ function fillToggle(id, precision, known) {
 
 async function showChosenCost() {
   const [name, precision] = [model(), chosen("precision")];
-  byId("folder-field").hidden = byId("model").value !== FOLDER;
-  if (!name) return showCost(byId("cost"), precision, null, "Name a folder.");
   const reply = await fetch(`cost?${new URLSearchParams({ model: name, precision })}`).catch(() => null);
   const { cost, error } = reply ? await reply.json() : { cost: null };
   if (name === model() && precision === chosen("precision")) showCost(byId("cost"), NAMES[precision] === "FP32" ? "fp32" : NAMES[precision], cost, error);
@@ -387,6 +384,7 @@ function keep() {
 function restore() {
   for (const [id, value] of Object.entries(JSON.parse(localStorage.getItem("gpt2opt") ?? "{}"))) {
     const field = byId(id);
+    if (!field) continue; // an older page had it
     if (field.tagName !== "SELECT" || [...field.options].some((option) => option.value === value)) field.value = value;
   }
   const kept = JSON.parse(sessionStorage.getItem("gpt2opt") ?? "null");
@@ -400,7 +398,6 @@ for (const change of ["input", "change"])
     keep();
   });
 byId("model").addEventListener("change", showChosenCost);
-byId("folder").addEventListener("change", showChosenCost);
 byId("precision").addEventListener("change", showChosenCost);
 addEventListener("resize", redraw);
 addEventListener("keydown", (event) => {
@@ -417,7 +414,7 @@ async function showState() {
 }
 
 const facts = await (await fetch("facts")).json();
-byId("model").append(...[...facts.models, FOLDER].map((name) => element("option", { value: name }, name === "bundled" ? STAND_IN : name)));
+byId("model").append(...facts.models.map((name) => element("option", { value: name }, name === "bundled" ? STAND_IN : name)));
 byId("model").value = facts.first.model;
 byId("machine").textContent = facts.machine;
 fillToggle("left", "fp32", facts.precisions);

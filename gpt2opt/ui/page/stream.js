@@ -1,3 +1,5 @@
+const TOO_BIG = 1009; // the code by which a server closes a socket whose message is larger than it reads
+
 // One stream is one web socket: stopping it, or closing it, touches no other.
 
 export class Stream {
@@ -10,10 +12,11 @@ export class Stream {
       if (event.event === "end" || event.event === "error") this.open = false;
       on(event);
     };
-    this.socket.onclose = () => {
+    this.socket.onclose = ({ code }) => {
       if (!this.open) return;
       this.open = false;
-      on({ event: "error", text: "The connection to gpt2opt was lost: is it still running?" });
+      const lost = "The connection to gpt2opt was lost: is it still running?";
+      on({ event: "error", text: code === TOO_BIG ? "The prompt or the stop strings are too long: shorten them." : lost });
     };
   }
 
