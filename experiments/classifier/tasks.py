@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2opt.sources.docstrings import Document, package_documents, unique_documents
-from gpt2opt.sources.hub import cached_snapshot, download_snapshot
+from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
 from gpt2opt.sources.texts import PARAGRAPHS_APART, divide
 
 SST2 = "stanfordnlp/sst2"
@@ -80,7 +80,7 @@ def find_task(data: str = "auto") -> Task:
     for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
         folder = fetch(SST2, ["data/train-*.parquet", "data/validation-*.parquet"], repo_type="dataset")
         if folder and all(any(folder.glob(pattern) for pattern in patterns) for patterns in SPLITS.values()):
-            return _sst2(folder, origin, "SST-2")
+            return _sst2(folder, origin + other_name(folder, SST2), "SST-2")
     if data == "sst2":
         raise ValueError("SST-2 is not in the local cache and the hub did not give it; connect once, name a folder, or data=docstrings")
     return _docstrings("installed packages, as a stand-in for SST-2, which neither the local cache nor the hub gave")

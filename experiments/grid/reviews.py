@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from gpt2opt.sources.docstrings import Document
-from gpt2opt.sources.hub import cached_snapshot, download_snapshot
+from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
 from gpt2opt.sources.texts import VARIABLE, Texts, divide, find_texts
 
 IMDB = "stanfordnlp/imdb"
@@ -37,7 +37,7 @@ def find_reviews(text: str = "auto") -> Texts:
     for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
         folder = fetch(IMDB, [f"plain_text/{split}-*" for split in SPLITS], repo_type="dataset")
         if folder and all(any(folder.glob(f"plain_text/{split}-*.parquet")) for split in SPLITS):
-            return divide("IMDB reviews", origin, _read_parquet(folder / "plain_text"))
+            return divide("IMDB reviews", origin + other_name(folder, IMDB), _read_parquet(folder / "plain_text"))
     if asked:
         raise ValueError(f"imdb is not in the local cache and the hub did not give it; connect once, or choose of: {CHOICES}")
     origin = "installed packages, as a stand-in for IMDB reviews, which neither the local cache nor the hub gave"

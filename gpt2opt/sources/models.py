@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt.environment import at_least
-from gpt2opt.sources.hub import cached_snapshot, download_snapshot
+from gpt2opt.sources.hub import cached_snapshot, download_snapshot, names_of, other_name
 from gpt2opt.storage import WEIGHTS, WEIGHTS_INDEX, torch_weights
 
 VARIABLE = "GPT2OPT_MODEL"
@@ -75,7 +75,7 @@ def find_model(model_id: str = "auto") -> FoundModel:
     for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
         path = fetch(repo_id, PATTERNS)
         if path and is_complete(path):
-            return _checked(FoundModel(repo_id, origin, path))
+            return _checked(FoundModel(repo_id, origin + other_name(path, repo_id), path))
     if asked:
         raise ValueError(
             f"model {asked!r} is no directory, is not in the local cache and the hub did not give it; "
@@ -99,7 +99,7 @@ def find_model_or_stand_in(model_id: str) -> FoundModel:
     try:
         return find_model(model_id)
     except ValueError:
-        if model_id != DEFAULT or Path(model_id).exists():
+        if model_id not in names_of(DEFAULT) or Path(model_id).exists():
             raise
         return STAND_IN
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from gpt2opt.decoding.text import encode
 from gpt2opt.sources.docs_corpus import HELD_OUT, held_out_documents
 from gpt2opt.sources.docstrings import Document
-from gpt2opt.sources.hub import cached_snapshot, download_snapshot
+from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
 
 VARIABLE = "GPT2OPT_TEXT"
 WIKITEXT = "Salesforce/wikitext"
@@ -98,7 +98,7 @@ def find_wikitext() -> tuple[Path, str] | None:
     for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
         path = fetch(WIKITEXT, WIKITEXT_PATTERNS, repo_type="dataset")
         if path and is_complete(path / WIKITEXT_FOLDER):
-            return path / WIKITEXT_FOLDER, origin
+            return path / WIKITEXT_FOLDER, origin + other_name(path, WIKITEXT)
     return None
 
 

@@ -104,7 +104,7 @@ def quantize_int8(
         The audit of what was written, which has passed, and the sensitivity of each quantized input.
 
     Raises:
-        ValueError: an unknown recipe, a weight that is NaN or infinite, ids outside the vocabulary, of the rows or of the tokenizer, too few
+        ValueError: an unknown recipe, a weight that is NaN or infinite, ids outside the vocabulary, in the rows or the tokenizer, too few
             rows, or `out_dir` can't be written.
         RuntimeError: SmoothQuant was asked for and not applied, or a matmul came out in another type than it should.
     """
