@@ -5,12 +5,14 @@ documentation is from; the words that would give it away are blanked.
 """
 
 import csv
+import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2opt.sources.docstrings import Document, package_documents, unique_documents
+from gpt2opt.sources.files import decode
 from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
 from gpt2opt.sources.texts import PARAGRAPHS_APART, divide
 
@@ -118,13 +120,11 @@ def _parquet_rows(path: Path) -> list[tuple[str, int]]:
 
 
 def _tsv_rows(path: Path) -> list[tuple[str, int]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        try:
-            return [(row["sentence"], int(row["label"])) for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"can't read {path} ({error}); expected UTF-8 text with the columns sentence and label, apart by tabs"
-            ) from error
+    try:
+        rows = csv.DictReader(io.StringIO(decode(path.read_bytes(), path), newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [(row["sentence"], int(row["label"])) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"can't read {path} ({error}); expected UTF-8 text with the columns sentence and label, apart by tabs") from error
 
 
 def _docstrings(origin: str) -> Task:

@@ -6,7 +6,7 @@ from gpt2opt.measure.quality import STANDARD, Protocol, perplexity, prepare_text
 from gpt2opt.measure.results import Quality
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources.models import find_model, load_model, load_tokenizer
-from gpt2opt.sources.texts import blocks, find_texts, read_text
+from gpt2opt.sources.texts import find_texts, read_documents
 from gpt2opt.stages.torch_model import device, logits_of
 
 
@@ -15,7 +15,7 @@ def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -
 
     Args:
         model: an IR directory, or whatever `find_model` takes.
-        text: a UTF-8 file, scored whole; or `wikitext-2`, `docs` or `auto`: the part of it that is kept for scoring, all of it.
+        text: a file, scored whole, see `read_documents`; or `wikitext-2`, `docs` or `auto`: the whole part of it that is kept for scoring.
         protocol: how the text is read.
 
     Returns:
@@ -29,7 +29,8 @@ def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -
         texts = find_texts(text)
         label, documents = f"{texts} {texts.revision}", texts.course_lines if protocol.by_line else [d.text for d in texts.score]
     else:
-        label, documents = Path(text).name, blocks(read_text(Path(text)))
+        found, how = read_documents(Path(text))
+        label, documents = f"{Path(text).name}, {how}", [document.text for document in found]
     return name, perplexity(logits, prepare_text(tokenizer, documents, label, protocol))
 
 
