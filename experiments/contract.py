@@ -67,7 +67,7 @@ class Entry:
 
 
 MODEL = Option("model", str, "auto", "directory, hub id, bundled or auto")
-TEXT = Option("text", str, "auto", "UTF-8 file, wikitext-2, docs or auto")
+TEXT = Option("text", str, "auto", "text file or table, wikitext-2, docs or auto")
 SIZE = Option("size", str, "gpt2", "gpt2, gpt2-medium, gpt2-large, or a directory with a GPT-2")
 
 EXPERIMENTS = {

@@ -17,6 +17,7 @@ from typing import Any
 from experiments.contract import Experiment
 from experiments.race.run import check_size, prepare_models
 from gpt2opt import environment
+from gpt2opt.decoding.text import encode, end_of_text
 from gpt2opt.measure.child import Child, thread_settings
 from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import perplexity, prepare_text
@@ -130,7 +131,9 @@ def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> 
         _say(f"model: {size}")
         models = prepare_models(size, Path(scratch))
         folder = Path(scratch, "models", "full")
-        documents, tokens = _first(load_tokenizer(folder), [document.text for document in texts.score], WINDOWS * models.context)
+        tokenizer = load_tokenizer(folder)
+        end_of_text(tokenizer)  # each contestant puts it before a document
+        documents, tokens = _first(tokenizer, [document.text for document in texts.score], WINDOWS * models.context)
         workers = {
             name: Child(of, folder, threads, batch, environment=thread_settings(threads)) for name, (of, batch) in CONTESTANTS.items()
         }
@@ -152,7 +155,7 @@ def _first(tokenizer, documents: Sequence[str], num_tokens: int) -> tuple[list[s
         if tokens >= num_tokens:
             break
         kept.append(document)
-        tokens += len(tokenizer(document, verbose=False).input_ids)
+        tokens += len(encode(tokenizer, document).input_ids)
     return kept, tokens
 
 

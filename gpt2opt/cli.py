@@ -343,7 +343,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("run", run, "take a model through the four stages")
     sub.add_argument("--model", default="auto", help="directory, hub id, bundled or auto (default)")
-    sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default)")
+    sub.add_argument("--text", default="auto", help="text file or table, wikitext-2, docs or auto (default)")
     sub.add_argument(
         "--prune-fraction", type=float, default=Settings.prune_fraction, help="share of each layer's heads (default %(default)s)"
     )
@@ -355,7 +355,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("finetune", finetune, "fine-tune a model, in one process or under torchrun or accelerate launch in 2, 4 or 8")
     sub.add_argument("model", help="directory, hub id, bundled or auto; pruned or not")
-    sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default): their part for fine-tuning")
+    sub.add_argument("--text", default="auto", help="text file or table, wikitext-2, docs or auto (default): their part for fine-tuning")
     sub.add_argument("--epochs", type=float, default=Settings.epochs, help="default %(default)s")
     sub.add_argument("--out", type=Path, default=Path("artifacts/finetuned"), help="directory of the model (default artifacts/finetuned)")
 
@@ -364,7 +364,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("perplexity", perplexity, "score a text with a torch or IR directory, or a hub id")
     sub.add_argument("model")
-    sub.add_argument("--text", default="auto", help="UTF-8 file, scored whole, or wikitext-2, docs or auto (default): their scored part")
+    sub.add_argument(
+        "--text", default="auto", help="text file or table, scored whole, or wikitext-2, docs or auto (default): their scored part"
+    )
     sub.add_argument("--protocol", choices=("standard", "course"), default="standard", help="how the text is read (default standard)")
     sub.add_argument("--window", type=int, help="tokens read at once (default the model's context, at most 1024)")
     sub.add_argument("--stride", type=int, help="how far the window moves (default a whole window)")

@@ -25,7 +25,7 @@ from gpt2opt.report.serving import scaling_table, statistics_caption, statistics
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.onnx_model import export_onnx, load_onnx, require_onnxruntime
 from gpt2opt.runtime.qaic import AI_CORES, compile_program, export_qaic, find_compiler
-from gpt2opt.sources.models import FoundModel, find_model_or_stand_in, heads_per_layer, load_model
+from gpt2opt.sources.models import FoundModel, check_ids, find_model_or_stand_in, heads_per_layer, load_model
 from gpt2opt.storage import check_folder, claim_folder
 
 SETTINGS = DecodingSettings(max_new_tokens=32)
@@ -273,10 +273,7 @@ class GPT2Deployed:
         """Return the number of tokens of each prompt, or raise ValueError for what can't be generated."""
         if not hasattr(tokenizer, "decode"):
             raise ValueError(f"tokenizer of type {type(tokenizer).__name__}, expected one of transformers, or None for the model's own")
-        if len(tokenizer) > self.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {len(tokenizer)} tokens and the model {self.vocab_size}: it is another model's; use model.tokenizer"
-            )
+        check_ids(tokenizer, self.vocab_size)
         if settings.method not in ("greedy", "sampling") or settings.prompt_lookup_num_tokens:
             raise ValueError(f"settings ask for {settings.method}; statistics are of steps of one token: expected greedy or sampling")
         if not isinstance(runs, int) or runs < 0:

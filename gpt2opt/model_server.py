@@ -132,5 +132,6 @@ def _write_tokenizers(folder: Path) -> None:
 
     from gpt2opt.sources.models import load_tokenizer
 
-    for converted, name in zip(convert_tokenizer(load_tokenizer(folder), with_detokenizer=True), TOKENIZERS, strict=True):
+    parts = convert_tokenizer(load_tokenizer(folder), with_detokenizer=True, add_special_tokens=False)  # a prompt goes on
+    for converted, name in zip(parts, TOKENIZERS, strict=True):
         save_model(converted, folder / name)

@@ -22,6 +22,8 @@ from typing import Any
 PREFIX = ".gpt2opt"
 MARKER = f"{PREFIX}.files.json"
 LOCK = f"{PREFIX}.lock"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+"""What a torch model is saved as: one file, or several with an index."""
 LOADED_FIRST = "config.json"
 """Whoever loads a model opens this file first. It is removed first and moved in last, so that a mixture of two versions never loads."""
 SIGNATURES = (b'"schema": "gpt2opt.', b'<meta name="generator" content="gpt2opt">', b"Software\0gpt2opt", b"gpt2opt.submission/1")
@@ -285,7 +287,7 @@ def from_json(kind: Any, value: Any) -> Any:
 
 
 def hash_weights(directory: Path) -> str:
-    """Return the SHA-256 over the weight files (`*.safetensors`, `*.bin`, IR `*.xml`) of a directory, in name order."""
+    """Return the SHA-256 over the names and contents of the weight files of a directory; see `weight_files`."""
     digest = hashlib.sha256()
     for path in weight_files(directory):
         digest.update(path.name.encode())
@@ -294,4 +296,21 @@ def hash_weights(directory: Path) -> str:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    return sorted(path for path in Path(directory).iterdir() if path.suffix in (".safetensors", ".bin", ".xml"))
+    """Return, in name order, the weights that are loaded from a directory: see `torch_weights`; else those of an IR."""
+    return torch_weights(directory) or sorted(path for path in Path(directory).iterdir() if path.suffix in (".bin", ".xml"))
+
+
+def torch_weights(directory: Path) -> list[Path]:
+    """Return the safetensors files of a torch model: one, or those that an index names, whether they are there or not; or none.
+
+    Raises:
+        ValueError: the index is damaged.
+    """
+    whole, index = Path(directory, WEIGHTS), Path(directory, WEIGHTS_INDEX)
+    if whole.exists() or not index.exists():
+        return [whole] if whole.exists() else []
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return sorted(index.with_name(name) for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} does not tell the files of a model's weights ({error!r:.80}); write or download it again") from error

@@ -1,7 +1,9 @@
 """The course's functions, called as its notebook calls them, from loading to suggestions, and checked as its own cells check them."""
 
 import inspect
+import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -284,6 +286,15 @@ def test_the_cpu_model_continues_padded_prompts_as_it_continues_each_alone(on_cp
     both = model.generate(**tokenizer(prompts, return_tensors="pt", padding=True), max_new_tokens=4)
     tokenizer.padding_side = "right"
     assert [row[-4:].tolist() for row in both] == [each[0, -4:].tolist() for each in alone]
+
+
+def test_a_cpu_model_without_end_of_text_goes_on_to_its_limit(float_dir, tmp_path):
+    shutil.copytree(float_dir, tmp_path / "ir")
+    config = json.loads((tmp_path / "ir" / "config.json").read_text())
+    (tmp_path / "ir" / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
+    model = course.load_cpu_model(tmp_path / "ir")
+    assert model.eos_token_id is None
+    assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=3).shape == (1, 5)
 
 
 @pytest.mark.slow

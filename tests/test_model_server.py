@@ -15,7 +15,8 @@ from gpt2opt.cli import main
 from gpt2opt.model_server import export_for_server
 from gpt2opt.runtime.generate import continue_text
 from gpt2opt.runtime.ir_model import load_ir
-from tests.conftest import CONTEXT
+from tests.conftest import CONTEXT, make_model
+from tests.other_tokenizers import sentence_piece
 
 LOADED_BY_THE_SERVER = {
     "openvino_model.xml", "openvino_model.bin", "openvino_tokenizer.xml", "openvino_tokenizer.bin", "openvino_detokenizer.xml",
@@ -106,6 +107,15 @@ def test_a_torch_model_is_exported_in_fp32_by_the_command(model_dir, tmp_path, c
     assert set(answer["files"]) >= LOADED_BY_THE_SERVER
     assert answer["command"].startswith(f"ovms --model_path {tmp_path / 'server'} ")
     assert len(load_ir(tmp_path / "server").generate(np.array(ids[:1, :4]), 2)[0]) == 2
+
+
+def test_the_server_adds_no_token_to_a_prompt_either(tmp_path):
+    tokenizer = sentence_piece()
+    make_model(tokenizer).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    export_for_server(str(tmp_path / "model"), tmp_path / "server")
+    results = serve(tmp_path / "server").generate(["river stone"], [greedy(8)])
+    assert results[0].m_generation_ids[0].strip() == continue_text(tmp_path / "server", "river stone", 8).strip()
 
 
 WRONG = {

@@ -23,12 +23,13 @@ from experiments.race.turns import SETTLE_S, Case, make_prompts, one_line, threa
 from gpt2opt import environment
 from gpt2opt.measure.child import Child
 from gpt2opt.measure.latency import turn_orders, warm_up
-from gpt2opt.sources.hub import cached_snapshot, download_snapshot
-from gpt2opt.sources.models import FoundModel, check_finite, load_tokenizer
+from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
+from gpt2opt.sources.models import FoundModel, check_finite, check_weights, load_tokenizer
+from gpt2opt.storage import WEIGHTS, torch_weights
 
 SCHEMA = "gpt2opt.classifier/1"
 DISTILBERT = "distilbert-base-uncased-finetuned-sst-2-english"
-WEIGHTS, PATTERNS = "model.safetensors", ["*.json", "model.safetensors", "vocab.txt", "merges.txt"]
+PATTERNS = ["*.json", "model*.safetensors", "vocab.txt", "merges.txt"]
 CHOICES = f"a directory with a sequence classifier, a hub id such as {DISTILBERT}, random or auto"
 FULL_SIZE_BYTES = 4 * 66_955_010
 MAKING_COPIES, LIBRARY_BYTES = 4, 1e9
@@ -116,7 +117,7 @@ def compare_variants(model: str = "auto", data: str = "auto", runs: int = 100, t
     if runs < 2 or tokens < 2:
         raise ValueError(f"runs={runs}, tokens={tokens}; expected at least 2 runs, for an interval, and 2 tokens")
     chosen, found = choose_variants(variants), find_classifier(model)
-    check_memory((found.path / WEIGHTS).stat().st_size if found else FULL_SIZE_BYTES)
+    check_memory(sum(file.stat().st_size for file in torch_weights(found.path)) if found else FULL_SIZE_BYTES)
     task = find_task(data)
     timed, scored = _subjects(found, model, task, tokens)
     facts: Facts = {variant.name: {"left_out": reason} if (reason := variant().unavailable()) else {} for variant in chosen}
@@ -162,13 +163,15 @@ def find_classifier(model: str) -> FoundModel | None:
     if model == "random":
         return None
     if Path(model).is_dir():
-        if not (Path(model) / WEIGHTS).exists():
+        if not torch_weights(Path(model)):
             raise ValueError(f"no {WEIGHTS} in {model}; name {CHOICES}")
+        check_weights(Path(model))
         return FoundModel(Path(model).resolve().name, "argument", Path(model))
     for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
-        path = fetch(DISTILBERT if model == "auto" else model, PATTERNS)
-        if path and (path / WEIGHTS).exists():
-            return FoundModel(DISTILBERT if model == "auto" else model, origin, path)
+        repo_id = DISTILBERT if model == "auto" else model
+        path = fetch(repo_id, PATTERNS)
+        if path and torch_weights(path):
+            return FoundModel(repo_id, origin + other_name(path, repo_id), path)
     if model == "auto":
         return None
     raise ValueError(f"model {model!r} is no directory, is not in the local cache and the hub did not give it; name {CHOICES}")

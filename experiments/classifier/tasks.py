@@ -5,13 +5,15 @@ documentation is from; the words that would give it away are blanked.
 """
 
 import csv
+import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2opt.sources.docstrings import Document, package_documents, unique_documents
-from gpt2opt.sources.hub import cached_snapshot, download_snapshot
+from gpt2opt.sources.files import decode
+from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
 from gpt2opt.sources.texts import PARAGRAPHS_APART, divide
 
 SST2 = "stanfordnlp/sst2"
@@ -80,7 +82,7 @@ def find_task(data: str = "auto") -> Task:
     for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
         folder = fetch(SST2, ["data/train-*.parquet", "data/validation-*.parquet"], repo_type="dataset")
         if folder and all(any(folder.glob(pattern) for pattern in patterns) for patterns in SPLITS.values()):
-            return _sst2(folder, origin, "SST-2")
+            return _sst2(folder, origin + other_name(folder, SST2), "SST-2")
     if data == "sst2":
         raise ValueError("SST-2 is not in the local cache and the hub did not give it; connect once, name a folder, or data=docstrings")
     return _docstrings("installed packages, as a stand-in for SST-2, which neither the local cache nor the hub gave")
@@ -118,13 +120,11 @@ def _parquet_rows(path: Path) -> list[tuple[str, int]]:
 
 
 def _tsv_rows(path: Path) -> list[tuple[str, int]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        try:
-            return [(row["sentence"], int(row["label"])) for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"can't read {path} ({error}); expected UTF-8 text with the columns sentence and label, apart by tabs"
-            ) from error
+    try:
+        rows = csv.DictReader(io.StringIO(decode(path.read_bytes(), path), newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [(row["sentence"], int(row["label"])) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"can't read {path} ({error}); expected UTF-8 text with the columns sentence and label, apart by tabs") from error
 
 
 def _docstrings(origin: str) -> Task:

@@ -8,6 +8,7 @@ from transformers import GPT2LMHeadModel
 from experiments.decoding.methods import CONTRASTIVE, SAMPLING, settings_of
 from experiments.decoding.results import Output
 from gpt2opt.decoding.generation import generate
+from gpt2opt.decoding.text import decoder_of, encode, end_of_text
 from gpt2opt.measure.quality import token_nll
 from gpt2opt.sources.texts import Texts
 from gpt2opt.stages.torch_model import TorchModel, logits_of
@@ -23,7 +24,7 @@ def find_prompts(texts: Texts, tokenizer, count: int, prompt_tokens: int, new_to
     """
     length, found = prompt_tokens + new_tokens, []
     for document in texts.score:
-        ids = tokenizer(document.text, verbose=False).input_ids[:length]
+        ids = encode(tokenizer, document.text).input_ids[:length]
         if len(ids) == length:
             found.append((ids[:prompt_tokens], ids[prompt_tokens:]))
         if len(found) == count:
@@ -46,13 +47,11 @@ def write_texts(model: GPT2LMHeadModel, method: str, prompt: list[int], draws: i
 def judge(model: GPT2LMHeadModel, tokenizer, number: int, prompt: list[int], written: Sequence[list[int]]) -> list[Output]:
     """Score texts behind a prompt, each with the same number of tokens."""
     nats = _nats(model, prompt, written)
-    alone = _nats(model, [tokenizer.eos_token_id], written)
+    alone = _nats(model, [end_of_text(tokenizer)], written)
     return [
-        Output(
-            number, draw, " ".join(map(str, ids)), tokenizer.decode(ids, clean_up_tokenization_spaces=False), nats[draw], alone[draw]
-        )
+        Output(number, draw, " ".join(map(str, ids)), decoder_of(tokenizer)(ids), nats[draw], alone[draw])
         for draw, ids in enumerate(written)
-    ]  # fmt: skip
+    ]
 
 
 def _nats(model: GPT2LMHeadModel, before: list[int], written: Sequence[list[int]]) -> list[float]:

@@ -1,19 +1,16 @@
 """Find movie reviews: IMDB from the hub, the CSV of the seed by its path, or, offline, the documentation that the library has."""
 
-import csv
 import dataclasses
-import io
 import os
 from pathlib import Path
 
 from gpt2opt.sources.docstrings import Document
-from gpt2opt.sources.hub import cached_snapshot, download_snapshot
-from gpt2opt.sources.texts import VARIABLE, Texts, divide, find_texts
+from gpt2opt.sources.files import parse_file
+from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
+from gpt2opt.sources.texts import VARIABLE, Texts, divide, find_texts, named_documents
 
 IMDB = "stanfordnlp/imdb"
 SPLITS = ("train", "test")
-COLUMNS = ("review", "text")
-"""What the column of the reviews is called: in Kaggle's file, and in the `data.csv` that the seed's formatter makes of it."""
 CHOICES = "imdb, docs, wikitext-2, auto, a CSV with a column 'review' or 'text', or a UTF-8 file"
 
 
@@ -37,7 +34,7 @@ def find_reviews(text: str = "auto") -> Texts:
     for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
         folder = fetch(IMDB, [f"plain_text/{split}-*" for split in SPLITS], repo_type="dataset")
         if folder and all(any(folder.glob(f"plain_text/{split}-*.parquet")) for split in SPLITS):
-            return divide("IMDB reviews", origin, _read_parquet(folder / "plain_text"))
+            return divide("IMDB reviews", origin + other_name(folder, IMDB), _read_parquet(folder / "plain_text"))
     if asked:
         raise ValueError(f"imdb is not in the local cache and the hub did not give it; connect once, or choose of: {CHOICES}")
     origin = "installed packages, as a stand-in for IMDB reviews, which neither the local cache nor the hub gave"
@@ -47,7 +44,7 @@ def find_reviews(text: str = "auto") -> Texts:
 def read_csv(path: Path) -> list[Document]:
     """Read the reviews of a CSV, one document each: its column `review` or `text`, what the seed's formatter keeps of Kaggle's file.
 
-    Kaggle has the reviews in UTF-8 and, as `imdb_master.csv`, in ISO-8859-1; what is not UTF-8 is read as that.
+    Kaggle has the reviews in UTF-8 and, as `imdb_master.csv`, in ISO-8859-1; what is not Unicode is read as that.
 
     Raises:
         ValueError: the file can't be read, is no CSV, lacks the column or holds no reviews.
@@ -56,26 +53,7 @@ def read_csv(path: Path) -> list[Document]:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"can't read {str(path)!r} ({error.strerror}); expected {CHOICES}") from error
-    try:
-        decoded = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        decoded = content.decode("iso-8859-1")
-    try:
-        reader = csv.DictReader(io.StringIO(decoded, newline=""))
-        found = [name or "(no name)" for name in reader.fieldnames or ()]
-        column = next((name for name in COLUMNS if name in found), None)
-        if column is None:
-            named = f"columns {', '.join(found)}" if found else "no header"
-            raise ValueError(
-                f"{path.name} has {named}; expected a column 'review', as in Kaggle's file, or 'text', as the formatter writes"
-            )
-        reviews = [row[column] for row in reader]
-    except csv.Error as error:
-        raise ValueError(f"{path.name} is not a CSV ({error}); expected a header and one review per row") from error
-    documents = [Document(f"{path.name}#{number}", review) for number, review in enumerate(reviews) if review and review.strip()]
-    if not documents:
-        raise ValueError(f"column {column!r} of {path.name} holds no reviews; expected one per row")
-    return documents
+    return named_documents(path, parse_file(content, path, fallback="iso-8859-1"))
 
 
 def _read_parquet(folder: Path) -> list[Document]:

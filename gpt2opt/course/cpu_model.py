@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import GPT2Config
 from transformers.modeling_outputs import CausalLMOutput
 
 from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.runtime.ir_model import IrModel, load_ir
-from gpt2opt.runtime.manifest import read_config, read_manifest
+from gpt2opt.runtime.manifest import read_manifest
 
 DTYPES = {"f32": torch.float32, "i8": torch.int8, "i4": torch.int8}
 """What the weights are stored in -> the nearest dtype of torch."""
@@ -21,17 +22,18 @@ DTYPES = {"f32": torch.float32, "i8": torch.int8, "i4": torch.int8}
 
 @dataclasses.dataclass(frozen=True)
 class CpuModel:
-    """A compiled GPT-2 of OpenVINO. ir: what runs it. eos_token_id: ends a text. dtype: of the weights of the matmuls."""
+    """A compiled GPT-2 of OpenVINO. ir: what runs it. eos_token_id: ends a text, if any does. dtype: of the weights of the matmuls."""
 
     ir: IrModel
-    eos_token_id: int
+    eos_token_id: int | None
     dtype: torch.dtype
     device = torch.device("cpu")
 
     @classmethod
     def load(cls, directory: Path | str) -> "CpuModel":
         """Compile the IR in a directory; raise ValueError if there is none or it was changed or cut short."""
-        return cls(load_ir(directory), read_config(directory, "eos_token_id"), DTYPES[read_manifest(directory).weights])
+        ir, config = load_ir(directory), GPT2Config.from_pretrained(directory, local_files_only=True)
+        return cls(ir, config.eos_token_id, DTYPES[read_manifest(directory).weights])
 
     def eval(self) -> "CpuModel":
         """Return the model: it knows no other mode."""
@@ -63,7 +65,7 @@ class CpuModel:
             input_ids: (B, T).
             attention_mask: 0 where a prompt is padded, on the left.
             max_length: of prompt and new tokens, in place of `max_new_tokens`.
-            pad_token_id: follows a text that ends before others; end-of-text unless told.
+            pad_token_id: follows a text that ends before others; end-of-text unless told, or 0 where there is none.
             settings: see `DecodingSettings`, whose names and defaults are those of transformers: `max_new_tokens`, `do_sample`, `top_k`, …
 
         Raises:
@@ -78,8 +80,6 @@ class CpuModel:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
         generated = generate(self.ir.decoder(prompts, chosen.max_new_tokens), prompts, chosen)
-        new = pad_sequence(
-            [torch.tensor(each.ids) for each in generated], batch_first=True,
-            padding_value=self.eos_token_id if pad_token_id is None else pad_token_id,
-        )  # fmt: skip
+        padding = (self.eos_token_id or 0) if pad_token_id is None else pad_token_id
+        new = pad_sequence([torch.tensor(each.ids) for each in generated], batch_first=True, padding_value=padding)
         return torch.cat([input_ids, new], 1)

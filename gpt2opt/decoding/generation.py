@@ -87,7 +87,7 @@ def stream(
         chosen = _looked_up(decoder, len(prompts), settings, ended)
     else:
         chosen = _one_by_one(decoder, prompts, settings, process, ended)
-    texts = [TextStream(decode_text, settings.stop_strings) if decode_text else None for _ in prompts]
+    texts = [TextStream(decode_text, settings.stop_strings, prompt) if decode_text else None for prompt in prompts]
     counts = [0] * len(prompts)
     for tokens in chosen:
         for sequence, token, logits in tokens:

@@ -1,37 +1,76 @@
-"""The text of a sequence while it grows: characters of several tokens and beginnings of a stop string are held back until they are sure."""
+"""From text to tokens and back, with any tokenizer of transformers, and the text of a sequence while it grows.
+
+While it grows, characters of several tokens and beginnings of a stop string are held back until they are sure.
+"""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 DecodeText = Callable[[list[int]], str]
-"""A byte-level tokenizer's way from tokens to text: the text of a list is that of its parts end to end, but for broken characters."""
+"""A tokenizer's way from tokens to text. It may treat the first token of a list in a way of its own: SentencePiece drops its space."""
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer returns for bytes that are no character yet."""
 
 
-class TextStream:
-    """Text that is given out piece by piece. stopped: a stop string came, and nothing follows the text before it."""
+def encode(tokenizer: Any, text: Any, **options: Any) -> Any:
+    """Tokenize a text, or several, that goes on: nothing is added that it does not hold, such as the `</s>` or `[SEP]` of some tokenizers.
 
-    def __init__(self, decode_text: DecodeText, stop_strings: Sequence[str] = ()):
+    options: of the tokenizer's own call, which also says what is returned.
+    """
+    return tokenizer(text, add_special_tokens=False, verbose=False, **options)
+
+
+def end_of_text(tokenizer: Any) -> int:
+    """Return the token that ends a text; raise ValueError if the tokenizer has none."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-text token; set tokenizer.eos_token to one of its tokens and save it with the model")
+    return tokenizer.eos_token_id
+
+
+def decoder_of(tokenizer: Any) -> DecodeText:
+    """Return a tokenizer's way from tokens to text, which leaves spaces before punctuation as they were generated."""
+    return lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """Return what a token adds to a text behind other tokens; bytes that are no character by themselves are U+FFFD."""
+    decode, before = decoder_of(tokenizer), encode(tokenizer, "a").input_ids
+    return decode([*before, token])[len(decode(before)) :]
+
+
+class TextStream:
+    """Text that is given out piece by piece; the pieces joined are what the tokenizer makes of all tokens, less the tokens before them.
+
+    before: tokens that the text follows, such as its prompt. stopped: a stop string came, and nothing follows the text before it.
+    """
+
+    def __init__(self, decode_text: DecodeText, stop_strings: Sequence[str] = (), before: Sequence[int] = ()):
         self.decode_text, self.stop_strings = decode_text, stop_strings
         self.stopped = False
-        self._ids: list[int] = []
+        self._ids = [int(token) for token in before]
+        self._shown = len(self._ids)  # of these tokens, so many have been given out; they are decoded again for what follows them
         self._held = ""
 
     def push(self, token: int) -> str:
         """Take one more token; return the text that is sure now."""
         self._ids.append(token)
-        text = self.decode_text(self._ids)
+        text = self._new_text()
         if text.endswith(BROKEN):
             return ""
-        self._ids = []
+        del self._ids[: self._shown]
+        self._shown = len(self._ids)
         return self._release(text)
 
     def finish(self) -> str:
         """Return what is still held back: no token follows."""
-        text = self._release(self.decode_text(self._ids) if self._ids else "")
+        text = self._release(self._new_text() if len(self._ids) > self._shown else "")
         rest, self._held = self._held, ""
         return text + rest
+
+    def _new_text(self) -> str:
+        before = self.decode_text(self._ids[: self._shown]) if self._shown else ""
+        return self.decode_text(self._ids)[len(before) :]
 
     def _release(self, text: str) -> str:
         if not self.stop_strings:

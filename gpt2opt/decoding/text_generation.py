@@ -8,6 +8,7 @@ from typing import Any
 from gpt2opt.decoding.decoder import Model
 from gpt2opt.decoding.generation import Generated, Token, collect, stream
 from gpt2opt.decoding.settings import DecodingSettings
+from gpt2opt.decoding.text import decoder_of, encode
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +54,7 @@ def stream_ids(
     if settings.eos_token_id is None:
         settings = dataclasses.replace(settings, eos_token_id=tokenizer.eos_token_id)
     decoder = model.decoder(ids, settings.max_new_tokens)
-
-    def decode_text(tokens: list[int]) -> str:
-        return tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
-
-    return stream(decoder, ids, settings, decode_text=decode_text, stop=stop)
+    return stream(decoder, ids, settings, decode_text=decoder_of(tokenizer), stop=stop)
 
 
 def generate_text(model: Model, tokenizer: Any, prompts: Sequence[str], settings: DecodingSettings, **options: Any) -> list[Generated]:
@@ -83,7 +80,7 @@ def encode_prompt(tokenizer: Any, prompt: str, room: int, truncate: bool = False
         prompt.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"character {error.start} of the prompt is not text but {prompt[error.start]!r}; give it in UTF-8") from None
-    ids = tokenizer(prompt, verbose=False).input_ids
+    ids = encode(tokenizer, prompt).input_ids
     if truncate and 0 < room < len(ids):
         logger.warning("the prompt has %d tokens; its last %d are kept, and new ones fill the rest of the context", len(ids), room)
         return ids[-room:]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2opt.decoding.text import encode
 from gpt2opt.measure.results import Agreement, Quality
 from gpt2opt.stats import percentile_99
 
@@ -73,7 +74,8 @@ def prepare_text(tokenizer, documents: Sequence[str], label: str, protocol: Prot
         protocol: how the text is scored. Its window is cut to the model's context, and the label shows the result.
 
     Raises:
-        ValueError: no document has two tokens, or the stride would leave tokens out.
+        ValueError: no document has two tokens, what is scored holds no byte, the stride would leave tokens out, or the tokenizer is none of
+            the fast ones of transformers.
 
     Example:
         >>> class Bytes:
@@ -106,13 +108,17 @@ def prepare_text(tokenizer, documents: Sequence[str], label: str, protocol: Prot
         raise ValueError(f"{label} has no two tokens in a row, which is what it takes to predict one from another; give a longer text")
     total = sum(len(ids) for ids, _ in sequences)
     num_words, num_bytes = sum(len(span.split()) for span in spans), sum(len(span.encode()) for span in spans)
+    if not num_bytes:
+        raise ValueError(f"{label} has no character behind the first, which nothing predicts; give a longer text")
     how = f"{how} | {protocol.name}: window {window}, stride {stride} | {total - len(sequences)} of {total} tokens scored"
     return ScoredText(tuple(sequences), len(documents), num_words, num_bytes, window, stride, f"{label}, {how}")
 
 
 def _tokens(tokenizer, text: str) -> tuple[Tensor, list[tuple[int, int]]]:
     """Return a text's token ids (T,), and for each the characters at which it begins and ends."""
-    encoded = tokenizer(text, verbose=False, return_offsets_mapping=True)
+    if not getattr(tokenizer, "is_fast", True):
+        raise ValueError(f"{type(tokenizer).__name__} does not tell where its tokens stand in a text; take the fast one, by AutoTokenizer")
+    encoded = encode(tokenizer, text, return_offsets_mapping=True)
     return torch.tensor(encoded.input_ids, dtype=torch.int64), encoded.offset_mapping
 
 

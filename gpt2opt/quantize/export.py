@@ -15,7 +15,7 @@ from gpt2opt.environment import at_least
 from gpt2opt.quantize.export_passes import group_scales, halve_positions
 from gpt2opt.quantize.fake_quant import FakeQuantLinear, quantized_linears
 from gpt2opt.runtime.manifest import write_manifest
-from gpt2opt.sources.models import check_finite, heads_per_layer
+from gpt2opt.sources.models import check_finite, check_ids, heads_per_layer
 from gpt2opt.storage import new_folder
 
 IR_NAME = "openvino_model.xml"
@@ -32,9 +32,11 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
         kv_cache: the type that `load_ir` is to keep keys and values in, `f16` or `u8`; a float model always gets `f32`.
 
     Raises:
-        ValueError: a weight is NaN or infinite, layers kept different numbers of heads, or `out_dir` can't be written.
+        ValueError: a weight is NaN or infinite, the tokenizer has ids without an embedding, layers kept different numbers of heads, or
+            `out_dir` can't be written.
     """
     check_finite(model)
+    check_ids(tokenizer, model.config.vocab_size)
     out_dir = Path(out_dir)
     with new_folder(out_dir) as partial:
         write_ir(model, tokenizer, partial, kv_cache)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from gpt2opt.sources.models import fold_attention_scale
+from gpt2opt.sources.models import CROSS_ATTENTION, fold_attention_scale
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ def linearize(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     """
     import copy
 
+    if model.config.add_cross_attention:
+        raise ValueError(f"the model has {CROSS_ATTENTION}")
     embeddings = [module.weight for module in (model.transformer.wte, model.transformer.wpe)]
     shared = {id(weight): nn.Parameter(weight.detach().float().cpu()) for weight in embeddings}
     model = copy.deepcopy(model, shared).float().cpu().eval()

@@ -4,10 +4,41 @@ from functools import cache
 from pathlib import Path
 
 TIMEOUT_S = 3.0
+RENAMED = {
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "distilgpt2": "distilbert/distilgpt2",
+    "distilbert-base-uncased-finetuned-sst-2-english": "distilbert/distilbert-base-uncased-finetuned-sst-2-english",
+    "wikitext": "Salesforce/wikitext",
+    "imdb": "stanfordnlp/imdb",
+    "sst2": "stanfordnlp/sst2",
+}
+"""The first name of a repository -> its name since 2024. The hub answers to both, while the local cache keeps each by itself."""
+
+
+def names_of(repo_id: str) -> tuple[str, ...]:
+    """Return all names of a repository, the given one first."""
+    return (repo_id, *(name for pair in RENAMED.items() if repo_id in pair for name in pair if name != repo_id))
 
 
 def cached_snapshot(repo_id: str, patterns: list[str], repo_type: str = "model") -> Path | None:
-    """Return the local folder of a repository that was downloaded before, or None."""
+    """Return the local folder of a repository that was downloaded before, under any of its names, or None.
+
+    Of several the one with the most files of these patterns is returned: a download that was killed has fewer.
+    """
+    found = [path for name in names_of(repo_id) if (path := _cached(name, patterns, repo_type))]
+    return max(found, key=lambda path: sum(1 for pattern in patterns for _ in path.glob(pattern)), default=None)
+
+
+def other_name(path: Path, repo_id: str) -> str:
+    """Return `, as NAME` if a folder of the cache is kept under another name of a repository than the one that was asked for, else ``."""
+    name = path.parent.parent.name.partition("--")[2].replace("--", "/")  # models--openai-community--gpt2/snapshots/COMMIT
+    return f", as {name}" if name in names_of(repo_id)[1:] else ""
+
+
+def _cached(repo_id: str, patterns: list[str], repo_type: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:

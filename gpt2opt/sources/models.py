@@ -4,14 +4,38 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt2opt.environment import at_least
-from gpt2opt.sources.hub import cached_snapshot, download_snapshot
+from gpt2opt.sources.hub import cached_snapshot, download_snapshot, names_of, other_name
+from gpt2opt.storage import WEIGHTS, WEIGHTS_INDEX, torch_weights
 
 VARIABLE = "GPT2OPT_MODEL"
 DEFAULT = "gpt2"
 BUNDLED = Path(__file__).parent / "bundled"
-PATTERNS = ["config.json", "generation_config.json", "model.safetensors", "tokenizer*.json", "vocab.json", "merges.txt"]
+PATTERNS = [
+    "config.json", "generation_config.json", WEIGHTS, WEIGHTS_INDEX, "model-*-of-*.safetensors",
+    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "*.model",
+]  # fmt: skip
+TOKENIZERS = ("tokenizer.json", "merges.txt", "vocab.txt", "*.model")
+"""The file that a tokenizer can be made from: of any kind, byte-level, WordPiece or SentencePiece."""
+PICKLE = "a pickle, which can run code when it is read; where you trust it, load it with transformers and save it with save_pretrained()"
+EXPORT = "an export; name the torch model that it was made from"
+INSTEAD = {
+    "adapter_config.json": "an adapter (LoRA), which is no model; merge it with merge_and_unload() of peft and save the result",
+    "pytorch_model*.bin*": PICKLE,
+    "*.pt": PICKLE,
+    "*.pth": PICKLE,
+    "*.ckpt": PICKLE,
+    "openvino_model.xml": "an IR, which generate, perplexity, audit and export take as it is; for the rest name the torch model",
+    "*.onnx": EXPORT,
+    "*.gguf": EXPORT,
+    "*.h5": "weights of TensorFlow; load them with from_pretrained(..., from_tf=True) and save them with save_pretrained()",
+    "*.msgpack": "weights of Flax; load them with from_pretrained(..., from_flax=True) and save them with save_pretrained()",
+}
+"""What a folder may hold in place of a model, and what it is."""
+LFS_POINTER = b"version https://git-lfs.github.com/"
+CROSS_ATTENTION = "cross attention (add_cross_attention), as the decoder of an encoder-decoder has it; expected one that reads text alone"
 
 
 @dataclass(frozen=True)
@@ -51,7 +75,7 @@ def find_model(model_id: str = "auto") -> FoundModel:
     for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
         path = fetch(repo_id, PATTERNS)
         if path and is_complete(path):
-            return _checked(FoundModel(repo_id, origin, path))
+            return _checked(FoundModel(repo_id, origin + other_name(path, repo_id), path))
     if asked:
         raise ValueError(
             f"model {asked!r} is no directory, is not in the local cache and the hub did not give it; "
@@ -62,7 +86,8 @@ def find_model(model_id: str = "auto") -> FoundModel:
 
 def is_complete(path: Path) -> bool:
     """Return whether the folder of a repository has weights and a tokenizer; some are missing after a download that was killed."""
-    return (path / "model.safetensors").exists() and ((path / "tokenizer.json").exists() or (path / "merges.txt").exists())
+    weights = torch_weights(path)
+    return bool(weights) and all(file.exists() for file in weights) and any(any(path.glob(name)) for name in TOKENIZERS)
 
 
 def find_model_or_stand_in(model_id: str) -> FoundModel:
@@ -74,7 +99,7 @@ def find_model_or_stand_in(model_id: str) -> FoundModel:
     try:
         return find_model(model_id)
     except ValueError:
-        if model_id != DEFAULT or Path(model_id).exists():
+        if model_id not in names_of(DEFAULT) or Path(model_id).exists():
             raise
         return STAND_IN
 
@@ -83,23 +108,27 @@ def load_model(path: Path, dtype: str = "float32"):
     """Load a GPT-2 and its tokenizer from a directory onto the CPU, pruned as it was saved; `fold_attention_scale` is applied.
 
     Args:
-        path: a directory with config.json, model.safetensors and a tokenizer.
+        path: a directory with config.json, model.safetensors (or several files and their index) and a tokenizer.
         dtype: the parameters' dtype, by its name in torch.
 
     Returns:
         `(tokenizer, model)`, the model in eval mode.
 
     Raises:
-        ValueError: the directory is missing, damaged or not a GPT-2, or a weight is NaN or infinite.
+        ValueError: the directory is missing, damaged or not a GPT-2, a weight is NaN or infinite, or the tokenizer has ids without an
+            embedding.
     """
     import torch
     from transformers import GPT2LMHeadModel
 
     path = Path(path)
     check_gpt2(path)
+    check_weights(path)
     argument = {"dtype" if at_least("transformers", "4.56") else "torch_dtype": getattr(torch, dtype)}  # renamed
     try:
-        model, found = GPT2LMHeadModel.from_pretrained(path, **argument, local_files_only=True, output_loading_info=True)
+        model, found = GPT2LMHeadModel.from_pretrained(
+            path, **argument, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )  # fmt: skip
     except Exception as error:  # each file format raises its own errors for a file that is cut short
         raise ValueError(
             f"can't load the model in {path} ({error!r:.200}); the directory is damaged: write or download it again"
@@ -157,32 +186,75 @@ def fold_attention_scale(model) -> None:
 
 
 def load_tokenizer(path: Path | str):
-    """Load the tokenizer in a directory; raise ValueError if there is none or it is damaged."""
+    """Load the tokenizer in a directory.
+
+    Raises:
+        ValueError: there is none, it is damaged, or the model beside it has no embedding for one of its ids.
+    """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:  # as above
         raise ValueError(f"can't load the tokenizer in {path} ({error!r:.200}); save it there with save_pretrained()") from error
+    if Path(path, "config.json").exists():
+        check_ids(tokenizer, _read_config(Path(path)).get("vocab_size"))
+    return tokenizer
+
+
+def check_ids(tokenizer, vocab_size: int | None) -> None:
+    """Raise ValueError if a model with so many embeddings has none for a token, be it an added one that no text holds."""
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if vocab_size is not None and highest >= vocab_size:
+        raise ValueError(
+            f"the tokenizer has {highest + 1} tokens and the model {vocab_size} embeddings, none for {token!r}: use the model's own "
+            f"tokenizer or, if tokens were added, call model.resize_token_embeddings({highest + 1}), train them and save both"
+        )
 
 
 def check_gpt2(path: Path) -> None:
-    """Raise ValueError unless `path` holds the config of a GPT-2."""
+    """Raise ValueError unless `path` holds the config of a GPT-2 that reads text alone."""
+    config = _read_config(path)
+    if "model_type" not in config:
+        raise ValueError(f"the config.json in {path} has no model_type, expected 'gpt2'; add it there if the model is a GPT-2")
+    if config["model_type"] != "gpt2":
+        raise ValueError(f"the model in {path} is {config['model_type']!r}, expected 'gpt2'; name a GPT-2 of any size")
+    if config.get("add_cross_attention"):
+        raise ValueError(f"the model in {path} has {CROSS_ATTENTION}")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"no config.json in {path}; name a directory that a GPT-2 was saved to") from error
+        raise ValueError(f"no config.json in {path}{_instead(path)}; name a directory that a GPT-2 was saved to") from error
     except ValueError as error:
         raise ValueError(f"{path / 'config.json'} is not JSON; the directory is damaged: write or download it again") from error
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type != "gpt2":
-        raise ValueError(f"the model in {path} is {model_type!r}, expected 'gpt2'; name a GPT-2 of any size")
+    return config if isinstance(config, dict) else {}
+
+
+def check_weights(path: Path) -> None:
+    """Raise ValueError unless a directory holds the weights of a model as safetensors, and not what stands for them or a part of them."""
+    files = torch_weights(path)
+    if not files:
+        raise ValueError(f"no {WEIGHTS} in {path}{_instead(path) or '; save the model there with save_pretrained()'}")
+    if missing := [file.name for file in files if not file.exists()]:
+        raise ValueError(f"{path} lacks {len(missing)} of {len(files)} shards of its weights ({missing[0]}, …); copy or download it again")
+    for file in files:
+        with file.open("rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ValueError(f"{file} is a pointer of Git LFS to the weights and not the weights; `git lfs pull` fetches them")
+
+
+def _instead(path: Path) -> str:
+    found = ((name, what) for pattern, what in INSTEAD.items() for name in sorted(file.name for file in path.glob(pattern)))
+    name, what = next(found, ("", ""))
+    return f", but {name}, {what}" if name else ""
 
 
 def _checked(found: FoundModel) -> FoundModel:
     check_gpt2(found.path)
-    if not (found.path / "model.safetensors").exists():
-        raise ValueError(f"no model.safetensors in {found.path}; save the model there with save_pretrained()")
+    check_weights(found.path)
     return found
 
 

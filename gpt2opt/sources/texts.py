@@ -7,11 +7,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+from gpt2opt.decoding.text import encode
 from gpt2opt.sources.docs_corpus import HELD_OUT, held_out_documents
 from gpt2opt.sources.docstrings import Document
-from gpt2opt.sources.hub import cached_snapshot, download_snapshot
+from gpt2opt.sources.files import parse_file
+from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
 
 VARIABLE = "GPT2OPT_TEXT"
 WIKITEXT = "Salesforce/wikitext"
@@ -24,6 +27,7 @@ LONG_PARAGRAPH = 100
 """Paragraphs of at least this many characters must not occur in two parts; shorter ones may by coincidence."""
 PARAGRAPHS_APART = re.compile(r"\n\s*\n")
 FILE_BLOCK = 2000
+BLANK_LINES, ONE_DOCUMENT = "cut at blank lines", "one document, since it has no blank lines"
 SHARES = {"fine_tune": 0.75, "calibration": 0.1, "score": 0.15}
 KEEPS_FIRST = ("score", "calibration", "fine_tune")
 """Which part keeps a paragraph that several have: the scored part comes first, so that it stays whole."""
@@ -73,8 +77,8 @@ def find_texts(text: str = "auto") -> Texts:
     """Find the text of a run.
 
     Args:
-        text: a UTF-8 file, `wikitext-2`, `docs` (the documentation of installed packages that the bundled model never saw), or
-            `auto`: the environment variable GPT2OPT_TEXT, else WikiText-2, else docs, which is then named as a stand-in.
+        text: a file, see `read_documents`; `wikitext-2`; `docs`, the documentation of installed packages that the bundled model never
+            saw; or `auto`: the environment variable GPT2OPT_TEXT, else WikiText-2, else docs, which is then named as a stand-in.
 
     Raises:
         ValueError: the text can't be found, is empty or is too short to divide.
@@ -96,7 +100,7 @@ def find_wikitext() -> tuple[Path, str] | None:
     for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
         path = fetch(WIKITEXT, WIKITEXT_PATTERNS, repo_type="dataset")
         if path and is_complete(path / WIKITEXT_FOLDER):
-            return path / WIKITEXT_FOLDER, origin
+            return path / WIKITEXT_FOLDER, origin + other_name(path, WIKITEXT)
     return None
 
 
@@ -173,11 +177,23 @@ def take_bytes(documents: Iterable[Document], limit: int) -> list[Document]:
 
 
 def token_rows(texts: Sequence[str], tokenizer, length: int) -> list[list[int]]:
-    """Cut each text into rows of at most `length` token ids; a text ends with end-of-text. A row has one text and at least two tokens."""
-    texts = [text + tokenizer.eos_token for text in texts if text.strip()]
-    encoded = tokenizer(texts, verbose=False).input_ids if texts else []
+    """Cut each text into rows of at most `length` token ids. A row has one text and at least two tokens.
+
+    A text ends with end-of-text. If the tokenizer has none, nothing marks its end, and a warning says so.
+    """
+    texts = [text for text in texts if text.strip()]
+    if tokenizer.eos_token_id is None:
+        warn_of_no_end(tokenizer.name_or_path)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    encoded = [ids + end for ids in encode(tokenizer, texts).input_ids] if texts else []
     rows = [ids[start : start + length] for ids in encoded for start in range(0, len(ids), length)]
     return [row for row in rows if len(row) > 1]
+
+
+@cache
+def warn_of_no_end(tokenizer: str) -> None:
+    """Warn, once for each tokenizer."""
+    logger.warning("the tokenizer %s has no end-of-text token, so nothing marks where a document ends", tokenizer)
 
 
 def _docs(origin: str, stand_in: bool) -> Texts:
@@ -185,7 +201,36 @@ def _docs(origin: str, stand_in: bool) -> Texts:
 
 
 def _from_file(path: Path, origin: str) -> Texts:
-    return divide(path.name, origin, [Document(f"{path.name}#{i}", text) for i, text in enumerate(blocks(read_text(path)))])
+    documents, how = read_documents(path)
+    if how == ONE_DOCUMENT and "\n" in documents[0].text:
+        lines = "\n\n".join(documents[0].text.split("\n"))
+        documents, how = named_documents(path, blocks(lines)), "each line a paragraph, since it has no blank lines"
+    return divide(path.name, origin if how == BLANK_LINES else f"{origin}, {how}", documents)
+
+
+def read_documents(path: Path) -> tuple[list[Document], str]:
+    """Read the documents of a file, and tell how it was cut into them.
+
+    Prose is cut at blank lines, see `blocks`; of a table (CSV, TSV, JSON, parquet) each row is a document; see `parse_file`.
+
+    Raises:
+        ValueError: it is missing, is neither text nor such a table, or holds no text.
+    """
+    try:
+        content = parse_file(Path(path).read_bytes(), path)
+    except OSError as error:
+        raise ValueError(f"can't read the text {str(path)!r} ({error.strerror}); name a text file, wikitext-2, docs or auto") from error
+    rows = content if isinstance(content, list) else blocks(content)
+    if not any(text.strip() for text in rows):
+        raise ValueError(f"{path} holds no text; name a file with words in it")
+    if isinstance(content, list):
+        return named_documents(path, rows), "each row a document"
+    return named_documents(path, rows), BLANK_LINES if PARAGRAPHS_APART.search(content.strip()) else ONE_DOCUMENT
+
+
+def named_documents(path: Path, texts: Iterable[str]) -> list[Document]:
+    """Return the texts of a file that hold words, each under the file's name and its own number."""
+    return [Document(f"{path.name}#{number}", text) for number, text in enumerate(texts) if text.strip()]
 
 
 def blocks(text: str) -> list[str]:
@@ -197,23 +242,6 @@ def blocks(text: str) -> list[str]:
             found.append(block)
             block = ""
     return [*found, block] if block.strip() else found
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 text file.
-
-    Raises:
-        ValueError: it is missing, is not UTF-8 or holds no text.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"can't read the text {str(path)!r} ({error.strerror}); name a UTF-8 file, wikitext-2, docs or auto") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from error
-    if not text.strip():
-        raise ValueError(f"{path} holds no text; name a file with words in it")
-    return text
 
 
 def _wikitext(folder: Path, origin: str) -> Texts:

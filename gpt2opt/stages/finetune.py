@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, default_data_collator
 
+from gpt2opt.decoding.text import end_of_text
 from gpt2opt.environment import at_least, is_main_process, launched, set_seed
 from gpt2opt.record import FINETUNE, Measurement, Settings
 from gpt2opt.report.tensorboard import drop_host_names, empty_log
@@ -44,8 +45,16 @@ VALIDATION: dict[str, Any] = {
 
 
 def prepare_tokenizer_for_padding(tokenizer: PreTrainedTokenizerBase, model: GPT2LMHeadModel) -> None:
-    """Let end-of-text serve as padding, in the tokenizer and in the model's config: GPT-2 was made without a padding token."""
-    tokenizer.pad_token = tokenizer.eos_token
+    """Let end-of-text serve as padding, in the tokenizer and in the model's config: GPT-2 was made without a padding token.
+
+    A padding token that is there stays, if the model has an embedding for it.
+
+    Raises:
+        ValueError: there is neither such a token nor an end-of-text token.
+    """
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= model.config.vocab_size:
+        end_of_text(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
 
 

@@ -16,6 +16,7 @@ import torch
 
 from gpt2opt import environment
 from gpt2opt.decoding.decoder import Decoder
+from gpt2opt.decoding.text import token_text
 from gpt2opt.measure.latency import compare_latency, cuda_time, wall_time
 from gpt2opt.measure.memory import ChildRun, device_vram, in_fresh_process
 from gpt2opt.measure.quality import measure_agreement, perplexity
@@ -74,7 +75,7 @@ def measure_answers(
         rows = generate_tokens(model, workload.samples, new_tokens)
         described = {"device": device_name(), "runtime": "torch", "dtype": "float16", "parameters": model.num_parameters()}
         described["quality_dtype"] = str(model.dtype).removeprefix("torch.")
-    continuations = tuple(tuple(tokenizer.decode([token]) for token in row) for row in rows)
+    continuations = tuple(tuple(token_text(tokenizer, token) for token in row) for row in rows)
     return Measurement(name, quality=quality, agreement=agreement, continuations=continuations, **described)
 
 

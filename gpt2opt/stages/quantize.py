@@ -27,7 +27,7 @@ from gpt2opt.runtime.compile import cpu_properties
 from gpt2opt.runtime.generate import generate_from_ir
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
-from gpt2opt.sources.models import check_finite
+from gpt2opt.sources.models import check_finite, check_ids
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run
 from gpt2opt.storage import check_folder, new_folder
@@ -104,13 +104,14 @@ def quantize_int8(
         The audit of what was written, which has passed, and the sensitivity of each quantized input.
 
     Raises:
-        ValueError: an unknown recipe, a weight that is NaN or infinite, ids outside the vocabulary, too few rows, or `out_dir` can't
-            be written.
+        ValueError: an unknown recipe, a weight that is NaN or infinite, ids outside the vocabulary, in the rows or the tokenizer, too few
+            rows, or `out_dir` can't be written.
         RuntimeError: SmoothQuant was asked for and not applied, or a matmul came out in another type than it should.
     """
     check_folder(out_dir)
     recipe = _recipe(recipe)
     check_finite(model)
+    check_ids(tokenizer, model.config.vocab_size)
     _check_calibration(calibration, model.config.vocab_size)
     gated = recipe.activations and recipe.max_kl is not None
     if gated and not has_int8_dot_product():

@@ -7,7 +7,7 @@ from gpt2opt.measure.results import Quality
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.settings import Settings
 from gpt2opt.sources.models import find_model, load_model, load_tokenizer
-from gpt2opt.sources.texts import blocks, find_texts, read_text
+from gpt2opt.sources.texts import find_texts, read_documents
 from gpt2opt.stages.torch_model import device, logits_of
 
 
@@ -16,7 +16,7 @@ def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -
 
     Args:
         model: an IR directory, or whatever `find_model` takes.
-        text: a UTF-8 file, scored whole; or `wikitext-2`, `docs` or `auto`: the part of it that is kept for scoring, all of it.
+        text: a file, scored whole, see `read_documents`; or `wikitext-2`, `docs` or `auto`: the whole part of it that is kept for scoring.
         protocol: how the text is read.
 
     Returns:
@@ -33,7 +33,8 @@ def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -
         if not protocol.by_line and (size := len(JOIN.join(documents).encode())) > Settings.score_bytes:
             label += f", all {size:,} bytes of the scored part, of which a run scores the first {Settings.score_bytes:,}"
     else:
-        label, documents = Path(text).name, blocks(read_text(Path(text)))
+        found, how = read_documents(Path(text))
+        label, documents = f"{Path(text).name}, {how}", [document.text for document in found]
     return name, perplexity(logits, prepare_text(tokenizer, documents, label, protocol))
 
 

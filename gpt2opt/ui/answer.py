@@ -6,6 +6,7 @@ from typing import Any
 
 from gpt2opt.decoding.generation import Token
 from gpt2opt.decoding.settings import DecodingSettings
+from gpt2opt.decoding.text import token_text
 from gpt2opt.decoding.text_generation import encode_prompt, stream_ids
 from gpt2opt.ui.choices import OTHERS
 from gpt2opt.ui.library import Loaded
@@ -46,17 +47,13 @@ def token_event(token: Token, tokenizer: Any) -> dict[str, Any]:
     assert token.logprob is not None
     assert token.top is not None
     ids = [other for other, _ in token.top]
-    others = [(_piece(tokenizer, other), math.exp(logprob)) for other, logprob in token.top if other != token.id]
+    others = [(token_text(tokenizer, other), math.exp(logprob)) for other, logprob in token.top if other != token.id]
     return {
         "id": token.id,
         "text": token.text,
-        "piece": _piece(tokenizer, token.id),
+        "piece": token_text(tokenizer, token.id),
         "probability": math.exp(token.logprob),
         "rank": ids.index(token.id) + 1 if token.id in ids else None,
         "others": others[:OTHERS],
         "finish": token.finish,
     }
-
-
-def _piece(tokenizer: Any, token: int) -> str:
-    return tokenizer.decode([token], clean_up_tokenization_spaces=False)

@@ -191,6 +191,7 @@ class Maker:
         quantize_int8(self.model, self.tokenizer, rows, self.folder, self.precision)
 
     def measure(self) -> dict[str, Any]:
+        from gpt2opt.decoding.text import encode
         from gpt2opt.measure.memory import in_fresh_process
         from gpt2opt.measure.quality import measure_agreement, prepare_text
         from gpt2opt.runtime.generate import generate_from_ir
@@ -204,7 +205,7 @@ class Maker:
         if self.precision != FP32:
             text = prepare_text(self.tokenizer, documents, f"{self.texts} {self.texts.revision}")
             _, agreement = measure_agreement(logits_of(load_ir(self.folder)), logits_of(self.model), text, reference_name="FP32 in torch")
-        ids = self.tokenizer(documents[0], verbose=False).input_ids[:MEMORY_PROMPT]
+        ids = encode(self.tokenizer, documents[0]).input_ids[:MEMORY_PROMPT]
         ran = in_fresh_process(generate_from_ir, str(self.folder), ids, MEMORY_NEW_TOKENS, libraries=("openvino",))
         memory = Memory(sum(path.stat().st_size for path in weight_files(self.folder)), ran.peak_rss_bytes)
         return dataclasses.asdict(cost_of(agreement, memory, environment.machine_label(environment.describe())))

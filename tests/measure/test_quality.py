@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from gpt2opt.measure.quality import COURSE, Protocol, ScoredText, measure_agreement, perplexity, prepare_text, windows
 from gpt2opt.measure.results import Quality
+from tests.other_tokenizers import OTHERS
 
 VOCAB = 50
 SENTENCE = "Node 1 of graph 2 has 3 edges, and a path leads from it. "
@@ -162,6 +163,32 @@ def test_the_course_reads_each_line_for_itself_and_cuts_it(model, tokenizer):
 def test_a_text_without_two_tokens_in_a_row_is_refused(tokenizer, documents):
     with pytest.raises(ValueError, match="test has no two tokens in a row"):
         prepare_text(tokenizer, documents, "test")
+
+
+@pytest.mark.parametrize("by_line", [True, False])
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_tokens_that_a_tokenizer_would_add_are_not_scored(make, by_line):
+    """The text is one line that is cut, and many that are whole: an added token has no bytes, and its nats would stand beside none."""
+    tokenizer, lines = make(), ["river stone bright quiet engine " * 8, *["light small city."] * 30]
+    text = prepare_text(tokenizer, ["\n".join(lines)], "test", Protocol("either", window=32, by_line=by_line))
+    added = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    assert not {token for ids, _ in text.sequences for token in ids.tolist()} & added
+    quality = perplexity(lambda ids: torch.zeros(*ids.shape, len(tokenizer)), text)
+    assert quality.bits_per_byte == pytest.approx(math.log2(len(tokenizer)) * quality.num_tokens / text.num_bytes)
+    assert 0.3 < text.num_bytes / quality.num_tokens < 8
+
+
+def test_one_character_of_several_tokens_has_no_bits_per_byte(tokenizer):
+    assert len(tokenizer("😀").input_ids) > 1
+    with pytest.raises(ValueError, match="test has no character behind the first"):
+        prepare_text(tokenizer, ["😀"], "test")
+
+
+def test_a_tokenizer_that_does_not_tell_where_its_tokens_stand_is_refused():
+    from transformers import CanineTokenizer
+
+    with pytest.raises(ValueError, match="CanineTokenizer does not tell where its tokens stand"):
+        prepare_text(CanineTokenizer(), [SENTENCE], "test")
 
 
 def test_nan_logits_give_an_error_and_no_number():

@@ -1,6 +1,9 @@
+import copy
 import http.server
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,12 +14,14 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from gpt2opt.cli import main
 from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources import models
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.stages.prune import prune_attention_heads
+from gpt2opt.storage import hash_weights, weight_files
 from tests.conftest import make_model, relative_error, torch_logits
 
 
@@ -93,6 +98,126 @@ def test_a_model_without_a_tokenizer_is_refused(model_dir, tmp_path):
         (tmp_path / name).write_bytes((model_dir / name).read_bytes())
     with pytest.raises(ValueError, match="can't load the tokenizer"):
         load_model(tmp_path)
+
+
+def with_config(model_dir, folder, **changed):
+    """Return a copy of a model whose config is changed; a value of None takes the setting away."""
+    shutil.copytree(model_dir, folder)
+    config = json.loads((folder / "config.json").read_text()) | changed
+    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    return folder
+
+
+def test_a_model_in_shards_is_the_model(model_dir, tokenizer, tmp_path):
+    _, whole = load_model(model_dir)
+    whole.save_pretrained(tmp_path, max_shard_size="50KB")
+    tokenizer.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert not (tmp_path / "model.safetensors").exists()
+    _, loaded = load_model(find_model(str(tmp_path)).path)
+    assert all(a.equal(b) for a, b in zip(whole.parameters(), loaded.parameters(), strict=True))
+    (tmp_path / "training_args.bin").write_bytes(b"of a Trainer")
+    assert {path.suffix for path in weight_files(tmp_path)} == {".safetensors"}
+    assert sum(path.stat().st_size for path in weight_files(tmp_path)) > sum(p.nbytes for p in loaded.parameters())
+    before, shard = hash_weights(tmp_path), sorted(tmp_path.glob("model-*.safetensors"))[1]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert hash_weights(tmp_path) != before
+    assert models.is_complete(tmp_path)
+    shard.unlink()
+    assert not models.is_complete(tmp_path)
+    with pytest.raises(ValueError, match=rf"lacks 1 of \d+ shards of its weights \({shard.name}"):
+        find_model(str(tmp_path))
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"index\.json does not tell the files"):
+        load_model(tmp_path)
+
+
+INSTEAD = {
+    "pickled weights": ("pytorch_model.bin", "a pickle, which can run code when it is read"),
+    "pickled shards": ("pytorch_model.bin.index.json", "a pickle, which can run code when it is read"),
+    "a checkpoint of torch": ("model.pt", "a pickle"),
+    "an ONNX": ("model.onnx", "an export; name the torch model"),
+    "an IR": ("openvino_model.xml", "an IR, which generate, perplexity, audit and export take"),
+    "TensorFlow's weights": ("tf_model.h5", "from_tf=True"),
+}
+
+
+@pytest.mark.parametrize("case", INSTEAD)
+def test_what_is_there_in_place_of_weights_is_named(case, model_dir, tmp_path):
+    name, message = INSTEAD[case]
+    for path in model_dir.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / name).write_bytes(b"anything")
+    for load in (lambda: find_model(str(tmp_path)), lambda: load_model(tmp_path)):
+        with pytest.raises(ValueError, match=re.escape(f"no model.safetensors in {tmp_path}, but {name}, ") + ".*" + re.escape(message)):
+            load()
+
+
+def test_an_adapter_is_named_as_one(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no config\.json in .*, but adapter_config\.json, an adapter \(LoRA\).* merge"):
+        find_model(str(tmp_path))
+
+
+def test_a_pointer_of_git_lfs_is_no_weights(model_dir, tmp_path):
+    shutil.copytree(model_dir, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match=r"model\.safetensors is a pointer of Git LFS .*`git lfs pull`"):
+        find_model(str(tmp_path / "model"))
+
+
+CONFIGS = {
+    "cross attention": ({"add_cross_attention": True}, "has cross attention"),
+    "no model_type": ({"model_type": None}, "has no model_type, expected 'gpt2'; add it"),
+    "another architecture": ({"model_type": "gpt_neo"}, "is 'gpt_neo', expected 'gpt2'"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_config_that_is_no_gpt2_is_refused_at_loading(case, model_dir, tmp_path):
+    changed, message = CONFIGS[case]
+    folder = with_config(model_dir, tmp_path / "model", **changed)
+    for load in (lambda: find_model(str(folder)), lambda: load_model(folder)):
+        with pytest.raises(ValueError, match=message):
+            load()
+
+
+def test_cross_attention_of_a_model_in_memory_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="has cross attention"):
+        linearize(make_model(tokenizer, add_cross_attention=True))
+
+
+def test_every_token_needs_an_embedding_and_may_be_fewer(model_dir, float_dir, tokenizer, tmp_path):
+    """An added token that no text holds, in a torch model, in an IR that the commands take, and in memory."""
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens(["<never>"])
+    message = re.escape(f"the tokenizer has {len(larger)} tokens and the model {len(tokenizer)} embeddings, none for '<never>'")
+    for source, load in ((model_dir, load_model), (float_dir, models.load_tokenizer)):
+        folder = tmp_path / load.__name__
+        shutil.copytree(source, folder)
+        larger.save_pretrained(folder)
+        with pytest.raises(ValueError, match=message + rf".*resize_token_embeddings\({len(larger)}\)"):
+            load(folder)
+    with pytest.raises(ValueError, match=message):
+        export_ir(linearize(make_model(tokenizer)), larger, tmp_path / "ir")
+    assert not (tmp_path / "ir").exists()
+    padded = make_model(larger)  # one embedding more than the tokenizer has tokens
+    padded.save_pretrained(tmp_path / "padded")
+    tokenizer.save_pretrained(tmp_path / "padded")
+    assert load_model(tmp_path / "padded")[1].config.vocab_size == len(tokenizer) + 1
+
+
+def test_export_refuses_a_tokenizer_beyond_the_embeddings(float_dir, model_dir, tokenizer, tmp_path, capsys):
+    larger = copy.deepcopy(tokenizer)
+    larger.add_special_tokens({"pad_token": "[PAD]"})
+    for source in (float_dir, model_dir):
+        folder = tmp_path / source.name
+        shutil.copytree(source, folder)
+        larger.save_pretrained(folder)
+        assert main(["export", str(folder), "--openvino-server", str(tmp_path / "server")]) == 2
+        assert "none for '[PAD]'" in capsys.readouterr().err
+        assert not (tmp_path / "server").exists()
 
 
 def test_dtype_is_as_asked(model_dir):

@@ -15,6 +15,7 @@ from torch.nn.utils import parameters_to_vector
 from transformers import TrainingArguments
 
 from gpt2opt.sources.models import load_model
+from gpt2opt.sources.texts import token_rows, warn_of_no_end
 from gpt2opt.stages import finetune
 from gpt2opt.stages.finetune import (
     create_training_arguments,
@@ -25,6 +26,7 @@ from gpt2opt.stages.finetune import (
 )
 from gpt2opt.stages.torch_model import fused_gelu
 from tests.conftest import make_model, make_tokenizer, relative_error, torch_logits
+from tests.other_tokenizers import sentence_piece, word_piece
 
 
 @pytest.fixture
@@ -36,6 +38,43 @@ def padded(model, tokenizer):
 
 def test_padding_is_end_of_text_in_tokenizer_and_config(padded, model):
     assert padded.pad_token_id == padded.eos_token_id == model.config.pad_token_id
+
+
+@pytest.mark.parametrize("make", [sentence_piece, word_piece])
+def test_a_padding_token_that_is_there_stays(make):
+    tokenizer, model = make(), SimpleNamespace(config=SimpleNamespace(vocab_size=400))
+    prepare_tokenizer_for_padding(tokenizer, model)
+    assert tokenizer.pad_token == make().pad_token
+    assert model.config.pad_token_id == tokenizer.pad_token_id == make().pad_token_id is not None
+    rows = tokenize_dataset(Dataset.from_dict({"text": ["river stone"]}), tokenizer, length=32)
+    assert rows[0]["input_ids"][-1] == tokenizer.pad_token_id
+    assert rows[0]["labels"][-1] == -100
+
+
+def test_a_padding_token_without_an_embedding_gives_way(tokenizer, model):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    prepare_tokenizer_for_padding(tokenizer, model)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == model.config.pad_token_id
+
+
+def test_a_tokenizer_with_nothing_to_pad_by_is_refused_and_left_as_it_was(model):
+    tokenizer = word_piece()
+    tokenizer.pad_token = None
+    with pytest.raises(ValueError, match=r"no end-of-text token; set tokenizer\.eos_token"):
+        prepare_tokenizer_for_padding(tokenizer, model)
+    assert model.config.pad_token_id is None
+
+
+def test_rows_end_with_end_of_text_alone(caplog):
+    assert token_rows(["river stone"], sentence_piece(), 32)[0][-1] == sentence_piece().eos_token_id
+    assert token_rows(["river stone"], sentence_piece(), 32)[0].count(sentence_piece().eos_token_id) == 1
+    assert caplog.text == ""
+    tokenizer = word_piece()
+    warn_of_no_end.cache_clear()
+    assert token_rows(["river stone", " "], tokenizer, 32) == [tokenizer("river stone", add_special_tokens=False).input_ids]
+    token_rows(["river stone", " "], tokenizer, 32)
+    assert caplog.text.count("no end-of-text token, so nothing marks where a document ends") == 1
 
 
 def test_padding_is_masked_out_of_the_loss_and_the_real_end_of_text_is_not(padded):

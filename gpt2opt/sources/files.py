@@ -1,0 +1,196 @@
+"""The text in a file that somebody gives: in which encoding it is, and whether it is prose, a table with a column of texts, or neither."""
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("review", "text", "sentence", "content")
+"""What a column of texts may be called; the first of these that a table has is read."""
+DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}
+RECORDS = (".json", ".jsonl", ".ndjson")
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+NO_TEXT = {
+    b"\x1f\x8b": "is compressed by gzip; unpack it first",
+    b"BZh": "is compressed by bzip2; unpack it first",
+    b"\xfd7zXZ": "is compressed by xz; unpack it first",
+    b"\x28\xb5\x2f\xfd": "is compressed by Zstandard; unpack it first",
+    b"PK\x03\x04": "is a zip archive or an Office document; unpack it, or save its text as a file of its own",
+    b"%PDF": "is a PDF; save its text as a file of its own",
+    b"{\\rtf": "is RTF; save its text as a file of its own",
+}
+PARQUET = b"PAR1"
+MARKUP = re.compile(r"\s*<(!doctype html|html|\?xml)\b", re.IGNORECASE)
+COLUMN_NAME = re.compile(r"[A-Za-z_][\w.-]*")
+LOOKED_AT = 20
+"""Rows by which a table is known that has not the name of one."""
+
+
+def parse_file(content: bytes, path: Path, fallback: str | None = None) -> str | list[str]:
+    """Return the prose of a file, or the texts of a table (CSV, TSV, JSON, parquet), one for each row; "" for a row without one.
+
+    A table is known by its content or by its name. Line ends become line feeds, byte order marks go.
+
+    Args:
+        content: of the file.
+        path: of the file, for its name.
+        fallback: the encoding of what is not Unicode; None refuses that.
+
+    Raises:
+        ValueError: it is neither, its encoding is not known, or no column is called by one of `COLUMNS` and holds texts.
+    """
+    for magic, message in NO_TEXT.items():
+        if content.startswith(magic):
+            raise ValueError(f"{path} {message}")
+    if content.startswith(PARQUET):
+        return _parquet_texts(path)
+    text = decode(content, path, fallback)
+    if MARKUP.match(text):
+        raise ValueError(f"{path} is HTML or XML, whose tags would be read as text; save its text as a file of its own")
+    records = _json_records(text, path)
+    if records is not None:
+        return _texts_of(records, path)
+    delimiter = _delimiter(text, path)
+    return text if delimiter is None else _csv_texts(text, delimiter, path)
+
+
+def decode(content: bytes, path: Path, fallback: str | None = None) -> str:
+    """Return the text of a file without byte order marks and with line feeds: UTF-8, or UTF-16 or UTF-32, as marks or zero bytes tell."""
+    marked = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if content.startswith(mark)), None)
+    encoding = marked or _utf_16(content) or "utf-8"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        if marked or not fallback:
+            raise ValueError(
+                f"{path} is not UTF-8 text ({error.encoding}: {error.reason} at byte {error.start}); convert it first, as with "
+                "`iconv -f WINDOWS-1252 -t UTF-8`"
+            ) from error
+        text = content.decode(fallback)
+    if "\0" in text:
+        raise ValueError(f"{path} holds zero bytes, as no text does; if it is UTF-16, convert it first with `iconv -f UTF-16LE -t UTF-8`")
+    return text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _utf_16(content: bytes) -> str | None:
+    """Return which UTF-16 it is by the zero bytes: every second one of ASCII; None if it is none."""
+    head = content[:4096]
+    first, second = (head[start::2].count(0) / max(1, len(head) // 2) for start in (0, 1))
+    return "utf-16-le" if second > 0.3 > 10 * first else "utf-16-be" if first > 0.3 > 10 * second else None
+
+
+def _parquet_texts(path: Path) -> list[str]:
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        values = {name: file.read([name])[name].to_pylist() for name in names if name.strip().lower() in COLUMNS}
+    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
+        raise ValueError(f"can't read {path} ({str(error).strip()[:120]!r}); it is cut short or damaged") from error
+    column = _column(names, path)
+    return _checked(values[column], column, path)
+
+
+def _json_records(text: str, path: Path) -> list[Any] | None:
+    """Return the records of JSON, an array or an object a line; None if it is prose."""
+    start = text.lstrip()[:1]
+    if start not in ("{", "["):
+        if path.suffix.lower() in RECORDS:
+            raise ValueError(f"{path} is not JSON; expected an object a line with a column {_named(COLUMNS)}")
+        return None
+    records: list[Any] | None
+    try:
+        whole = json.loads(text)
+        records = whole if isinstance(whole, list) else [whole]
+    except ValueError:
+        records = _lines_of_json(text, path)
+    if records is not None and not all(isinstance(record, dict | str) for record in records):
+        raise ValueError(f"{path} is JSON without texts; expected an object a line with a column {_named(COLUMNS)}")
+    return records
+
+
+def _lines_of_json(text: str, path: Path) -> list[Any] | None:
+    records = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if not records and path.suffix.lower() not in RECORDS:
+                return None  # prose may begin with a bracket
+            raise ValueError(f"line {number} of {path} is not JSON ({error}); expected an object a line") from error
+    return records
+
+
+def _texts_of(records: list[Any], path: Path) -> list[str]:
+    if all(isinstance(record, str) for record in records):
+        return records
+    tables = [record for record in records if isinstance(record, dict)]
+    column = _column(list(dict.fromkeys(name for record in tables for name in record)), path)
+    return _checked([record.get(column) for record in tables], column, path)
+
+
+def _delimiter(text: str, path: Path) -> str | None:
+    """Return what separates the columns of a table; None if it is prose.
+
+    What has not the name of a table is one if its first line is names of columns, and each of the next has as many fields.
+    """
+    header = text.split("\n", 1)[0]
+    if named := DELIMITERS.get(path.suffix.lower()):
+        return max(named, key=header.count)
+    for delimiter in ",\t;":
+        rows = [row for row, _ in zip(_reader(text, delimiter), range(LOOKED_AT), strict=False)]
+        names = [name.strip() for name in rows[0]] if len(rows) > 1 else []
+        if len(names) > 1 and all(map(COLUMN_NAME.fullmatch, names)) and {len(row) for row in rows} == {len(names)}:
+            return delimiter
+    return None
+
+
+def _reader(text: str, delimiter: str):
+    csv.field_size_limit(2**31 - 1)  # a document may be longer than the 128 KiB that Python begins with
+    lines = io.StringIO(text, newline="")
+    return csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if delimiter == "\t" else csv.reader(lines, delimiter=delimiter)
+
+
+def _csv_texts(text: str, delimiter: str, path: Path) -> list[str]:
+    try:
+        header, *rows = list(_reader(text, delimiter)) or [[]]
+    except csv.Error as error:
+        raise ValueError(f"{path.name} is not a CSV ({error}); expected a header and one text per row") from error
+    column = _column(header, path)
+    place = header.index(column)
+    return _checked([row[place] if place < len(row) else "" for row in rows], column, path)
+
+
+def _column(names: Sequence[str], path: Path) -> str:
+    known = {name.strip().lower(): name for name in names}
+    column = next((known[name] for name in COLUMNS if name in known), None)
+    if column is None:
+        has = f"columns {', '.join(name or '(no name)' for name in names)}" if names else "no header"
+        raise ValueError(f"{path.name} has {has}; expected a column {_named(COLUMNS)}: rename the one that holds the texts")
+    return column
+
+
+def _named(names: Sequence[str]) -> str:
+    return f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
+
+
+def _checked(values: list[Any], column: str, path: Path) -> list[str]:
+    wrong = next((value for value in values if value is not None and not isinstance(value, str)), None)
+    if wrong is not None:
+        raise ValueError(f"column {column!r} of {path.name} holds values of type {type(wrong).__name__}, expected texts")
+    if not any(value and value.strip() for value in values):
+        raise ValueError(f"column {column!r} of {path.name} holds no {column.strip().lower()}s; expected one per row")
+    return [value or "" for value in values]
