@@ -17,10 +17,9 @@ def _ending(tokenizer: Tokenizer, template: str, names: list[str]) -> None:
 
 def sentence_piece(context: int = 64) -> PreTrainedTokenizerFast:
     """As rinna's: spaces are parts of words, the first one is dropped, and `</s>` is appended."""
-    inner = Tokenizer(models.Unigram())
+    pieces = [*SPECIAL.values(), *(f"▁{word}" for word in WORDS.split()[::2]), *sorted(set(WORDS.replace(" ", "▁"))), ".", ","]
+    inner = Tokenizer(models.Unigram([(piece, -float(len(piece) == 1) - 1) for piece in pieces], unk_id=0, byte_fallback=False))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=list(SPECIAL.values()), unk_token="<unk>", show_progress=False)
-    inner.train_from_iterator([WORDS, ". ,"], trainer)
     _ending(inner, "$A </s>", ["</s>"])
     return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=context, **SPECIAL)
 
