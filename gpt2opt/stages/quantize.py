@@ -1,6 +1,7 @@
 """Stage 4: INC calibrates, OpenVINO runs: the fine-tuned model in INT8 on the CPU, beside itself in FP32."""
 
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,7 +107,8 @@ def quantize_int8(
     Raises:
         ValueError: an unknown recipe, a weight that is NaN or infinite, ids outside the vocabulary, too few rows, or `out_dir` can't
             be written.
-        RuntimeError: SmoothQuant was asked for and not applied, or a matmul came out in another type than it should.
+        RuntimeError: SmoothQuant was asked for and not applied, or a matmul came out in another type than it should. In the latter case
+            what was written is kept in a folder beside `out_dir`, `NAME-failed-audit`, which the next such failure replaces.
     """
     check_folder(out_dir)
     recipe = _recipe(recipe)
@@ -122,8 +124,22 @@ def quantize_int8(
     give_back_memory()
     with new_folder(out_dir) as partial:
         write_ir(fake, tokenizer, partial, sensitivity.kv_cache if sensitivity else "u8" if recipe.activations else "f16")
-        audit = audit_int8(partial)  # what fails it never gets the name
+        audit = _passed_audit(partial, Path(out_dir).resolve())
     return Quantized(audit, sensitivity)
+
+
+def _passed_audit(written: Path, folder: Path) -> Int8Audit:
+    """Audit what was written. What fails does not get the name of the folder, but it took minutes and is kept under another one."""
+    try:
+        return audit_int8(written)
+    except (MemoryError, RuntimeError, ValueError) as error:
+        kept = folder.with_name(f"{folder.name}-failed-audit")
+        try:
+            with new_folder(kept) as partial:
+                shutil.copytree(written, partial, dirs_exist_ok=True)
+        except (OSError, ValueError) as lost:
+            raise type(error)(f"{error}; what was written could not be kept: {lost}") from error
+        raise type(error)(f"{error}; what was written is kept in {kept}: `gpt2opt audit` shows what is INT8 there") from error
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:
