@@ -1,6 +1,7 @@
 """The command line: a table for people, JSON as the last line of stdout, progress on stderr.
 
-Exit codes: 0 done, 1 the answer is "no" (a matmul is not INT8, a point of the assignment is not met), 2 the input is wrong.
+Exit codes: 0 done, 1 the answer is "no" (a matmul is not INT8, a point of the assignment is not met), 2 the input is wrong or memory ran
+out, 130 interrupted, 141 nobody reads stdout any more.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt import environment
+from gpt2opt.errors import cause_of, text_of
 from gpt2opt.storage import check_file, check_folder
 
 LAUNCHER_S = 10  # more than a launcher takes to end its processes after one has ended
@@ -23,26 +25,43 @@ LAUNCHER_S = 10  # more than a launcher takes to end its processes after one has
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    return guarded(_parser().parse_args(arguments))
+    return guarded(_parser, arguments)
 
 
-def guarded(options: argparse.Namespace) -> int:
-    """Run `options.command` and return its exit code; an error that a user can act on is one line on stderr."""
+def guarded(parser: Callable[[], argparse.ArgumentParser], arguments: list[str] | None = None) -> int:
+    """Run the command that the arguments name and return its exit code; an error that a user can act on is one line on stderr."""
     environment.quiet()
     try:
-        return options.command(options)
-    except (ValueError, ImportError, OSError, MemoryError) as error:
-        _print_error(error)
-        return 2
-    except RuntimeError as error:  # a check of ours that failed: an audit, an empty trace, a child process
-        _print_error(error)
-        return 1
+        options = parser().parse_args(arguments)
+        code = options.command(options)
+        sys.stdout.flush()
+        return code
+    except (KeyboardInterrupt, Exception) as error:
+        cause = cause_of(error)
+        _drop_unwritten_output()
+        if isinstance(cause, BrokenPipeError):
+            return 141  # as the shell says of a command that `head` has read enough of
+        if not isinstance(cause, KeyboardInterrupt | MemoryError | ValueError | ImportError | OSError | RuntimeError):
+            raise  # a fault of ours
+        _print_error(cause)
+        # A RuntimeError is a check of ours that failed: an audit, an empty trace, a child process.
+        return 130 if isinstance(cause, KeyboardInterrupt) else 1 if isinstance(cause, RuntimeError) else 2
 
 
-def _print_error(error: Exception) -> None:
+def _drop_unwritten_output() -> None:
+    """Drop what stdout holds if it can't be written: Python would try again at the end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_error(error: BaseException) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
+        if isinstance(error, KeyboardInterrupt):
+            return  # all processes of a launcher are interrupted together
         time.sleep(LAUNCHER_S)  # a machine's first process mostly fails alike; it says so, and the launcher ends this one meanwhile
-    print(f"gpt2opt: {error}", file=sys.stderr)
+    print(f"gpt2opt: {text_of(error)}", file=sys.stderr)
 
 
 def doctor(options: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from experiments.classifier.training import random_full_size, train_small
 from experiments.classifier.variants import VARIANTS, Int8Layers, Subject, TorchFp32, Variant, Worker
 from experiments.race.turns import SETTLE_S, Case, make_prompts, one_line, thread_settings
 from gpt2opt import environment
+from gpt2opt.errors import raise_cause
 from gpt2opt.measure.child import Child
 from gpt2opt.measure.latency import turn_orders, warm_up
 from gpt2opt.sources.hub import cached_snapshot, download_snapshot
@@ -188,6 +189,7 @@ def load_classifier(path: Path):
             path, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # each file format raises its own errors for a file that is cut short
+        raise_cause(error)
         raise ValueError(f"can't load the classifier in {path} ({error!r:.160}); name {CHOICES}") from error
     if read["missing_keys"]:  # transformers would fill these with random numbers
         lost = ", ".join(sorted(read["missing_keys"])[:3])

@@ -9,6 +9,7 @@ from pathlib import Path
 import openvino
 
 from gpt2opt.environment import has_int8_dot_product, threads
+from gpt2opt.errors import raise_cause
 from gpt2opt.runtime.graph import activation_quantizer, matmuls
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.runtime.paged_attention import cut
@@ -68,6 +69,7 @@ def compile_ir(
 
     Raises:
         ValueError: as `load_ir`.
+        MemoryError: memory ran out.
     """
     manifest = read_manifest(directory)
     xml = Path(directory) / "openvino_model.xml"
@@ -90,6 +92,7 @@ def compile_ir(
         decode = compiled(plan.apply(DECODE, body), **ROUNDED_AT_RUN_TIME) if plan.includes("weight_only") else prefill
         return CompiledIr(prefill, decode, compiled(head), single_step)
     except RuntimeError as error:
+        raise_cause(error)
         raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); export it again") from error
 
 

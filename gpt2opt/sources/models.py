@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2opt.environment import at_least
+from gpt2opt.errors import raise_cause
 from gpt2opt.sources.hub import cached_snapshot, download_snapshot
 
 VARIABLE = "GPT2OPT_MODEL"
@@ -101,6 +102,7 @@ def load_model(path: Path, dtype: str = "float32"):
     try:
         model, found = GPT2LMHeadModel.from_pretrained(path, **argument, local_files_only=True, output_loading_info=True)
     except Exception as error:  # each file format raises its own errors for a file that is cut short
+        raise_cause(error)
         raise ValueError(
             f"can't load the model in {path} ({error!r:.200}); the directory is damaged: write or download it again"
         ) from error

@@ -15,6 +15,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.decoding.prompt_lookup import PromptLookup
 from gpt2opt.environment import give_back_memory, has_int8_dot_product
+from gpt2opt.errors import text_of
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.measure.quality import window_length
 from gpt2opt.quantize.calibration import calibrate
@@ -138,8 +139,8 @@ def _passed_audit(written: Path, folder: Path) -> Int8Audit:
             with new_folder(kept) as partial:
                 shutil.copytree(written, partial, dirs_exist_ok=True)
         except (OSError, ValueError) as lost:
-            raise type(error)(f"{error}; what was written could not be kept: {lost}") from error
-        raise type(error)(f"{error}; what was written is kept in {kept}: `gpt2opt audit` shows what is INT8 there") from error
+            raise type(error)(f"{text_of(error)}; what was written could not be kept: {lost}") from error
+        raise type(error)(f"{text_of(error)}; what was written is kept in {kept}: `gpt2opt audit` shows what is INT8 there") from error
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:

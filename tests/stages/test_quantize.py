@@ -300,8 +300,7 @@ def test_int8_generates_where_4_gb_can_be_mapped(quantized):
 def test_a_limit_that_is_too_small_is_told_with_what_failed(quantized):
     facts = generate_within(400_000_000, quantized[0], [1, 2, 3], 4)
     assert facts["done"] is False
-    # How far it gets depends on what Python and the libraries take, which differs between versions.
-    assert "can't compile" in facts["error"] or "no memory to read" in facts["error"]
+    assert facts["error"].startswith("MemoryError")  # how far it got depends on what Python and the libraries take
 
 
 def test_calibration_is_filtered_and_has_whole_rows(tokenizer):
