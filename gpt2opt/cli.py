@@ -340,6 +340,13 @@ def _quality_json(quality: Any) -> dict[str, Any]:
     }
 
 
+def place(text: str) -> Path:
+    """Return the path of an option. An empty one, of a shell's variable that is not set for example, would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name came, expected that of a file or a folder")
+    return Path(text)
+
+
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value), flush=True)
 
@@ -365,7 +372,7 @@ def _parser() -> argparse.ArgumentParser:
         "--prune-fraction", type=float, default=Settings.prune_fraction, help="share of each layer's heads (default %(default)s)"
     )
     sub.add_argument("--epochs", type=float, default=Settings.epochs, help="of fine-tuning (default %(default)s)")
-    sub.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of the run (default artifacts)")
+    sub.add_argument("--out", type=place, default=Path("artifacts"), help="folder of the run (default artifacts)")
     sub.add_argument(
         "--until", choices=[_short(stage) for stage in STAGES], default=_short(STAGES[-1]), help="last stage to run (default all)"
     )
@@ -374,10 +381,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="directory, hub id, bundled or auto; pruned or not")
     sub.add_argument("--text", default="auto", help="UTF-8 file, wikitext-2, docs or auto (default): their part for fine-tuning")
     sub.add_argument("--epochs", type=float, default=Settings.epochs, help="default %(default)s")
-    sub.add_argument("--out", type=Path, default=Path("artifacts/finetuned"), help="directory of the model (default artifacts/finetuned)")
+    sub.add_argument("--out", type=place, default=Path("artifacts/finetuned"), help="directory of the model (default artifacts/finetuned)")
 
     sub = command("audit", audit, "show what is INT8 in an IR directory; exit 1 if a matmul is not")
-    sub.add_argument("directory", type=Path)
+    sub.add_argument("directory", type=place)
 
     sub = command("perplexity", perplexity, "score a text with a torch or IR directory, or a hub id")
     sub.add_argument("model")
@@ -387,7 +394,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--stride", type=int, help="how far the window moves (default a whole window)")
 
     sub = command("generate", generate, "continue prompts with an IR directory, and show the text as it is generated")
-    sub.add_argument("directory", type=Path)
+    sub.add_argument("directory", type=place)
     sub.add_argument("--prompt", required=True, action="append", help="may be given several times")
     sub.add_argument("--truncate", action="store_true", help="keep the end of a prompt that is too long, instead of refusing it")
     sub.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
@@ -395,7 +402,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("export", export, "write a directory that OpenVINO Model Server takes as it is")
     sub.add_argument("model", help="folder of a run (its INT8 model), IR directory, or torch directory, hub id, bundled or auto (in FP32)")
-    sub.add_argument("--openvino-server", type=Path, required=True, metavar="DIR", help="folder of the result")
+    sub.add_argument("--openvino-server", type=place, required=True, metavar="DIR", help="folder of the result")
 
     sub = command("ui", ui, "open a page in the browser in which a model, quantized or not, writes text")
     sub.add_argument(
@@ -407,11 +414,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--precision", default="fp32", help="chosen at the start: fp32 (default), w8a8, w8a8-naive, w8 or w4")
     sub.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; 0: any that is free (default %(default)s)")
-    sub.add_argument("--out", type=Path, default=Path("artifacts/ui"), help="folder of the models made on first use (default artifacts/ui)")
+    sub.add_argument(
+        "--out", type=place, default=Path("artifacts/ui"), help="folder of the models made on first use (default artifacts/ui)"
+    )
 
     sub = command("report", report, "show a run, or hold others against the first, and write that as one HTML file")
-    sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run.json, or the folder that holds it")
-    sub.add_argument("--out", type=Path, help="HTML file (default report.html beside the first run.json)")
+    sub.add_argument("runs", type=place, nargs="+", metavar="RUN", help="run.json, or the folder that holds it")
+    sub.add_argument("--out", type=place, help="HTML file (default report.html beside the first run.json)")
 
     sub = command("check", check, "check a notebook against the assignment's points before it is handed in; exit 1 if one fails")
     _add_submission(sub)
@@ -419,13 +428,13 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("pack", pack, "write the notebook and its traces into one zip file, if every point is met; exit 1 if one is not")
     _add_submission(sub)
-    sub.add_argument("--out", type=Path, help="zip file (default submission.zip beside the notebook)")
+    sub.add_argument("--out", type=place, help="zip file (default submission.zip beside the notebook)")
     return parser
 
 
 def _add_submission(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("notebook", type=Path, help="the .ipynb file")
-    parser.add_argument("--traces", type=Path, metavar="FOLDER", help="folder of the traces (default traces beside the notebook)")
+    parser.add_argument("notebook", type=place, help="the .ipynb file")
+    parser.add_argument("--traces", type=place, metavar="FOLDER", help="folder of the traces (default traces beside the notebook)")
 
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from gpt2opt import environment
 from gpt2opt.errors import raise_cause
 from gpt2opt.measure.child import Child
 from gpt2opt.measure.latency import turn_orders, warm_up
+from gpt2opt.settings import is_whole
 from gpt2opt.sources.hub import cached_snapshot, download_snapshot
 from gpt2opt.sources.models import FoundModel, check_finite, load_tokenizer
 
@@ -114,7 +115,7 @@ def compare_variants(model: str = "auto", data: str = "auto", runs: int = 100, t
         ValueError: a model, texts or a variant that can't be had, a number out of its range, or too little memory.
         RuntimeError: torch FP32, which all others are compared with, failed.
     """
-    if runs < 2 or tokens < 2:
+    if not is_whole(runs, 2) or not is_whole(tokens, 2):
         raise ValueError(f"runs={runs}, tokens={tokens}; expected at least 2 runs, for an interval, and 2 tokens")
     chosen, found = choose_variants(variants), find_classifier(model)
     check_memory((found.path / WEIGHTS).stat().st_size if found else FULL_SIZE_BYTES)

@@ -19,6 +19,7 @@ from experiments.decoding.texts import find_prompts, judge, write_texts
 from experiments.race.turns import Case, make_prompts
 from gpt2opt import environment
 from gpt2opt.decoding.generation import generate
+from gpt2opt.settings import check_whole
 from gpt2opt.sources.texts import find_texts
 from gpt2opt.stages.torch_model import TorchModel
 from gpt2opt.storage import save_model
@@ -51,8 +52,7 @@ def compare_decoding(
         RuntimeError: a process died.
     """
     for name, found, least in (("prompts", prompts, LEAST_PROMPTS), ("seeds", seeds, LEAST_SEEDS)):
-        if found < least:
-            raise ValueError(f"{name}={found}, expected at least {least}: intervals and ranges over fewer say little")
+        check_whole(name, found, least, "intervals and ranges over fewer say little")
     chosen = tuple(name for name in METHODS if name in (*choose("method", methods, METHODS), GREEDY))
     candidates, texts = find_candidates(models), find_texts(text)
     tell_stand_ins(candidates, texts)

@@ -14,6 +14,7 @@ from gpt2opt.runtime.graph import activation_quantizer, matmuls
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.runtime.paged_attention import cut
 from gpt2opt.runtime.passes import BODY, DECODE, DOT_PRODUCT, FLOAT_INPUTS, NO_DOT_PRODUCT, PREFILL, SHARED, SINGLE_STEP, Plan
+from gpt2opt.settings import check_whole
 
 PROPERTIES = {
     # bf16 is the silent default on machines with AMX, and weight-compressed models have their activations quantized at run time.
@@ -35,6 +36,8 @@ default). This loses less than the quantizers in the file, whose one range serve
 
 def cpu_properties(num_threads: int | None = None, kv_cache: str = "f32", precision: str = "f32") -> dict[str, str]:
     """Return the properties that an IR is compiled with. num_threads: None takes all threads that this process may use."""
+    if num_threads is not None:
+        check_whole("num_threads", num_threads, 1)
     chosen = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": kv_cache}
     return {**PROPERTIES, **chosen, "INFERENCE_NUM_THREADS": str(num_threads or threads())}
 

@@ -42,6 +42,8 @@ def find_model(model_id: str = "auto") -> FoundModel:
         ValueError: the model that was asked for can't be found, or is not a GPT-2.
     """
     asked, origin = (model_id, "argument") if model_id != "auto" else (os.environ.get(VARIABLE), f"variable {VARIABLE}")
+    if not model_id:
+        raise ValueError("the model has no name: an empty one came; expected a directory, a hub id such as gpt2, bundled or auto")
     if asked == "bundled":
         return FoundModel("bundled", origin, BUNDLED)
     if asked and Path(asked).is_dir():
@@ -125,6 +127,7 @@ def check_finite(model) -> None:
     if spoiled:
         raise ValueError(
             f"{len(spoiled)} tensors of the model hold NaN or infinity ({', '.join(spoiled[:3])}); take weights from before they diverged"
+            + ("; what is above 65504 is infinite in FP16" if model.dtype == torch.float16 else "")
         )
 
 

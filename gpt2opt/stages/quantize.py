@@ -29,6 +29,7 @@ from gpt2opt.runtime.compile import cpu_properties
 from gpt2opt.runtime.generate import generate_from_ir
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.settings import check_whole, is_whole
 from gpt2opt.sources.models import check_finite
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run
@@ -75,7 +76,9 @@ def prepare_calibration_dataset(
     Raises:
         ValueError: fewer than 8 whole rows.
     """
-    length = length or window_length(tokenizer)
+    length = window_length(tokenizer) if length is None else length
+    check_whole("length", length, 2)
+    check_whole("limit", limit, MIN_CALIBRATION_SEQUENCES)
     rows = [row for row in token_rows(texts, tokenizer, length) if len(row) == length][:limit]
     if len(rows) < MIN_CALIBRATION_SEQUENCES:
         raise ValueError(
@@ -158,9 +161,21 @@ def split_calibration(calibration: Dataset) -> tuple[Dataset, list[list[int]]]:
 
 
 def _check_calibration(calibration: Dataset, vocab_size: int) -> None:
+    if "input_ids" not in calibration.column_names:
+        raise ValueError(f"the calibration data have columns {calibration.column_names}, expected 'input_ids'")
     if len(calibration) < MIN_CALIBRATION_SEQUENCES:
         raise ValueError(f"{len(calibration)} calibration rows, at least {MIN_CALIBRATION_SEQUENCES} are needed; give more text")
-    beyond = sum(token >= vocab_size for row in calibration["input_ids"] for token in row)
+    rows = calibration["input_ids"]
+    strange = next((each for row in rows for each in (row if isinstance(row, list) else [row]) if not is_whole(each, 0)), None)
+    if strange is not None or not all(isinstance(row, list) for row in rows):
+        raise ValueError(f"the calibration rows hold {strange!r}, expected lists of token ids, whole numbers of at least 0")
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) > 1 or lengths[0] < 2:
+        raise ValueError(
+            f"calibration rows of {lengths[0]} to {lengths[-1]} tokens, expected one length of at least 2; "
+            "prepare_calibration_dataset makes such rows"
+        )
+    beyond = sum(token >= vocab_size for row in rows for token in row)
     if beyond:
         raise ValueError(f"{beyond} calibration ids lie outside the model's {vocab_size} tokens; use the model's own tokenizer")
 
