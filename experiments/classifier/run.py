@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,26 @@ def load_classifier(path: Path):
     return load_tokenizer(path), model.eval()
 
 
+def class_numbers(name: str, config: Any, classes: Sequence[str]) -> tuple[int, ...]:
+    """Return, for each number that a model answers with, the number of the class that it means, by the names in the model's own config.
+
+    Upper and lower case are the same. A model whose names are transformers' own, LABEL_0 and so on, means the classes in their order.
+
+    Raises:
+        ValueError: its names are others than those of the classes, or its config contradicts itself.
+    """
+    names = [str(config.id2label[number]) for number in range(config.num_labels)]
+    back = {str(label): int(number) for label, number in (config.label2id or {}).items()}
+    if any(back.get(label, number) != number for number, label in enumerate(names)):
+        raise ValueError(f"the config of {name} contradicts itself: id2label says {names}, label2id {back}; correct one of them")
+    for known in (classes, [f"LABEL_{number}" for number in range(len(classes))]):
+        numbers = {label.casefold(): number for number, label in enumerate(known)}
+        found = [numbers.get(label.strip().casefold()) for label in names]
+        if set(found) == set(numbers.values()):
+            return tuple(number for number in found if number is not None)
+    raise ValueError(f"{name} calls its classes {', '.join(names)}, expected {', '.join(classes)}; name them so in id2label of its config")
+
+
 def check_memory(weight_bytes: int) -> None:
     """Raise ValueError unless there is memory to make the variants of a model whose FP32 weights take so many bytes."""
     import psutil
@@ -237,6 +257,7 @@ def _subjects(found: FoundModel | None, asked: str, task: Task, tokens: int) -> 
             raise ValueError(
                 f"{found.name} tells {model.config.num_labels} classes apart, {task.name} has {len(task.classes)}; give it its own"
             )
+        timed = replace(timed, classes=class_numbers(found.name, model.config, task.classes))
         timed = timed.calibrated(timed.rows(task.calibration.texts))
         return timed, timed
     # Without texts of its own, the timed model is calibrated with random ids: no answer of it is read, and its speed stays the same.
@@ -319,7 +340,8 @@ class _Bench:
                 answers: list[int] = []
                 with self._leaving_if_it_fails(name):
                     for chunk in chunks:
-                        answers += self.workers[name].call("answers", chunk)
+                        given = self.workers[name].call("answers", chunk)
+                        answers += [self.subject.classes[number] for number in given] if self.subject.classes else given
                         bar.update()
                     self.facts[name]["answers"] = tuple(answers)
 
