@@ -1,6 +1,7 @@
 """`python -m experiments NAME`: run one experiment, or fill the documents from the committed results.
 
-Tables for people and a last line of JSON go to stdout, progress to stderr. Exit codes: 0 done, 1 an experiment failed, 2 wrong input.
+Tables for people and a last line of JSON go to stdout, progress to stderr. Exit codes: 0 done, 1 an experiment failed, 2 wrong input,
+others as `gpt2opt` has them.
 """
 
 import argparse
@@ -9,14 +10,18 @@ import json
 import sys
 from pathlib import Path
 
-from experiments.contract import EXPERIMENTS, check_outputs, json_path, write_charts, write_json
-from gpt2opt.cli import guarded
-from gpt2opt.storage import claim_folder
+try:
+    from experiments.contract import EXPERIMENTS, check_outputs, json_path, write_charts, write_json
+    from gpt2opt.cli import guarded, place
+    from gpt2opt.storage import claim_folder
+except KeyboardInterrupt:  # as it is told once the command runs
+    print("gpt2opt: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    return guarded(_parser().parse_args(arguments))
+    return guarded(_parser, arguments)
 
 
 def perform(options: argparse.Namespace) -> int:
@@ -57,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
             default = f" (default {option.default})" if option.default != "" else ""
             flag = f"--{option.name.replace('_', '-')}"
             sub.add_argument(flag, dest=option.name, type=option.kind, default=option.default, help=option.help + default)
-        sub.add_argument("--out", type=Path, help=f"folder of {name}.json and its charts (default artifacts/{name})")
+        sub.add_argument("--out", type=place, help=f"folder of {name}.json and its charts (default artifacts/{name})")
     sub = commands.add_parser("docs", help="fill every marked table, caption and chart of README and docs from the committed results")
     sub.set_defaults(command=docs)
     sub.add_argument("--take-run", action="store_true", help="first copy traces/run.json to the results of its kind of CPU")

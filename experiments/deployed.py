@@ -18,6 +18,7 @@ from gpt2opt.deployed import BACKENDS, HERE, GPT2Deployed
 from gpt2opt.measure.serving import Scaling, ServingStatistics
 from gpt2opt.report.serving import plot_scaling, scaling_table, statistics_table
 from gpt2opt.report.tables import Table, table
+from gpt2opt.settings import check_whole
 from gpt2opt.storage import save_model
 
 SCHEMA = "gpt2opt.deployed/1"
@@ -70,8 +71,7 @@ def measure_deployed(model: str = "auto", runs: int = 12) -> DeployedResult:
         ValueError: runs < 2, or there is no such model.
         ImportError: a back-end is not installed.
     """
-    if runs < 2:
-        raise ValueError(f"runs={runs}, expected at least 2: an interval is drawn over them")
+    check_whole("runs", runs, 2, "an interval is drawn over them")
     for backend in HERE:
         BACKENDS[backend].require()
     first = GPT2Deployed.from_pretrained(model)

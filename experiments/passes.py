@@ -30,6 +30,7 @@ from gpt2opt.runtime.compile import case_of
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.runtime.passes import PASSES, Plan
+from gpt2opt.settings import check_whole
 from gpt2opt.stats import PERCENT, Estimate, paired_ratio
 
 if TYPE_CHECKING:
@@ -100,8 +101,7 @@ def measure_passes(size: str = "gpt2", rounds: int = 12) -> PassGains:
         ValueError: rounds < 2, or an unknown size.
         RuntimeError: the model can't be made.
     """
-    if rounds < 2:
-        raise ValueError(f"rounds={rounds}, expected at least 2: an interval is drawn over them")
+    check_whole("rounds", rounds, 2, "an interval is drawn over them")
     check_size(size)
     with tqdm(total=2 + rounds + 1, unit="step") as bar, tempfile.TemporaryDirectory() as scratch:
         bar.set_description(f"model {size}")

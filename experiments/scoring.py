@@ -22,6 +22,7 @@ from gpt2opt.measure.child import Child, thread_settings
 from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import perplexity, prepare_text
 from gpt2opt.report.tables import MISSING, Table, megabytes, table
+from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import load_model, load_tokenizer
 from gpt2opt.sources.texts import find_texts
 from gpt2opt.stages.torch_model import logits_of
@@ -123,8 +124,7 @@ def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> 
         ValueError: rounds < 2, an unknown size, or no such text.
         RuntimeError: a contestant fails.
     """
-    if rounds < 2:
-        raise ValueError(f"rounds={rounds}, expected at least 2: an interval is drawn over them")
+    check_whole("rounds", rounds, 2, "an interval is drawn over them")
     check_size(size)
     texts, threads = find_texts(text), environment.threads()
     with tempfile.TemporaryDirectory() as scratch:

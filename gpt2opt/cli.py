@@ -1,6 +1,7 @@
 """The command line: a table for people, JSON as the last line of stdout, progress on stderr.
 
-Exit codes: 0 done, 1 the answer is "no" (a matmul is not INT8, a point of the assignment is not met), 2 the input is wrong.
+Exit codes: 0 done, 1 the answer is "no" (a matmul is not INT8, a point of the assignment is not met), 2 the input is wrong or memory ran
+out, 130 interrupted, 141 nobody reads stdout any more.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt import environment
+from gpt2opt.errors import cause_of, text_of
 from gpt2opt.storage import check_file, check_folder
 
 LAUNCHER_S = 10  # more than a launcher takes to end its processes after one has ended
@@ -23,26 +25,43 @@ LAUNCHER_S = 10  # more than a launcher takes to end its processes after one has
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    return guarded(_parser().parse_args(arguments))
+    return guarded(_parser, arguments)
 
 
-def guarded(options: argparse.Namespace) -> int:
-    """Run `options.command` and return its exit code; an error that a user can act on is one line on stderr."""
+def guarded(parser: Callable[[], argparse.ArgumentParser], arguments: list[str] | None = None) -> int:
+    """Run the command that the arguments name and return its exit code; an error that a user can act on is one line on stderr."""
     environment.quiet()
     try:
-        return options.command(options)
-    except (ValueError, ImportError, OSError, MemoryError) as error:
-        _print_error(error)
-        return 2
-    except RuntimeError as error:  # a check of ours that failed: an audit, an empty trace, a child process
-        _print_error(error)
-        return 1
+        options = parser().parse_args(arguments)
+        code = options.command(options)
+        sys.stdout.flush()
+        return code
+    except (KeyboardInterrupt, Exception) as error:
+        cause = cause_of(error)
+        _drop_unwritten_output()
+        if isinstance(cause, BrokenPipeError):
+            return 141  # as the shell says of a command that `head` has read enough of
+        if not isinstance(cause, KeyboardInterrupt | MemoryError | ValueError | ImportError | OSError | RuntimeError):
+            raise  # a fault of ours
+        _print_error(cause)
+        # A RuntimeError is a check of ours that failed: an audit, an empty trace, a child process.
+        return 130 if isinstance(cause, KeyboardInterrupt) else 1 if isinstance(cause, RuntimeError) else 2
 
 
-def _print_error(error: Exception) -> None:
+def _drop_unwritten_output() -> None:
+    """Drop what stdout holds if it can't be written: Python would try again at the end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_error(error: BaseException) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
+        if isinstance(error, KeyboardInterrupt):
+            return  # all processes of a launcher are interrupted together
         time.sleep(LAUNCHER_S)  # a machine's first process mostly fails alike; it says so, and the launcher ends this one meanwhile
-    print(f"gpt2opt: {error}", file=sys.stderr)
+    print(f"gpt2opt: {text_of(error)}", file=sys.stderr)
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -323,6 +342,13 @@ def _quality_json(quality: Any) -> dict[str, Any]:
     }
 
 
+def place(text: str) -> Path:
+    """Return the path of an option. An empty one, of a shell's variable that is not set for example, would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name came, expected that of a file or a folder")
+    return Path(text)
+
+
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value), flush=True)
 
@@ -348,7 +374,7 @@ def _parser() -> argparse.ArgumentParser:
         "--prune-fraction", type=float, default=Settings.prune_fraction, help="share of each layer's heads (default %(default)s)"
     )
     sub.add_argument("--epochs", type=float, default=Settings.epochs, help="of fine-tuning (default %(default)s)")
-    sub.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of the run (default artifacts)")
+    sub.add_argument("--out", type=place, default=Path("artifacts"), help="folder of the run (default artifacts)")
     sub.add_argument(
         "--until", choices=[_short(stage) for stage in STAGES], default=_short(STAGES[-1]), help="last stage to run (default all)"
     )
@@ -357,10 +383,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="directory, hub id, bundled or auto; pruned or not")
     sub.add_argument("--text", default="auto", help="text file or table, wikitext-2, docs or auto (default): their part for fine-tuning")
     sub.add_argument("--epochs", type=float, default=Settings.epochs, help="default %(default)s")
-    sub.add_argument("--out", type=Path, default=Path("artifacts/finetuned"), help="directory of the model (default artifacts/finetuned)")
+    sub.add_argument("--out", type=place, default=Path("artifacts/finetuned"), help="directory of the model (default artifacts/finetuned)")
 
     sub = command("audit", audit, "show what is INT8 in an IR directory; exit 1 if a matmul is not")
-    sub.add_argument("directory", type=Path)
+    sub.add_argument("directory", type=place)
 
     sub = command("perplexity", perplexity, "score a text with a torch or IR directory, or a hub id")
     sub.add_argument("model")
@@ -372,7 +398,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--stride", type=int, help="how far the window moves (default a whole window)")
 
     sub = command("generate", generate, "continue prompts with an IR directory, and show the text as it is generated")
-    sub.add_argument("directory", type=Path)
+    sub.add_argument("directory", type=place)
     sub.add_argument("--prompt", required=True, action="append", help="may be given several times")
     sub.add_argument("--truncate", action="store_true", help="keep the end of a prompt that is too long, instead of refusing it")
     sub.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
@@ -380,7 +406,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("export", export, "write a directory that OpenVINO Model Server takes as it is")
     sub.add_argument("model", help="folder of a run (its INT8 model), IR directory, or torch directory, hub id, bundled or auto (in FP32)")
-    sub.add_argument("--openvino-server", type=Path, required=True, metavar="DIR", help="folder of the result")
+    sub.add_argument("--openvino-server", type=place, required=True, metavar="DIR", help="folder of the result")
 
     sub = command("ui", ui, "open a page in the browser in which a model, quantized or not, writes text")
     sub.add_argument(
@@ -392,11 +418,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--precision", default="fp32", help="chosen at the start: fp32 (default), w8a8, w8a8-naive, w8 or w4")
     sub.add_argument("--port", type=int, default=7860, help="on 127.0.0.1; 0: any that is free (default %(default)s)")
-    sub.add_argument("--out", type=Path, default=Path("artifacts/ui"), help="folder of the models made on first use (default artifacts/ui)")
+    sub.add_argument(
+        "--out", type=place, default=Path("artifacts/ui"), help="folder of the models made on first use (default artifacts/ui)"
+    )
 
     sub = command("report", report, "show a run, or hold others against the first, and write that as one HTML file")
-    sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run.json, or the folder that holds it")
-    sub.add_argument("--out", type=Path, help="HTML file (default report.html beside the first run.json)")
+    sub.add_argument("runs", type=place, nargs="+", metavar="RUN", help="run.json, or the folder that holds it")
+    sub.add_argument("--out", type=place, help="HTML file (default report.html beside the first run.json)")
 
     sub = command("check", check, "check a notebook against the assignment's points before it is handed in; exit 1 if one fails")
     _add_submission(sub)
@@ -404,13 +432,13 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("pack", pack, "write the notebook and its traces into one zip file, if every point is met; exit 1 if one is not")
     _add_submission(sub)
-    sub.add_argument("--out", type=Path, help="zip file (default submission.zip beside the notebook)")
+    sub.add_argument("--out", type=place, help="zip file (default submission.zip beside the notebook)")
     return parser
 
 
 def _add_submission(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("notebook", type=Path, help="the .ipynb file")
-    parser.add_argument("--traces", type=Path, metavar="FOLDER", help="folder of the traces (default traces beside the notebook)")
+    parser.add_argument("notebook", type=place, help="the .ipynb file")
+    parser.add_argument("--traces", type=place, metavar="FOLDER", help="folder of the traces (default traces beside the notebook)")
 
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:

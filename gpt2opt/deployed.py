@@ -25,6 +25,7 @@ from gpt2opt.report.serving import scaling_table, statistics_caption, statistics
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.onnx_model import export_onnx, load_onnx, require_onnxruntime
 from gpt2opt.runtime.qaic import AI_CORES, compile_program, export_qaic, find_compiler
+from gpt2opt.settings import is_whole
 from gpt2opt.sources.models import FoundModel, check_ids, find_model_or_stand_in, heads_per_layer, load_model
 from gpt2opt.storage import check_folder, claim_folder
 
@@ -158,7 +159,7 @@ class GPT2Deployed:
             ImportError: the back-end's library or SDK is not installed.
         """
         _check_backend(backend)
-        if num_cores is not None and (not isinstance(num_cores, int) or isinstance(num_cores, bool) or num_cores < 1):
+        if num_cores is not None and not is_whole(num_cores, 1):
             raise ValueError(f"num_cores={num_cores!r}, expected a whole number of at least 1, or None for all cores")
         BACKENDS[backend].require()  # before the export, which takes a while
         load = BACKENDS[backend].load
@@ -231,7 +232,7 @@ class GPT2Deployed:
         """
         ids = np.random.default_rng(0).integers(self.vocab_size, size=(1, prompt_tokens))
         check_prompts(ids, new_tokens, self.context, self.vocab_size)
-        if new_tokens < 2 or runs < 1:
+        if not is_whole(new_tokens, 2) or not is_whole(runs, 1):
             raise ValueError(f"new_tokens={new_tokens}, runs={runs}: expected at least 2 tokens (TTFT and one TPOT) and 1 run")
         backend = self._compiled().backend
         load, counts = BACKENDS[backend].load, core_counts(environment.threads())

@@ -1,9 +1,12 @@
 """Execute a notebook in place, headless, with a line of progress for every section."""
 
+import argparse
+import asyncio
 import copy
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -47,6 +50,7 @@ def execute_notebook(path: Path) -> int:
         timeout=None,
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
+        on_notebook_start=_interrupt_as_usual,
         on_cell_start=progress.on_cell_start,
         # Since ipykernel 7.4 the kernel warns that its messages are not encrypted. They stay on this machine, and are signed.
         extra_arguments=["--log-level=ERROR"],
@@ -54,6 +58,9 @@ def execute_notebook(path: Path) -> int:
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
         client.execute()
+    except KeyboardInterrupt:
+        client.shutdown_kernel = "immediate"  # it ends with this process; asked to, it would complain of what it was doing
+        raise
     except CellExecutionError as error:
         print(f"\ngpt2opt: a cell failed after {progress.elapsed()}; {path.name} is left as it was\n{error}", file=sys.stderr)
         return 1
@@ -63,6 +70,11 @@ def execute_notebook(path: Path) -> int:
     write_whole(path, notebook_text(notebook))
     print(f"{progress.elapsed()}  done: {path.name} holds {_count_charts(notebook)} charts", file=sys.stderr)
     return 0
+
+
+def _interrupt_as_usual(**_) -> None:
+    """Let an interrupt raise KeyboardInterrupt: nbclient would end the kernel alone, and report that as a failure of its own."""
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
 
 def read_notebook(path: Path) -> Any:
@@ -207,12 +219,14 @@ class _Progress:
             print(f"{self.elapsed()}  {self.headings[cell_index]}", file=sys.stderr, flush=True)
 
 
-if __name__ == "__main__":
-    import argparse
-
-    from gpt2opt.cli import guarded
-
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m gpt2opt.notebook", description="Execute a notebook in place, with progress.")
     parser.add_argument("path", type=Path, help="an .ipynb file; it is left as it was if a cell fails")
     parser.set_defaults(command=lambda options: execute_notebook(options.path))
-    sys.exit(guarded(parser.parse_args()))
+    return parser
+
+
+if __name__ == "__main__":
+    from gpt2opt.cli import guarded
+
+    sys.exit(guarded(_parser))

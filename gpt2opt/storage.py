@@ -35,6 +35,8 @@ def check_folder(folder: Path | str) -> None:
 
     Call it before long work, so that a user is not told after hours of waiting.
     """
+    if not str(folder):
+        raise ValueError("the folder has no name: an empty one came, expected that of a new or an empty folder")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, expected a folder; name a new or an empty one")
@@ -153,7 +155,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def save_model(folder: Path | str, tokenizer, model) -> None:
-    """Write a model and its tokenizer; see `new_folder`."""
+    """Write a model and its tokenizer; see `new_folder`. A model of which a weight is NaN or infinite is refused."""
+    from gpt2opt.sources.models import check_finite
+
+    check_finite(model)
     with new_folder(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

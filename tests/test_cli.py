@@ -111,6 +111,35 @@ WRONG = {
     "fraction": (["run", "--model", "{model}", "--prune-fraction", "1.0"], "prune_fraction=1.0 is outside [0, 1)"),
     "epochs": (["run", "--model", "{model}", "--epochs", "0"], "epochs=0.0, expected more than 0"),
     "epochs of fine-tuning": (["finetune", "{model}", "--epochs", "0"], "epochs=0.0, expected more than 0"),
+    "epochs without end": (["finetune", "{model}", "--epochs", "inf"], "epochs=inf, expected more than 0 and at most 1000"),
+    "epochs by the exponent": (["finetune", "{model}", "--epochs", "1e308"], "epochs=1e+308, expected more than 0 and at most 1000"),
+    "epochs of a run": (["run", "--model", "{model}", "--epochs", "nan"], "epochs=nan, expected more than 0 and at most 1000"),
+    "negative epochs": (["run", "--model", "{model}", "--epochs", "-1"], "epochs=-1.0, expected more than 0"),
+    "fraction that is no number": (["run", "--model", "{model}", "--prune-fraction", "nan"], "prune_fraction=nan is outside [0, 1)"),
+    "no stride": (["perplexity", "{model}", "--text", "{text}", "--stride", "0"], "stride=0, expected at least 1: the window would not"),
+    "no window": (["perplexity", "./missing", "--window", "0"], "window=0, expected at least 1"),
+    "negative window": (["perplexity", "./missing", "--window", "-5"], "window=-5, expected at least 1"),
+    "stride beyond the window": (["perplexity", "{model}", "--text", "{text}", "--stride", "300"], "stride=300, window=256"),
+    "model without a name": (["run", "--model", ""], "the model has no name"),
+    "model to score without a name": (["perplexity", ""], "the model has no name"),
+    "model to tune without a name": (["finetune", ""], "the model has no name"),
+    "text without a name": (["finetune", "{model}", "--text", ""], "the text has no name"),
+    "text to score without a name": (["perplexity", "{model}", "--text", ""], "the text has no name"),
+    "length penalty": (
+        ["generate", "./missing", "--prompt", "a", "--length-penalty", "1e308"],
+        "length_penalty=1e+308",
+    ),
+    "length penalty without end": (["generate", "./missing", "--prompt", "a", "--length-penalty", "inf"], "length_penalty=inf, expected"),
+    "temperature near 0": (["generate", "./missing", "--prompt", "a", "--do-sample", "--temperature", "1e-320"], "temperature=1e-320"),
+    "top-p that is no number": (["generate", "./missing", "--prompt", "a", "--do-sample", "--top-p", "nan"], "top_p=nan, expected"),
+    "repetition penalty": (["generate", "./missing", "--prompt", "a", "--repetition-penalty", "1e308"], "repetition_penalty=1e+308"),
+    "seed": (
+        ["generate", "./missing", "--prompt", "a", "--seed", "18446744073709551616"],
+        "expected a whole number of at least 0",
+    ),
+    "beams without end": (["generate", "./missing", "--prompt", "a", "--num-beams", "1000000000000"], "num_beams=1000000000000"),
+    "tokens without end": (["generate", "{int8}", "--prompt", "Node", "--max-new-tokens", "1000000000000"], "don't fit into the context"),
+    "port": (["ui", "bundled", "--port", "70000"], "port 70000, expected one from 1 to 65535"),
     "unwritable model": (["finetune", "{model}", "--text", "{text}", "--out", "{file}/out"], "name a writable place"),
     "empty text": (["perplexity", "{model}", "--text", "{empty}"], "holds no text"),
     "one token": (["perplexity", "{model}", "--text", "{short}"], "has no two tokens in a row"),
@@ -173,6 +202,30 @@ def test_wrong_input_gets_one_line_and_exit_code_2(case, model_dir, int8_dir, te
     assert captured.out == ""
     after = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     assert after == before, "something was deleted, changed or left half-written"
+
+
+@pytest.mark.parametrize("arguments", [["run", "--out", ""], ["audit", ""], ["export", "bundled", "--openvino-server", ""], ["report", ""]])
+def test_an_empty_path_is_not_the_current_folder(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "an empty name came, expected that of a file or a folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("value", "message"), [(1e5, "above 65504"), (float("nan"), "hold NaN or infinity")])
+def test_weights_that_training_spoiled_are_not_written(value, message, model_dir, text_file, tmp_path, monkeypatch, capsys):
+    def spoil(model, *_):
+        model.transformer.h[0].mlp.c_fc.weight.data[0, 0] = value
+        return {}
+
+    monkeypatch.setattr("gpt2opt.stages.finetune.train_model", spoil)
+    assert main(["finetune", str(model_dir), "--text", str(text_file), "--out", str(tmp_path / "out")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gpt2opt:")]
+    assert "1 tensors of the model" in line
+    assert message in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_exists():

@@ -25,11 +25,11 @@ from gpt2opt.record import Settings
 from gpt2opt.report.tables import megabytes, milliseconds
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.settings import check_fraction, check_whole
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes
 from gpt2opt.stages.prune import head_importance, importance_batches, prune_attention_heads
 from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
-from gpt2opt.stages.run import check_fraction
 from gpt2opt.stages.torch_model import logits_of
 from gpt2opt.stats import Estimate, paired_ratio
 
@@ -182,8 +182,7 @@ def attribute(
     Raises:
         ValueError: a source can't be found or is too short, rounds < 1, or the case doesn't fit into the model's context.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds}, expected at least 1")
+    check_whole("rounds", rounds, 1)
     check_fraction(prune_fraction)
     found, texts = find_model(model), find_texts(text)
     tokenizer, reference = load_model(found.path)

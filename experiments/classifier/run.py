@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from experiments.classifier.training import random_full_size, train_small
 from experiments.classifier.variants import VARIANTS, Int8Layers, Subject, TorchFp32, Variant, Worker
 from experiments.race.turns import SETTLE_S, Case, make_prompts, one_line, thread_settings
 from gpt2opt import environment
+from gpt2opt.errors import raise_cause
 from gpt2opt.measure.child import Child
 from gpt2opt.measure.latency import turn_orders, warm_up
+from gpt2opt.settings import is_whole
 from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
 from gpt2opt.sources.models import FoundModel, check_finite, check_weights, load_tokenizer
 from gpt2opt.storage import WEIGHTS, torch_weights
@@ -114,7 +116,7 @@ def compare_variants(model: str = "auto", data: str = "auto", runs: int = 100, t
         ValueError: a model, texts or a variant that can't be had, a number out of its range, or too little memory.
         RuntimeError: torch FP32, which all others are compared with, failed.
     """
-    if runs < 2 or tokens < 2:
+    if not is_whole(runs, 2) or not is_whole(tokens, 2):
         raise ValueError(f"runs={runs}, tokens={tokens}; expected at least 2 runs, for an interval, and 2 tokens")
     chosen, found = choose_variants(variants), find_classifier(model)
     check_memory(sum(file.stat().st_size for file in torch_weights(found.path)) if found else FULL_SIZE_BYTES)
@@ -191,12 +193,33 @@ def load_classifier(path: Path):
             path, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # each file format raises its own errors for a file that is cut short
+        raise_cause(error)
         raise ValueError(f"can't load the classifier in {path} ({error!r:.160}); name {CHOICES}") from error
     if read["missing_keys"]:  # transformers would fill these with random numbers
         lost = ", ".join(sorted(read["missing_keys"])[:3])
         raise ValueError(f"the model in {path} lacks {lost}: it is no trained sequence classifier; name {CHOICES}")
     check_finite(model)
     return load_tokenizer(path), model.eval()
+
+
+def class_numbers(name: str, config: Any, classes: Sequence[str]) -> tuple[int, ...]:
+    """Return, for each number that a model answers with, the number of the class that it means, by the names in the model's own config.
+
+    Upper and lower case are the same. A model whose names are transformers' own, LABEL_0 and so on, means the classes in their order.
+
+    Raises:
+        ValueError: its names are others than those of the classes, or its config contradicts itself.
+    """
+    names = [str(config.id2label[number]) for number in range(config.num_labels)]
+    back = {str(label): int(number) for label, number in (config.label2id or {}).items()}
+    if any(back.get(label, number) != number for number, label in enumerate(names)):
+        raise ValueError(f"the config of {name} contradicts itself: id2label says {names}, label2id {back}; correct one of them")
+    for known in (classes, [f"LABEL_{number}" for number in range(len(classes))]):
+        numbers = {label.casefold(): number for number, label in enumerate(known)}
+        found = [numbers.get(label.strip().casefold()) for label in names]
+        if set(found) == set(numbers.values()):
+            return tuple(number for number in found if number is not None)
+    raise ValueError(f"{name} calls its classes {', '.join(names)}, expected {', '.join(classes)}; name them so in id2label of its config")
 
 
 def check_memory(weight_bytes: int) -> None:
@@ -237,6 +260,7 @@ def _subjects(found: FoundModel | None, asked: str, task: Task, tokens: int) -> 
             raise ValueError(
                 f"{found.name} tells {model.config.num_labels} classes apart, {task.name} has {len(task.classes)}; give it its own"
             )
+        timed = replace(timed, classes=class_numbers(found.name, model.config, task.classes))
         timed = timed.calibrated(timed.rows(task.calibration.texts))
         return timed, timed
     # Without texts of its own, the timed model is calibrated with random ids: no answer of it is read, and its speed stays the same.
@@ -319,7 +343,8 @@ class _Bench:
                 answers: list[int] = []
                 with self._leaving_if_it_fails(name):
                     for chunk in chunks:
-                        answers += self.workers[name].call("answers", chunk)
+                        given = self.workers[name].call("answers", chunk)
+                        answers += [self.subject.classes[number] for number in given] if self.subject.classes else given
                         bar.update()
                     self.facts[name]["answers"] = tuple(answers)
                 bar.update(number * len(chunks) - bar.n)  # one that failed answers no more

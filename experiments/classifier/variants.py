@@ -21,12 +21,17 @@ MAX_TOKENS = 512
 
 @dataclass(frozen=True)
 class Subject:
-    """The classifier that variants are made from. calibration: rows of token ids for the static one, without padding."""
+    """The classifier that variants are made from.
+
+    calibration: rows of token ids for the static one, without padding. classes: for each number that the model answers with, the number of
+    the texts' class that it means; empty: the numbers are the same.
+    """
 
     name: str
     model: Any
     tokenizer: Any
     calibration: tuple[tuple[int, ...], ...] = ()
+    classes: tuple[int, ...] = ()
 
     @property
     def room(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.decoding.methods import GREEDY, SAMPLING
-from experiments.decoding.results import ITSELF, Decoding, ModelResult, explained, mean, nats, rep4
+from experiments.decoding.results import ITSELF, Decoding, ModelResult, explained_to_judge, mean, nats, rep4
 from gpt2opt.report.tables import Table, table
 from gpt2opt.stats import Estimate, median, over_documents, ratio_of_medians
 
@@ -38,7 +38,10 @@ def find_all(result: Decoding) -> list[Finding]:
 
 
 def sampling_is_coherent(model: ModelResult) -> list[Finding]:
-    """Hold the mean of all methods that sample against greedy decoding, prompt by prompt: repetition, and what the prompt explains."""
+    """Hold the mean of all methods that sample against greedy decoding, prompt by prompt: repetition, and what the prompt explains.
+
+    What it explains is asked of the judge alone. To the model that wrote a text its prompt explains it in any case; see `explained`.
+    """
     methods = [method for method in model.methods if method in SAMPLING]
     repeats, coherent = f"sampling repeats itself less ({model.name})", f"sampling is more coherent ({model.name})"
     if not methods:
@@ -48,16 +51,19 @@ def sampling_is_coherent(model: ModelResult) -> list[Finding]:
         sampled = np.mean([model.by_prompt(method, of) for method in methods], axis=0)
         return mean(sampled - model.by_prompt(GREEDY, of))
 
-    less, more, nll = gain(rep4), gain(explained), gain(nats)
-    itself = mean(model.by_prompt(ITSELF, explained)).value
+    less, nll = gain(rep4), gain(nats)
+    cost = f"the texts cost {_signed(nll)} nats per token more under the model that wrote them"
+    verdict, figure = "not judged here: needs a second model that writes, with the same vocabulary", cost
+    if model.judge:
+        more, itself = gain(explained_to_judge), mean(model.by_prompt(ITSELF, explained_to_judge)).value
+        verdict = decide(more.low > 0, more.high < 0)
+        figure = (
+            f"to {model.judge} the prompt explains {_signed(more)} nats per token more than with greedy (of the text itself it explains "
+            f"{itself:.2f}); {cost}"
+        )
     return [
         Finding(repeats, decide(less.high < 0, less.low > 0), f"rep-4 of {len(methods)} sampling methods − greedy: {_points(less)} points"),
-        Finding(
-            coherent,
-            decide(more.low > 0, more.high < 0),
-            f"the prompt explains {_signed(more)} nats per token more than with greedy (of the text itself it explains {itself:.2f}); "
-            f"the texts cost {_signed(nll)} nats per token more under the model",
-        ),
+        Finding(coherent, verdict, figure),
     ]
 
 

@@ -56,7 +56,7 @@ def texts_table(model: ModelResult) -> Table:
             "distinct-1",
             "distinct-2",
             f"perplexity [{PERCENT}]",
-            f"prompt explains, nats [{PERCENT}]",
+            f"prompt explains to the writer, nats [{PERCENT}]",
         ),
         rows,
     )
@@ -75,7 +75,7 @@ def paired_table(model: ModelResult) -> Table:
             "method against greedy",
             f"rep-4, difference [{PERCENT}]",
             f"perplexity, ratio [{PERCENT}]",
-            f"prompt explains, difference [{PERCENT}]",
+            f"prompt explains to the writer, difference [{PERCENT}]",
             f"time, ratio [{PERCENT}]",
         ),
         rows,
@@ -144,8 +144,9 @@ def caption(result: Decoding) -> str:
             f"Models: {models}.",
             "rep-n is the share of a text's n-grams that it had before; distinct-n is the share of different n-grams among those of all "
             "texts. Perplexity is that of the new tokens behind their prompt under the FP32 model that wrote them. A low one is not a good "
-            f"one: the row `{ITSELF}` shows where people are. What the prompt explains is the mutual information of prompt and text: the "
-            "NLL behind an end-of-text minus the NLL behind the prompt.",
+            f"one: the row `{ITSELF}` shows where people are. What the prompt explains to the writer "
+            "is the NLL behind an end-of-text minus the NLL behind the prompt, under the model that wrote the text. It is above 0 for all "
+            "that a model draws, even with random weights, and says nothing about coherence; only another model can judge that.",
             f"Times are of whole generations of one prompt of {result.timed_prompt_tokens} tokens, {result.timed_new_tokens} new "
             f"ones, prefill included, in turns. The generation loop takes {_fine(ratio)} times as long "
             f"per token as the plain loop: {within} the {LOOP_MOST - 1:.0%} that are allowed. Measured on "

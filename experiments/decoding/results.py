@@ -23,7 +23,7 @@ class Output:
 
     prompt: its number. draw: the number of the random draw, 0 where a method draws nothing. ids: the new tokens, with spaces between them,
     because a JSON list would give each a line. nats: their summed NLL behind the prompt, under the FP32 model that wrote them.
-    nats_alone: the same behind an end-of-text in the prompt's place.
+    nats_alone: the same behind an end-of-text in the prompt's place. judged, judged_alone: both under the model's `judge`, if it has one.
     """
 
     prompt: int
@@ -32,6 +32,8 @@ class Output:
     text: str
     nats: float
     nats_alone: float
+    judged: float | None = None
+    judged_alone: float | None = None
 
     @property
     def tokens(self) -> list[int]:
@@ -80,7 +82,10 @@ class MethodTimes:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One model. weights: where they are from. stand_in: they are not what was asked for. texts: none of a model of random weights."""
+    """One model. weights: where they are from. stand_in: they are not what was asked for. texts: none of a model of random weights.
+
+    judge: another model of the experiment, which scored the texts too; None: there is none of this vocabulary.
+    """
 
     name: str
     weights: str
@@ -88,6 +93,7 @@ class ModelResult:
     parameters: int
     times: tuple[MethodTimes, ...]
     texts: tuple[MethodTexts, ...] = ()
+    judge: str | None = None
 
     @property
     def methods(self) -> list[str]:
@@ -165,8 +171,18 @@ def nats(output: Output) -> float:
 
 
 def explained(output: Output) -> float:
-    """Return by how many nats per token the prompt makes the text more probable: the mutual information of prompt and text."""
+    """Return by how many nats per token the prompt makes the text more probable to the model that wrote it.
+
+    Of texts that were drawn this is a KL divergence of the model from itself, and above 0 whatever the model, random weights included.
+    """
     return (output.nats_alone - output.nats) / len(output.tokens)
+
+
+def explained_to_judge(output: Output) -> float:
+    """Return by how many nats per token the prompt makes the text more probable to a model that did not write it."""
+    assert output.judged is not None
+    assert output.judged_alone is not None
+    return (output.judged_alone - output.judged) / len(output.tokens)
 
 
 def mean(values: Sequence[float] | np.ndarray) -> Estimate:

@@ -5,6 +5,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,10 +16,11 @@ from experiments.decoding.loop import LOOP_STEPS, time_loop
 from experiments.decoding.methods import CONTRASTIVE, GREEDY, METHODS, choose, settings_of
 from experiments.decoding.models import Candidate, find_candidates, tell_stand_ins
 from experiments.decoding.results import ITSELF, Decoding, MethodTexts, MethodTimes, ModelResult, Output
-from experiments.decoding.texts import find_prompts, judge, write_texts
+from experiments.decoding.texts import find_prompts, judge, judge_again, write_texts
 from experiments.race.turns import Case, make_prompts
 from gpt2opt import environment
 from gpt2opt.decoding.generation import generate
+from gpt2opt.settings import check_whole
 from gpt2opt.sources.texts import find_texts
 from gpt2opt.stages.torch_model import TorchModel
 from gpt2opt.storage import save_model
@@ -51,8 +53,7 @@ def compare_decoding(
         RuntimeError: a process died.
     """
     for name, found, least in (("prompts", prompts, LEAST_PROMPTS), ("seeds", seeds, LEAST_SEEDS)):
-        if found < least:
-            raise ValueError(f"{name}={found}, expected at least {least}: intervals and ranges over fewer say little")
+        check_whole(name, found, least, "intervals and ranges over fewer say little")
     chosen = tuple(name for name in METHODS if name in (*choose("method", methods, METHODS), GREEDY))
     candidates, texts = find_candidates(models), find_texts(text)
     tell_stand_ins(candidates, texts)
@@ -60,7 +61,7 @@ def compare_decoding(
     steps = sum((prompts * len(chosen) if writes(each) else 0) + LEAST_ROUNDS * len(chosen) for each in candidates)
     steps += len(LOOP_STEPS)
     served = next((each for each in candidates if each.name == "gpt2"), candidates[0])
-    measured, shown = [], tuple[str, ...]()
+    measured, writers, shown = [], [], tuple[str, ...]()
     with progress(steps) as step, tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch, "models", "model")
         for candidate in candidates:
@@ -68,11 +69,13 @@ def compare_decoding(
             texts_of = find_prompts(texts, tokenizer, prompts, PROMPT_TOKENS, NEW_TOKENS) if writes(candidate) else []
             shown = shown or tuple(tokenizer.decode(prompt) for prompt, _ in texts_of)
             measured.append(measure_model(candidate, tokenizer, model, chosen, texts_of, seeds, step))
+            writers.append(Writer(candidate, tokenizer.get_vocab(), [prompt for prompt, _ in texts_of]))
             if candidate is served:
                 save_model(source, tokenizer, model)
                 prompt = make_prompts(TIMED, model.config.vocab_size, 0)[0].tolist()
             del model
             environment.give_back_memory()
+        measured = judge_by_others(measured, writers)
         loop = time_loop(source, prompt, step)
     return Decoding(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -88,6 +91,33 @@ def compare_decoding(
         loop_model=f"{served.name}: {served.weights}",
         loop=loop,
     )
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model that wrote, and the prompts, in its vocabulary; none of a model whose texts mean nothing."""
+
+    candidate: Candidate
+    vocabulary: dict[str, int]
+    prompts: list[list[int]]
+
+
+def judge_by_others(measured: Sequence[ModelResult], writers: Sequence[Writer]) -> list[ModelResult]:
+    """Let the largest other model of the same vocabulary that writes score the texts of each, where there is one."""
+    found = []
+    for own, result in zip(writers, measured, strict=True):
+        others = [
+            (other.parameters, number)
+            for number, (each, other) in enumerate(zip(writers, measured, strict=True))
+            if each is not own and each.prompts and own.prompts and each.vocabulary == own.vocabulary
+        ]
+        if others:
+            judging = writers[max(others)[1]].candidate
+            tokenizer, model = judging.load()
+            texts = tuple(replace(each, outputs=judge_again(model, tokenizer, own.prompts, each.outputs)) for each in result.texts)
+            result = replace(result, texts=texts, judge=judging.name)
+        found.append(result)
+    return found
 
 
 def measure_model(

@@ -1,6 +1,7 @@
 """Prompts, what a method writes behind them, and its score under the FP32 model that wrote it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from transformers import GPT2LMHeadModel
@@ -52,6 +53,18 @@ def judge(model: GPT2LMHeadModel, tokenizer, number: int, prompt: list[int], wri
         Output(number, draw, " ".join(map(str, ids)), decoder_of(tokenizer)(ids), nats[draw], alone[draw])
         for draw, ids in enumerate(written)
     ]
+
+
+def judge_again(model: GPT2LMHeadModel, tokenizer, prompts: Sequence[list[int]], outputs: Sequence[Output]) -> tuple[Output, ...]:
+    """Score texts under a model of the same vocabulary that did not write them. prompts: by number."""
+    return tuple(
+        replace(
+            output,
+            judged=_nats(model, prompts[output.prompt], [output.tokens])[0],
+            judged_alone=_nats(model, [tokenizer.eos_token_id], [output.tokens])[0],
+        )
+        for output in outputs
+    )
 
 
 def _nats(model: GPT2LMHeadModel, before: list[int], written: Sequence[list[int]]) -> list[float]:

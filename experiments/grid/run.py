@@ -30,6 +30,7 @@ from gpt2opt.measure.results import Quality
 from gpt2opt.record import Settings
 from gpt2opt.runtime.generate import generate_from_ir
 from gpt2opt.runtime.ir_model import load_ir
+from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import FoundModel, find_model, heads_per_layer, load_model
 from gpt2opt.sources.texts import Texts, take_bytes
 from gpt2opt.stages.finetune import prepare_tokenizer_for_padding, tokenize_dataset
@@ -93,8 +94,7 @@ def run_grid(
     Raises:
         ValueError: a source can't be found or is too short, the model has too few heads, or rounds < 1.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds}, expected at least 1")
+    check_whole("rounds", rounds, 1)
     found, texts, settings = find_model(model), find_reviews(text), Settings(fine_tune_bytes=fine_tune_bytes)
     stand_ins = tuple(_stand_ins(found, texts))
     print("\n".join((f"model: {found}", f"text: {texts}", *stand_ins)), file=sys.stderr, flush=True)

@@ -29,6 +29,7 @@ from gpt2opt import environment
 from gpt2opt.decoding.generation import stream
 from gpt2opt.measure.child import Child
 from gpt2opt.measure.memory import in_fresh_process
+from gpt2opt.settings import check_whole
 
 SCHEMA = "gpt2opt.optimisations/1"
 ENGINES: tuple[type[Driven], ...] = (TorchFp32, TorchEagerAttention, TorchCompile, TorchInt8, TorchInt8Compile, OnnxFp32, OnnxInt8)
@@ -91,8 +92,7 @@ def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 6
         ValueError: rounds < 2, or an unknown size or engine.
         RuntimeError: the model can't be made.
     """
-    if rounds < 2:
-        raise ValueError(f"rounds={rounds}, expected at least 2: an interval is drawn over them")
+    check_whole("rounds", rounds, 2, "an interval is drawn over them")
     check_size(size)
     chosen = choose_engines(engines)
     # The model, a conversion for each engine, the start, and the rounds.

@@ -17,6 +17,7 @@ from gpt2opt import environment
 from gpt2opt.measure.quality import perplexity, prepare_text
 from gpt2opt.measure.results import Quality
 from gpt2opt.record import Settings
+from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
 from gpt2opt.stages.finetune import create_training_arguments, prepare_tokenizer_for_padding, run_fine_tuning, tokenize_dataset
@@ -143,11 +144,10 @@ def compare_pruning(
     Raises:
         ValueError: a source can't be found or is too short, a fraction is outside [0, 1), fewer than 5 seeds, or no epochs.
     """
-    if seeds < 5:
-        raise ValueError(f"seeds={seeds}, expected at least 5: the range of fewer random choices says little")
-    if not epochs > 0:
-        raise ValueError(f"epochs={epochs}, expected more than 0; 1 to 5 is usual")
-    found, texts, settings = find_model(model), find_texts(text), Settings(epochs=epochs)
+    check_whole("seeds", seeds, 5, "the range of fewer random choices says little")
+    check_whole("score_bytes", score_bytes, 1)
+    settings = Settings(epochs=epochs)
+    found, texts = find_model(model), find_texts(text)
     tokenizer, reference = load_model(found.path)
     heads = reference.transformer.h[0].attn.num_heads
     by_count = {heads_to_prune(heads, fraction): fraction for fraction in (*fractions, settings.prune_fraction)}

@@ -23,6 +23,7 @@ from gpt2opt import environment
 from gpt2opt.measure.child import Child, thread_settings
 from gpt2opt.measure.limits import Probe
 from gpt2opt.measure.memory import ChildRun, in_fresh_process
+from gpt2opt.settings import check_whole
 from gpt2opt.storage import check_folder, claim_folder, new_folder, remove_folder, save_model, take_lock
 
 SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280)}
@@ -49,8 +50,7 @@ def run_race(size: str = "gpt2", rounds: int = 5, engines: str = "", out: Path |
         ValueError: an unknown engine or size, rounds < 1, or `out` can't be written.
         RuntimeError: the models can't be made.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds}, expected at least 1")
+    check_whole("rounds", rounds, 1)
     check_size(size)
     check_folder(out)
     chosen, out, threads = choose_engines([name for name in engines.split(",") if name]), claim_folder(out), environment.threads()

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from gpt2opt.settings import is_number, is_whole
+
 
 @dataclass(frozen=True)
 class DecodingSettings:
@@ -39,26 +41,26 @@ class DecodingSettings:
     def __post_init__(self) -> None:
         """Raise ValueError, in one line, for a setting that no generation can follow."""
         for name, right, expected in (
-            ("max_new_tokens", _whole(self.max_new_tokens, 1), "a whole number of at least 1"),
+            ("max_new_tokens", is_whole(self.max_new_tokens, 1), "a whole number of at least 1"),
             (
                 "temperature",
-                _number(self.temperature) and self.temperature > 0,
-                "a number above 0; for greedy decoding leave do_sample out",
+                is_number(self.temperature, 1e-3, 1e3),
+                "a number above 0, from 0.001 to 1000; for greedy decoding leave do_sample out",
             ),
-            ("top_k", _whole(self.top_k, 0), "a whole number of at least 0; 0 keeps all tokens"),
-            ("top_p", _number(self.top_p) and 0 < self.top_p <= 1, "a number above 0 and at most 1; 1 keeps all tokens"),
-            ("min_p", self.min_p is None or (_number(self.min_p) and 0 <= self.min_p <= 1), "a number from 0 to 1, or None"),
-            ("typical_p", _number(self.typical_p) and 0 < self.typical_p <= 1, "a number above 0 and at most 1; 1 keeps all tokens"),
-            ("repetition_penalty", _number(self.repetition_penalty) and self.repetition_penalty > 0, "a number above 0; 1 is no penalty"),
-            ("num_beams", _whole(self.num_beams, 1), "a whole number of at least 1; 1 is no beam search"),
-            ("length_penalty", _number(self.length_penalty), "a number"),
+            ("top_k", is_whole(self.top_k, 0), "a whole number of at least 0; 0 keeps all tokens"),
+            ("top_p", is_number(self.top_p, 0, 1) and self.top_p > 0, "a number above 0 and at most 1; 1 keeps all tokens"),
+            ("min_p", self.min_p is None or is_number(self.min_p, 0, 1), "a number from 0 to 1, or None"),
+            ("typical_p", is_number(self.typical_p, 0, 1) and self.typical_p > 0, "a number above 0 and at most 1; 1 keeps all tokens"),
+            ("repetition_penalty", is_number(self.repetition_penalty, 1e-2, 1e2), "a number from 0.01 to 100; 1 is no penalty"),
+            ("num_beams", is_whole(self.num_beams, 1, 1000), "a whole number from 1 to 1000; 1 is no beam search"),
+            ("length_penalty", is_number(self.length_penalty, -20, 20), "a number from -20 to 20; 0 is no penalty"),
             ("early_stopping", self.early_stopping in (True, False, "never"), 'True, False or "never"'),
-            ("penalty_alpha", self.penalty_alpha is None or (_number(self.penalty_alpha) and 0 <= self.penalty_alpha <= 1), "from 0 to 1"),
-            ("seed", _whole(self.seed, 0), "a whole number of at least 0"),
-            ("top_logprobs", self.top_logprobs is None or _whole(self.top_logprobs, 0), "a whole number of at least 0, or None"),
+            ("penalty_alpha", self.penalty_alpha is None or is_number(self.penalty_alpha, 0, 1), "from 0 to 1"),
+            ("seed", is_whole(self.seed, 0, 2**64 - 1), "a whole number of at least 0 and below 2**64"),
+            ("top_logprobs", self.top_logprobs is None or is_whole(self.top_logprobs, 0), "a whole number of at least 0, or None"),
             (
                 "prompt_lookup_num_tokens",
-                self.prompt_lookup_num_tokens is None or _whole(self.prompt_lookup_num_tokens, 1),
+                self.prompt_lookup_num_tokens is None or is_whole(self.prompt_lookup_num_tokens, 1),
                 "a whole number of at least 1, or None",
             ),
             (
@@ -85,11 +87,3 @@ class DecodingSettings:
         if self.penalty_alpha:
             return "contrastive search"
         return "sampling" if self.do_sample else "greedy"
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) != float("inf")
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

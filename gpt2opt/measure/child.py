@@ -5,6 +5,7 @@ The child is a plain subprocess, because multiprocessing would import the caller
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,7 @@ class Child:
 
         Raises:
             RuntimeError: the method raised, or the process died; the message ends with the child's own complaint.
+            KeyboardInterrupt: the process was interrupted.
             TimeoutError: it was killed because its time was over.
         """
         return self._ask(method, arguments)
@@ -88,6 +90,8 @@ class Child:
         except (OSError, EOFError) as death:
             if self._timed_out:
                 raise TimeoutError(f"no answer in {self._timer.interval:g} s") from death
+            if self._process.wait() == -signal.SIGINT:  # a terminal interrupts every process of a command
+                raise KeyboardInterrupt from None
             raise RuntimeError(self._last_words()) from death
         if complaint:
             raise RuntimeError(complaint)

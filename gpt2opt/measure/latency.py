@@ -8,6 +8,7 @@ from functools import partial
 from gpt2opt.decoding.decoder import Decoder, Greedy
 from gpt2opt.environment import CpuWatch
 from gpt2opt.measure.results import Latency
+from gpt2opt.settings import is_whole
 
 TIMED_RUNS = 12
 """Timed runs of each model, unless a caller asks for another number."""
@@ -80,7 +81,7 @@ def compare_latency(
     Raises:
         ValueError: as `measure_latency`.
     """
-    if new_tokens < 2 or runs < 1:
+    if not is_whole(new_tokens, 2) or not is_whole(runs, 1):
         raise ValueError(f"new_tokens={new_tokens}, runs={runs}: expected at least 2 tokens (TTFT and one TPOT) and 1 run")
 
     def run(decoder: Decoder) -> list[float]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gpt2opt.decoding.text import encode
 from gpt2opt.measure.results import Agreement, Quality
+from gpt2opt.settings import check_whole
 from gpt2opt.stats import percentile_99
 
 Logits = Callable[[Tensor], Any]
@@ -36,6 +37,12 @@ class Protocol:
     window: int = MAX_WINDOW
     stride: int | None = None
     by_line: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, in one line, for a window or a stride that no text can be read by."""
+        check_whole("window", self.window, 1)
+        if self.stride is not None:
+            check_whole("stride", self.stride, 1, "the window would not move on")
 
 
 STANDARD = Protocol("standard")
@@ -88,7 +95,7 @@ def prepare_text(tokenizer, documents: Sequence[str], label: str, protocol: Prot
     """
     window = min(protocol.window, window_length(tokenizer))
     stride = protocol.stride or window
-    if not 0 < stride <= window:
+    if stride > window:
         raise ValueError(f"stride={stride}, window={window}: expected 0 < stride <= window, or tokens would be left out")
     if protocol.by_line:
         documents = [line for document in documents for line in document.splitlines(keepends=True) if line.strip()]
@@ -282,6 +289,7 @@ class _Batch:
 
 def _batches(text: ScoredText, batch_size: int) -> Iterator[_Batch]:
     """Yield every window once; a batch has at most `batch_size` windows, all of one length."""
+    check_whole("batch_size", batch_size, 1)
     plan = [
         (end - start, sequence, start, end, first)
         for sequence, (ids, _) in enumerate(text.sequences)

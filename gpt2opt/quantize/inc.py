@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from gpt2opt.environment import at_least, give_back_memory
+from gpt2opt.errors import chain_of, raise_cause, text_of
 
 
 def run_inc(linear: PreTrainedModel, config, calibration: Dataset | None, task: str = "text-generation") -> dict:
@@ -48,17 +49,22 @@ def load_inc(folder: Path | str) -> dict:
 def readable_by_inc(linear: PreTrainedModel) -> Iterator["OperatorTable"]:
     """Let `INCQuantizer` smooth and calibrate a linearized model inside a `with` block, and hear which operators it quantizes.
 
-    Inside, the model can be traced (see `_traceable`), the range of an input has 256 steps (see `_full_range`) and what INC writes beside
-    its result goes into a scratch folder. At the end what INC would keep alive is freed.
+    Inside, the model can be traced (see `_traceable`), the range of an input has 256 steps (see `_full_range`), what INC swallows is
+    raised (see `_outspoken`) and what INC writes beside its result goes into a scratch folder. At the end what INC would keep alive is
+    freed.
 
     Yields:
         The table that INC writes into its log; it prints once INC is done.
+
+    Raises:
+        KeyboardInterrupt, MemoryError: INC was interrupted, or had too little memory.
+        RuntimeError: INC failed of something else; the message names it.
     """
     from neural_compressor.utils.utility import set_workspace
     from torch.ao.quantization.fx.utils import assert_and_get_unique_device
 
     table = OperatorTable()
-    with tempfile.TemporaryDirectory() as scratch, _traceable(linear), _full_range(), table.listening():
+    with tempfile.TemporaryDirectory() as scratch, _outspoken(table), _traceable(linear), _full_range(), table.listening():
         set_workspace(scratch)
         yield table
     if hasattr(assert_and_get_unique_device, "cache_clear"):  # newer torch caches its answer for each module, which keeps them alive
@@ -67,10 +73,14 @@ def readable_by_inc(linear: PreTrainedModel) -> Iterator["OperatorTable"]:
 
 
 class OperatorTable(logging.Handler):
-    """INC's own table of how many operators of each kind it quantized, as it stands in INC's log."""
+    """INC's own table of how many operators of each kind it quantized, as it stands in INC's log.
+
+    errors: those that INC caught, and only wrote into its log.
+    """
 
     def __init__(self):
         super().__init__(logging.INFO)
+        self.errors: list[BaseException] = []
         self._lines: list[str] = []
         self._ours = False
 
@@ -78,6 +88,8 @@ class OperatorTable(logging.Handler):
         return "\n".join(self._lines)
 
     def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(record.msg, Exception):
+            self.errors.append(record.msg)
         line = record.getMessage()
         if "Statistics" in line:  # the head of a table
             self._ours = "Mixed Precision" in line
@@ -159,6 +171,39 @@ class _SeenByNoTracer(nn.Module):
         if not isinstance(x, Tensor):
             raise TypeError(f"expected a tensor, got {type(x).__name__}")  # torch.fx passes a proxy
         return self.activation(x) + 0  # torch.jit.trace sees a sum, and INC smooths nothing through a sum
+
+
+@contextmanager
+def _outspoken(table: OperatorTable) -> Iterator[None]:
+    """Raise at the end of a `with` block what INC caught inside it.
+
+    Whatever its tuning raises, an interrupt included, INC goes on as if it had found no model, or not the best one.
+    """
+    from neural_compressor import quantization
+
+    time_limit, caught = quantization.time_limit, []
+
+    @contextmanager
+    def heard(seconds):  # INC tunes inside this, and catches everything around it
+        try:
+            with time_limit(seconds):
+                yield
+        except (KeyboardInterrupt, Exception) as error:
+            caught.append(error)
+
+    quantization.time_limit = heard
+    try:
+        yield
+    except Exception:
+        if not caught:
+            raise
+    finally:
+        quantization.time_limit = time_limit
+    for error in (*caught, *table.errors):
+        raise_cause(error)
+    if caught:
+        tries = ", after ".join(f"{type(error).__name__}: {text_of(error)}" for error in chain_of(caught[0]))
+        raise RuntimeError(f"INC failed: {tries}") from caught[0]
 
 
 @contextmanager

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from gpt2opt.settings import is_number, is_whole
+
+RANGES = ("minmax", "kl", "percentile")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -26,6 +30,18 @@ class Recipe:
     activation_range: str = "minmax"
     head_input: bool = False
     max_kl: float | None = 0.0008
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, in one line, for a choice that no model can be quantized by."""
+        for name, right, expected in (
+            ("weight_bits", is_whole(self.weight_bits, 4) and self.weight_bits in (4, 8), "8 or 4"),
+            ("group_size", self.group_size is None or is_whole(self.group_size, 1), "a whole number of at least 1, or None"),
+            ("smooth_alpha", self.smooth_alpha is None or is_number(self.smooth_alpha, 0, 1), "a number from 0 to 1, or None"),
+            ("activation_range", self.activation_range in RANGES, f"one of {', '.join(RANGES)}"),
+            ("max_kl", self.max_kl is None or is_number(self.max_kl, 0), "a number of at least 0, or None"),
+        ):
+            if not right:
+                raise ValueError(f"{name}={getattr(self, name)!r}, expected {expected}")
 
 
 RECIPES = {

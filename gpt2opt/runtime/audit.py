@@ -1,8 +1,9 @@
 """Proof of INT8: the type of each matmul's weight in the IR file, and the types that it multiplies in the compiled graphs."""
 
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,12 @@ class Int8Audit:
     @property
     def failures(self) -> list[str]:
         """Return one line for each matmul that is missing, or that is not INT8 although it has to be."""
-        return [f"{name}: {problem}" for name in self.expected if (problem := self._problem(name))]
+        return [f"{name}: {problem}" for name in self.expected if (problem := self._problem(name))] + [
+            f"{name}: weight {types[1]} in the {which} graph, and it is none of the model's matmuls"
+            for which, graph in (("prefill", self.prefill), ("decode", self.decode))
+            for name, types in graph.items()
+            if name not in self.expected and types[1] not in (*INT8_TYPES, "i4", "u4")
+        ]
 
     def _problem(self, name: str) -> str | None:
         integers = ("i4", "u4") if self.weights == "i4" and name != "lm_head" else INT8_TYPES
@@ -86,21 +92,23 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
     directory = Path(directory)
     weights = read_manifest(directory).weights
     graph = openvino.Core().read_model(str(directory / "openvino_model.xml"))
-    stored, float_inputs = {}, []
+    stored, shapes, float_inputs = {}, {}, []
     for node in matmuls(graph):
         weight, name = stored_weight(node), _matmul(node.get_friendly_name())
         if weight and name:
-            stored[name] = weight.get_element_type().get_type_name()
+            stored[name], shapes[name] = weight.get_element_type().get_type_name(), tuple(weight.get_output_shape(0))
             float_inputs += [] if activation_quantizer(node) else [name]
     constants: Counter[str] = Counter()
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "Constant":
             constants[node.get_element_type().get_type_name()] += node.get_byte_size()
     compiled = compile_ir(directory)
-    head = executed_types(compiled.head, _matmul)
-    prefill = head | executed_types(compiled.prefill, _matmul)
+    blocks = {name: shape for name, shape in shapes.items() if name != "lm_head"}
+    head = executed_types(compiled.head, _matmul, {name: shape for name, shape in shapes.items() if name not in blocks})
+    prefill = head | executed_types(compiled.prefill, _matmul, blocks)
     # The single-step graph needs a head of its own: the shared one must not stand in for it.
-    decode = executed_types(compiled.single_step, _matmul) if compiled.single_step else head | executed_types(compiled.decode, _matmul)
+    step = compiled.single_step
+    decode = executed_types(step, _matmul, shapes) if step else head | executed_types(compiled.decode, _matmul, blocks)
     # The config tells how many layers there must be, not the graph: else a layer that the graph lacks would go unnoticed.
     audit = Int8Audit(weights, stored, prefill, decode, tuple(float_inputs), dict(constants), read_config(directory, "n_layer"))
     if must_pass and not audit.passed:
@@ -108,18 +116,41 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
     return audit
 
 
-def executed_types(compiled: openvino.CompiledModel, name_of: Callable[[str], str | None]) -> dict[str, tuple[str, str]]:
+def executed_types(
+    compiled: openvino.CompiledModel, name_of: Callable[[str], str | None], weights: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, tuple[str, str]]:
     """Return matmul -> (type of its input, type of its weight) in a compiled graph; all types if its parts differ.
 
-    name_of: the name of a node in the graph -> that of the matmul which it is a part of; None: it is none that counts.
+    The plugin may give a matmul the name of an operation that it was merged with. Such matmuls are known by the sizes of their weights and
+    by their order, if these fit the matmuls that no name was found for; otherwise each is returned under the plugin's name.
+
+    Args:
+        name_of: the name of a node in the graph -> that of the matmul which it is a part of; None: it is none that counts.
+        weights: the matmuls that the graph must have, in the order they run -> the shape (O, …) of the weight. Without it, what has no
+            name does not count.
     """
     parts: dict[str, list[list[str]]] = {}
+    unnamed: list[tuple[str, tuple[int, int], list[str]]] = []
     for node in compiled.get_runtime_model().get_ordered_ops():
-        if _fact(node, "layerType") in ("FullyConnected", "MatMul", "Convolution") and (name := name_of(node.get_friendly_name())):
-            # A node that feeds several others lists the type of each output.
-            types = [_fact(node.input_value(port).get_node(), "outputPrecisions").split(",")[0] for port in (0, 1)]
+        if _fact(node, "layerType") not in ("FullyConnected", "MatMul", "Convolution"):
+            continue
+        # A node that feeds several others lists the type of each output.
+        sources = [node.input_value(port).get_node() for port in (0, 1)]
+        types = [_fact(source, "outputPrecisions").split(",")[0] for source in sources]
+        if name := name_of(node.get_friendly_name()):
             parts.setdefault(name, []).append(types)
+        elif weights and _fact(sources[1], "layerType") == "Const":  # a product of two activations has no weight
+            unnamed.append((node.get_friendly_name(), _size(sources[1].get_output_shape(0)), types))
+    missing = [name for name in weights or () if name not in parts]
+    fits = [size for _, size, _ in unnamed] == [_size((weights or {})[name]) for name in missing]
+    for name, (own, _, types) in zip(missing if fits else [None] * len(unnamed), unnamed, strict=True):
+        parts.setdefault(name or own, []).append(types)
     return {name: (_one_or_all(pair[0] for pair in found), _one_or_all(pair[1] for pair in found)) for name, found in parts.items()}
+
+
+def _size(shape: Sequence[int]) -> tuple[int, int]:
+    """Return (O, I) of a weight: groups of inputs, and the two dimensions of a 1 × 1 convolution, count as inputs."""
+    return shape[0], math.prod(shape[1:])
 
 
 def _one_or_all(types: Iterable[str]) -> str:

@@ -9,10 +9,12 @@ from pathlib import Path
 import openvino
 
 from gpt2opt.environment import has_int8_dot_product, threads
+from gpt2opt.errors import raise_cause
 from gpt2opt.runtime.graph import activation_quantizer, matmuls
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.runtime.paged_attention import cut
 from gpt2opt.runtime.passes import BODY, DECODE, DOT_PRODUCT, FLOAT_INPUTS, NO_DOT_PRODUCT, PREFILL, SHARED, SINGLE_STEP, Plan
+from gpt2opt.settings import check_whole
 
 PROPERTIES = {
     # bf16 is the silent default on machines with AMX, and weight-compressed models have their activations quantized at run time.
@@ -35,6 +37,8 @@ PRECISIONS = ("f32", "bf16")
 
 def cpu_properties(num_threads: int | None = None, kv_cache: str = "f32", precision: str = "f32") -> dict[str, str]:
     """Return the properties that an IR is compiled with. num_threads: None takes all threads that this process may use."""
+    if num_threads is not None:
+        check_whole("num_threads", num_threads, 1)
     chosen = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": kv_cache}
     return {**PROPERTIES, **chosen, "INFERENCE_NUM_THREADS": str(num_threads or threads())}
 
@@ -69,6 +73,7 @@ def compile_ir(
 
     Raises:
         ValueError: as `load_ir`.
+        MemoryError: memory ran out.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
@@ -93,6 +98,7 @@ def compile_ir(
         decode = compiled(plan.apply(DECODE, body), **ROUNDED_AT_RUN_TIME) if plan.includes("weight_only") else prefill
         return CompiledIr(prefill, decode, compiled(head), single_step)
     except RuntimeError as error:
+        raise_cause(error)
         raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); export it again") from error
 
 

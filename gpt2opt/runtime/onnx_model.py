@@ -12,6 +12,7 @@ import numpy as np
 
 from gpt2opt.decoding.decoder import check_fits, check_prompts
 from gpt2opt.environment import threads
+from gpt2opt.errors import raise_cause
 from gpt2opt.runtime.manifest import read_config
 from gpt2opt.storage import new_folder
 
@@ -73,6 +74,7 @@ def load_onnx(directory: Path | str, num_threads: int | None = None) -> "OnnxMod
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # each kind of damage raises an error of its own
+        raise_cause(error)
         raise ValueError(f"can't load {path} ({str(error).strip()[:200]!r}); export the model again") from error
     return OnnxModel(session, context)
 

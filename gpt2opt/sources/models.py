@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt.environment import at_least
+from gpt2opt.errors import raise_cause
 from gpt2opt.sources.hub import cached_snapshot, download_snapshot, names_of, other_name
 from gpt2opt.storage import WEIGHTS, WEIGHTS_INDEX, torch_weights
 
@@ -65,6 +66,8 @@ def find_model(model_id: str = "auto") -> FoundModel:
         ValueError: the model that was asked for can't be found, or is not a GPT-2.
     """
     asked, origin = (model_id, "argument") if model_id != "auto" else (os.environ.get(VARIABLE), f"variable {VARIABLE}")
+    if not model_id:
+        raise ValueError("the model has no name: an empty one came; expected a directory, a hub id such as gpt2, bundled or auto")
     if asked == "bundled":
         return FoundModel("bundled", origin, BUNDLED)
     if asked and Path(asked).is_dir():
@@ -130,6 +133,7 @@ def load_model(path: Path, dtype: str = "float32"):
             path, **argument, local_files_only=True, use_safetensors=True, output_loading_info=True
         )  # fmt: skip
     except Exception as error:  # each file format raises its own errors for a file that is cut short
+        raise_cause(error)
         raise ValueError(
             f"can't load the model in {path} ({error!r:.200}); the directory is damaged: write or download it again"
         ) from error
@@ -152,6 +156,7 @@ def check_finite(model) -> None:
     if spoiled:
         raise ValueError(
             f"{len(spoiled)} tensors of the model hold NaN or infinity ({', '.join(spoiled[:3])}); take weights from before they diverged"
+            + ("; what is above 65504 is infinite in FP16" if model.dtype == torch.float16 else "")
         )
 
 

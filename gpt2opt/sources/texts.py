@@ -84,6 +84,8 @@ def find_texts(text: str = "auto") -> Texts:
         ValueError: the text can't be found, is empty or is too short to divide.
     """
     asked, origin = (text, "argument") if text != "auto" else (os.environ.get(VARIABLE), f"variable {VARIABLE}")
+    if not text:
+        raise ValueError("the text has no name: an empty one came; expected a UTF-8 file, wikitext-2, docs or auto")
     if asked == "docs":
         return _docs(origin, stand_in=False)
     if asked and asked != "wikitext-2":

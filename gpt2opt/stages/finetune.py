@@ -15,9 +15,10 @@ from gpt2opt.decoding.text import end_of_text
 from gpt2opt.environment import at_least, is_main_process, launched, set_seed
 from gpt2opt.record import FINETUNE, Measurement, Settings
 from gpt2opt.report.tensorboard import drop_host_names, empty_log
+from gpt2opt.settings import MOST_SEED, check_epochs, check_learning_rate, check_whole
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, token_rows
-from gpt2opt.stages.run import Run, check_epochs
+from gpt2opt.stages.run import Run
 from gpt2opt.stages.torch_model import device, fused_gelu
 from gpt2opt.storage import check_folder, save_model
 
@@ -78,6 +79,7 @@ def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, lengt
     """
     if tokenizer.pad_token_id is None:
         raise ValueError("the tokenizer has no padding token; call prepare_tokenizer_for_padding(tokenizer, model) first")
+    check_whole("length", length, 2)
     if "text" not in dataset.column_names:
         raise ValueError(f"the dataset has columns {dataset.column_names}, expected 'text'")
 
@@ -118,8 +120,11 @@ def create_training_arguments(
         validate: follow the loss on an evaluation dataset as well; see `VALIDATION`.
 
     Raises:
-        ValueError: the processes can't share a batch evenly.
+        ValueError: the processes can't share a batch evenly, or a number is out of its range.
     """
+    check_epochs(epochs)
+    check_learning_rate(learning_rate)
+    check_whole("seed", seed, 0, most=MOST_SEED)
     arguments = TrainingArguments(
         output_dir=str(output_dir),
         learning_rate=learning_rate,
@@ -242,14 +247,15 @@ def finetune_model(
         What was trained on what, and the loss; the same in every process.
 
     Raises:
-        ValueError: a source can't be found, `out` can't be written, or the processes can't share a batch evenly.
+        ValueError: a source can't be found, `out` can't be written, the processes can't share a batch evenly, or the training ended in
+            weights that are no numbers in FP16: then nothing is written.
     """
-    out = Path(out)
-    check_epochs(epochs)
+    settings = Settings(epochs=epochs)
     found, texts = find_model(model), find_texts(text)
     if is_main_process():
         check_folder(out)
-    settings, begun = Settings(epochs=epochs), time.perf_counter()
+    out = Path(out)
+    begun = time.perf_counter()
     set_seed(settings.seed)
     tokenizer, loaded = load_model(found.path)
     prepare_tokenizer_for_padding(tokenizer, loaded)

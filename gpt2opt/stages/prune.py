@@ -9,9 +9,10 @@ from transformers import GPT2LMHeadModel
 
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.record import Measurement, Settings
+from gpt2opt.settings import check_fraction, check_whole
 from gpt2opt.sources.models import fit_width_to_heads, heads_per_layer
 from gpt2opt.sources.texts import token_rows
-from gpt2opt.stages.run import Run, check_fraction
+from gpt2opt.stages.run import Run
 from gpt2opt.stages.torch_model import device, logits_from_torch
 
 IMPORTANCE_BATCHES, IMPORTANCE_BATCH_SIZE = 8, 4
@@ -79,7 +80,8 @@ def prune_attention_heads(
         The same model.
 
     Raises:
-        ValueError: not a GPT-2, layers with different numbers of heads, a fraction outside [0, 1), or importance of another shape.
+        ValueError: not a GPT-2, layers with different numbers of heads, a fraction outside [0, 1), or importance of another shape
+            or with values that are NaN or infinite.
     """
     if getattr(model.config, "model_type", None) != "gpt2":
         raise ValueError(f"got a {getattr(model.config, 'model_type', type(model).__name__)!r} model, expected a GPT-2")
@@ -90,6 +92,11 @@ def prune_attention_heads(
         importance = np.tile(np.arange(heads, dtype=float), (len(blocks), 1))
     if np.shape(importance) != (len(blocks), heads):
         raise ValueError(f"importance has shape {np.shape(importance)}, expected {(len(blocks), heads)}: (layers, heads) of this model")
+    if not np.isfinite(importance).all():
+        raise ValueError(
+            f"importance holds {np.count_nonzero(~np.isfinite(importance))} values that are NaN or infinite: heads can't be ordered by it; "
+            "compute it in FP32"
+        )
     if count:
         dtype = model.dtype
         model.prune_heads(
@@ -138,6 +145,7 @@ def importance_batches(texts: Sequence[str], tokenizer, length: int) -> tuple[to
     Raises:
         ValueError: no text is that long.
     """
+    check_whole("length", length, 2)
     whole = [row for row in token_rows(texts, tokenizer, length) if len(row) == length]
     if not whole:
         raise ValueError(f"none of the {len(texts)} texts has {length} tokens; importance needs whole rows, give longer texts")

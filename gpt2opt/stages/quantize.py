@@ -1,6 +1,7 @@
 """Stage 4: INC calibrates, OpenVINO runs: the fine-tuned model in INT8 on the CPU, beside itself in FP32."""
 
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.decoding.prompt_lookup import PromptLookup
 from gpt2opt.environment import give_back_memory, has_int8_dot_product
+from gpt2opt.errors import text_of
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.measure.quality import window_length
 from gpt2opt.quantize.calibration import calibrate
@@ -27,6 +29,7 @@ from gpt2opt.runtime.compile import cpu_properties
 from gpt2opt.runtime.generate import generate_from_ir
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.settings import check_whole, is_whole
 from gpt2opt.sources.models import check_finite, check_ids
 from gpt2opt.sources.texts import token_rows
 from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES, Run
@@ -73,7 +76,9 @@ def prepare_calibration_dataset(
     Raises:
         ValueError: fewer than 8 whole rows.
     """
-    length = length or window_length(tokenizer)
+    length = window_length(tokenizer) if length is None else length
+    check_whole("length", length, 2)
+    check_whole("limit", limit, MIN_CALIBRATION_SEQUENCES)
     rows = [row for row in token_rows(texts, tokenizer, length) if len(row) == length][:limit]
     if len(rows) < MIN_CALIBRATION_SEQUENCES:
         raise ValueError(
@@ -106,7 +111,8 @@ def quantize_int8(
     Raises:
         ValueError: an unknown recipe, a weight that is NaN or infinite, ids outside the vocabulary, in the rows or the tokenizer, too few
             rows, or `out_dir` can't be written.
-        RuntimeError: SmoothQuant was asked for and not applied, or a matmul came out in another type than it should.
+        RuntimeError: SmoothQuant was asked for and not applied, or a matmul came out in another type than it should. In the latter case
+            what was written is kept in a folder beside `out_dir`, `NAME-failed-audit`, which the next such failure replaces.
     """
     check_folder(out_dir)
     recipe = _recipe(recipe)
@@ -123,8 +129,22 @@ def quantize_int8(
     give_back_memory()
     with new_folder(out_dir) as partial:
         write_ir(fake, tokenizer, partial, sensitivity.kv_cache if sensitivity else "u8" if recipe.activations else "f16")
-        audit = audit_int8(partial)  # what fails it never gets the name
+        audit = _passed_audit(partial, Path(out_dir).resolve())
     return Quantized(audit, sensitivity)
+
+
+def _passed_audit(written: Path, folder: Path) -> Int8Audit:
+    """Audit what was written. What fails does not get the name of the folder, but it took minutes and is kept under another one."""
+    try:
+        return audit_int8(written)
+    except (MemoryError, RuntimeError, ValueError) as error:
+        kept = folder.with_name(f"{folder.name}-failed-audit")
+        try:
+            with new_folder(kept) as partial:
+                shutil.copytree(written, partial, dirs_exist_ok=True)
+        except (OSError, ValueError) as lost:
+            raise type(error)(f"{text_of(error)}; what was written could not be kept: {lost}") from error
+        raise type(error)(f"{text_of(error)}; what was written is kept in {kept}: `gpt2opt audit` shows what is INT8 there") from error
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:
@@ -142,9 +162,21 @@ def split_calibration(calibration: Dataset) -> tuple[Dataset, list[list[int]]]:
 
 
 def _check_calibration(calibration: Dataset, vocab_size: int) -> None:
+    if "input_ids" not in calibration.column_names:
+        raise ValueError(f"the calibration data have columns {calibration.column_names}, expected 'input_ids'")
     if len(calibration) < MIN_CALIBRATION_SEQUENCES:
         raise ValueError(f"{len(calibration)} calibration rows, at least {MIN_CALIBRATION_SEQUENCES} are needed; give more text")
-    beyond = sum(token >= vocab_size for row in calibration["input_ids"] for token in row)
+    rows = calibration["input_ids"]
+    strange = next((each for row in rows for each in (row if isinstance(row, list) else [row]) if not is_whole(each, 0)), None)
+    if strange is not None or not all(isinstance(row, list) for row in rows):
+        raise ValueError(f"the calibration rows hold {strange!r}, expected lists of token ids, whole numbers of at least 0")
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) > 1 or lengths[0] < 2:
+        raise ValueError(
+            f"calibration rows of {lengths[0]} to {lengths[-1]} tokens, expected one length of at least 2; "
+            "prepare_calibration_dataset makes such rows"
+        )
+    beyond = sum(token >= vocab_size for row in rows for token in row)
     if beyond:
         raise ValueError(f"{beyond} calibration ids lie outside the model's {vocab_size} tokens; use the model's own tokenizer")
 

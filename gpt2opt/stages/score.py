@@ -25,6 +25,8 @@ def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -
     Raises:
         ValueError: the model or the text can't be found or read, or the text is shorter than two tokens.
     """
+    if not text:
+        find_texts(text)  # which refuses it
     name, tokenizer, logits = _scorer(model)
     if text in ("auto", "docs", "wikitext-2"):
         texts = find_texts(text)

@@ -1,5 +1,6 @@
 """The classifier experiment on a tiny DistilBERT: what is INT8, what is left out and why, and what the tables make of it."""
 
+import copy
 import dataclasses
 import json
 from functools import partial
@@ -294,6 +295,53 @@ def test_classes_and_length_must_fit_the_model(classifier_dir, trained):
         run._subjects(found, "auto", TASK, 25)
     with pytest.raises(ValueError, match="tells 2 classes apart, films has 3"):
         run._subjects(found, "auto", dataclasses.replace(TASK, classes=("a", "b", "c")), 8)
+
+
+NAMES = {
+    "in order": ({0: "negative", 1: "positive"}, (0, 1)),
+    "reversed": ({0: "POSITIVE", 1: "NEGATIVE"}, (1, 0)),
+    "of two kinds of letters": ({0: " Positive", 1: "Negative "}, (1, 0)),
+    "transformers' own": ({0: "LABEL_0", 1: "LABEL_1"}, (0, 1)),
+    "transformers' own, reversed": ({0: "LABEL_1", 1: "LABEL_0"}, (1, 0)),
+    "in another language": ({0: "negativ", 1: "positiv"}, "calls its classes negativ, positiv, expected negative, positive; name them so"),
+    "stars": ({0: "1 star", 1: "5 stars"}, "calls its classes 1 star, 5 stars, expected"),
+    "twice the same": ({0: "POSITIVE", 1: "POSITIVE"}, "calls its classes POSITIVE, POSITIVE, expected"),
+    "three": ({0: "negative", 1: "neutral", 2: "positive"}, "calls its classes negative, neutral, positive, expected"),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_classes_go_by_the_models_own_names(case):
+    names, expected = NAMES[case]
+    config = DistilBertConfig(
+        id2label=names, label2id={name: number for number, name in names.items()} if len({*names.values()}) > 1 else None
+    )
+    if isinstance(expected, tuple):
+        assert run.class_numbers("m", config, TASK.classes) == expected
+    else:
+        with pytest.raises(ValueError, match=expected):
+            run.class_numbers("m", config, TASK.classes)
+
+
+def test_a_config_that_contradicts_itself_is_refused():
+    config = DistilBertConfig(id2label={0: "negative", 1: "positive"}, label2id={"positive": 0, "negative": 1})
+    with pytest.raises(ValueError, match=r"contradicts itself: id2label says \['negative', 'positive'\], label2id"):
+        run.class_numbers("m", config, TASK.classes)
+
+
+def test_a_model_with_reversed_classes_scores_as_the_other_in_every_variant(trained, sst2_dir, measured, tmp_path, monkeypatch):
+    tokenizer, model = trained
+    reversed_model = copy.deepcopy(model)
+    head = reversed_model.classifier
+    head.weight.data, head.bias.data = head.weight.data.flip(0), head.bias.data.flip(0)
+    reversed_model.config.id2label, reversed_model.config.label2id = {0: "POSITIVE", 1: "NEGATIVE"}, {"POSITIVE": 0, "NEGATIVE": 1}
+    for part in (reversed_model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(run, "Child", InThisProcess)
+    found = compare_variants(str(tmp_path / "model"), str(sst2_dir), runs=2, tokens=8)
+    assert found.base.answers == measured.base.answers
+    for variant in found.measured:
+        assert np.mean(np.equal(variant.answers, found.truth)) > 0.9, variant.name
 
 
 # --- the texts

@@ -12,7 +12,7 @@ from experiments.decoding import run
 from experiments.decoding.findings import CONFIRMED, OPEN, REFUTED, find_all
 from experiments.decoding.loop import LOOP_STEPS, LoopContestant
 from experiments.decoding.methods import GREEDY, METHODS, SAMPLING, choose, settings_of
-from experiments.decoding.models import find_candidates, random_model
+from experiments.decoding.models import Candidate, find_candidates, random_model
 from experiments.decoding.report import all_tables, caption, plot_decoding
 from experiments.decoding.results import (
     ITSELF,
@@ -23,11 +23,15 @@ from experiments.decoding.results import (
     ModelResult,
     Output,
     distinct,
+    explained,
+    mean,
     repetition,
     share,
 )
+from experiments.decoding.run import Writer, judge_by_others
 from experiments.decoding.texts import judge, write_texts
-from gpt2opt.storage import from_json
+from gpt2opt.sources.models import load_model
+from gpt2opt.storage import from_json, save_model
 from tests.conftest import END_OF_TEXT, sample_text
 
 PROMPTS = 10
@@ -121,7 +125,8 @@ def outputs_of(nats: float, explained: float, repeated: int, draws: int = 1) -> 
     for prompt in range(PROMPTS):
         ids = [0] * (4 + repeated) + list(range(1, 5 - repeated))
         total = 8 * (nats + 0.01 * prompt)
-        found += [Output(prompt, draw, " ".join(map(str, ids)), "a | `text`", total, total + 8 * explained) for draw in range(draws)]
+        scores = (total, total + 8 * explained) * 2
+        found += [Output(prompt, draw, " ".join(map(str, ids)), "a | `text`", *scores) for draw in range(draws)]
     return tuple(found)
 
 
@@ -149,6 +154,10 @@ def verdicts(result: Decoding) -> dict[str, tuple[str, str]]:
     return {finding.claim: (finding.verdict, finding.figure) for finding in find_all(result)}
 
 
+def judged(result: Decoding) -> Decoding:
+    return dataclasses.replace(result, models=tuple(dataclasses.replace(model, judge="gpt2-xl") for model in result.models))
+
+
 def changed(result: Decoding, name: str, **of) -> Decoding:
     models = tuple(
         dataclasses.replace(m, texts=tuple(MethodTexts(k, v) for k, v in written(**of).items())) if m.name == name else m
@@ -163,16 +172,23 @@ def test_sampling_is_held_against_greedy_by_repetition_and_by_what_the_prompt_ex
         CONFIRMED,
         "rep-4 of 1 sampling methods − greedy: -20.0 [-20.0, -20.0] points",
     )
-    verdict, figure = found["sampling is more coherent (bundled)"]
+    verdict, figure = verdicts(judged(result))["sampling is more coherent (bundled)"]
     assert verdict == CONFIRMED
-    assert "explains +0.10 [+0.10, +0.10] nats per token more" in figure
+    assert "to gpt2-xl the prompt explains +0.10 [+0.10, +0.10] nats per token more" in figure
     assert "of the text itself it explains 0.70" in figure
     assert "cost +1.00 [+1.00, +1.00]" in figure
-    worse = verdicts(changed(result, "bundled", sampled=(3.0, 0.4, 3)))
+    worse = verdicts(judged(changed(result, "bundled", sampled=(3.0, 0.4, 3))))
     assert worse["sampling repeats itself less (bundled)"][0] == REFUTED
     assert worse["sampling is more coherent (bundled)"][0] == REFUTED
     same = verdicts(changed(result, "bundled", sampled=(3.0, 0.5, 1)))
     assert same["sampling repeats itself less (bundled)"][0] == OPEN
+
+
+def test_the_model_that_wrote_the_texts_does_not_judge_them(result):
+    verdict, figure = verdicts(result)["sampling is more coherent (bundled)"]
+    assert verdict == "not judged here: needs a second model that writes, with the same vocabulary"
+    assert "explains" not in figure
+    assert "says nothing about coherence" in caption(result)
 
 
 def test_random_weights_tell_the_speed_of_sizes_and_nothing_of_their_quality(result):
@@ -248,6 +264,38 @@ def test_the_experiment_on_a_tiny_model(model_dir, long_text, monkeypatch, bars)
     assert END_OF_TEXT not in caption(found)
     steps = (PROMPTS + run.LEAST_ROUNDS) * len(METHODS) + 2
     assert [bar[1:] for bar in bars if bar[0].startswith(LOOP_STEPS[-1])] == [(steps, steps)]
+
+
+@pytest.mark.parametrize("judges", [0, 1])
+def test_random_weights_are_not_confirmed_to_write_coherently(judges, model_dir, long_text, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "time_loop", lambda *_: LoopTimes((0.01,) * 2, (0.01,) * 2))
+    monkeypatch.setattr(run, "NEW_TOKENS", 32)
+    monkeypatch.setattr(run, "ROUNDS_S", 0)
+    tokenizer, other = load_model(model_dir)
+    torch.manual_seed(7)
+    for parameter in other.parameters():
+        parameter.data = 0.2 * torch.randn_like(parameter)
+    save_model(tmp_path / "other", tokenizer, other)
+    found = run.compare_decoding(",".join(map(str, (model_dir, tmp_path / "other")[: 1 + judges])), str(long_text), "temperature,top-p")
+    writer = found.models[0]
+    assert writer.judge == (None, "other")[judges]
+    assert mean(writer.by_prompt("temperature", explained)).low > 0  # to itself its prompts explain what it draws
+    for name, (verdict, _) in verdicts(found).items():
+        assert verdict != CONFIRMED or "coherent" not in name
+    if judges:
+        output = writer.outputs("top-p")[4]
+        prompt = tokenizer(found.prompts[output.prompt]).input_ids
+        (again,) = judge(other, tokenizer, output.prompt, prompt, [output.tokens])
+        assert (output.judged, output.judged_alone) == pytest.approx((again.nats, again.nats_alone), rel=1e-4)
+
+
+def test_a_judge_has_the_writers_vocabulary(model_dir, tokenizer):
+    candidate, texts = Candidate("a", "trained", model_dir), written()
+    result = model_of("a", texts, times(1))
+    own, strange = Writer(candidate, {"a": 0}, [[5]] * PROMPTS), Writer(candidate, {"b": 0}, [[5]] * PROMPTS)
+    assert [each.judge for each in judge_by_others([result, result], [own, strange])] == [None, None]
+    silent = Writer(candidate, {"a": 0}, [])
+    assert [each.judge for each in judge_by_others([result, result], [own, silent])] == [None, None]
 
 
 def test_a_size_that_can_not_be_had_gets_random_weights_and_is_named(monkeypatch):

@@ -64,24 +64,31 @@ def test_compiled_engines_run_with_all_threads_only(monkeypatch):
     assert rows == [("torch eager FP32", 1), ("torch eager FP32", 2), ("torch eager FP32", 3), ("torch.compile FP32", 3)]
 
 
+DYNAMIC_INT8 = ("dynamic INT8 is faster than FP32", "threads make dynamic INT8 faster", "dynamic INT8 with threads is the fastest")
+
+
 def verdicts(result: Optimisations) -> dict[str, tuple[str, str]]:
     return {finding.claim: (finding.verdict, finding.figure) for finding in find_all(result)}
 
 
 def test_the_engines_confirm_or_refute_what_the_seed_found_of_them(result):
     found = verdicts(result)
+    assert found["dynamic INT8 is faster than FP32"] == (CONFIRMED, "its time ÷ FP32's, 2 threads: 0.33 [0.33, 0.33]")
+    verdict, figure = found["threads make dynamic INT8 faster"]
+    assert (verdict, figure) == (CONFIRMED, "time with 2 threads ÷ with one: INT8 0.50 [0.50, 0.50], FP32 0.75 [0.75, 0.75]")
     verdict, figure = found["dynamic INT8 with threads is the fastest"]
-    assert verdict == CONFIRMED
-    assert "its time ÷ FP32's, 2 threads: 0.33" in figure
-    assert "time with 2 threads ÷ with one: INT8 0.50 [0.50, 0.50], FP32 0.75" in figure
+    assert (verdict, figure) == (CONFIRMED, "time of torch.compile FP32 with 2 threads ÷ its time: 2.00 [2.00, 2.00]")
     assert found["torch.compile gains little (less than 10%)"][0] == REFUTED + ": it gains more"
     assert found["SDPA gains little (less than 10%)"][0] == CONFIRMED
     fast = dataclasses.replace(result, rows=(*result.rows, row("ONNX Runtime INT8", 2, 0.25)))
     verdict, figure = verdicts(fast)["dynamic INT8 with threads is the fastest"]
     assert verdict == REFUTED
-    assert figure.endswith("time of ONNX Runtime INT8 with 2 threads ÷ its time: 0.50 [0.50, 0.50]")
+    assert figure == "time of ONNX Runtime INT8 with 2 threads ÷ its time: 0.50 [0.50, 0.50]"
+    assert verdicts(fast)["dynamic INT8 is faster than FP32"] == found["dynamic INT8 is faster than FP32"]
+    slow = dataclasses.replace(result, rows=(*result.rows[:-2], row("torch dynamic INT8", 2, 3.0)))
+    assert [verdicts(slow)[claim][0] for claim in DYNAMIC_INT8] == [REFUTED, REFUTED, REFUTED]
     alone = verdicts(dataclasses.replace(result, rows=result.rows[:2]))
-    assert alone["dynamic INT8 with threads is the fastest"][0] == "not measured here: needs torch dynamic INT8 and torch eager FP32"
+    assert {alone[claim][0] for claim in DYNAMIC_INT8} == {"not measured here: needs torch dynamic INT8 and torch eager FP32"}
     assert alone["torch.compile gains little (less than 10%)"][0].startswith("not measured here: needs torch.compile FP32")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from openvino import opset13
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2opt.environment import has_int8_dot_product
@@ -17,7 +18,8 @@ from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize, quantized_linears
 from gpt2opt.quantize.recipes import Recipe
 from gpt2opt.runtime.audit import Int8Audit, audit_int8
-from gpt2opt.runtime.graph import activation_quantizer, matmuls
+from gpt2opt.runtime.compile import compile_ir
+from gpt2opt.runtime.graph import activation_quantizer, constant_data, matmuls, stored_constant, weight_scales
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.runtime.paged_attention import cut
@@ -113,11 +115,87 @@ def test_a_weight_that_is_no_number_is_refused_by_name(value, model, tokenizer, 
         load_model(tmp_path / "saved")
 
 
-def test_what_fails_the_audit_leaves_nothing(pruned, tokenizer, calibration, tmp_path, monkeypatch):
+def test_what_fails_the_audit_is_kept_under_a_name_that_says_so(pruned, tokenizer, calibration, tmp_path, monkeypatch):
     monkeypatch.setattr(quantize, "fake_quantize", lambda model, layers: fake_quantize(model, {"lm_head": layers["lm_head"]}))
-    with pytest.raises(RuntimeError, match="8 of 9 matmuls are not INT8"):
+    for _ in range(2):  # a later failure replaces what an earlier one left
+        with pytest.raises(RuntimeError, match=r"8 of 9 matmuls are not INT8.* is kept in \S+out-failed-audit: "):
+            quantize_int8(pruned, tokenizer, calibration, tmp_path / "out", "w8")
+        assert [path.name for path in tmp_path.iterdir()] == ["out-failed-audit"]
+    assert audit_int8(tmp_path / "out-failed-audit", must_pass=False).in_file["lm_head"] == "i8"
+
+
+@pytest.mark.parametrize("error", [ValueError("can't compile"), MemoryError()])
+def test_what_could_not_be_audited_is_kept_too(error, pruned, tokenizer, calibration, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantize, "audit_int8", lambda _: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error), match="out-failed-audit"):
         quantize_int8(pruned, tokenizer, calibration, tmp_path / "out", "w8")
-    assert list(tmp_path.iterdir()) == []
+    assert load_ir(tmp_path / "out-failed-audit").context == 256
+
+
+def test_a_users_folder_of_that_name_is_left_alone(pruned, tokenizer, calibration, tmp_path, monkeypatch):
+    (tmp_path / "out-failed-audit").mkdir()
+    (tmp_path / "out-failed-audit" / "mine").write_text("mine")
+    monkeypatch.setattr(quantize, "fake_quantize", lambda model, layers: fake_quantize(model, {"lm_head": layers["lm_head"]}))
+    with pytest.raises(RuntimeError, match=r"8 of 9 matmuls are not INT8.* could not be kept: .* is not empty"):
+        quantize_int8(pruned, tokenizer, calibration, tmp_path / "out", "w8")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out-failed-audit", "mine"]
+
+
+def test_biases_of_zero_pass_the_audit(tokenizer, calibration, either_cpu, tmp_path):
+    """As transformers initializes them: the plugin merges matmuls with what follows, and then drops their names."""
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=2, n_head=12, n_embd=96, n_positions=tokenizer.model_max_length, vocab_size=len(tokenizer))
+    model = prune_attention_heads(GPT2LMHeadModel(config).eval(), 0.2)
+    assert quantize_int8(model, tokenizer, calibration, tmp_path / "out", "w8a8-naive").audit.float_inputs == ()
+
+
+class Renamed:
+    """A compiled graph in which the plugin gave names of its own to the matmuls that `dropped` names, part by part."""
+
+    def __init__(self, compiled, dropped):
+        self.compiled, self.dropped = compiled, dropped
+
+    def get_runtime_model(self):
+        graph = self.compiled.get_runtime_model()
+        for number, node in enumerate(graph.get_ordered_ops()):
+            if any(name in node.get_friendly_name() for name in self.dropped):
+                node.set_friendly_name(f"Multiply_{number}")
+        return graph
+
+
+def rename(monkeypatch, *dropped: str) -> None:
+    """Let the audit see every compiled graph without these names."""
+
+    def compiled(directory):
+        found = compile_ir(directory)
+        graphs = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+        return dataclasses.replace(found, **{name: graph and Renamed(graph, dropped) for name, graph in graphs.items()})
+
+    monkeypatch.setattr("gpt2opt.runtime.audit.compile_ir", compiled)
+
+
+@pytest.mark.parametrize("dropped", [("h.0.attn.c_proj",), ("h.1.mlp.c_fc", "h.1.mlp.c_proj"), ("lm_head",), ("attn.c_proj", "mlp.")])
+def test_a_matmul_is_known_without_its_name(dropped, quantized, either_cpu, monkeypatch):
+    before = audit_int8(quantized[0])
+    rename(monkeypatch, *dropped)
+    after = audit_int8(quantized[0])
+    assert (after.prefill, after.decode) == (before.prefill, before.decode)
+
+
+def test_a_float_matmul_without_a_name_fails(pruned, tokenizer, layers, monkeypatch, tmp_path):
+    monkeypatch.setattr("gpt2opt.runtime.compile.has_int8_dot_product", lambda: True)  # else it would have to become a convolution
+    export_ir(fake_quantize(linearize(pruned), layers), tokenizer, tmp_path / "ir")
+
+    def as_float(graph):
+        matmul = next(node for node in matmuls(graph) if "h.0.attn.c_proj" in node.get_friendly_name())
+        weight = constant_data(stored_constant(matmul.input_value(1)).output(0)) * weight_scales(matmul)
+        matmul.input(1).replace_source_output(opset13.constant(weight.astype(np.float32)).output(0))
+        return graph
+
+    change_pass(monkeypatch, "no_empty_sizes", lambda no_empty_sizes: lambda graph: as_float(no_empty_sizes(graph)))
+    rename(monkeypatch, "h.0.attn.c_proj")
+    with pytest.raises(RuntimeError, match=r"h\.0\.attn\.c_proj: weight f32 in the prefill graph"):
+        audit_int8(tmp_path / "ir")
 
 
 def test_an_unknown_recipe_is_refused(pruned, tokenizer, calibration, tmp_path):
@@ -196,6 +274,8 @@ def test_each_way_of_not_being_int8_fails():
         assert dataclasses.replace(good, **change).failures == [failure]
     assert dataclasses.replace(good, prefill={"lm_head": ("f32", "i8")}, float_inputs=("lm_head",)).passed
     assert len(dataclasses.replace(good, num_layers=1).failures) == 4
+    stray = dataclasses.replace(good, decode=good.decode | {"Multiply_1": ("f32", "f32")})
+    assert stray.failures == ["Multiply_1: weight f32 in the decode graph, and it is none of the model's matmuls"]
 
 
 @pytest.mark.slow
@@ -220,8 +300,7 @@ def test_int8_generates_where_4_gb_can_be_mapped(quantized):
 def test_a_limit_that_is_too_small_is_told_with_what_failed(quantized):
     facts = generate_within(400_000_000, quantized[0], [1, 2, 3], 4)
     assert facts["done"] is False
-    # How far it gets depends on what Python and the libraries take, which differs between versions.
-    assert "can't compile" in facts["error"] or "no memory to read" in facts["error"]
+    assert facts["error"].startswith("MemoryError")  # how far it got depends on what Python and the libraries take
 
 
 def test_calibration_is_filtered_and_has_whole_rows(tokenizer):
