@@ -26,8 +26,8 @@ STOP_STRINGS, STOP_CHARACTERS = 32, 200
 """How many stop strings at most, and of how many characters each: every one of them is looked for after every token."""
 MESSAGE_BYTES = 2**20
 """Of a request at most: room for such a prompt in any script."""
-LARGEST = {"max_new_tokens": 131_072, "top_k": 1_000_000, "temperature": 1_000, "repetition_penalty": 1_000, "seed": 2**53 - 1}
-"""What a number may be at most. Beyond 2**53 - 1 a browser rounds whole numbers."""
+LARGEST = {"max_new_tokens": 131_072, "top_k": 1_000_000, "seed": 2**53 - 1}
+"""What a number may be at most where `DecodingSettings` sets no bound. Beyond 2**53 - 1 a browser rounds whole numbers."""
 
 
 @dataclass(frozen=True)

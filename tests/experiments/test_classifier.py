@@ -209,6 +209,7 @@ def test_the_bar_is_full_though_a_variant_fails_while_it_answers(monkeypatch, ba
 
     monkeypatch.setattr(run, "CHUNK", 1)
     bench = object.__new__(run._Bench)
+    bench.subject = SimpleNamespace(classes=())
     bench.workers, bench.facts = {"first": Worker(True), "second": Worker(False)}, {"first": {}, "second": {}}
     bench.score([[1], [2], [3], [4]])
     assert bars == [("answering 4 texts", 8, 8)]

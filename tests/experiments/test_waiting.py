@@ -28,6 +28,7 @@ def result(monkeypatch, model_dir):
     monkeypatch.setattr(waiting, "Work", StubWork)
     monkeypatch.setattr(waiting, "Busy", StubBusy)
     monkeypatch.setattr(waiting, "SETTLE_S", 0)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     return compare_waiting(str(model_dir), rounds=2)
 
@@ -61,4 +62,4 @@ def test_one_round_is_refused():
 
 
 def test_a_result_names_how_its_own_process_waited(result):
-    assert dataclasses.asdict(result)["environment"]["wait_policy"]
+    assert dataclasses.asdict(result)["environment"]["wait_policy"] == "OMP_WAIT_POLICY=PASSIVE"

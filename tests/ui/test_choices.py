@@ -1,11 +1,13 @@
 """What can't be chosen is refused in one line that names the choices."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
 from gpt2opt.cli import main
-from gpt2opt.ui.choices import Choice, decoding_settings
+from gpt2opt.ui import choices
+from gpt2opt.ui.choices import MESSAGE_BYTES, Choice, decoding_settings
 
 
 @pytest.mark.parametrize(
@@ -39,8 +41,8 @@ def test_unknown_choices(model, precision, said, capsys):
         ({"stop_strings": [7] * 33}, "stop_strings: 33 of up to 0 characters each, expected at most 32"),
         ({"max_new_tokens": 10**9}, "max_new_tokens=1000000000, expected at most 131,072"),
         ({"top_k": 10**30}, "expected at most 1,000,000"),
-        ({"temperature": 1e308}, "temperature=1e[+]308, expected at most 1,000"),
-        ({"repetition_penalty": 1e308}, "repetition_penalty=1e[+]308, expected at most 1,000"),
+        ({"temperature": 1e308}, "temperature=1e[+]308, expected a number above 0, from 0.001 to 1000"),
+        ({"repetition_penalty": 1e308}, "repetition_penalty=1e[+]308, expected a number from 0.01 to 100"),
         ({"seed": 2**53}, "seed=9007199254740992, expected at most 9,007,199,254,740,991"),
         ({"num_beams": 4}, "settings num_beams are not known; expected some of max_new_tokens"),
     ],
@@ -70,3 +72,9 @@ def test_without_the_extra(monkeypatch, capsys):
     monkeypatch.setattr("gpt2opt.environment.installed", lambda package: None)
     assert main(["ui", "bundled"]) == 2
     assert capsys.readouterr().err == "gpt2opt: the page needs tornado, which is not installed; `pip install 'gpt2opt[ui]'` brings it\n"
+
+
+def test_the_page_knows_how_long_a_message_may_be():
+    """A longer one would be cut off by the server, and the page could not say why."""
+    assert MESSAGE_BYTES == 2**20
+    assert "const MESSAGE_BYTES = 2 ** 20;" in (Path(choices.__file__).parent / "page" / "stream.js").read_text()

@@ -1,4 +1,4 @@
-const TOO_BIG = 1009; // the code by which a server closes a socket whose message is larger than it reads
+const MESSAGE_BYTES = 2 ** 20; // what the server reads at most; it cuts a longer message off, and then can't say why
 
 // One stream is one web socket: stopping it, or closing it, touches no other.
 
@@ -6,18 +6,24 @@ export class Stream {
   constructor(ask, on) {
     this.open = true;
     this.socket = new WebSocket(`ws://${location.host}/stream`);
-    this.socket.onopen = () => this.socket.send(JSON.stringify(ask));
+    this.socket.onopen = () => {
+      const message = JSON.stringify(ask);
+      if (new Blob([message]).size <= MESSAGE_BYTES) return this.socket.send(message);
+      this.fail("The prompt or the stop strings are too long: shorten them.", on);
+    };
     this.socket.onmessage = (message) => {
       const event = JSON.parse(message.data);
       if (event.event === "end" || event.event === "error") this.open = false;
       on(event);
     };
-    this.socket.onclose = ({ code }) => {
-      if (!this.open) return;
-      this.open = false;
-      const lost = "The connection to gpt2opt was lost: is it still running?";
-      on({ event: "error", text: code === TOO_BIG ? "The prompt or the stop strings are too long: shorten them." : lost });
-    };
+    this.socket.onclose = () => this.fail("The connection to gpt2opt was lost: is it still running?", on);
+  }
+
+  fail(text, on) {
+    if (!this.open) return;
+    this.open = false;
+    this.socket.close();
+    on({ event: "error", text });
   }
 
   stop() {
