@@ -27,9 +27,9 @@ from gpt2opt.sources.models import find_model
 from gpt2opt.stats import PERCENT, paired_ratio
 
 SCHEMA = "gpt2opt.waiting/1"
-ROWS, ROW_TOKENS = 16, 256
+ROWS, ROW_TOKENS = 8, 256
 """Calibration rows: a short quantization, since it is done in every round in every way of waiting."""
-STEPS, STEP_ROWS = 8, 4
+STEPS, STEP_ROWS = 4, 4
 """Training steps, and rows of `ROW_TOKENS` in each."""
 PROMPT_TOKENS, NEW_TOKENS = 64, 64
 SETTLE_S = 5

@@ -1,4 +1,3 @@
-import dataclasses
 import os
 from pathlib import Path
 
@@ -28,7 +27,6 @@ def result(monkeypatch, model_dir):
     monkeypatch.setattr(waiting, "Work", StubWork)
     monkeypatch.setattr(waiting, "Busy", StubBusy)
     monkeypatch.setattr(waiting, "SETTLE_S", 0)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     return compare_waiting(str(model_dir), rounds=2)
 
@@ -59,7 +57,3 @@ def test_the_busy_process_is_there_meanwhile_and_gone_afterwards(monkeypatch):
 def test_one_round_is_refused():
     with pytest.raises(ValueError, match="rounds=1, expected at least 2"):
         compare_waiting("bundled", rounds=1)
-
-
-def test_a_result_names_how_its_own_process_waited(result):
-    assert dataclasses.asdict(result)["environment"]["wait_policy"] == "OMP_WAIT_POLICY=PASSIVE"
