@@ -12,7 +12,7 @@ from pathlib import Path
 
 try:
     from experiments.contract import EXPERIMENTS, check_outputs, json_path, write_charts, write_json
-    from gpt2opt.cli import guarded, place
+    from gpt2opt.errors import guarded, place
     from gpt2opt.storage import claim_folder
 except KeyboardInterrupt:  # as it is told once the command runs
     print("gpt2opt: interrupted", file=sys.stderr)

@@ -14,9 +14,9 @@ from typing import Any
 
 from experiments.contract import Experiment
 from gpt2opt import environment
-from gpt2opt.deployed import BACKENDS, HERE, GPT2Deployed
-from gpt2opt.measure.serving import Scaling, ServingStatistics
-from gpt2opt.report.serving import plot_scaling, scaling_table, statistics_table
+from gpt2opt.apps.deployed.model import BACKENDS, HERE, GPT2Deployed
+from gpt2opt.apps.deployed.report import plot_scaling, scaling_table, statistics_table
+from gpt2opt.apps.deployed.statistics import Scaling, ServingStatistics
 from gpt2opt.report.tables import Table, table
 from gpt2opt.settings import check_whole
 from gpt2opt.storage import save_model

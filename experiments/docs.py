@@ -20,7 +20,7 @@ from gpt2opt.storage import write_whole
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 DOCUMENTS = ("README.md", "docs/*.md")
-OF_DOCTOR = "gpt2opt/doctor/measured.json"
+OF_DOCTOR = "gpt2opt/apps/doctor/measured.json"
 BLOCK = re.compile(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
 FIRST_PAGE = ("Baseline", "Pruned", "Fine-tuned", "FP32", "INT8")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.contract import json_path, read_result_of
 from experiments.race.results import MAIN, TPOT, TTFT_512, Figure, RaceResult
-from gpt2opt.doctor.needs import GENERATE
+from gpt2opt.apps.doctor.needs import GENERATE
 from gpt2opt.environment import machine_label
 from gpt2opt.record import read_record
 from gpt2opt.settings import QUANTIZE
@@ -16,7 +16,7 @@ FP32_BYTES = 4
 
 
 def measured(results: Path) -> str:
-    """Return the text of `gpt2opt/doctor/measured.json`, given the folder of the results of all kinds of CPU."""
+    """Return the text of `gpt2opt/apps/doctor/measured.json`, given the folder of the results of all kinds of CPU."""
     kinds = sorted(path.name for path in results.iterdir() if path.is_dir())
     races = {kind: read_result_of("race", results / kind) for kind in kinds if json_path("race", results / kind).exists()}
     ram: dict[str, dict[str, dict[str, Any]]] = {}

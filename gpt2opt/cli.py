@@ -8,19 +8,15 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import string
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gpt2opt import environment
-from gpt2opt.errors import cause_of, text_of
+from gpt2opt.errors import guarded, place
 from gpt2opt.storage import check_file, check_folder
-
-LAUNCHER_S = 10  # more than a launcher takes to end its processes after one has ended
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,44 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     return guarded(_parser, arguments)
 
 
-def guarded(parser: Callable[[], argparse.ArgumentParser], arguments: list[str] | None = None) -> int:
-    """Run the command that the arguments name and return its exit code; an error that a user can act on is one line on stderr."""
-    environment.quiet()
-    try:
-        options = parser().parse_args(arguments)
-        code = options.command(options)
-        sys.stdout.flush()
-        return code
-    except (KeyboardInterrupt, Exception) as error:
-        cause = cause_of(error)
-        _drop_unwritten_output()
-        if isinstance(cause, BrokenPipeError):
-            return 141  # as the shell says of a command that `head` has read enough of
-        if not isinstance(cause, KeyboardInterrupt | MemoryError | ValueError | ImportError | OSError | RuntimeError):
-            raise  # a fault of ours
-        _print_error(cause)
-        # A RuntimeError is a check of ours that failed: an audit, an empty trace, a child process.
-        return 130 if isinstance(cause, KeyboardInterrupt) else 1 if isinstance(cause, RuntimeError) else 2
-
-
-def _drop_unwritten_output() -> None:
-    """Drop what stdout holds if it can't be written: Python would try again at the end, and complain."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _print_error(error: BaseException) -> None:
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        if isinstance(error, KeyboardInterrupt):
-            return  # all processes of a launcher are interrupted together
-        time.sleep(LAUNCHER_S)  # a machine's first process mostly fails alike; it says so, and the launcher ends this one meanwhile
-    print(f"gpt2opt: {text_of(error)}", file=sys.stderr)
-
-
 def doctor(options: argparse.Namespace) -> int:
-    from gpt2opt.doctor.diagnosis import examine, findings_table, needs_table
+    from gpt2opt.apps.doctor.diagnosis import examine, findings_table, needs_table
 
     diagnosis = examine(options.short)
     if options.short:
@@ -243,14 +203,14 @@ def report(options: argparse.Namespace) -> int:
 
 
 def ui(options: argparse.Namespace) -> int:
+    from gpt2opt.apps.ui.choices import SIZES, Choice, default_model
     from gpt2opt.environment import installed
-    from gpt2opt.ui.choices import SIZES, Choice, default_model
 
     if not installed("tornado"):
         raise ImportError("the page needs tornado, which is not installed; `pip install 'gpt2opt[ui]'` brings it")
     models = options.models or [default_model()]
     first, *_ = [Choice(model, options.precision) for model in models]
-    from gpt2opt.ui.server import serve
+    from gpt2opt.apps.ui.server import serve
 
     def begun(address: str) -> None:
         print(f"open {address} in a browser; Ctrl+C closes the page", file=sys.stderr)
@@ -262,9 +222,9 @@ def ui(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    from gpt2opt.submission.evidence import read_submission
-    from gpt2opt.submission.fix import Fixed, fix_submission
-    from gpt2opt.submission.points import check_points
+    from gpt2opt.apps.submission.evidence import read_submission
+    from gpt2opt.apps.submission.fix import Fixed, fix_submission
+    from gpt2opt.apps.submission.points import check_points
 
     submission = read_submission(options.notebook, options.traces)
     fixed = Fixed()
@@ -283,10 +243,10 @@ def check(options: argparse.Namespace) -> int:
 
 
 def pack(options: argparse.Namespace) -> int:
+    from gpt2opt.apps.submission.evidence import read_submission
+    from gpt2opt.apps.submission.pack import check_zip, write_zip
+    from gpt2opt.apps.submission.points import check_points
     from gpt2opt.report.tables import table
-    from gpt2opt.submission.evidence import read_submission
-    from gpt2opt.submission.pack import check_zip, write_zip
-    from gpt2opt.submission.points import check_points
 
     submission = read_submission(options.notebook, options.traces)
     out = options.out or options.notebook.with_name("submission.zip")
@@ -340,13 +300,6 @@ def _quality_json(quality: Any) -> dict[str, Any]:
         "tokens": quality.num_tokens,
         "protocol": quality.protocol,
     }
-
-
-def place(text: str) -> Path:
-    """Return the path of an option. An empty one, of a shell's variable that is not set for example, would mean the current folder."""
-    if not text:
-        raise argparse.ArgumentTypeError("an empty name came, expected that of a file or a folder")
-    return Path(text)
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -1,6 +1,16 @@
-"""What an error tells a person: what it stems from, in one line with what to do."""
+"""What an error tells a person: what it stems from, in one line with what to do; and the exit code that a command ends with."""
 
+import argparse
+import os
 import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gpt2opt.environment import quiet
+
+LAUNCHER_S = 10  # more than a launcher takes to end its processes after one has ended
 
 _MEMORY = re.compile(
     r"allocate memory|(?:not enough|out of|insufficient) memory|bad_alloc|unable to allocate|\bMemoryError\b", re.IGNORECASE
@@ -51,3 +61,46 @@ def text_of(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return f"memory ran out{f' ({text})' if text else ''}; {_LESS_MEMORY}"
     return text or f"{type(error).__name__}, without a message; run the same again, and report it if it comes back"
+
+
+def guarded(parser: Callable[[], argparse.ArgumentParser], arguments: list[str] | None = None) -> int:
+    """Run the command that the arguments name and return its exit code; an error that a user can act on is one line on stderr."""
+    quiet()
+    try:
+        options = parser().parse_args(arguments)
+        code = options.command(options)
+        sys.stdout.flush()
+        return code
+    except (KeyboardInterrupt, Exception) as error:
+        cause = cause_of(error)
+        _drop_unwritten_output()
+        if isinstance(cause, BrokenPipeError):
+            return 141  # as the shell says of a command that `head` has read enough of
+        if not isinstance(cause, KeyboardInterrupt | MemoryError | ValueError | ImportError | OSError | RuntimeError):
+            raise  # a fault of ours
+        _print_error(cause)
+        # A RuntimeError is a check of ours that failed: an audit, an empty trace, a child process.
+        return 130 if isinstance(cause, KeyboardInterrupt) else 1 if isinstance(cause, RuntimeError) else 2
+
+
+def _drop_unwritten_output() -> None:
+    """Drop what stdout holds if it can't be written: Python would try again at the end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_error(error: BaseException) -> None:
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        if isinstance(error, KeyboardInterrupt):
+            return  # all processes of a launcher are interrupted together
+        time.sleep(LAUNCHER_S)  # a machine's first process mostly fails alike; it says so, and the launcher ends this one meanwhile
+    print(f"gpt2opt: {text_of(error)}", file=sys.stderr)
+
+
+def place(text: str) -> Path:
+    """Return the path of an option. An empty one, of a shell's variable that is not set for example, would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name came, expected that of a file or a folder")
+    return Path(text)

@@ -227,6 +227,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    from gpt2opt.cli import guarded
+    from gpt2opt.errors import guarded
 
     sys.exit(guarded(_parser))

@@ -154,16 +154,6 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise
 
 
-def save_model(folder: Path | str, tokenizer, model) -> None:
-    """Write a model and its tokenizer; see `new_folder`. A model of which a weight is NaN or infinite is refused."""
-    from gpt2opt.sources.models import check_finite
-
-    check_finite(model)
-    with new_folder(folder) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-
-
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder while the block runs. A process may take a lock that it already holds.

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2opt.cli import guarded
-from gpt2opt.errors import cause_of, raise_cause
+from gpt2opt.errors import cause_of, guarded, raise_cause
 from gpt2opt.runtime.compile import compile_ir
 from gpt2opt.sources.models import load_model
 from tests.conftest import ROOT
@@ -135,7 +134,7 @@ WORK = {
 def test_an_interrupt_at_work_is_one_line(work, whole_group, tmp_path):
     (tmp_path / "n.ipynb").write_text(NOTEBOOK)
     (tmp_path / "work.py").write_text(
-        "import argparse, sys\nfrom gpt2opt.cli import guarded\n"
+        "import argparse, sys\nfrom gpt2opt.errors import guarded\n"
         f"def begun(): open('begun', 'w').close()\ndef command(_):\n    {WORK[work]}\n    return 0\n"
         "parser = argparse.ArgumentParser()\nparser.set_defaults(command=command)\nsys.exit(guarded(lambda: parser, []))\n"
     )

@@ -121,7 +121,7 @@ def test_calibration_rows_that_are_none_are_refused(case, model, tokenizer, tmp_
 
 
 def test_weights_beyond_fp16_are_not_saved(model, tokenizer, tmp_path):
-    from gpt2opt.storage import save_model
+    from gpt2opt.sources.models import save_model
 
     model.transformer.wte.weight.data[0, 0] = 1e5
     with pytest.raises(ValueError, match=r"transformer\.wte\.weight.*above 65504 is infinite in FP16"):

@@ -9,7 +9,7 @@ from typing import Any
 from gpt2opt.environment import at_least
 from gpt2opt.errors import raise_cause
 from gpt2opt.sources.hub import cached_snapshot, download_snapshot, names_of, other_name
-from gpt2opt.storage import WEIGHTS, WEIGHTS_INDEX, torch_weights
+from gpt2opt.storage import WEIGHTS, WEIGHTS_INDEX, new_folder, torch_weights
 
 VARIABLE = "GPT2OPT_MODEL"
 DEFAULT = "gpt2"
@@ -146,6 +146,14 @@ def load_model(path: Path, dtype: str = "float32"):
     fit_width_to_heads(model)
     fold_attention_scale(model)
     return tokenizer, model.eval()
+
+
+def save_model(folder: Path | str, tokenizer, model) -> None:
+    """Write a model and its tokenizer; see `new_folder`. A model of which a weight is NaN or infinite is refused."""
+    check_finite(model)
+    with new_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
 
 
 def check_finite(model) -> None:

@@ -16,11 +16,11 @@ from gpt2opt.environment import at_least, is_main_process, launched, set_seed
 from gpt2opt.record import FINETUNE, Measurement, Settings
 from gpt2opt.report.tensorboard import drop_host_names, empty_log
 from gpt2opt.settings import MOST_SEED, check_epochs, check_learning_rate, check_whole
-from gpt2opt.sources.models import find_model, load_model
+from gpt2opt.sources.models import find_model, load_model, save_model
 from gpt2opt.sources.texts import find_texts, token_rows
 from gpt2opt.stages.run import Run
 from gpt2opt.stages.torch_model import device, fused_gelu
-from gpt2opt.storage import check_folder, save_model
+from gpt2opt.storage import check_folder
 
 BATCH_ROWS = 8  # of all processes together
 SMALL_GPU_BYTES = 8e9

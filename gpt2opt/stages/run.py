@@ -24,11 +24,11 @@ from gpt2opt.record import ROLES, Measurement, Record, Role, StageResult, folder
 from gpt2opt.report.tensorboard import drop_host_names, empty_log, write_tensorboard
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.settings import FINETUNE, PROFILE, STAGES, Settings
-from gpt2opt.sources.models import FoundModel, find_model, heads_per_layer, load_model
+from gpt2opt.sources.models import FoundModel, find_model, heads_per_layer, load_model, save_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
 from gpt2opt.stages.measurements import is_ir, measure_answers, measure_memory, time_in_turns, trace_in_turns
 from gpt2opt.stages.workload import Workload, make_workload
-from gpt2opt.storage import check_file, check_folder, claim_folder, hash_weights, remove_folder, save_model, take_lock
+from gpt2opt.storage import check_file, check_folder, claim_folder, hash_weights, remove_folder, take_lock
 
 RECORD = "run.json"
 MIN_CALIBRATION_SEQUENCES = 8

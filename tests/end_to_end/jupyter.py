@@ -12,7 +12,7 @@ from pathlib import Path
 
 from selenium import webdriver
 
-from tests.ui.browser import chromium
+from tests.apps.ui.browser import chromium
 
 EVERY_CELL_IN_THE_PAGE = {"@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"}}
 """JupyterLab's own default leaves cells out of the page that are not in view."""

@@ -3,10 +3,10 @@
 import pytest
 from matplotlib import image
 
+from tests.apps.ui import screenshots as of_the_page
+from tests.apps.ui.browser import why_no_browser
 from tests.conftest import ROOT
 from tests.profile import screenshots as of_traces
-from tests.ui import screenshots as of_the_page
-from tests.ui.browser import why_no_browser
 
 pytestmark = [
     pytest.mark.end_to_end,

@@ -30,8 +30,8 @@ from experiments.decoding.results import (
 )
 from experiments.decoding.run import Writer, judge_by_others
 from experiments.decoding.texts import judge, write_texts
-from gpt2opt.sources.models import load_model
-from gpt2opt.storage import from_json, save_model
+from gpt2opt.sources.models import load_model, save_model
+from gpt2opt.storage import from_json
 from tests.conftest import END_OF_TEXT, sample_text
 
 PROMPTS = 10

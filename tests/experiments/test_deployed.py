@@ -7,10 +7,10 @@ import pytest
 
 from experiments import deployed as experiment
 from experiments.deployed import DeployedResult, measure_deployed
-from gpt2opt import deployed
+from gpt2opt.apps.deployed import model as deployed
+from gpt2opt.apps.deployed.statistics import core_counts
 from gpt2opt.environment import threads
 from gpt2opt.measure.limits import Limits
-from gpt2opt.measure.serving import core_counts
 from gpt2opt.storage import from_json
 
 

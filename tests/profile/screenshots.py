@@ -6,8 +6,8 @@ from pathlib import Path
 
 from selenium.webdriver import ActionChains
 
+from tests.apps.ui.browser import Page, why_no_browser
 from tests.profile.tensorboards import served
-from tests.ui.browser import Page, why_no_browser
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -11,7 +11,7 @@ from tests.profile.conftest import cpu_events, write
 from tests.profile.tensorboards import served
 from tests.report.conftest import make_record
 
-browser = pytest.importorskip("tests.ui.browser", reason="selenium is not installed; the extra `test` brings it", exc_type=ImportError)
+browser = pytest.importorskip("tests.apps.ui.browser", reason="selenium is not installed; the extra `test` brings it", exc_type=ImportError)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(browser.why_no_browser() is not None, reason=str(browser.why_no_browser())),

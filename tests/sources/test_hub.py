@@ -9,11 +9,11 @@ import pytest
 from experiments.classifier.run import find_classifier
 from experiments.classifier.tasks import find_task
 from experiments.grid.reviews import find_reviews
+from gpt2opt.apps.ui.choices import default_model
 from gpt2opt.sources import hub
 from gpt2opt.sources.hub import RENAMED, cached_snapshot, names_of
 from gpt2opt.sources.models import PATTERNS, find_model, find_model_or_stand_in
 from gpt2opt.sources.texts import find_texts
-from gpt2opt.ui.choices import default_model
 
 BOTH_WAYS = [*RENAMED.items(), *((new, old) for old, new in RENAMED.items())]
 

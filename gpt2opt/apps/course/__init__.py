@@ -1,0 +1,330 @@
+"""The functions that the course's notebook names and leaves empty, over the functions of this library: `from gpt2opt.course import *`.
+
+Names, arguments, defaults and returned types are the notebook's, so that its own cells and checks run as they stand, on a GPU or a CPU.
+Every error of bad input is a ValueError of one line. See docs/course.md for what the numbers mean beside those of the course.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from gpt2opt.apps.course.charts import plot_latency, plot_memory_usage, plot_perplexity
+from gpt2opt.apps.course.cpu_model import CpuModel
+from gpt2opt.decoding.decoder import Greedy, Model
+from gpt2opt.decoding.settings import DecodingSettings
+from gpt2opt.decoding.text import token_text
+from gpt2opt.decoding.text_generation import encode_prompt, generate_text
+from gpt2opt.measure.latency import cuda_time, wall_time
+from gpt2opt.measure.memory import read_peak_rss
+from gpt2opt.measure.quality import COURSE, JOIN, perplexity, prepare_text, window_length
+from gpt2opt.measure.trace import record_trace
+from gpt2opt.record import Settings
+from gpt2opt.sources.models import find_model_or_stand_in, load_tokenizer
+from gpt2opt.sources.rows import find_rows
+from gpt2opt.stages import finetune, profile, prune, quantize
+from gpt2opt.stages.finetune import prepare_tokenizer_for_padding
+from gpt2opt.stages.torch_model import TorchModel, generate_tokens, logits_of
+
+__all__ = [
+    "compute_perplexity", "compute_ppl_cpu", "create_training_arguments", "get_next_token_suggestions", "load_cpu_model", "load_fp16_model",
+    "load_wikitext_dataset", "measure_latency_cpu", "measure_latency_gpu", "peak_ram_usage_gb", "plot_latency", "plot_memory_usage",
+    "plot_perplexity", "prepare_calibration_dataset", "prepare_tokenizer_for_padding", "profile_model_for_tensorboard",
+    "prune_attention_heads", "run_fine_tuning", "run_post_training_quantization", "tokenize_dataset",
+]  # fmt: skip
+
+WARM_UP_TOKENS = 10
+"""The course's warm-up. Its cells time the whole call too and divide that by the new tokens alone, so a call does nothing beyond that."""
+GB = 2**30
+"""The course's own cells divide bytes of VRAM by this and call them GB; RAM is drawn beside it."""
+
+
+def load_fp16_model(model_id: str | Path = "gpt2") -> tuple[PreTrainedTokenizerBase, GPT2LMHeadModel]:
+    """Load a GPT-2 with FP16 parameters, on the GPU if there is one; print what was loaded, and what stands in for `gpt2` without a hub.
+
+    Args:
+        model_id: a hub id, a directory, `bundled` or `auto`; see `find_model`.
+
+    Returns:
+        `(tokenizer, model)`.
+
+    Raises:
+        ValueError: the model can't be found, is damaged or is not a GPT-2.
+    """
+    found = find_model_or_stand_in(str(model_id))
+    tokenizer, model = profile.load_fp16_model(found.path)
+    print(f"Loaded {found} in FP16 on {model.device}")
+    if found.stand_in:
+        print("It is a smaller model: no figure of it compares with gpt2's. For gpt2 connect to the hub, or name a directory that holds it")
+    return tokenizer, model
+
+
+def load_wikitext_dataset(train_split: str = "train[:100]", valid_split: str = "validation[:200]") -> tuple[Dataset, Dataset]:
+    """Load slices of WikiText-2 raw as it is published; print how many rows, and what stands in for it where it can't be had.
+
+    Args:
+        train_split, valid_split: in the words of `datasets`, such as `train[:100]` or `test[:5%]`.
+
+    Returns:
+        `(train, valid)`, each with the column `text`.
+
+    Raises:
+        ValueError: a split can't be read or has no rows, or the text that GPT2OPT_TEXT names can't be found.
+    """
+    rows = find_rows()
+    train, valid = rows.take(train_split), rows.take(valid_split)
+    print(f"{rows}: {len(train)} rows of {train_split}, {len(valid)} rows of {valid_split}")
+    if rows.stand_in:
+        print("No figure on this text compares with one on WikiText-2. For that connect to the hub once")
+    return train, valid
+
+
+def measure_latency_gpu(
+    model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int = 50
+) -> float:
+    """Time one greedy generation after a warm-up of 10 tokens, where the model is: on a GPU by CUDA events, on a CPU by the clock.
+
+    A call does what the course's own function does, and no more; its figure is that of a single run. `gpt2opt.measure_latency` and
+    `run.measure` repeat runs until they are steady, and give medians.
+
+    Args:
+        model: from `load_fp16_model` or `load_cpu_model`; anything in between is a torch GPT-2 too.
+        max_new_tokens: at least 2; end-of-text does not stop it.
+
+    Returns:
+        ms per new token, the reading of the prompt included.
+
+    Raises:
+        ValueError: another model, fewer than 2 tokens, or the prompt is empty or does not fit into the context beside the new tokens.
+    """
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 2:
+        raise ValueError(f"max_new_tokens={max_new_tokens!r}, expected at least 2 tokens")
+    greedy = Greedy(_runnable(model).decoder([encode_prompt(tokenizer, prompt, 0)], max_new_tokens))
+    timer = cuda_time if model.device.type == "cuda" else wall_time
+
+    def generate() -> None:
+        greedy.generate(max_new_tokens)
+
+    greedy.generate(min(WARM_UP_TOKENS, max_new_tokens))
+    return 1e3 * timer(generate) / max_new_tokens
+
+
+def compute_perplexity(model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset) -> float:
+    """Score each row that is not empty alone, cut at 512 tokens; the mean loss of a row counts once for each of its tokens.
+
+    On a CPU, FP16 weights are scored in FP32 arithmetic: most CPUs emulate FP16, many times slower.
+
+    Args:
+        dataset: column `text`.
+
+    Returns:
+        Perplexity per token. Stock GPT-2 in FP16 gets 40.03 on `validation[:200]` of WikiText-2, by the course's reference run.
+
+    Raises:
+        ValueError: another model, no column `text`, no row with two tokens, or logits that are not finite.
+    """
+    _runnable(model)
+    scored = prepare_text(tokenizer, _texts(dataset), "the dataset", COURSE)
+    if isinstance(model, CpuModel):
+        return perplexity(logits_of(model.ir), scored).course_perplexity
+    half = model.dtype == torch.float16 and model.device.type == "cpu"
+    try:
+        return perplexity(logits_of(model.float() if half else model), scored).course_perplexity
+    finally:
+        if half:
+            model.half()
+
+
+def profile_model_for_tensorboard(
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    device: str | torch.device,
+    log_dir: str | Path = "tb_logs",
+    run_name: str = "pruned_fp16",
+) -> None:
+    """Record a trace of reading a prompt and generating four tokens into `log_dir/run_name`, where TensorBoard and Perfetto open it.
+
+    Args:
+        device: where the model is moved for it; without a GPU, `cuda` becomes the CPU, with a printed line.
+
+    Raises:
+        ValueError: no torch model, an empty prompt or one that does not fit, or the folder can't be written.
+    """
+    if isinstance(model, CpuModel):
+        raise ValueError("this model runs in OpenVINO, where torch.profiler sees nothing; profile the torch model that it was made from")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        print(f"There is no GPU, so the CPU is profiled in place of {device}")
+        device = "cpu"
+    _runnable(model.to(device))  # type: ignore[arg-type] # transformers' wrapper of `to` hides the types of torch's
+    ids = encode_prompt(tokenizer, prompt, 0)
+    trace = record_trace(lambda: generate_tokens(model, [ids], profile.TRACED_TOKENS), Path(log_dir, run_name))
+    print(f"The trace is in {trace.path}; `tensorboard --logdir {log_dir}` shows it")
+
+
+def prune_attention_heads(model: GPT2LMHeadModel, prune_fraction: float = 0.2) -> GPT2LMHeadModel:
+    """Remove the first `int(heads × prune_fraction)` heads of every layer, in place; the parameters are FP16 afterwards.
+
+    By index, as the course says. `gpt2opt.prune_attention_heads` takes the importance of heads instead, which costs less perplexity.
+
+    Args:
+        prune_fraction: share of each layer's heads, in [0, 1). Whole heads leave: 20% of 12 are 2, which is 16.7%.
+
+    Returns:
+        The same model; `attn.num_heads` and `attn.pruned_heads` of each layer tell what left.
+
+    Raises:
+        ValueError: not a GPT-2, layers with different numbers of heads, or a fraction outside [0, 1).
+    """
+    return prune.prune_attention_heads(model, prune_fraction).half()
+
+
+def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Tokenize for causal language modelling, in batches, with padding masked out of the loss; see `stages.finetune.tokenize_dataset`.
+
+    Args:
+        dataset: column `text`. Long texts become several rows and empty ones none.
+        tokenizer: with a padding token, see `prepare_tokenizer_for_padding`.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels`, each (rows, 256), or as long as a shorter context.
+
+    Raises:
+        ValueError: no padding token, no column `text`, or no text in it.
+    """
+    return finetune.tokenize_dataset(dataset, tokenizer, min(Settings.sequence_length, window_length(tokenizer)))
+
+
+def create_training_arguments(output_dir: str | Path = "gpt2_finetuned", learning_rate: float = 1e-5) -> TrainingArguments:
+    """Build the arguments of one epoch in batches of 8 rows, without checkpoints and without logs to other services.
+
+    Args:
+        output_dir: folder that `Trainer` makes.
+        learning_rate: peak.
+    """
+    return finetune.create_training_arguments(output_dir, learning_rate)
+
+
+def run_fine_tuning(
+    model: GPT2LMHeadModel, training_args: TrainingArguments, tokenized_train: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> Trainer:
+    """Train in place, in FP32 since small updates vanish in FP16; afterwards the parameters are FP16 again, as the cells after it say.
+
+    Args:
+        tokenized_train: from `tokenize_dataset`.
+
+    Returns:
+        The `Trainer`; its loss in nats per token is in `trainer.state.log_history`.
+    """
+    trainer = finetune.run_fine_tuning(model, training_args, tokenized_train, tokenizer)
+    model.half().eval()
+    return trainer
+
+
+def prepare_calibration_dataset(valid_ds: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Filter empty rows out, join the others and cut them into rows of 512 tokens without padding, which would widen measured ranges.
+
+    Args:
+        valid_ds: column `text`; the notebook gives the rows that it scores later. Other rows would prove more.
+
+    Returns:
+        Column `input_ids`, (at most 64 rows, 512), or as long as a shorter context.
+
+    Raises:
+        ValueError: no column `text`, or fewer than 8 such rows.
+    """
+    text = JOIN.join(row.strip() for row in _texts(valid_ds) if row.strip())
+    return quantize.prepare_calibration_dataset([text], tokenizer, min(COURSE.window, window_length(tokenizer)))
+
+
+def run_post_training_quantization(quantizer: Any, calibration_dataset: Dataset, output_dir: str | Path) -> None:
+    """Quantize weights and activations to INT8 and write OpenVINO IR, in which every matmul is INT8: an audit proves it or raises.
+
+    The model is taken out of the quantizer, and `quantize_int8` runs an `INCQuantizer` of its own on it. As it comes, the quantizer would
+    skip the `Conv1D` layers that a GPT-2 computes with, report success, and write a torch state dict that OpenVINO can't read.
+
+    Args:
+        quantizer: `INCQuantizer.from_pretrained(model)`. Its model is not changed; the tokenizer comes from where that was loaded from.
+        calibration_dataset: from `prepare_calibration_dataset`. Its last quarter decides which activations stay float.
+        output_dir: a new or empty folder, or one that was written here before.
+
+    Raises:
+        ValueError: no such quantizer, not a GPT-2 or one that was made in memory, too few rows, or the folder can't be written.
+        RuntimeError: a matmul did not become INT8.
+    """
+    model = getattr(quantizer, "_original_model", None)
+    if not isinstance(model, GPT2LMHeadModel):
+        raise ValueError(f"a quantizer of type {type(quantizer).__name__}, expected INCQuantizer.from_pretrained(model) of a GPT-2")
+    if not model.name_or_path:
+        raise ValueError(
+            "the model was made in memory, so its tokenizer is not known; save both with save_pretrained() and load them again"
+        )
+    skipped = sum(type(module).__name__ == "Conv1D" for module in model.modules())
+    print(f"INC would skip {skipped} Conv1D layers of this model: they are made equal Linear layers first")
+    done = quantize.quantize_int8(model, load_tokenizer(model.name_or_path), calibration_dataset, output_dir)
+    audit = done.audit
+    print(f"{len(audit.expected) - len(audit.failures)} of {len(audit.expected)} matmuls are INT8 in {output_dir}")
+
+
+def load_cpu_model(model_dir: str | Path) -> CpuModel:
+    """Load what `run_post_training_quantization` wrote, for the CPU: a model with `generate()`, `eval()` and logits; see `CpuModel`.
+
+    Raises:
+        ValueError: there is no such IR, or it was changed or cut short.
+    """
+    return CpuModel.load(model_dir)
+
+
+def measure_latency_cpu(
+    model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, prompt: str = "The future of AI is", max_new_tokens: int = 50
+) -> float:
+    """Measure what `measure_latency_gpu` does, in ms per new token; its arguments and errors are the same."""
+    return measure_latency_gpu(model, tokenizer, prompt, max_new_tokens)
+
+
+def peak_ram_usage_gb() -> float:
+    """Return the peak RSS of this process since it began, in GB of 2³⁰ bytes; the present RSS where the system keeps no peak.
+
+    Whatever else the process did is in it: in a notebook that trained and quantized, it is not the memory of the model. For that see
+    `gpt2opt.peak_ram` and `gpt2opt.in_fresh_process`.
+    """
+    import psutil
+
+    return (read_peak_rss() or psutil.Process().memory_info().rss) / GB
+
+
+def compute_ppl_cpu(model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset) -> float:
+    """Compute what `compute_perplexity` does; its arguments and errors are the same."""
+    return compute_perplexity(model, tokenizer, dataset)
+
+
+def get_next_token_suggestions(
+    model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, prompt: str, top_k: int = 5
+) -> list[tuple[str, float]]:
+    """Return the `top_k` most probable next tokens as `(text, probability)`, the most probable one first.
+
+    Raises:
+        ValueError: another model, `top_k` is no whole number of at least 1, or the prompt is empty or too long.
+    """
+    if not isinstance(top_k, int) or top_k < 1:
+        raise ValueError(f"top_k={top_k!r}, expected a whole number of at least 1")
+    (found,) = generate_text(_runnable(model), tokenizer, [prompt], DecodingSettings(max_new_tokens=1, top_logprobs=top_k))
+    return [(token_text(tokenizer, token), math.exp(logprob)) for top in found.top or () for token, logprob in top]
+
+
+def _runnable(model: Any) -> Model:
+    """Return a model in evaluation mode, for the generation loop."""
+    if isinstance(model, CpuModel):
+        return model.ir
+    if not isinstance(model, GPT2LMHeadModel):
+        raise ValueError(f"a model of type {type(model).__name__}, expected a GPT-2 of transformers or what load_cpu_model returns")
+    return TorchModel(model.eval())
+
+
+def _texts(dataset: Dataset) -> list[str]:
+    if "text" not in dataset.column_names:
+        raise ValueError(f"the dataset has columns {dataset.column_names}, expected 'text'")
+    return list(dataset["text"])

@@ -1,0 +1,331 @@
+"""Compile a GPT-2 for a runtime, generate with it, and get latency statistics that say how far it is from what the machine can do."""
+
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2opt import environment
+from gpt2opt.apps.deployed.report import scaling_table, statistics_caption, statistics_table
+from gpt2opt.apps.deployed.statistics import CorePoint, Scaling, ServingStatistics, Work, core_counts, timed_run
+from gpt2opt.decoding.decoder import Model, check_prompts
+from gpt2opt.decoding.generation import Generated, Token, collect
+from gpt2opt.decoding.settings import DecodingSettings
+from gpt2opt.decoding.text_generation import encode_prompt, stream_text
+from gpt2opt.measure.latency import TIMED_RUNS, compare_latency
+from gpt2opt.measure.limits import Limits, measure_limits
+from gpt2opt.quantize.export import export_ir
+from gpt2opt.quantize.fake_quant import linearize
+from gpt2opt.runtime.ir_model import load_ir
+from gpt2opt.runtime.onnx_model import export_onnx, load_onnx, require_onnxruntime
+from gpt2opt.runtime.qaic import AI_CORES, compile_program, export_qaic, find_compiler
+from gpt2opt.settings import is_whole
+from gpt2opt.sources.models import FoundModel, check_ids, find_model_or_stand_in, heads_per_layer, load_model
+from gpt2opt.storage import check_folder, claim_folder
+
+SETTINGS = DecodingSettings(max_new_tokens=32)
+RUNS = 5
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What runs a deployed model.
+
+    require: raises ImportError if its library or SDK is not installed. export: writes a torch model and its tokenizer into a folder. load:
+    makes a `Model` of that folder, with so many cores; None if what is compiled does not run on this machine.
+    """
+
+    require: Callable[[], object]
+    export: Callable[[Any, Any, Path], Path]
+    load: Callable[[Path, int], Model] | None
+
+
+BACKENDS: Mapping[str, Backend] = {
+    "openvino": Backend(lambda: None, lambda model, tokenizer, folder: export_ir(linearize(model), tokenizer, folder), load_ir),
+    "onnxruntime": Backend(require_onnxruntime, export_onnx, load_onnx),
+    "qaic": Backend(find_compiler, export_qaic, None),
+}
+HERE = tuple(name for name, backend in BACKENDS.items() if backend.load)
+"""The back-ends that run on this machine."""
+ON_THE_CARD = "Qualcomm's runtime runs it on the card (`qaic-runner -t {}/qpc`)"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A model that was compiled for a back-end of this machine, with so many cores."""
+
+    backend: str
+    num_cores: int
+    model: Model
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `GPT2Deployed.generate` returns: what came of each prompt, and the statistics, None without timed runs."""
+
+    prompts: tuple[str, ...]
+    generated: tuple[Generated, ...]
+    statistics: ServingStatistics | None
+
+    @property
+    def texts(self) -> list[str]:
+        """Return the new text of each prompt."""
+        return [each.text for each in self.generated]
+
+
+class GPT2Deployed:
+    """A GPT-2 in FP32 on its way from weights to tokens: `from_pretrained`, `export`, `compile`, `generate`, `scaling`.
+
+    Only `from_pretrained` has to be called: `compile` exports what it needs, and `generate` compiles for `openvino` on all cores.
+
+    source: where the model was found. tokenizer: its own. exported: back-end -> folder. compiled: None before `compile`. program: the
+    folder of a program for Cloud AI 100 that was compiled last, which does not run here; None for the other back-ends.
+    """
+
+    def __init__(self, source: FoundModel):
+        self.source = source
+        self.tokenizer, model = load_model(source.path)
+        matmuls = sum(p.numel() for block in model.transformer.h for p in block.parameters() if p.ndim == 2)
+        attention = model.transformer.h[0].attn
+        kv_bytes = 4 * 2 * model.config.n_layer * heads_per_layer(model) * attention.head_dim
+        self.work = Work(matmuls, model.lm_head.weight.numel(), kv_bytes)
+        self.context, self.vocab_size = model.config.n_positions, model.config.vocab_size
+        self.exported: dict[str, Path] = {}
+        self.compiled: Compiled | None = None
+        self.program: Path | None = None
+        self._scratch: tempfile.TemporaryDirectory | None = None
+        self._limits: dict[int, Limits] = {}
+
+    @classmethod
+    def from_pretrained(cls, model_id: str | Path = "gpt2") -> "GPT2Deployed":
+        """Find and check a GPT-2, pruned or not. Where `gpt2` can't be had, the bundled model stands in, and a line on stderr says so.
+
+        Args:
+            model_id: a directory, a hub id, `bundled` or `auto`; see `find_model`.
+
+        Raises:
+            ValueError: the model can't be found, is damaged or is not a GPT-2, or its layers kept different numbers of heads.
+        """
+        source = find_model_or_stand_in(str(model_id))
+        if source.stand_in:
+            _say(
+                "the bundled GPT-2 stands in for gpt2, which neither the local cache nor the hub gave; its tokenizer is model.tokenizer. "
+                "For the real one connect to the hub, or name a directory that holds it"
+            )
+        return cls(source)
+
+    def export(self, folder: Path | str | None = None, backends: Sequence[str] = HERE) -> Path:
+        """Write the model for some back-ends, each into a folder of its name that appears whole or not at all; return the folder of all.
+
+        `openvino` is a stateful IR; `onnxruntime` is ONNX with past keys and values in and present ones out; `qaic` is ONNX with a
+        retained state of fixed length, as the compiler of Cloud AI 100 takes it.
+
+        Args:
+            folder: a new or empty one, or one that was written here before; None: a temporary one, which goes when this object goes.
+            backends: some of `BACKENDS`.
+
+        Raises:
+            ValueError: a back-end is not known, or the folder can't be written.
+        """
+        for backend in backends:
+            _check_backend(backend)
+        if folder is None:
+            self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="gpt2opt-")
+            folder = self._scratch.name
+        for place in (Path(folder), *(Path(folder, backend) for backend in backends)):
+            check_folder(place)
+        for backend in backends:
+            tokenizer, model = load_model(self.source.path)
+            self.exported[backend] = BACKENDS[backend].export(model, tokenizer, claim_folder(folder) / backend)
+        return Path(folder)
+
+    def compile(self, num_cores: int | None = None, backend: str = "openvino") -> None:
+        """Compile the model for a back-end, and export it first if that was not done.
+
+        Args:
+            num_cores: CPU cores, or AI cores of the card for `qaic`. None takes all; of more cores than this process may use it takes
+                those, and a line on stderr says so.
+            backend: one of `BACKENDS`. A program for `qaic` is compiled into the folder `program` beside the export, which has to lie in a
+                folder that stays: name one to `export` before.
+
+        Raises:
+            ValueError: `num_cores` is no whole number of at least 1, the back-end is not known, or a program has no folder that stays.
+            ImportError: the back-end's library or SDK is not installed.
+        """
+        _check_backend(backend)
+        if num_cores is not None and not is_whole(num_cores, 1):
+            raise ValueError(f"num_cores={num_cores!r}, expected a whole number of at least 1, or None for all cores")
+        BACKENDS[backend].require()  # before the export, which takes a while
+        load = BACKENDS[backend].load
+        if load is None:
+            exported = self._lasting(backend)
+            self.program = compile_program(exported, exported.parent / "program", num_cores or AI_CORES)
+            self.compiled = None
+            _say(f"the program for Cloud AI 100 lies in {self.program}; {ON_THE_CARD.format(self.program)}")
+            return
+        allowed = environment.threads()
+        if num_cores and num_cores > allowed:
+            _say(f"num_cores={num_cores}, but this process may use {allowed}: it is compiled for {allowed}")
+        num_cores = min(num_cores or allowed, allowed)
+        self.compiled, self.program = Compiled(backend, num_cores, load(self._exported(backend), num_cores)), None
+
+    def generate(
+        self, prompts: Sequence[str] | str, tokenizer: Any = None, settings: DecodingSettings = SETTINGS, runs: int = RUNS
+    ) -> Generation:
+        """Continue prompts, print the text and the latency statistics, and return both.
+
+        The text of one prompt is printed while it is generated. That generation also warms up; the timed ones follow it in silence.
+
+        Args:
+            prompts: one or several texts, of any lengths; they are read as one batch.
+            tokenizer: the model's, of transformers; None takes the one that lies beside the weights.
+            settings: greedy decoding or sampling, and its limits.
+            runs: timed generations; 0 generates without statistics.
+
+        Raises:
+            ValueError: a prompt is empty, no text, or longer than the context allows; the tokenizer is another model's; the settings ask
+                for a method that does not choose its tokens one after the other; or the model was compiled for a card.
+        """
+        prompts = tuple(prompts) if isinstance(prompts, Sequence) and not isinstance(prompts, str) else (prompts,)
+        tokenizer = self.tokenizer if tokenizer is None else tokenizer
+        lengths = self._check(prompts, tokenizer, settings, runs)
+        compiled = self._compiled()
+
+        def start() -> Iterator[Token]:
+            return stream_text(compiled.model, tokenizer, prompts, settings)
+
+        alone = len(prompts) == 1
+        if alone:
+            print(prompts[0], end="", flush=True)
+        tokens, *_ = _timed(start, _print_token if alone else None)
+        generated = tuple(collect(len(prompts), iter(tokens)))
+        print("" if alone else "\n\n".join(prompt + each.text for prompt, each in zip(prompts, generated, strict=True)))
+        if not runs:
+            return Generation(prompts, generated, None)
+        limits = self._limits_with(compiled.num_cores)
+        timed = []
+        for _ in range(runs):
+            _, seconds, sequences = _timed(start)
+            timed.append(timed_run(seconds, sequences, lengths, self.work, limits))
+        statistics = ServingStatistics(str(self.source), compiled.backend, compiled.num_cores, lengths, self.work, limits, tuple(timed))
+        print(f"\n{statistics_table(statistics)}\n{statistics_caption(statistics)}")
+        return Generation(prompts, generated, statistics)
+
+    def scaling(self, prompt_tokens: int = 64, new_tokens: int = 32, runs: int = TIMED_RUNS) -> Scaling:
+        """Time the compiled back-end with 1, 2, 4, … and all cores of this process, in turns; print the table and return the samples.
+
+        `gpt2opt.plot_scaling([…])` draws the curve. All sizes are loaded at once: each takes the memory of the model.
+
+        Args:
+            prompt_tokens: of a prompt of random tokens.
+            new_tokens: tokens of a run, the first included; at least 2.
+            runs: timed runs of each number of cores.
+
+        Raises:
+            ValueError: they don't fit into the context, new_tokens < 2, runs < 1, or the model was compiled for a card.
+        """
+        ids = np.random.default_rng(0).integers(self.vocab_size, size=(1, prompt_tokens))
+        check_prompts(ids, new_tokens, self.context, self.vocab_size)
+        if not is_whole(new_tokens, 2) or not is_whole(runs, 1):
+            raise ValueError(f"new_tokens={new_tokens}, runs={runs}: expected at least 2 tokens (TTFT and one TPOT) and 1 run")
+        backend = self._compiled().backend
+        load, counts = BACKENDS[backend].load, core_counts(environment.threads())
+        assert load
+        engines = {count: load(self.exported[backend], count) for count in counts}
+        decoders = {str(count): engine.decoder(ids, new_tokens) for count, engine in engines.items()}
+        latencies = compare_latency(decoders, prompt_tokens=prompt_tokens, new_tokens=new_tokens, runs=runs)
+        points = tuple(CorePoint(count, latencies[str(count)], self._limits_with(count)) for count in counts)
+        scaling = Scaling(str(self.source), backend, self.work, points)
+        print(scaling_table(scaling))
+        return scaling
+
+    def _compiled(self) -> Compiled:
+        if self.program:
+            raise ValueError(
+                f"the model was compiled for Cloud AI 100, into {self.program}: {ON_THE_CARD.format(self.program)}; "
+                f"here compile(backend=…) takes {' or '.join(HERE)}"
+            )
+        if self.compiled is None:
+            self.compile()
+        assert self.compiled
+        return self.compiled
+
+    def _lasting(self, backend: str) -> Path:
+        exported = self.exported.get(backend)
+        if exported is None or (self._scratch and exported.parent == Path(self._scratch.name)):
+            raise ValueError(
+                f"a program for {backend} needs a folder that stays: "
+                f"call export('FOLDER', backends=['{backend}']) first, with a folder of your own"
+            )
+        return exported
+
+    def _exported(self, backend: str) -> Path:
+        if backend not in self.exported:
+            self.export(backends=[backend])
+        return self.exported[backend]
+
+    def _check(self, prompts: Sequence[str], tokenizer: Any, settings: DecodingSettings, runs: int) -> tuple[int, ...]:
+        """Return the number of tokens of each prompt, or raise ValueError for what can't be generated."""
+        if not hasattr(tokenizer, "decode"):
+            raise ValueError(f"tokenizer of type {type(tokenizer).__name__}, expected one of transformers, or None for the model's own")
+        check_ids(tokenizer, self.vocab_size)
+        if settings.method not in ("greedy", "sampling") or settings.prompt_lookup_num_tokens:
+            raise ValueError(f"settings ask for {settings.method}; statistics are of steps of one token: expected greedy or sampling")
+        if not isinstance(runs, int) or runs < 0:
+            raise ValueError(f"runs={runs!r}, expected a whole number of at least 0")
+        if not prompts:
+            raise ValueError("no prompt was given, expected at least one text")
+        ids = [encode_prompt(tokenizer, prompt, self.context - settings.max_new_tokens) for prompt in prompts]
+        return tuple(len(prompt) for prompt in check_prompts(ids, settings.max_new_tokens, self.context, self.vocab_size))
+
+    def _limits_with(self, num_cores: int) -> Limits:
+        if num_cores not in self._limits:
+            self._limits[num_cores] = measure_limits(num_cores)
+        return self._limits[num_cores]
+
+
+def _timed(
+    start: Callable[[], Iterator[Token]], show: Callable[[Token], None] | None = None
+) -> tuple[list[Token], list[float], list[list[int]]]:
+    """Generate; return all tokens, the seconds of each step, and which sequences got a token in it.
+
+    The first step begins with the tokenizing of the prompts. The time that `show` takes is not counted.
+    """
+    tokens: list[Token] = []
+    seconds: list[float] = []
+    sequences: list[list[int]] = []
+    counts: Counter[int] = Counter()
+    before = time.perf_counter()
+    for token in start():
+        now = time.perf_counter()
+        step = counts[token.sequence]
+        counts[token.sequence] += 1
+        if step == len(seconds):
+            seconds.append(0.0)
+            sequences.append([])
+        seconds[step] += now - before
+        sequences[step].append(token.sequence)
+        tokens.append(token)
+        if show:
+            show(token)
+        before = time.perf_counter()
+    return tokens, seconds, sequences
+
+
+def _print_token(token: Token) -> None:
+    print(token.text, end="", flush=True)
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is not known; expected one of {', '.join(BACKENDS)}")
+
+
+def _say(text: str) -> None:
+    print(f"gpt2opt: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,98 @@
+"""What is handed in, as it lies on disk: the notebook, the Python in its cells, the trace files, and the record if there is one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2opt.apps.submission.code import Code, read_code
+from gpt2opt.notebook import read_notebook
+from gpt2opt.record import Record, read_record
+
+TRACES, ARTIFACTS, RECORD = "traces", "artifacts", "run.json"
+
+
+class NotMetError(Exception):
+    """A point is not met. The message says what was found instead, and what to do."""
+
+
+class NoRecordError(Exception):
+    """A point can't be decided, because there is no record of a run to compare with, or none that knows of it."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A notebook and what lies beside it.
+
+    notebook: as nbformat reads it. cells: its code cells that hold any code. traces: the folder, which may be absent. files: the files in
+    it, hidden ones left out. no_record: why there is no record.
+    """
+
+    path: Path
+    notebook: Any
+    cells: tuple[Any, ...]
+    code: Code
+    traces: Path
+    files: tuple[Path, ...]
+    record: Record | None
+    no_record: str
+
+    @property
+    def text(self) -> str:
+        """Return what the cells show as text."""
+        return "\n".join(filter(None, map(shown_text, self.cells)))
+
+
+def read_submission(path: Path, traces: Path | None = None) -> Submission:
+    """Read a notebook and what lies beside it.
+
+    Args:
+        path: the notebook.
+        traces: folder of the traces; unless told, `traces` beside the notebook, or `artifacts/traces`, which `gpt2opt run` writes.
+
+    Raises:
+        ValueError: the file is missing or is no notebook, or the folder that `traces` names does not exist.
+    """
+    path = Path(path)
+    notebook = read_notebook(path)
+    if traces is not None and not Path(traces).is_dir():
+        raise ValueError(f"there is no folder {traces}; name the folder that holds the traces")
+    if traces is not None and Path(traces).resolve() in (path.resolve(), *path.resolve().parents):
+        raise ValueError(f"{traces} is the folder of the notebook or above it, expected one that holds the traces alone")
+    places = (path.parent / TRACES, path.parent / ARTIFACTS / TRACES)
+    folder = Path(traces) if traces else next(filter(Path.is_dir, places), places[0])
+    cells = tuple(cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip())
+    record, no_record = _find_record(path.parent, folder)
+    return Submission(path, notebook, cells, read_code([cell.source for cell in cells]), folder, _files(folder), record, no_record)
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    inside = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return tuple(path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _find_record(beside: Path, traces: Path) -> tuple[Record | None, str]:
+    for path in (traces / RECORD, beside / ARTIFACTS / RECORD):
+        if path.exists():
+            try:
+                return read_record(path), ""
+            except ValueError as error:
+                return None, str(error)
+    return (
+        None,
+        "there is no run.json in traces or artifacts; `gpt2opt.start_run` and `run.measure` in the cells, or `gpt2opt run`, write it",
+    )
+
+
+def shown_text(cell: Any) -> str:
+    """Return what a code cell shows as text: its streams, and the richest text of each result."""
+    texts = []
+    for output in cell.outputs:
+        data = output.get("data", {})
+        texts.append(output.get("text") or data.get("text/markdown") or data.get("text/plain") or "")
+    return "\n".join(texts)
+
+
+def number(cells: list[int]) -> str:
+    """Name code cells, given by their place from 0, as a reader counts them: `code cells 2, 5`."""
+    shown = ", ".join(str(cell + 1) for cell in cells[:5]) + (f" and {len(cells) - 5} more" if len(cells) > 5 else "")
+    return f"code cell{'s' if len(cells) > 1 else ''} {shown}"

@@ -1,0 +1,298 @@
+"""The server of the page: files, a few facts, and one web socket for each stream. It listens on this machine's own address alone."""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tornado.httpserver
+import tornado.netutil
+import tornado.web
+import tornado.websocket
+
+from gpt2opt import environment
+from gpt2opt.apps.ui.answer import answer, read_prompt
+from gpt2opt.apps.ui.choices import MESSAGE_BYTES, PRECISIONS, SIZES, Choice, check_prompt, decoding_settings
+from gpt2opt.apps.ui.library import Library, Loaded
+from gpt2opt.apps.ui.lockstep import lockstep
+from gpt2opt.apps.ui.prepare import Cost, known_cost
+from gpt2opt.apps.ui.turns import Ended, Stream, Turns
+
+HOST = "127.0.0.1"
+PAGE = Path(__file__).parent / "page"
+PAGE_FILES = sorted(path.name for path in PAGE.iterdir() if path.is_file())
+OWN_NAMES = r"(?:127\.0\.0\.1|localhost|\[::1\])\.?$"
+"""The names that a request may call this server by. Any other comes from a foreign page that had its name resolved to this machine. The
+group and `$` stand here because tornado appends a missing `$`, which binds to the last alternative alone."""
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""Of every answer, errors included: nothing in the page is fetched from elsewhere, and no other page shows it in a frame."""
+ERROR_CHARACTERS = 1_000
+"""Of what went wrong, so many characters are sent: a message may repeat what it refuses."""
+
+
+class Server:
+    """What all requests share: the loaded models and their turns. models: the folders that the page offers beside the sizes."""
+
+    def __init__(self, library: Library, models: list[str], first: Choice):
+        self.library, self.turns = library, Turns()
+        self.offered, self.first = [*SIZES, *models], first
+        self.process = psutil.Process()
+        self.machine = environment.machine_label(environment.describe())
+
+    def application(self) -> tornado.web.Application:
+        application = tornado.web.Application(
+            default_handler_class=NotFound, default_handler_args={"status_code": 404}, websocket_max_message_size=MESSAGE_BYTES
+        )
+        shared = {"server": self}
+        files = "|".join(map(re.escape, PAGE_FILES))
+        application.add_handlers(
+            OWN_NAMES,
+            [
+                (r"/facts", Facts, shared),
+                (r"/state", State, shared),
+                (r"/cost", KnownCost, shared),
+                (r"/stream", Socket, shared),
+                (rf"/(|{files})", Files, {"path": str(PAGE), "default_filename": "index.html"}),
+            ],
+        )
+        return application
+
+    def choice(self, model: str, precision: str) -> Choice:
+        """Return what a request chose. Only what the page offers is opened: a request may not name other folders of this machine.
+
+        Raises:
+            ValueError: the page does not offer the model, or there is no such precision.
+        """
+        if model not in self.offered:
+            raise ValueError(
+                f"model {model!r} is not known; expected one of {', '.join(self.offered)}; `gpt2opt ui FOLDER` offers another folder"
+            )
+        return Choice(model, precision)
+
+
+class _Guarded(tornado.web.RequestHandler):
+    def set_default_headers(self) -> None:
+        for name, value in HEADERS.items():
+            self.set_header(name, value)
+
+
+class NotFound(_Guarded, tornado.web.ErrorHandler):
+    """Whatever has no handler, a foreign host name too."""
+
+
+class Files(_Guarded, tornado.web.StaticFileHandler):
+    """The page's own files, each by its name."""
+
+    def set_extra_headers(self, path: str) -> None:
+        self.set_header("Cache-Control", "no-cache")
+
+
+class _Answers(_Guarded):
+    def initialize(self, server: Server) -> None:
+        self.server = server
+
+
+class Facts(_Answers):
+    """What can be chosen, and on which machine this runs."""
+
+    def get(self) -> None:
+        first = dataclasses.asdict(self.server.first)
+        self.write({"models": self.server.offered, "precisions": PRECISIONS, "first": first, "machine": self.server.machine})
+
+
+class State(_Answers):
+    """What goes on: memory of this process, streams at work, loaded models."""
+
+    def get(self) -> None:
+        rss = self.server.process.memory_info().rss
+        self.write({"rss_bytes": rss, "streams": len(self.server.turns), "loaded": self.server.library.names()})
+
+
+class KnownCost(_Answers):
+    """What has been measured of a model in a precision."""
+
+    async def get(self) -> None:
+        try:
+            choice = self.server.choice(self.get_query_argument("model", ""), self.get_query_argument("precision", ""))
+            cost = await asyncio.to_thread(known_cost, choice, self.server.library.out)
+            self.write({"cost": cost and dataclasses.asdict(cost)})
+        except (ValueError, OSError) as error:
+            self.write({"cost": None, "error": str(error)})
+
+
+class Socket(_Guarded, tornado.websocket.WebSocketHandler):
+    """One stream. The first message asks for it; `{"stop": true}`, or closing the socket, ends it.
+
+    A message asks to `load` a model, or to `generate` or `compare`, which load what they need. Everything that is sent is an event:
+    progress of loading, ready, token, and at the end either `end` or `error`. Since a socket has one stream, it can stop no other.
+    """
+
+    def initialize(self, server: Server) -> None:
+        self.server = server
+        self.stream: Stream | None = None
+        self.asked = self.stopped = False
+
+    def on_message(self, message: str | bytes) -> None:
+        try:
+            content = json.loads(message)
+            if not isinstance(content, dict):
+                raise ValueError(f"a message of type {type(content).__name__}, expected an object")
+            if content.get("stop"):
+                self._stop()
+            elif self.asked:
+                raise ValueError("this socket has its stream; open another one")
+            else:
+                self.asked = True
+                # A task: tornado reads no further message, a stop for example, before this method returns.
+                self.task = asyncio.create_task(self._try_to_begin(content))
+        except Exception as error:
+            self._fail(error)
+
+    def on_close(self) -> None:
+        self.stopped = True
+        if self.stream:
+            self.stream.drop()
+
+    def _stop(self) -> None:
+        self.stopped = True
+        if self.stream:
+            self.stream.stop()
+        else:  # its model is still being loaded, which goes on: somebody else may want it
+            self._end(Ended(None, 0.0))
+
+    async def _try_to_begin(self, asked: dict[str, Any]) -> None:
+        try:
+            await self._begin(asked)
+        except Exception as error:
+            self._fail(error)
+
+    async def _begin(self, asked: dict[str, Any]) -> None:
+        what, prompt = asked.get("ask"), asked.get("prompt", "")
+        if what not in ("load", "generate", "compare"):
+            raise ValueError(f"ask={what!r}, expected load, generate or compare")
+        precisions = asked.get("precisions", [])
+        count = 2 if what == "compare" else 1
+        if not isinstance(precisions, list) or len(precisions) != count:
+            raise ValueError(f"precisions={precisions!r}, expected a list of {count}")
+        choices = [self.server.choice(str(asked.get("model", "")), str(precision)) for precision in precisions]
+        given = asked.get("settings", {})
+        if not isinstance(given, dict):
+            raise ValueError(f"settings={given!r}, expected an object")
+        settings = decoding_settings(given)
+        if what != "load":
+            check_prompt(prompt)  # before a model is loaded for it
+        loaded = []
+        for choice in choices:
+            loaded.append(await asyncio.wrap_future(self.server.library.ask(choice, self._from_any_thread(self._send))))
+            if self.stopped:
+                return
+            self._send({"event": "ready", **_described(loaded[-1])})
+        if what == "load":
+            self._end(Ended(None, 0.0))
+            return
+        # Neither on this thread nor on that of the turns: it takes a second of a long prompt, and nobody waits for it there.
+        ids = await asyncio.to_thread(read_prompt, loaded, prompt, settings, bool(asked.get("truncate")))
+        if self.stopped:
+            return
+        make: Callable[..., Any] = lockstep if what == "compare" else answer
+        self.stream = self.server.turns.add(lambda stopped: make(*loaded, ids, settings, stopped), self._from_any_thread(self._deliver))
+
+    def _from_any_thread(self, method: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Return a function that any thread may call, and that calls a method of this socket on the server's thread."""
+        loop = asyncio.get_running_loop()
+
+        def call(value: Any) -> None:
+            loop.call_soon_threadsafe(method, value)
+
+        return call
+
+    def _deliver(self, item: dict[str, Any] | Ended) -> None:
+        if isinstance(item, Ended):
+            self._end(item)
+        else:
+            self._send(item)
+
+    def _end(self, ended: Ended) -> None:
+        if ended.error:
+            self._fail(ended.error)
+            return
+        self._send({"event": "end", "waited_s": ended.waited_s, "rss_bytes": self.server.process.memory_info().rss})
+        self.close()
+
+    def _fail(self, error: Exception) -> None:
+        if not isinstance(error, ValueError | OSError | MemoryError):
+            logging.getLogger(__name__).error("a stream failed", exc_info=error)
+        text = str(error) or type(error).__name__
+        self._send({"event": "error", "text": text if len(text) <= ERROR_CHARACTERS else f"{text[:ERROR_CHARACTERS]} …"})
+        self.close()
+
+    def _send(self, event: dict[str, Any]) -> None:
+        if self.ws_connection and not self.ws_connection.is_closing():
+            self.write_message(event)
+
+
+def _described(loaded: Loaded) -> dict[str, Any]:
+    cost: Cost = loaded.prepared.cost
+    return {
+        **dataclasses.asdict(loaded.choice),
+        "name": loaded.prepared.name,
+        "context": loaded.model.context,
+        "cost": dataclasses.asdict(cost),
+    }
+
+
+def bind(port: int) -> list[Any]:
+    """Return listening sockets on this machine's own address.
+
+    Raises:
+        ValueError: there is no such port, or it is in use.
+    """
+    if not 0 <= port < 65536:
+        raise ValueError(f"port {port}, expected one from 1 to 65535, or 0 for any that is free")
+    try:
+        return tornado.netutil.bind_sockets(port, HOST)
+    except OSError as error:
+        raise ValueError(f"port {port}: {error.strerror}; name another one with --port, or 0 for any that is free") from error
+
+
+def listen(server: Server, sockets: list[Any]) -> str:
+    """Answer on these sockets, in the event loop that runs; return the page's address."""
+    http = tornado.httpserver.HTTPServer(server.application(), max_body_size=MESSAGE_BYTES)
+    http.add_sockets(sockets)
+    return f"http://{HOST}:{sockets[0].getsockname()[1]}"
+
+
+async def _serve(server: Server, sockets: list[Any], begun: Callable[[str], None]) -> None:
+    begun(listen(server, sockets))
+    await asyncio.Event().wait()
+
+
+def serve(out: Path, port: int, models: list[str], first: Choice, begun: Callable[[str], None]) -> None:
+    """Serve the page until the process is interrupted.
+
+    Args:
+        out: folder in which models are made on first use.
+        port: 0 takes any that is free.
+        models: folders that the page offers beside the sizes.
+        first: what is chosen when the page opens.
+        begun: called with the page's address once it can be opened.
+
+    Raises:
+        ValueError: the port can't be used.
+    """
+    sockets = bind(port)
+    server = Server(Library(out), models, first)
+    try:
+        asyncio.run(_serve(server, sockets, begun))
+    except KeyboardInterrupt:
+        print("gpt2opt: the page is closed", file=sys.stderr)

@@ -1,0 +1,245 @@
+"""The page in a headless Chromium: a person who types, clicks, hovers, stops and reloads."""
+
+import json
+import urllib.request
+
+import pytest
+
+from gpt2opt.apps.ui.choices import Choice
+from gpt2opt.decoding.settings import DecodingSettings
+from gpt2opt.decoding.text_generation import generate_text
+from gpt2opt.runtime.ir_model import load_ir
+from tests.apps.ui.conftest import serving, slow_models
+
+browser = pytest.importorskip("tests.apps.ui.browser", reason="selenium is not installed; the extra `test` brings it", exc_type=ImportError)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(browser.why_no_browser() is not None, reason=str(browser.why_no_browser())),
+]
+PROMPT = "Node 7 of graph"
+
+
+@pytest.fixture(scope="module")
+def slow_address(run_dir, tmp_path_factory):
+    with slow_models(0.02), serving(tmp_path_factory.mktemp("ui"), [str(run_dir)], Choice(str(run_dir), "fp32")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def opened(slow_address, tmp_path_factory):
+    page = browser.Page(slow_address, tmp_path_factory.mktemp("profile"))
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def page(opened):
+    """The page as at the first visit."""
+    opened.driver.execute_script("localStorage.clear(); sessionStorage.clear()")
+    opened.open()
+    yield opened
+    assert not opened.complaints()
+
+
+def expected(folder, tokenizer, **settings) -> str:
+    found = generate_text(load_ir(folder), tokenizer, [PROMPT], DecodingSettings(max_new_tokens=25, **settings))
+    return found[0].text
+
+
+def test_a_prompt_is_continued_and_regenerated(page, float_dir, tokenizer):
+    page.write("prompt", PROMPT)
+    page.click("generate")
+    page.wait_for_the_end()
+    assert page.text() == expected(float_dir, tokenizer, do_sample=True, seed=0)
+    speed = page.find(".speed").text
+    for part in ("prefill", "decode", "tokens/s", "RAM of the server", "MB", "ended by length"):
+        assert part in speed
+    page.click("again")
+    page.wait_for_the_end()
+    assert page.value("seed") == "1"
+    assert page.text() == expected(float_dir, tokenizer, do_sample=True, seed=1)
+
+
+def test_text_streams_and_is_stopped(page):
+    page.write("prompt", PROMPT)
+    page.write("max_new_tokens", "200")
+    page.click("generate")
+    page.wait(lambda: page.count() > 2)
+    seen = page.count()
+    page.wait(lambda: page.count() > seen)
+    assert "tokens/s" in page.find(".speed").text  # live
+    page.click("stop")
+    page.wait_for_the_end()
+    assert seen < page.count() < 200
+    assert "ended by stopped" in page.find(".speed").text
+
+
+def test_a_stop_in_one_window_leaves_the_other_alone(page, slow_address):
+    first = page.driver.current_window_handle
+    for window in ("first", "second"):
+        if window == "second":
+            page.driver.switch_to.new_window("tab")
+            page.driver.get(slow_address)
+            page.wait(lambda: page.driver.execute_script("return document.documentElement.dataset.ready"))
+        page.write("prompt", PROMPT)
+        page.write("max_new_tokens", "100")
+        page.click("generate")
+        page.wait(page.count)
+    page.click("stop")
+    page.wait_for_the_end()
+    assert page.count() < 100
+    page.driver.close()
+    page.driver.switch_to.window(first)
+    page.wait_for_the_end()
+    assert page.count() == 100
+
+
+def test_the_text_is_continued_and_edited(page):
+    page.write("prompt", PROMPT)
+    page.click("generate")
+    page.wait_for_the_end()
+    whole = PROMPT + page.text()
+    page.click("go-on")
+    page.wait_for_the_end()
+    assert page.value("prompt") == whole
+    assert page.count() == 25
+    longer = whole + page.text()
+    page.click("edit")
+    assert page.value("prompt") == longer
+    page.find("#prompt").send_keys(" and")
+    page.click("generate")
+    page.wait_for_the_end()
+    assert page.find(".text .prompt").text.endswith(" and")
+
+
+def test_hovering_shows_the_probability_and_five_others(page):
+    from selenium.webdriver import ActionChains
+
+    page.write("prompt", PROMPT)
+    page.click("generate")
+    page.wait_for_the_end()
+    answer = json.loads(page.driver.execute_script("return sessionStorage.getItem('gpt2opt')"))["answer"]
+    spans = page.all(".token")
+    place = next(place for place, span in enumerate(spans) if span.text.strip() and " " not in span.get_attribute("data-tokens"))
+    ActionChains(page.driver).move_to_element(spans[place]).perform()
+    page.wait(lambda: page.find("#hover").is_displayed())
+    token = answer["sides"][0][int(spans[place].get_attribute("data-tokens"))]
+    assert f"{100 * token['probability']:.1f}%" in page.find("#hover .chosen").text or token["probability"] < 0.001
+    assert len(page.all("#hover .bar")) == 6
+    shown = page.find("#hover").text
+    for piece, _ in token["others"]:
+        assert piece.replace(" ", "␣").replace("\n", "↵") in shown
+
+
+def test_a_stop_string_ends_the_text(page, float_dir, tokenizer):
+    whole = expected(float_dir, tokenizer, do_sample=False)
+    stop = whole[6:9]
+    page.choose("do_sample", "false")
+    page.write("stop_strings", stop)
+    page.write("prompt", PROMPT)
+    page.click("generate")
+    page.wait_for_the_end()
+    assert page.text() == whole[: whole.find(stop)]
+    assert "stop string" in page.find(".speed").text
+
+
+def test_side_by_side(page):
+    page.click("tab-compare")
+    page.write("prompt", PROMPT)
+    page.write("max_new_tokens", "60")
+    page.click("generate")
+    page.wait_for_the_end()
+    page.wait(lambda: len(page.all("#chart rect")) == 60)
+    left, right = page.text(0), page.text(1)
+    assert [title.text for title in page.all(".side h3")] == ["FP32", "INT8"]
+    kept = json.loads(page.driver.execute_script("return sessionStorage.getItem('gpt2opt')"))["answer"]["sides"]
+    step = next(step for step, (one, two) in enumerate(zip(*kept, strict=True)) if one["id"] != two["id"])
+    marked = page.all(".token.parts")
+    assert [str(step) in span.get_attribute("data-tokens").split() for span in marked] == [True, True]
+    assert f"chose the same {step} tokens, then part at token {step + 1}" in page.find("#verdict").text
+    assert left != right
+    figures = page.find("#figures").text
+    for row in ("FP32 INT8", "prefill", "decode", "weights", "peak memory"):
+        assert row in figures
+
+
+def test_what_the_page_refuses_is_said_in_it(page):
+    page.click("generate")
+    assert page.error() == "The prompt is empty: write at least a word."
+    page.write("prompt", PROMPT)
+    page.write("top_p", "1.5")
+    page.click("generate")
+    page.wait(lambda: "top_p=1.5, expected a number above 0 and at most 1" in page.error())
+    page.write("top_p", "1")
+    page.write("temperature", "0")
+    page.click("generate")
+    page.wait(lambda: "temperature=0, expected a number above 0" in page.error())
+    page.click("defaults")
+    for characters, said in (
+        (200_000, "the prompt has 200,000 characters, expected at most 131,072"),
+        (2_000_000, "are too long: shorten"),
+    ):
+        page.driver.execute_script("document.getElementById('prompt').value = 'a'.repeat(arguments[0])", characters)
+        page.click("generate")
+        page.wait(lambda said=said: said in page.error())
+
+
+def test_the_toggle_shows_what_int8_costs(page):
+    page.choose("precision", "w8a8")
+    page.wait(lambda: "INT8 costs 0.0020 nats of KL per token, 95% interval" in page.find("#cost").text)
+    page.click("load")
+    page.wait(lambda: "INT8 is loaded" in page.find("#loaded").text)
+
+
+def test_a_reload_keeps_prompt_settings_look_and_text(page):
+    page.write("prompt", PROMPT)
+    page.write("max_new_tokens", "7")
+    page.choose("theme", "dark")
+    assert page.driver.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 28)"
+    page.driver.execute_script(
+        "const size = document.getElementById('font-size'); size.value = 24; size.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    page.click("generate")
+    page.wait_for_the_end()
+    text = page.text()
+    page.open()
+    assert (page.value("prompt"), page.value("max_new_tokens"), page.text()) == (PROMPT, "7", text)
+    assert page.find(".text").value_of_css_property("font-size") == "24px"
+    assert page.driver.execute_script("return getComputedStyle(document.documentElement).colorScheme") == "dark"
+
+
+def test_a_reload_ends_the_stream_on_the_server(page):
+    page.write("prompt", PROMPT)
+    page.write("max_new_tokens", "200")
+    page.click("generate")
+    page.wait(lambda: "1 stream" in page.find("#state").text and page.count())
+    page.open()
+    page.wait(lambda: "0 streams" in page.find("#state").text)
+    assert page.value("prompt") == PROMPT
+    assert page.find("#generate").is_enabled()
+
+
+def test_the_command_serves_the_page(run_dir, tmp_path):
+    with browser.served(str(run_dir), "--precision", "w8a8", "--out", str(tmp_path / "ui")) as address:
+        with urllib.request.urlopen(f"{address}/facts") as reply:
+            facts = json.load(reply)
+        with urllib.request.urlopen(address) as reply:
+            assert b"<title>gpt2opt</title>" in reply.read()
+    assert facts["first"] == {"model": str(run_dir), "precision": "w8a8"}
+    assert str(run_dir) in facts["models"]
+
+
+def test_exports(page):
+    page.write("prompt", PROMPT)
+    page.write("max_new_tokens", "7")
+    page.click("generate")
+    page.wait_for_the_end()
+    page.click("save-json")
+    page.click("save-text")
+    files = [page.downloads / "gpt2opt.json", page.downloads / "gpt2opt.txt"]
+    page.wait(lambda: all(file.exists() for file in files))
+    content = json.loads(files[0].read_text())
+    assert content["sides"][0]["text"] == page.text()
+    assert content["settings"]["max_new_tokens"] == 7
+    assert len(content["sides"][0]["tokens"][0]["others"]) == 5
+    assert files[1].read_text() == PROMPT + page.text()
