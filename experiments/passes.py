@@ -119,9 +119,10 @@ def measure_passes(size: str = "gpt2", rounds: int = 12) -> PassGains:
 def quantize(source: Path, folder: Path) -> None:
     """Quantize every input and weight of a model, without the gate: it takes minutes, and time depends on shapes and types alone."""
     environment.quiet()
+    from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
+    from gpt2opt.settings import MIN_CALIBRATION_SEQUENCES
     from gpt2opt.sources.models import load_model
     from gpt2opt.sources.texts import find_texts
-    from gpt2opt.stages.quantize import MIN_CALIBRATION_SEQUENCES, prepare_calibration_dataset, quantize_int8
 
     tokenizer, model = load_model(source)
     texts = [document.text for document in find_texts().calibration]

@@ -23,12 +23,12 @@ from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, perpl
 from gpt2opt.measure.results import Agreement, Quality
 from gpt2opt.quantize.calibration import calibrate, calibrate_static
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize
+from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.recipes import RECIPES
 from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table, with_interval
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
-from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 from gpt2opt.stages.torch_model import logits_of
 from gpt2opt.stats import PERCENT
 

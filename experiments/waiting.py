@@ -73,9 +73,9 @@ class Work:
         """Return the seconds of each work of `WORKS`."""
         import torch
 
+        from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
         from gpt2opt.sources.models import load_model
         from gpt2opt.sources.texts import find_texts
-        from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
         from gpt2opt.stages.torch_model import generate_tokens
 
         torch.set_num_threads(environment.threads())

@@ -166,6 +166,13 @@ def _has_any(instructions: set[str]) -> bool | None:
     return None if flags is None else bool(instructions & flags)
 
 
+def device() -> str:
+    """Return where torch computes here: `cuda` if there is a GPU, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def give_back_memory() -> None:
     """Collect garbage, and return freed memory to the system and to the GPU; glibc and torch would keep it for the process."""
     gc.collect()

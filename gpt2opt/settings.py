@@ -10,6 +10,8 @@ from dataclasses import dataclass
 PROFILE, PRUNE, FINETUNE, QUANTIZE = STAGES = ("1-profile", "2-prune", "3-finetune", "4-quantize")
 """The stages by the names of their folders and of their entries in the record."""
 
+MIN_CALIBRATION_SEQUENCES = 8
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -32,8 +34,8 @@ class Settings:
         check_epochs(self.epochs)
         check_learning_rate(self.learning_rate)
         for name, least in (
-            ("fine_tune_bytes", 1), ("score_bytes", 1), ("calibration_sequences", 8), ("sequence_length", 2), ("prompt_tokens", 1),
-            ("new_tokens", 2),
+            ("fine_tune_bytes", 1), ("score_bytes", 1), ("calibration_sequences", MIN_CALIBRATION_SEQUENCES),
+            ("sequence_length", 2), ("prompt_tokens", 1), ("new_tokens", 2),
         ):  # fmt: skip
             check_whole(name, getattr(self, name), least)
         check_whole("seed", self.seed, 0, most=MOST_SEED)

@@ -9,10 +9,10 @@ from datasets import Dataset
 from gpt2opt.cli import main
 from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import linearize
+from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.record import read_record
 from gpt2opt.runtime.generate import continue_text
 from gpt2opt.sources.models import load_model
-from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 from gpt2opt.storage import claim_folder
 from tests.conftest import sample_text
 from tests.report.conftest import make_record

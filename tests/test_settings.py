@@ -7,14 +7,14 @@ import pytest
 import torch
 from datasets import Dataset
 
+from gpt2opt.finetune import create_training_arguments, tokenize_dataset
 from gpt2opt.measure.latency import measure_latency
 from gpt2opt.measure.quality import Protocol, perplexity, prepare_text
+from gpt2opt.prune import importance_batches, prune_attention_heads
+from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.recipes import Recipe
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.settings import Settings, check_whole
-from gpt2opt.stages.finetune import create_training_arguments, tokenize_dataset
-from gpt2opt.stages.prune import importance_batches, prune_attention_heads
-from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 from gpt2opt.stages.torch_model import logits_of
 from gpt2opt.storage import check_folder
 from tests.conftest import make_model
@@ -112,7 +112,7 @@ ROWS = {
 @pytest.mark.parametrize("case", ROWS)
 def test_calibration_rows_that_are_none_are_refused(case, model, tokenizer, tmp_path, monkeypatch):
     rows, message = ROWS[case]
-    monkeypatch.setattr("gpt2opt.stages.quantize.linearize", None)  # nothing is begun
+    monkeypatch.setattr("gpt2opt.quantize.int8.linearize", None)  # nothing is begun
     with pytest.raises(ValueError, match=message):
         quantize_int8(model, tokenizer, Dataset.from_dict({"input_ids": rows}), tmp_path / "out")
     with pytest.raises(ValueError, match=r"columns \['ids'\], expected 'input_ids'"):

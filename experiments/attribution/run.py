@@ -19,8 +19,10 @@ from experiments.race.turns import Case, RemoteEngine, race
 from gpt2opt import environment
 from gpt2opt.measure.quality import ScoredText, perplexity, prepare_text
 from gpt2opt.measure.results import Quality
+from gpt2opt.prune import head_importance, importance_batches, prune_attention_heads
 from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import linearize
+from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.record import Settings
 from gpt2opt.report.tables import megabytes, milliseconds
 from gpt2opt.runtime.ir_model import load_ir
@@ -28,8 +30,6 @@ from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.settings import check_fraction, check_whole
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes
-from gpt2opt.stages.prune import head_importance, importance_batches, prune_attention_heads
-from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 from gpt2opt.stages.torch_model import logits_of
 from gpt2opt.stats import Estimate, paired_ratio
 

@@ -25,8 +25,9 @@ from gpt2opt.errors import raise_cause
 from gpt2opt.measure.child import Child
 from gpt2opt.measure.latency import turn_orders, warm_up
 from gpt2opt.settings import is_whole
+from gpt2opt.sources.gpt2 import check_finite
 from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
-from gpt2opt.sources.models import FoundModel, check_finite, check_weights, load_tokenizer
+from gpt2opt.sources.models import FoundModel, check_weights, load_tokenizer
 from gpt2opt.storage import WEIGHTS, torch_weights
 
 SCHEMA = "gpt2opt.classifier/1"

@@ -310,9 +310,8 @@ def fake_quantized(subject: Subject):
     from gpt2opt.quantize.calibration import int8_config, read_static
     from gpt2opt.quantize.fake_quant import FakeQuantLinear
     from gpt2opt.quantize.inc import run_inc
-    from gpt2opt.quantize.input_ranges import observe_inputs
+    from gpt2opt.quantize.ranges import keep_sums_in_16_bits, observe_inputs
     from gpt2opt.quantize.recipes import RECIPES
-    from gpt2opt.quantize.safe_sums import keep_sums_in_16_bits
 
     rows = [list(row) for row in subject.calibration]
     calibration = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})

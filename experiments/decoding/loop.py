@@ -67,9 +67,9 @@ def export_int8(source: Path, folder: Path) -> None:
     """Write the model in `source` as an IR with INT8 weights; nothing is calibrated, so any rows of tokens do."""
     from datasets import Dataset
 
+    from gpt2opt.quantize.int8 import quantize_int8
+    from gpt2opt.settings import MIN_CALIBRATION_SEQUENCES
     from gpt2opt.sources.models import load_model
-    from gpt2opt.stages.quantize import quantize_int8
-    from gpt2opt.stages.run import MIN_CALIBRATION_SEQUENCES
 
     environment.quiet()
     tokenizer, model = load_model(source)

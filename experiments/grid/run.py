@@ -24,18 +24,19 @@ from experiments.grid.reviews import find_reviews
 from experiments.grid.sparsity import RULES, Rule, count_zeros, export_fp32, held_at_zero, masks_of, prune_integers
 from experiments.pruning.run import fine_tuned
 from gpt2opt import environment
+from gpt2opt.finetune import prepare_tokenizer_for_padding, tokenize_dataset
 from gpt2opt.measure.memory import peak_ram
 from gpt2opt.measure.quality import Protocol, ScoredText, perplexity, prepare_text, windows
 from gpt2opt.measure.results import Quality
+from gpt2opt.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
+from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.record import Settings
 from gpt2opt.runtime.generate import generate_from_ir
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.settings import check_whole
-from gpt2opt.sources.models import FoundModel, find_model, heads_per_layer, load_model
+from gpt2opt.sources.gpt2 import heads_per_layer
+from gpt2opt.sources.models import FoundModel, find_model, load_model
 from gpt2opt.sources.texts import Texts, take_bytes
-from gpt2opt.stages.finetune import prepare_tokenizer_for_padding, tokenize_dataset
-from gpt2opt.stages.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
-from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 from gpt2opt.stages.torch_model import logits_of
 from gpt2opt.storage import weight_files
 

@@ -120,8 +120,9 @@ def make_models(size: str, folder: Path) -> Models:
         ValueError: a directory without a GPT-2.
     """
     environment.quiet()
-    from gpt2opt.sources.models import find_model, heads_per_layer, load_model
-    from gpt2opt.stages.prune import prune_attention_heads
+    from gpt2opt.prune import prune_attention_heads
+    from gpt2opt.sources.gpt2 import heads_per_layer
+    from gpt2opt.sources.models import find_model, load_model
 
     try:
         found = find_model(size)

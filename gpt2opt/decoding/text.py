@@ -3,12 +3,18 @@
 While it grows, characters of several tokens and beginnings of a stop string are held back until they are sure.
 """
 
+import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 DecodeText = Callable[[list[int]], str]
 """A tokenizer's way from tokens to text. It may treat the first token of a list in a way of its own: SentencePiece drops its space."""
 
+logger = logging.getLogger(__name__)
+
+MAX_WINDOW = 1024
+"""The scoring window, in tokens; it is cut to the context of a model that reads fewer."""
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer returns for bytes that are no character yet."""
 
@@ -21,11 +27,36 @@ def encode(tokenizer: Any, text: Any, **options: Any) -> Any:
     return tokenizer(text, add_special_tokens=False, verbose=False, **options)
 
 
+def window_length(tokenizer) -> int:
+    """Return the scoring window for a model: its context, at most `MAX_WINDOW` tokens."""
+    return min(MAX_WINDOW, tokenizer.model_max_length)
+
+
 def end_of_text(tokenizer: Any) -> int:
     """Return the token that ends a text; raise ValueError if the tokenizer has none."""
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end-of-text token; set tokenizer.eos_token to one of its tokens and save it with the model")
     return tokenizer.eos_token_id
+
+
+def token_rows(texts: Sequence[str], tokenizer, length: int) -> list[list[int]]:
+    """Cut each text into rows of at most `length` token ids. A row has one text and at least two tokens.
+
+    A text ends with end-of-text. If the tokenizer has none, nothing marks its end, and a warning says so.
+    """
+    texts = [text for text in texts if text.strip()]
+    if tokenizer.eos_token_id is None:
+        warn_of_no_end(tokenizer.name_or_path)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    encoded = [ids + end for ids in encode(tokenizer, texts).input_ids] if texts else []
+    rows = [ids[start : start + length] for ids in encoded for start in range(0, len(ids), length)]
+    return [row for row in rows if len(row) > 1]
+
+
+@cache
+def warn_of_no_end(tokenizer: str) -> None:
+    """Warn, once for each tokenizer."""
+    logger.warning("the tokenizer %s has no end-of-text token, so nothing marks where a document ends", tokenizer)
 
 
 def decoder_of(tokenizer: Any) -> DecodeText:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2opt.decoding.text import encode
+from gpt2opt.decoding.text import MAX_WINDOW, encode, window_length
 from gpt2opt.measure.results import Agreement, Quality
 from gpt2opt.settings import check_whole
 from gpt2opt.stats import percentile_99
@@ -20,8 +20,6 @@ Logits = Callable[[Tensor], Any]
 JOIN = "\n\n"
 ROWS = 64
 """Positions whose logits are processed at once: so few stay in the CPU's cache between operations, and their memory is reused."""
-MAX_WINDOW = 1024
-"""The scoring window, in tokens; it is cut to the context of a model that reads fewer."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +131,6 @@ def _cut(ids: Tensor, offsets: list[tuple[int, int]], window: int) -> tuple[Tens
     """Return the first `window` ids, and the range of scored characters: it starts behind the first token, which is not predicted."""
     kept = offsets[:window]
     return ids[:window], (kept[0][1], kept[-1][1]) if kept else (0, 0)
-
-
-def window_length(tokenizer) -> int:
-    """Return the scoring window for a model: its context, at most `MAX_WINDOW` tokens."""
-    return min(MAX_WINDOW, tokenizer.model_max_length)
 
 
 def perplexity(logits: Logits, text: ScoredText, *, batch_size: int = 2) -> Quality:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from gpt2opt.sources.models import CROSS_ATTENTION, fold_attention_scale
+from gpt2opt.sources.gpt2 import CROSS_ATTENTION, fold_attention_scale
 
 
 @dataclass(frozen=True)

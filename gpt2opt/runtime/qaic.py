@@ -72,7 +72,7 @@ def export_qaic(model: Any, tokenizer: Any, out_dir: Path | str) -> Path:
     Raises:
         ValueError: a weight is NaN or infinite, layers kept different numbers of heads, or `out_dir` can't be written.
     """
-    from gpt2opt.sources.models import check_finite, heads_per_layer
+    from gpt2opt.sources.gpt2 import check_finite, heads_per_layer
 
     check_finite(model)
     heads, config = heads_per_layer(model), model.config

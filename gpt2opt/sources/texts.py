@@ -7,10 +7,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from gpt2opt.decoding.text import encode
 from gpt2opt.sources.docs_corpus import HELD_OUT, held_out_documents
 from gpt2opt.sources.docstrings import Document
 from gpt2opt.sources.files import parse_file
@@ -176,26 +174,6 @@ def take_bytes(documents: Iterable[Document], limit: int) -> list[Document]:
         if limit <= 0:
             break
     return taken
-
-
-def token_rows(texts: Sequence[str], tokenizer, length: int) -> list[list[int]]:
-    """Cut each text into rows of at most `length` token ids. A row has one text and at least two tokens.
-
-    A text ends with end-of-text. If the tokenizer has none, nothing marks its end, and a warning says so.
-    """
-    texts = [text for text in texts if text.strip()]
-    if tokenizer.eos_token_id is None:
-        warn_of_no_end(tokenizer.name_or_path)
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encoded = [ids + end for ids in encode(tokenizer, texts).input_ids] if texts else []
-    rows = [ids[start : start + length] for ids in encoded for start in range(0, len(ids), length)]
-    return [row for row in rows if len(row) > 1]
-
-
-@cache
-def warn_of_no_end(tokenizer: str) -> None:
-    """Warn, once for each tokenizer."""
-    logger.warning("the tokenizer %s has no end-of-text token, so nothing marks where a document ends", tokenizer)
 
 
 def _docs(origin: str, stand_in: bool) -> Texts:

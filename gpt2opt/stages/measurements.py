@@ -17,6 +17,7 @@ import torch
 from gpt2opt import environment
 from gpt2opt.decoding.decoder import Decoder
 from gpt2opt.decoding.text import token_text
+from gpt2opt.environment import device
 from gpt2opt.measure.latency import compare_latency, cuda_time, wall_time
 from gpt2opt.measure.memory import ChildRun, device_vram, in_fresh_process
 from gpt2opt.measure.quality import measure_agreement, perplexity
@@ -26,7 +27,7 @@ from gpt2opt.measure.trace_file import remove_trace, write_trace
 from gpt2opt.record import Measurement, Settings
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.sources.models import load_model
-from gpt2opt.stages.torch_model import TorchDecoder, device, device_name, generate_from_torch, generate_tokens, logits_of
+from gpt2opt.stages.torch_model import TorchDecoder, device_name, generate_from_torch, generate_tokens, logits_of
 from gpt2opt.stages.workload import Workload
 from gpt2opt.storage import weight_files
 

@@ -5,13 +5,14 @@ from typing import Any
 
 from transformers import GPT2LMHeadModel
 
+from gpt2opt.environment import device
 from gpt2opt.measure.trace import Trace, record_trace
 from gpt2opt.record import PROFILE, Measurement
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.stages.measurements import TRACED_TOKENS
 from gpt2opt.stages.run import Run
 from gpt2opt.stages.self_check import check_against_known
-from gpt2opt.stages.torch_model import device, generate_tokens, logits_of
+from gpt2opt.stages.torch_model import generate_tokens, logits_of
 from gpt2opt.storage import hash_weights
 
 

@@ -16,22 +16,22 @@ import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt import environment
-from gpt2opt.measure.quality import window_length
+from gpt2opt.decoding.text import token_rows, window_length
 from gpt2opt.measure.results import Comparison, Latency
 from gpt2opt.measure.trace_file import remove_trace
 from gpt2opt.profile.page import ALL_NAME, ONE_NAME, hash_traces, remove_page, write_pages
 from gpt2opt.record import ROLES, Measurement, Record, Role, StageResult, folder_name, reference_folder
 from gpt2opt.report.tensorboard import drop_host_names, empty_log, write_tensorboard
 from gpt2opt.runtime.manifest import read_manifest
-from gpt2opt.settings import FINETUNE, PROFILE, STAGES, Settings
-from gpt2opt.sources.models import FoundModel, find_model, heads_per_layer, load_model, save_model
-from gpt2opt.sources.texts import Texts, find_texts, take_bytes, token_rows
+from gpt2opt.settings import FINETUNE, MIN_CALIBRATION_SEQUENCES, PROFILE, STAGES, Settings
+from gpt2opt.sources.gpt2 import heads_per_layer
+from gpt2opt.sources.models import FoundModel, find_model, load_model, save_model
+from gpt2opt.sources.texts import Texts, find_texts, take_bytes
 from gpt2opt.stages.measurements import is_ir, measure_answers, measure_memory, time_in_turns, trace_in_turns
 from gpt2opt.stages.workload import Workload, make_workload
 from gpt2opt.storage import check_file, check_folder, claim_folder, hash_weights, remove_folder, take_lock
 
 RECORD = "run.json"
-MIN_CALIBRATION_SEQUENCES = 8
 MIN_CONTEXT = 16
 VALIDATION_BYTES = 10_000
 """Text of the fine-tuning part, behind what is trained on, by which the loss is followed while a model is trained."""

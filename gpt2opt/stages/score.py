@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from gpt2opt.environment import device
 from gpt2opt.measure.quality import JOIN, STANDARD, Protocol, perplexity, prepare_text
 from gpt2opt.measure.results import Quality
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.settings import Settings
 from gpt2opt.sources.models import find_model, load_model, load_tokenizer
 from gpt2opt.sources.texts import find_texts, read_documents
-from gpt2opt.stages.torch_model import device, logits_of
+from gpt2opt.stages.torch_model import logits_of
 
 
 def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -> tuple[str, Quality]:

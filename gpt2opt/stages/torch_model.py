@@ -1,7 +1,6 @@
 """A GPT-2 in torch as the metrics take it: its logits, a decoder with a KV cache, and what runs in a fresh process."""
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,22 +18,18 @@ from transformers import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
-from transformers.activations import NewGELUActivation
 
 from gpt2opt import environment
 from gpt2opt.decoding.decoder import Greedy, as_numpy, check_prompts
 from gpt2opt.decoding.processors import Process
 from gpt2opt.decoding.settings import DecodingSettings
+from gpt2opt.environment import device
 from gpt2opt.measure.memory import Vram, read_peak_vram, reset_peak_vram
 from gpt2opt.measure.quality import Logits
 from gpt2opt.sources.models import load_model
 
 if TYPE_CHECKING:
     from gpt2opt.runtime.ir_model import IrModel
-
-
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device_name() -> str:
@@ -123,23 +118,6 @@ def transformers_process(settings: DecodingSettings) -> Process:
         return processors(torch.tensor([ids]), torch.from_numpy(scores)[None])[0].numpy()
 
     return process
-
-
-@contextmanager
-def fused_gelu(model: GPT2LMHeadModel) -> Iterator[None]:
-    """Let one operator of torch compute GPT-2's GELU inside a `with` block, instead of the eight of transformers' `gelu_new`.
-
-    It is the same function, the tanh approximation, and leaves fewer tensors to read and to keep: a training step takes less time.
-    """
-    activations = [block.mlp.act for block in model.transformer.h]
-    try:
-        for block in model.transformer.h:
-            if isinstance(block.mlp.act, NewGELUActivation):
-                block.mlp.act = nn.GELU(approximate="tanh")
-        yield
-    finally:
-        for block, activation in zip(model.transformer.h, activations, strict=True):
-            block.mlp.act = activation
 
 
 def generate_tokens(model: GPT2LMHeadModel, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:

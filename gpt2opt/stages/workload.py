@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from gpt2opt.measure.quality import JOIN, ScoredText, prepare_text, window_length
+from gpt2opt.decoding.text import window_length
+from gpt2opt.measure.quality import JOIN, ScoredText, prepare_text
 from gpt2opt.record import Settings
 from gpt2opt.sources.texts import Texts, take_bytes
 

@@ -14,9 +14,8 @@ from gpt2opt.quantize.calibration import calibrate, calibrate_static, int8_confi
 from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import QuantizedLinear, fake_quantize, linearize
 from gpt2opt.quantize.inc import run_inc
-from gpt2opt.quantize.input_ranges import InputRange, observe_inputs
+from gpt2opt.quantize.ranges import InputRange, keep_sums_in_16_bits, observe_inputs
 from gpt2opt.quantize.recipes import RECIPES, Recipe
-from gpt2opt.quantize.safe_sums import keep_sums_in_16_bits
 from tests.conftest import make_model, relative_error, torch_logits
 
 NAMES = {f"transformer.h.{n}.{part}" for n in range(2) for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")} | {"lm_head"}

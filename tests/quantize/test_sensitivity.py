@@ -8,10 +8,10 @@ from gpt2opt.quantize import sensitivity
 from gpt2opt.quantize.calibration import calibrate
 from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize, quantized_linears
+from gpt2opt.quantize.int8 import quantize_int8
 from gpt2opt.quantize.recipes import Recipe
 from gpt2opt.quantize.sensitivity import CacheRounding, apply_gate
 from gpt2opt.runtime.ir_model import load_ir
-from gpt2opt.stages.quantize import quantize_int8
 from tests.conftest import relative_error, torch_logits
 
 BAD = "transformer.h.1.mlp.c_fc"

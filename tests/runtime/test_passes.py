@@ -12,6 +12,7 @@ from gpt2opt.environment import has_int8_dot_product
 from gpt2opt.quantize.calibration import calibrate
 from gpt2opt.quantize.export import export_ir, has_centered_residual
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize
+from gpt2opt.quantize.int8 import quantize_int8
 from gpt2opt.quantize.recipes import Recipe
 from gpt2opt.runtime.compile import compile_ir
 from gpt2opt.runtime.convolutions import as_convolutions, center_embeddings, multiply_parts
@@ -21,7 +22,6 @@ from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.runtime.paged_attention import ROWS, cut
 from gpt2opt.runtime.passes import CASES, DOT_PRODUCT, FLOAT_INPUTS, NO_DOT_PRODUCT, PASSES, SHARED, Plan
 from gpt2opt.runtime.quantized_graph import GELU_FORMS_DIFFER, gelu_by_erf
-from gpt2opt.stages.quantize import quantize_int8
 from tests.conftest import change_pass, relative_error, torch_logits
 
 

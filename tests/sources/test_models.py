@@ -15,12 +15,12 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from gpt2opt.cli import main
+from gpt2opt.prune import prune_attention_heads
 from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources import models
 from gpt2opt.sources.models import find_model, load_model
-from gpt2opt.stages.prune import prune_attention_heads
 from gpt2opt.storage import hash_weights, weight_files
 from tests.conftest import make_model, relative_error, torch_logits
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from gpt2opt.measure.quality import window_length
+from gpt2opt.decoding.text import window_length
 from gpt2opt.measure.trace import read_trace, record_trace
 from gpt2opt.profile.page import hash_traces, page
+from gpt2opt.prune import head_importance, prune_attention_heads
 from gpt2opt.record import Settings, read_record
 from gpt2opt.sources.models import load_model
 from gpt2opt.stages.profile import run_profile
-from gpt2opt.stages.prune import head_importance, prune_attention_heads, run_prune
+from gpt2opt.stages.prune import run_prune
 from gpt2opt.stages.run import fit_to_context, start_run
 from gpt2opt.storage import hash_weights, new_folder
 from tests.conftest import make_model, make_tokenizer

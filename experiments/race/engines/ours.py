@@ -22,9 +22,9 @@ class Ours(Driven):
     precision = "f32"
 
     def prepare(self, source: Path, folder: Path) -> str:
+        from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
         from gpt2opt.sources.models import load_model
         from gpt2opt.sources.texts import find_texts
-        from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
 
         tokenizer, model = load_model(source)
         texts = find_texts()

@@ -12,21 +12,23 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from gpt2opt import finetune, prune
 from gpt2opt.apps.course.charts import plot_latency, plot_memory_usage, plot_perplexity
 from gpt2opt.apps.course.cpu_model import CpuModel
 from gpt2opt.decoding.decoder import Greedy, Model
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text import token_text
+from gpt2opt.decoding.text import token_text, window_length
 from gpt2opt.decoding.text_generation import encode_prompt, generate_text
+from gpt2opt.finetune import prepare_tokenizer_for_padding
 from gpt2opt.measure.latency import cuda_time, wall_time
 from gpt2opt.measure.memory import read_peak_rss
-from gpt2opt.measure.quality import COURSE, JOIN, perplexity, prepare_text, window_length
+from gpt2opt.measure.quality import COURSE, JOIN, perplexity, prepare_text
 from gpt2opt.measure.trace import record_trace
+from gpt2opt.quantize import int8
 from gpt2opt.record import Settings
 from gpt2opt.sources.models import find_model_or_stand_in, load_tokenizer
 from gpt2opt.sources.rows import find_rows
-from gpt2opt.stages import finetune, profile, prune, quantize
-from gpt2opt.stages.finetune import prepare_tokenizer_for_padding
+from gpt2opt.stages import profile
 from gpt2opt.stages.torch_model import TorchModel, generate_tokens, logits_of
 
 __all__ = [
@@ -183,7 +185,7 @@ def prune_attention_heads(model: GPT2LMHeadModel, prune_fraction: float = 0.2) -
 
 
 def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Tokenize for causal language modelling, in batches, with padding masked out of the loss; see `stages.finetune.tokenize_dataset`.
+    """Tokenize for causal language modelling, in batches, with padding masked out of the loss; see `finetune.tokenize_dataset`.
 
     Args:
         dataset: column `text`. Long texts become several rows and empty ones none.
@@ -237,7 +239,7 @@ def prepare_calibration_dataset(valid_ds: Dataset, tokenizer: PreTrainedTokenize
         ValueError: no column `text`, or fewer than 8 such rows.
     """
     text = JOIN.join(row.strip() for row in _texts(valid_ds) if row.strip())
-    return quantize.prepare_calibration_dataset([text], tokenizer, min(COURSE.window, window_length(tokenizer)))
+    return int8.prepare_calibration_dataset([text], tokenizer, min(COURSE.window, window_length(tokenizer)))
 
 
 def run_post_training_quantization(quantizer: Any, calibration_dataset: Dataset, output_dir: str | Path) -> None:
@@ -264,7 +266,7 @@ def run_post_training_quantization(quantizer: Any, calibration_dataset: Dataset,
         )
     skipped = sum(type(module).__name__ == "Conv1D" for module in model.modules())
     print(f"INC would skip {skipped} Conv1D layers of this model: they are made equal Linear layers first")
-    done = quantize.quantize_int8(model, load_tokenizer(model.name_or_path), calibration_dataset, output_dir)
+    done = int8.quantize_int8(model, load_tokenizer(model.name_or_path), calibration_dataset, output_dir)
     audit = done.audit
     print(f"{len(audit.expected) - len(audit.failures)} of {len(audit.expected)} matmuls are INT8 in {output_dir}")
 

@@ -26,7 +26,8 @@ from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.onnx_model import export_onnx, load_onnx, require_onnxruntime
 from gpt2opt.runtime.qaic import AI_CORES, compile_program, export_qaic, find_compiler
 from gpt2opt.settings import is_whole
-from gpt2opt.sources.models import FoundModel, check_ids, find_model_or_stand_in, heads_per_layer, load_model
+from gpt2opt.sources.gpt2 import check_ids, heads_per_layer
+from gpt2opt.sources.models import FoundModel, find_model_or_stand_in, load_model
 from gpt2opt.storage import check_folder, claim_folder
 
 SETTINGS = DecodingSettings(max_new_tokens=32)

@@ -180,7 +180,7 @@ class Maker:
     def make(self) -> None:
         from gpt2opt.quantize.export import export_ir
         from gpt2opt.quantize.fake_quant import linearize
-        from gpt2opt.stages.quantize import prepare_calibration_dataset, quantize_int8
+        from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 
         if (self.folder / IR).exists():
             return

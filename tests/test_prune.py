@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from gpt2opt.measure.memory import in_fresh_process
+from gpt2opt.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
 from gpt2opt.sources.models import load_model, save_model
-from gpt2opt.stages.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
 from gpt2opt.stages.torch_model import logits_from_torch
 
 HEAD_DIM = 8

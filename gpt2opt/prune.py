@@ -1,0 +1,134 @@
+"""Take the attention heads that matter least out of every layer of a GPT-2."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from transformers import GPT2LMHeadModel
+
+from gpt2opt.decoding.text import token_rows
+from gpt2opt.settings import Settings, check_fraction, check_whole
+from gpt2opt.sources.gpt2 import fit_width_to_heads, heads_per_layer
+
+IMPORTANCE_BATCHES, IMPORTANCE_BATCH_SIZE = 8, 4
+
+
+def head_importance(model: GPT2LMHeadModel, batches: Iterable[torch.Tensor]) -> np.ndarray:
+    """Estimate how much the loss changes when a head is removed, to first order (Michel et al. 2019).
+
+    A gate of 1 on each head's output would carry the gradient sum(output × d loss / d output); its size, averaged over the
+    sequences, is the importance. Nothing of the model is changed.
+
+    Args:
+        model: GPT-2 with floating-point parameters that can carry gradients (FP32 on a CPU).
+        batches: token ids, each (B, T) int64. Padding is not masked: pass whole rows.
+
+    Returns:
+        float64 array (layers, heads), in nats per token.
+
+    Raises:
+        ValueError: there are no batches, or the layers have different numbers of heads.
+    """
+    blocks = model.transformer.h
+    outputs: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int):
+        def hook(module, inputs):
+            outputs[layer] = inputs[0]
+            inputs[0].retain_grad()
+
+        return hook
+
+    hooks = [block.attn.c_proj.register_forward_pre_hook(keep(layer)) for layer, block in enumerate(blocks)]
+    total = np.zeros((len(blocks), heads_per_layer(model)))
+    sequences = 0
+    try:
+        for ids in batches:
+            ids = ids.to(model.device)
+            model(ids, labels=ids, use_cache=False).loss.backward()
+            for layer, block in enumerate(blocks):
+                per_head = (outputs[layer].detach() * outputs[layer].grad).unflatten(-1, (block.attn.num_heads, -1))
+                total[layer] += per_head.double().sum((1, 3)).abs().sum(0).cpu().numpy() * len(ids)
+            sequences += len(ids)
+            model.zero_grad(set_to_none=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not sequences:
+        raise ValueError("head_importance got no batches; pass at least one (B, T) tensor of token ids")
+    return total / sequences
+
+
+def prune_attention_heads(
+    model: GPT2LMHeadModel, prune_fraction: float = Settings.prune_fraction, importance: np.ndarray | None = None
+) -> GPT2LMHeadModel:
+    """Remove `floor(heads × prune_fraction)` heads from every layer, in place; the parameters keep their dtype and device.
+
+    The achieved fraction is a multiple of 1 / heads: 20% of 12 heads is 2 heads, 16.7%.
+
+    Args:
+        model: GPT-2.
+        prune_fraction: share of each layer's heads, in [0, 1).
+        importance: (layers, heads), see `head_importance`: the least important leave. Without it the first ones leave.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: not a GPT-2, layers with different numbers of heads, a fraction outside [0, 1), or importance of another shape
+            or with values that are NaN or infinite.
+    """
+    if getattr(model.config, "model_type", None) != "gpt2":
+        raise ValueError(f"got a {getattr(model.config, 'model_type', type(model).__name__)!r} model, expected a GPT-2")
+    blocks = model.transformer.h
+    heads = heads_per_layer(model)
+    count = heads_to_prune(heads, prune_fraction)
+    if importance is None:
+        importance = np.tile(np.arange(heads, dtype=float), (len(blocks), 1))
+    if np.shape(importance) != (len(blocks), heads):
+        raise ValueError(f"importance has shape {np.shape(importance)}, expected {(len(blocks), heads)}: (layers, heads) of this model")
+    if not np.isfinite(importance).all():
+        raise ValueError(
+            f"importance holds {np.count_nonzero(~np.isfinite(importance))} values that are NaN or infinite: heads can't be ordered by it; "
+            "compute it in FP32"
+        )
+    if count:
+        dtype = model.dtype
+        model.prune_heads(
+            {layer: _original_numbers(blocks[layer], np.argsort(row, kind="stable")[:count]) for layer, row in enumerate(importance)}
+        )
+        model.to(dtype)  # the cut layers come back in FP32
+        fit_width_to_heads(model)
+    return model
+
+
+def _original_numbers(block, heads: np.ndarray) -> list[int]:
+    """Translate positions among the heads that are left into the numbers that they had at first, which transformers asks for."""
+    total = block.attn.num_heads + len(block.attn.pruned_heads)
+    left = [head for head in range(total) if head not in block.attn.pruned_heads]
+    return [left[head] for head in heads]
+
+
+def heads_to_prune(heads: int, prune_fraction: float) -> int:
+    """Return floor(heads × fraction), checked to leave at least one head."""
+    check_fraction(prune_fraction)
+    # 0.7 × 10 is 6.999…: without the tolerance floor() would take one head too few.
+    return min(heads - 1, int(heads * prune_fraction + 1e-9))
+
+
+def pruned_heads(model: GPT2LMHeadModel) -> dict[int, list[int]]:
+    """Return layer -> the heads that were removed from it, by the numbers that they had at first."""
+    return {layer: sorted(heads) for layer, heads in model.config.pruned_heads.items()}
+
+
+def importance_batches(texts: Sequence[str], tokenizer, length: int) -> tuple[torch.Tensor, ...]:
+    """Return the first whole rows of the texts in batches (B, length).
+
+    Raises:
+        ValueError: no text is that long.
+    """
+    check_whole("length", length, 2)
+    whole = [row for row in token_rows(texts, tokenizer, length) if len(row) == length]
+    if not whole:
+        raise ValueError(f"none of the {len(texts)} texts has {length} tokens; importance needs whole rows, give longer texts")
+    return torch.tensor(whole[: IMPORTANCE_BATCHES * IMPORTANCE_BATCH_SIZE]).split(IMPORTANCE_BATCH_SIZE)

@@ -1,0 +1,144 @@
+"""Ranges of inputs: those that calibration sees, and what moves into the weights for their sake.
+
+SmoothQuant scales the weights behind a LayerNorm, so that its outputs span less. Some weights get wider steps, so that a CPU without VNNI
+or AMX can multiply them without saturating: its INT8 products are added in 16 bits first.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel, PreTrainedModel
+
+from gpt2opt.quantize.fake_quant import QuantizedLinear
+
+
+@dataclass(frozen=True)
+class InputRange:
+    """The lowest and the highest value (I,) that calibration saw of each input of a Linear."""
+
+    lowest: Tensor
+    highest: Tensor
+
+
+def observe_inputs(linear: PreTrainedModel, calibration: Dataset, names: Iterable[str]) -> dict[str, InputRange]:
+    """Run the calibration rows; return the lowest and the highest value of each input channel of these Linears."""
+    seen: dict[str, InputRange] = {}
+
+    def watch(name: str, channels: Tensor) -> None:
+        found = InputRange(channels.amin(0), channels.amax(0))
+        before = seen.get(name, found)
+        seen[name] = InputRange(torch.minimum(before.lowest, found.lowest), torch.maximum(before.highest, found.highest))
+
+    _watch_inputs(linear, calibration, names, watch)
+    return seen
+
+
+def _watch_inputs(linear: PreTrainedModel, calibration: Dataset, names: Iterable[str], watch: Callable[[str, Tensor], None]) -> None:
+    """Call `watch` with the name and the input (tokens, I) of each Linear, for every calibration row."""
+    hooks = [
+        linear.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs[0].flatten(0, -2)))
+        for name in names
+    ]
+    no_cache = {"use_cache": False} if isinstance(linear, GPT2LMHeadModel) else {}  # classifiers have none to leave out
+    try:
+        with torch.inference_mode():
+            for row in calibration["input_ids"]:
+                linear(torch.tensor([row]), **no_cache)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def clip_to_percentiles(
+    linear: GPT2LMHeadModel, calibration: Dataset, found: dict[str, QuantizedLinear], share: float = 1e-4
+) -> dict[str, QuantizedLinear]:
+    """Narrow each u8 range so that it leaves out this share of a row's values at either end, averaged over the rows.
+
+    Values outside the range are clipped, values inside get finer steps.
+    """
+    ends: dict[str, list[Tensor]] = {name: [] for name in found}
+
+    def watch(name: str, channels: Tensor) -> None:
+        values = channels.flatten()
+        count = max(1, round(len(values) * share))
+        ends[name].append(torch.stack([values.kthvalue(count).values, values.kthvalue(len(values) + 1 - count).values]))
+
+    _watch_inputs(linear, calibration, found, watch)
+    clipped = {}
+    for name, layer in found.items():
+        low, high = torch.stack(ends[name]).mean(0).tolist()
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = (high - low) / 255
+        clipped[name] = dataclasses.replace(layer, input_scale=scale, input_zero_point=round(-low / scale))
+    return clipped
+
+
+def take_over_smoothing(linear: GPT2LMHeadModel, state: dict) -> None:
+    """Replace the LayerNorms of a model, in place, by the smoothed ones in INC's state; scale the weights behind them the other way.
+
+    Raises:
+        RuntimeError: no LayerNorm differs; INC skips SmoothQuant without an error.
+    """
+    smoothed = 0
+    for block, layer in enumerate(linear.transformer.h):
+        for norm, projection in (("ln_1", layer.attn.c_attn), ("ln_2", layer.mlp.c_fc)):
+            module = getattr(layer, norm)
+            weight, bias = (state[f"transformer.h.{block}.{norm}.{name}"].float() for name in ("weight", "bias"))
+            old, new = torch.stack([module.weight, module.bias]), torch.stack([weight, bias])
+            # If the gain is zero, the bias tells the scale; if both are zero, the input is zero and no scale matters.
+            row = (new[0].abs() < new[1].abs()).long()[None]
+            before, after = old.gather(0, row)[0], new.gather(0, row)[0]
+            scale = torch.where(after != 0, before / after, 1.0)
+            smoothed += not torch.allclose(scale, torch.ones_like(scale))
+            module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
+            projection.weight = nn.Parameter(projection.weight * scale)
+    if not smoothed:
+        raise RuntimeError("INC skipped SmoothQuant: none of the LayerNorms changed; is peft installed?")
+
+
+def smooth_untied_head(linear: GPT2LMHeadModel, calibration: Dataset, alpha: float) -> None:
+    """Smooth the last LayerNorm and the head behind it, in place, unless the embedding shares the head's weight. INC leaves them out.
+
+    sⱼ = max|Xⱼ|^α / max|Wⱼ|^(1 − α), SmoothQuant's own formula (Xiao et al. 2022, equation 4).
+    """
+    head, norm = linear.lm_head, linear.transformer.ln_f
+    if head.weight is linear.transformer.wte.weight:
+        return
+    seen = observe_inputs(linear, calibration, ["lm_head"])["lm_head"]
+    largest_input = torch.maximum(seen.highest.abs(), seen.lowest.abs()).clamp(min=1e-5)
+    largest_weight = head.weight.detach().abs().amax(0).clamp(min=1e-5)
+    scale = largest_input**alpha / largest_weight ** (1 - alpha)
+    norm.weight, norm.bias = nn.Parameter(norm.weight / scale), nn.Parameter(norm.bias / scale)
+    head.weight = nn.Parameter(head.weight * scale)
+
+
+def keep_sums_in_16_bits(found: QuantizedLinear, weight: Tensor, seen: InputRange) -> QuantizedLinear:
+    """Widen the steps of a weight until the CPU's 16-bit sums don't saturate.
+
+    A CPU without VNNI or AMX first adds two u8 × i8 products in 16 bits. It saturates if a₀w₀ + a₁w₁ leaves [−32768, 32767], for the
+    neighbouring inputs 2j and 2j + 1. Halving all weights would rule this out and cost one bit of every weight. Few inputs come near 255,
+    though: the step of an output channel only has to grow until the largest inputs that calibration saw don't saturate in it, and most
+    channels keep their 8 bits. `experiments/recipes.py` measures what this costs on a CPU that does not saturate.
+
+    Args:
+        found: the layer with an 8-bit weight and a quantized input.
+        weight: (O, I) the float weight that it was made from, so that the result is rounded once and not twice.
+        seen: the range of each input channel.
+    """
+    largest = (torch.round(seen.highest / found.input_scale) + found.input_zero_point).clamp(0, 255)
+    products = weight.detach() * largest
+    if products.shape[1] % 2:
+        products = torch.nn.functional.pad(products, (0, 1))
+    pairs = torch.maximum(_pair_sums(products.clamp(min=0)), _pair_sums(-products.clamp(max=0)))
+    limit = 32767 - 255  # rounding adds half a step to each of the two weights
+    scale = torch.maximum(found.weight_scale, pairs.amax(1, keepdim=True) / limit)
+    steps = torch.round(weight.detach() / scale).clamp(-128, 127)
+    return dataclasses.replace(found, weight=steps * scale, weight_scale=scale)
+
+
+def _pair_sums(products: Tensor) -> Tensor:
+    return products.unflatten(1, (-1, 2)).sum(-1)
