@@ -22,5 +22,5 @@ make run
 cp traces/run.json "$out/run.json"
 "$python" -m gpt2opt report traces --out "$out/report.html"
 .venv/bin/pip install -q -c requirements.lock pytest pytest-xdist
-"$python" -m pytest tests/stages tests/measure tests/decoding -m "gpu or not slow" --junitxml "$out/tests.xml"
+"$python" -m pytest tests/stages tests/measure tests/decoding tests/quantize tests/test_prune.py tests/test_finetune.py -m "gpu or not slow" --junitxml "$out/tests.xml"
 echo "done: $out holds the report; to commit the record of this GPU: $python -m experiments docs --take-run"
