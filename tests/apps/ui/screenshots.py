@@ -7,8 +7,9 @@ from pathlib import Path
 from selenium.webdriver import ActionChains
 
 from tests.apps.ui.browser import Page, served, why_no_browser
+from tests.conftest import ROOT
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = ROOT / "docs"
 PROMPT = "Returns the shortest path between two nodes of a graph. If the graph has no path"
 COMPARED = "The shortest path between two nodes of a graph"
 SIZE = (1360, 860)
