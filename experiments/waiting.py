@@ -111,6 +111,9 @@ def _timed(work: Callable[[], None]) -> float:
 class Busy:
     """What keeps the cores busy in a process of its own: products of matrices without end, in as many threads as there are cores."""
 
+    def __init__(self):
+        threading.Thread(target=self.multiply, daemon=True).start()
+
     def multiply(self) -> None:
         import torch
 
@@ -123,15 +126,9 @@ class Busy:
 @contextlib.contextmanager
 def busy_process() -> Iterator[None]:
     """Keep every core busy meanwhile, from a process that waits as libgomp does by default."""
-    with Child(Busy, environment=next(iter(POLICIES.values()))) as child:
-        threading.Thread(target=_ignore_end, args=(child,), daemon=True).start()
+    with Child(Busy, environment=next(iter(POLICIES.values()))):
         time.sleep(SETTLE_S)
         yield
-
-
-def _ignore_end(child: Child) -> None:
-    with contextlib.suppress(RuntimeError):  # it is killed when the work beside it is done
-        child.call("multiply")
 
 
 def compare_waiting(model: str = "auto", rounds: int = 5) -> Waiting:

@@ -292,13 +292,14 @@ def commit() -> str | None:
 
 
 def let_waiting_threads_sleep() -> None:
-    """Let the threads of torch sleep where they wait for each other. Call it before torch is imported; a user's own setting stays.
+    """Let the threads of torch sleep soon where they wait for each other. Call it before torch is imported; a user's own setting stays.
 
-    libgomp's threads spin by default, which takes the cores from whoever could use them: beside one other busy process, quantizing then
-    takes many times as long. `python -m experiments waiting` measures both.
+    libgomp's threads spin 300,000 times by default, which takes the cores from whoever could use them: beside one other busy process, all
+    of torch's work then takes several times as long. Without any spinning, short steps take longer alone. `python -m experiments waiting`
+    measures both; libgomp's own count where there are more threads than cores, 1000, does well in either.
     """
     if "torch" not in sys.modules and wait_policy() is None:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def wait_policy() -> str | None:

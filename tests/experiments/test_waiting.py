@@ -18,8 +18,7 @@ class StubWork:
 
 
 class StubBusy:
-    def multiply(self) -> None:
-        return
+    """Takes the place of `Busy`, and needs no core."""
 
 
 @pytest.fixture
