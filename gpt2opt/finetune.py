@@ -159,7 +159,8 @@ class _SharedBatchTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         arguments = self.args
         batch = self._train_batch_size * arguments.world_size
-        whole = DataLoader(self.train_dataset, batch, shuffle=True, collate_fn=self._collate_share)
+        rows: Any = self.train_dataset
+        whole = DataLoader(rows, batch, shuffle=True, collate_fn=self._collate_share)
         return prepare_data_loader(
             whole, arguments.device, num_processes=1, process_index=0, put_on_device=True, use_seedable_sampler=True,
             data_seed=arguments.seed,
@@ -200,14 +201,15 @@ def fused_gelu(model: GPT2LMHeadModel) -> Iterator[None]:
 
     It is the same function, the tanh approximation, and leaves fewer tensors to read and to keep: a training step takes less time.
     """
-    activations = [block.mlp.act for block in model.transformer.h]
+    blocks: Any = model.transformer.h
+    activations = [block.mlp.act for block in blocks]
     try:
-        for block in model.transformer.h:
+        for block in blocks:
             if isinstance(block.mlp.act, NewGELUActivation):
                 block.mlp.act = nn.GELU(approximate="tanh")
         yield
     finally:
-        for block, activation in zip(model.transformer.h, activations, strict=True):
+        for block, activation in zip(blocks, activations, strict=True):
             block.mlp.act = activation
 
 
