@@ -19,7 +19,7 @@ from gpt2opt.apps.deployed.report import plot_scaling, scaling_table, statistics
 from gpt2opt.apps.deployed.statistics import Scaling, ServingStatistics
 from gpt2opt.report.tables import Table, table
 from gpt2opt.settings import check_whole
-from gpt2opt.storage import save_model
+from gpt2opt.sources.models import save_model
 
 SCHEMA = "gpt2opt.deployed/1"
 PROMPT = "Hi there!!"

@@ -21,9 +21,9 @@ from experiments.race.turns import Case, make_prompts
 from gpt2opt import environment
 from gpt2opt.decoding.generation import generate
 from gpt2opt.settings import check_whole
+from gpt2opt.sources.models import save_model
 from gpt2opt.sources.texts import find_texts
 from gpt2opt.stages.torch_model import TorchModel
-from gpt2opt.storage import save_model
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 48
 TIMED = Case(16, 6)

@@ -24,7 +24,8 @@ from gpt2opt.measure.child import Child, thread_settings
 from gpt2opt.measure.limits import Probe
 from gpt2opt.measure.memory import ChildRun, in_fresh_process
 from gpt2opt.settings import check_whole
-from gpt2opt.storage import check_folder, claim_folder, new_folder, remove_folder, save_model, take_lock
+from gpt2opt.sources.models import save_model
+from gpt2opt.storage import check_folder, claim_folder, new_folder, remove_folder, take_lock
 
 SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280)}
 """Layers, heads and width, for the bundled model to be stretched to where there are no real weights."""
