@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, Trainer
 
-from gpt2opt import course
+from gpt2opt.apps import course
 from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.measure.trace import read_trace
 from gpt2opt.runtime.audit import audit_int8

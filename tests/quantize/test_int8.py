@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2opt.environment import has_int8_dot_product
 from gpt2opt.prune import prune_attention_heads
+from gpt2opt.quantize import int8
 from gpt2opt.quantize.calibration import calibrate
 from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize, quantized_linears
@@ -26,7 +27,6 @@ from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.runtime.paged_attention import cut
 from gpt2opt.sources.models import load_model
-from gpt2opt.stages import quantize
 from gpt2opt.stages.quantize import SMALL_MACHINE_BYTES, generate_within
 from tests.conftest import change_pass, relative_error, sample_text, torch_logits
 
@@ -117,7 +117,7 @@ def test_a_weight_that_is_no_number_is_refused_by_name(value, model, tokenizer, 
 
 
 def test_what_fails_the_audit_is_kept_under_a_name_that_says_so(pruned, tokenizer, calibration, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantize, "fake_quantize", lambda model, layers: fake_quantize(model, {"lm_head": layers["lm_head"]}))
+    monkeypatch.setattr(int8, "fake_quantize", lambda model, layers: fake_quantize(model, {"lm_head": layers["lm_head"]}))
     for _ in range(2):  # a later failure replaces what an earlier one left
         with pytest.raises(RuntimeError, match=r"8 of 9 matmuls are not INT8.* is kept in \S+out-failed-audit: "):
             quantize_int8(pruned, tokenizer, calibration, tmp_path / "out", "w8")
@@ -127,7 +127,7 @@ def test_what_fails_the_audit_is_kept_under_a_name_that_says_so(pruned, tokenize
 
 @pytest.mark.parametrize("error", [ValueError("can't compile"), MemoryError()])
 def test_what_could_not_be_audited_is_kept_too(error, pruned, tokenizer, calibration, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantize, "audit_int8", lambda _: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(int8, "audit_int8", lambda _: (_ for _ in ()).throw(error))
     with pytest.raises(type(error), match="out-failed-audit"):
         quantize_int8(pruned, tokenizer, calibration, tmp_path / "out", "w8")
     assert load_ir(tmp_path / "out-failed-audit").context == 256
@@ -136,7 +136,7 @@ def test_what_could_not_be_audited_is_kept_too(error, pruned, tokenizer, calibra
 def test_a_users_folder_of_that_name_is_left_alone(pruned, tokenizer, calibration, tmp_path, monkeypatch):
     (tmp_path / "out-failed-audit").mkdir()
     (tmp_path / "out-failed-audit" / "mine").write_text("mine")
-    monkeypatch.setattr(quantize, "fake_quantize", lambda model, layers: fake_quantize(model, {"lm_head": layers["lm_head"]}))
+    monkeypatch.setattr(int8, "fake_quantize", lambda model, layers: fake_quantize(model, {"lm_head": layers["lm_head"]}))
     with pytest.raises(RuntimeError, match=r"8 of 9 matmuls are not INT8.* could not be kept: .* is not empty"):
         quantize_int8(pruned, tokenizer, calibration, tmp_path / "out", "w8")
     assert [path.name for path in tmp_path.rglob("*")] == ["out-failed-audit", "mine"]
@@ -210,8 +210,8 @@ def test_an_unknown_recipe_is_refused(pruned, tokenizer, calibration, tmp_path):
 def test_a_cpu_without_int8_dot_products_is_named_up_front(
     dot_product, notice, pruned, tokenizer, calibration, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(quantize, "has_int8_dot_product", lambda: dot_product)
-    monkeypatch.setattr(quantize, "calibrate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(int8, "has_int8_dot_product", lambda: dot_product)
+    monkeypatch.setattr(int8, "calibrate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         quantize_int8(pruned, tokenizer, calibration, tmp_path / "out")
     assert notice in caplog.text
