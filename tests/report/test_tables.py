@@ -1,11 +1,12 @@
 import dataclasses
 
-from gpt2opt.measure.results import Latency, Memory
+from gpt2opt.measure.results import Latency, Memory, Quality
 from gpt2opt.report.tables import (
     audit_table,
     environment_table,
     explain_products,
     memory_table,
+    perplexity_ratio,
     provenance_table,
     quality_table,
     raw_samples_table,
@@ -184,3 +185,11 @@ def test_float_inputs_of_the_decode_graph_are_explained_where_prompts_have_int8_
     assert "dynamic quantization" in explain_products({"a": int8, "b": float_input}, {"a": float_input, "b": float_input})
     assert explain_products({"a": int8, "b": float_input}, {"a": int8, "b": float_input}) == ""
     assert explain_products({"a": float_input}, {"a": float_input}) == ""
+
+
+def test_a_perplexity_whose_interval_contains_1_is_marked():
+    base, other, lower = (
+        Quality(nats, (10,) * 4, 25, 100, "p") for nats in ((30.0,) * 4, (28.0, 33.0, 29.0, 31.0), (28.0, 28.1, 28.2, 28.0))
+    )
+    assert perplexity_ratio(other, base).endswith("]: no measurable difference")
+    assert perplexity_ratio(lower, base).endswith("]")
