@@ -95,7 +95,7 @@ class Run:
         model.made_from = hash_weights(self.folder(name))  # copies keep it, and so does whatever changes the model in place
         return model
 
-    def measure(self, name: str, model: GPT2LMHeadModel | Path, **facts: Any) -> Measurement:
+    def measure(self, name: str, model: GPT2LMHeadModel | Path, *, control: bool = False, **facts: Any) -> Measurement:
         """Save a model, measure it as every other one, and put the result into the record.
 
         Every model is scored (perplexity, distance from its reference model) and continues the sample prompts. Models whose role says so
@@ -104,13 +104,18 @@ class Run:
         from the record, and their traces removed.
 
         Args:
-            name: of the model, as in `record.ROLES`; under any other name it is a control of the last stage so far.
+            name: of the model, as in `record.ROLES`.
             model: in torch, with FP16 parameters; or `run.folder(name)`, if an IR was written there.
+            control: take a name that the four stages don't know for a control of the last stage so far.
             facts: what else is to be kept of it: numbers, strings, lists, dicts, arrays and dataclasses of these.
 
         Raises:
-            ValueError: the model is of another dtype or there is no IR, or the model that it is compared with has not been measured.
+            ValueError: the name is not known, the model is of another dtype or there is no IR, or the model that it is compared with has
+                not been measured.
         """
+        if name not in ROLES and not control:
+            known = ", ".join(map(repr, ROLES))
+            raise ValueError(f"{name!r} is none of the models of the four stages ({known}); for a control of your own give control=True")
         role, folder = self.role(name), self.folder(name)
         for other in dict.fromkeys(filter(None, (role.made_from, role.reference))):
             self._check_measured(name, other)

@@ -167,7 +167,11 @@ def test_what_is_measured_is_what_was_written_and_the_facts_are_as_json_gives_th
 
 
 def test_a_name_that_no_stage_knows_is_a_control_and_is_not_timed(run, baseline):
-    run.measure("Halved, by a friend", baseline)
+    with pytest.raises(
+        ValueError, match=r"'Prunned' is none of the models of the four stages \('Baseline', .*; for a control .*control=True"
+    ):
+        run.measure("Prunned", baseline)
+    run.measure("Halved, by a friend", baseline, control=True)
     control = run.record.stage("1-profile").control("Halved, by a friend")
     assert run.folder("Halved, by a friend").name == "1-control-by-a-friend"
     assert control.latency is control.memory is None
@@ -192,7 +196,7 @@ def test_a_control_before_any_stage_is_refused(model_dir, text_file, tmp_path):
     with pytest.raises(
         ValueError, match="'Halved' would be a control of the last stage so far, and there is none; measure 'Baseline' first"
     ):
-        begun.measure("Halved", load_model(model_dir, "float16")[1])
+        begun.measure("Halved", load_model(model_dir, "float16")[1], control=True)
 
 
 def test_the_scratch_folder_is_gone_with_the_run(model_dir, text_file, tmp_path):
