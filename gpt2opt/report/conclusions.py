@@ -56,7 +56,9 @@ def conclude_finetune(record: Record) -> str:
     gained, without = _nats(pruned) - _nats(tuned), _nats(base) - _nats(control)
     cost, left = _nats(pruned) - _nats(base), _nats(tuned) - _nats(control)
     lines = [f"Fine-tuning {_gain(tuned, pruned)}; the unpruned control, on the same budget, {_gain(control, base)}."]
-    if gained > 0 and without > 0:
+    if not (_differs(tuned, pruned) and _differs(control, base)):
+        lines.append("Documents vary so much that not both of these show. What follows compares the two models document by document.")
+    elif gained > 0 and without > 0:
         lines.append("Both models learnt from the text, so the gain alone does not show that heads recovered.")
     if (pruned.ratio_interval(base) or (1.0,))[0] > 1:
         share = 1 - left / cost
@@ -104,7 +106,13 @@ def _gain(quality: Quality, before: Quality) -> str:
     gained, interval = _nats(before) - _nats(quality), quality.ratio_interval(before)
     ends = interval and tuple(sorted(math.copysign(1, gained) * -math.log(end) for end in interval))
     shown = f"{'gained' if gained > 0 else 'lost'} {with_interval(abs(gained), ends, '.3f')} nats per token"
-    return f"{shown} ({NO_DIFFERENCE}: documents vary too much)" if interval and interval[0] <= 1 <= interval[1] else shown
+    return shown if _differs(quality, before) else f"{shown} ({NO_DIFFERENCE})"
+
+
+def _differs(quality: Quality, base: Quality) -> bool:
+    """Return whether two perplexities differ: their paired interval does not contain 1, or there is no interval to go by."""
+    interval = quality.ratio_interval(base)
+    return interval is None or not interval[0] <= 1 <= interval[1]
 
 
 def machine_changes(record: Record) -> str:

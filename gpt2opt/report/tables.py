@@ -159,8 +159,8 @@ def explain_products(prefill: Mapping[str, Sequence[str]], decode: Mapping[str, 
         return ""
     return (
         "Prompts are read with INT8 inputs and INT8 weights. The graph that decodes further tokens has the same INT8 weights and float "
-        "inputs, which OpenVINO rounds to INT8 inside each product, with the range of each group of 32 (dynamic quantization): with one "
-        "row of inputs, reading the weights takes the time."
+        "inputs. OpenVINO rounds these to INT8 inside each product, by ranges that it takes from the inputs themselves (dynamic "
+        "quantization). With one row of inputs most of the time goes into reading the weights, so the type of the inputs matters little."
     )
 
 
