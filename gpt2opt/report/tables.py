@@ -160,7 +160,7 @@ def explain_products(prefill: Mapping[str, Sequence[str]], decode: Mapping[str, 
     return (
         "Prompts are read with INT8 inputs and INT8 weights. The graph that decodes further tokens has the same INT8 weights and float "
         "inputs. OpenVINO rounds these to INT8 inside each product, by ranges that it takes from the inputs themselves (dynamic "
-        "quantization). With one row of inputs most of the time goes into reading the weights, so the type of the inputs matters little."
+        "quantization). With one row of inputs most of the time goes into reading the weights, and quantizers in the graph would add to it."
     )
 
 
