@@ -28,7 +28,7 @@ from gpt2opt.sources.docs_corpus import HELD_OUT, TRAINING, training_documents
 from gpt2opt.sources.docstrings import Document
 from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
-from gpt2opt.stages.torch_model import logits_of
+from gpt2opt.torch_model import logits_of
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from experiments.contract import EXPERIMENTS, hash_of, json_path, read_result_of, write_charts
 from experiments.doctor import measured
 from gpt2opt.environment import cpu_kind, machine_label
-from gpt2opt.record import QUANTIZE, Record, read_record
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.conclusions import conclude_finetune, conclude_profile, conclude_prune, conclude_quantize, machine_changes
 from gpt2opt.report.tables import memory_table, perplexity_ratio, quality_table, speed_table, summary_table, table
+from gpt2opt.run.record import QUANTIZE, Record, read_record
 from gpt2opt.storage import write_whole
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from experiments.contract import json_path, read_result_of
 from experiments.race.results import MAIN, TPOT, TTFT_512, Figure, RaceResult
 from gpt2opt.apps.doctor.needs import GENERATE
 from gpt2opt.environment import machine_label
-from gpt2opt.record import read_record
+from gpt2opt.run.record import read_record
 from gpt2opt.settings import QUANTIZE
 
 FP32_BYTES = 4

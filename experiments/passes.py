@@ -24,6 +24,7 @@ from gpt2opt import environment
 from gpt2opt.measure.child import Child, thread_settings
 from gpt2opt.measure.memory import in_fresh_process, read_resident
 from gpt2opt.measure.results import Resident
+from gpt2opt.measure.stats import PERCENT, Estimate, paired_ratio
 from gpt2opt.report.style import OUR_ENGINE, SAME
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
 from gpt2opt.runtime.compile import case_of
@@ -31,7 +32,6 @@ from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.runtime.passes import PASSES, Plan
 from gpt2opt.settings import check_whole
-from gpt2opt.stats import PERCENT, Estimate, paired_ratio
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,6 +21,7 @@ from gpt2opt import environment
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, perplexity, prepare_text
 from gpt2opt.measure.results import Agreement, Quality
+from gpt2opt.measure.stats import PERCENT
 from gpt2opt.quantize.calibration import calibrate, calibrate_static
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
@@ -29,8 +30,7 @@ from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table, wit
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
-from gpt2opt.stages.torch_model import logits_of
-from gpt2opt.stats import PERCENT
+from gpt2opt.torch_model import logits_of
 
 
 @torch.no_grad()

@@ -21,12 +21,12 @@ from gpt2opt.decoding.text import encode, end_of_text
 from gpt2opt.measure.child import Child, thread_settings
 from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import perplexity, prepare_text
+from gpt2opt.measure.stats import PERCENT, paired_ratio
 from gpt2opt.report.tables import MISSING, Table, megabytes, table
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import load_model, load_tokenizer
 from gpt2opt.sources.texts import find_texts
-from gpt2opt.stages.torch_model import logits_of
-from gpt2opt.stats import PERCENT, paired_ratio
+from gpt2opt.torch_model import logits_of
 
 SCHEMA = "gpt2opt.scoring/1"
 WINDOWS = 8

@@ -22,9 +22,9 @@ from experiments.contract import Experiment
 from gpt2opt import environment
 from gpt2opt.measure.child import Child
 from gpt2opt.measure.latency import turn_orders
+from gpt2opt.measure.stats import PERCENT, paired_ratio
 from gpt2opt.report.tables import Table, show_ratio, table
 from gpt2opt.sources.models import find_model
-from gpt2opt.stats import PERCENT, paired_ratio
 
 SCHEMA = "gpt2opt.waiting/1"
 ROWS, ROW_TOKENS = 8, 256
@@ -76,7 +76,7 @@ class Work:
         from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
         from gpt2opt.sources.models import load_model
         from gpt2opt.sources.texts import find_texts
-        from gpt2opt.stages.torch_model import generate_tokens
+        from gpt2opt.torch_model import generate_tokens
 
         torch.set_num_threads(environment.threads())
         tokenizer, loaded = load_model(model)

@@ -39,12 +39,12 @@ def doctor(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     from gpt2opt.report.conclusions import machine_changes
     from gpt2opt.report.tables import environment_table, stage_table, stand_in_notice, summary_table
+    from gpt2opt.run.finetune import run_finetune
+    from gpt2opt.run.profile import run_profile
+    from gpt2opt.run.prune import run_prune
+    from gpt2opt.run.quantize import run_quantize
+    from gpt2opt.run.recorder import start_run
     from gpt2opt.settings import STAGES
-    from gpt2opt.stages.finetune import run_finetune
-    from gpt2opt.stages.profile import run_profile
-    from gpt2opt.stages.prune import run_prune
-    from gpt2opt.stages.quantize import run_quantize
-    from gpt2opt.stages.run import start_run
 
     current = start_run(
         options.model, options.text, options.out, options.out / "traces", prune_fraction=options.prune_fraction, epochs=options.epochs
@@ -73,7 +73,7 @@ def _short(stage: str) -> str:
 
 def finetune(options: argparse.Namespace) -> int:
     from gpt2opt.report.tables import table
-    from gpt2opt.stages.finetune import finetune_model
+    from gpt2opt.apps.commands import finetune_model
 
     with contextlib.redirect_stdout(sys.stderr):  # as in run
         tuned = finetune_model(options.model, options.text, options.out, options.epochs)
@@ -123,9 +123,9 @@ def audit(options: argparse.Namespace) -> int:
 
 
 def perplexity(options: argparse.Namespace) -> int:
+    from gpt2opt.apps.commands import score_model
     from gpt2opt.measure.quality import PROTOCOLS
     from gpt2opt.report.tables import show_perplexity
-    from gpt2opt.stages.score import score_model
 
     protocol = PROTOCOLS[options.protocol]
     changed = {name: value for name in ("window", "stride") if (value := getattr(options, name)) is not None}
@@ -159,7 +159,7 @@ def generate(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    from gpt2opt.model_server import export_for_server
+    from gpt2opt.export.model_server import export_for_server
     from gpt2opt.report.table import table
 
     with contextlib.redirect_stdout(sys.stderr):
@@ -177,10 +177,10 @@ def export(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
-    from gpt2opt.record import read_record
     from gpt2opt.report import compare
     from gpt2opt.report.page import write_report
     from gpt2opt.report.tables import record_tables, stand_in_notice
+    from gpt2opt.run.record import read_record
 
     paths = [path / "run.json" if path.is_dir() else path for path in options.runs]
     records = [read_record(path) for path in paths]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt.cgroup import cpu_quota
-from gpt2opt.window import requirements
+from gpt2opt.versions import requirements
 
 PYTHON = ((3, 10), (3, 13))
 """The first version that works, and the first that does not: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13."""

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
+from gpt2opt.export.openvino import export_ir
 from gpt2opt.prune import prune_attention_heads
-from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.runtime import passes

@@ -7,10 +7,10 @@ import pytest
 from datasets import Dataset
 
 from gpt2opt.cli import main
-from gpt2opt.quantize.export import export_ir
+from gpt2opt.export.openvino import export_ir
 from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
-from gpt2opt.record import read_record
+from gpt2opt.run.record import read_record
 from gpt2opt.runtime.generate import continue_text
 from gpt2opt.sources.models import load_model
 from gpt2opt.storage import claim_folder
@@ -220,7 +220,7 @@ def test_weights_that_training_spoiled_are_not_written(value, message, model_dir
         model.transformer.h[0].mlp.c_fc.weight.data[0, 0] = value
         return {}
 
-    monkeypatch.setattr("gpt2opt.stages.finetune.train_model", spoil)
+    monkeypatch.setattr("gpt2opt.apps.commands.train_model", spoil)
     assert main(["finetune", str(model_dir), "--text", str(text_file), "--out", str(tmp_path / "out")]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gpt2opt:")]
     assert "1 tensors of the model" in line

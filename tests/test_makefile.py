@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from gpt2opt import environment
-from gpt2opt.window import requirements
+from gpt2opt.versions import requirements
 from tests.conftest import ROOT
 
 if sys.version_info >= (3, 11):

@@ -16,7 +16,7 @@ from experiments.docs import ROOT
 from gpt2opt.apps.submission.evidence import read_submission
 from gpt2opt.apps.submission.points import check_points
 from gpt2opt.notebook import execute_notebook, notebook_text, read_notebook
-from gpt2opt.record import read_record
+from gpt2opt.run.record import read_record
 from gpt2opt.settings import STAGES
 
 NOTEBOOK = ROOT / "project.ipynb"

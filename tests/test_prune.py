@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
 from gpt2opt.sources.models import load_model, save_model
-from gpt2opt.stages.torch_model import logits_from_torch
+from gpt2opt.torch_model import logits_from_torch
 
 HEAD_DIM = 8
 

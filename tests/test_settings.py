@@ -15,8 +15,8 @@ from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.recipes import Recipe
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.settings import Settings, check_whole
-from gpt2opt.stages.torch_model import logits_of
 from gpt2opt.storage import check_folder
+from gpt2opt.torch_model import logits_of
 from tests.conftest import make_model
 
 NAN, INF = math.nan, math.inf

@@ -6,9 +6,9 @@ from experiments.attribution.run import COLUMNS, PERPLEXITY, Attribution, Column
 from experiments.contract import Experiment
 from experiments.race.turns import Case
 from gpt2opt.environment import machine_label
+from gpt2opt.measure.stats import PERCENT
 from gpt2opt.report.style import BETTER, SAME, WHOLE, WORSE
 from gpt2opt.report.tables import MISSING, Table, table
-from gpt2opt.stats import PERCENT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,21 +17,21 @@ from experiments.race.results import tpot, ttft
 from experiments.race.run import disk_bytes
 from experiments.race.turns import Case, RemoteEngine, race
 from gpt2opt import environment
+from gpt2opt.export.openvino import export_ir
 from gpt2opt.measure.quality import ScoredText, perplexity, prepare_text
 from gpt2opt.measure.results import Quality
+from gpt2opt.measure.stats import Estimate, paired_ratio
 from gpt2opt.prune import head_importance, importance_batches, prune_attention_heads
-from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
-from gpt2opt.record import Settings
 from gpt2opt.report.tables import megabytes, milliseconds
+from gpt2opt.run.record import Settings
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.settings import check_fraction, check_whole
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes
-from gpt2opt.stages.torch_model import logits_of
-from gpt2opt.stats import Estimate, paired_ratio
+from gpt2opt.torch_model import logits_of
 
 SCHEMA = "gpt2opt.attribution/1"
 CASE = Case(256, 64)

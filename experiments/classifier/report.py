@@ -10,9 +10,18 @@ from experiments.classifier.run import ClassifierResult, VariantResult, compare_
 from experiments.contract import Experiment
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.results import percentile
+from gpt2opt.measure.stats import (
+    PERCENT,
+    Estimate,
+    mcnemar,
+    mean_interval,
+    only_one_hits,
+    over_documents,
+    paired_ratio,
+    paired_share_difference,
+)
 from gpt2opt.report.style import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
-from gpt2opt.stats import PERCENT, Estimate, mcnemar, mean_interval, only_one_hits, over_documents, paired_ratio, paired_share_difference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ import numpy as np
 
 from experiments.decoding.methods import GREEDY, SAMPLING
 from experiments.decoding.results import ITSELF, Decoding, ModelResult, explained_to_judge, mean, nats, rep4
+from gpt2opt.measure.stats import Estimate, median, over_documents, ratio_of_medians
 from gpt2opt.report.tables import Table, table
-from gpt2opt.stats import Estimate, median, over_documents, ratio_of_medians
 
 CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "no difference was measurable"
 SMALL, MEDIUM, LARGE = "gpt2", "gpt2-medium", "gpt2-large"

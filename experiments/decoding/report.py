@@ -21,9 +21,9 @@ from experiments.decoding.results import (
 )
 from experiments.decoding.run import compare_decoding
 from gpt2opt.environment import machine_label
+from gpt2opt.measure.stats import PERCENT, Estimate, median
 from gpt2opt.report.style import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, milliseconds, table, with_interval
-from gpt2opt.stats import PERCENT, Estimate, median
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

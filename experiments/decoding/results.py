@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import expit
 
 from experiments.decoding.methods import GREEDY
-from gpt2opt.stats import Estimate, over_documents, paired_ratio
+from gpt2opt.measure.stats import Estimate, over_documents, paired_ratio
 
 SCHEMA = "gpt2opt.decoding/1"
 ITSELF = "the text itself"

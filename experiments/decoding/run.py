@@ -23,7 +23,7 @@ from gpt2opt.decoding.generation import generate
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import save_model
 from gpt2opt.sources.texts import find_texts
-from gpt2opt.stages.torch_model import TorchModel
+from gpt2opt.torch_model import TorchModel
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 48
 TIMED = Case(16, 6)

@@ -12,7 +12,7 @@ from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.text import decoder_of, encode, end_of_text
 from gpt2opt.measure.quality import token_nll
 from gpt2opt.sources.texts import Texts
-from gpt2opt.stages.torch_model import TorchModel, logits_of
+from gpt2opt.torch_model import TorchModel, logits_of
 
 
 def find_prompts(texts: Texts, tokenizer, count: int, prompt_tokens: int, new_tokens: int) -> list[tuple[list[int], list[int]]]:

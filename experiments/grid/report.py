@@ -8,9 +8,9 @@ from experiments.grid.results import AFTER, BEFORE, DENSE, FP32, INT8, Cell, Gri
 from experiments.grid.run import run_grid
 from experiments.grid.sparsity import RULES
 from gpt2opt.environment import machine_label
+from gpt2opt.measure.stats import PERCENT, Estimate
 from gpt2opt.report.style import color
 from gpt2opt.report.tables import MISSING, Table, megabytes, table, with_interval
-from gpt2opt.stats import PERCENT, Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpt2opt.measure.results import Quality
-from gpt2opt.stats import Estimate, over_documents, paired_ratio
+from gpt2opt.measure.stats import Estimate, over_documents, paired_ratio
 
 SCHEMA = "gpt2opt.grid/1"
 DENSE = "dense"

@@ -30,15 +30,15 @@ from gpt2opt.measure.quality import Protocol, ScoredText, perplexity, prepare_te
 from gpt2opt.measure.results import Quality
 from gpt2opt.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
-from gpt2opt.record import Settings
+from gpt2opt.run.record import Settings
 from gpt2opt.runtime.generate import generate_from_ir
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.gpt2 import heads_per_layer
 from gpt2opt.sources.models import FoundModel, find_model, load_model
 from gpt2opt.sources.texts import Texts, take_bytes
-from gpt2opt.stages.torch_model import logits_of
 from gpt2opt.storage import weight_files
+from gpt2opt.torch_model import logits_of
 
 HEAD_FRACTIONS = (1 / 6, 1 / 3)
 REVIEW_CHARACTERS = 1_500

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from transformers import GPT2LMHeadModel
 
-from gpt2opt.quantize.export import IR_NAME, export_ir
+from gpt2opt.export.openvino import IR_NAME, export_ir
 from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.runtime.audit import BLOCK_MATMULS, MATMUL_NAME
 from gpt2opt.runtime.graph import matmuls, stored_weight, weight_scales

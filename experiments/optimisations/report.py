@@ -10,9 +10,9 @@ from experiments.optimisations.run import SAMPLING, Optimisations, compare_optim
 from experiments.race.engines import TorchCompile, TorchEagerAttention, TorchFp32, TorchInt8
 from experiments.race.engines.base import Engine
 from gpt2opt.environment import machine_label
+from gpt2opt.measure.stats import PERCENT, median, paired_ratio
 from gpt2opt.report.style import OUR_ENGINE, PEER_ENGINE
 from gpt2opt.report.tables import MISSING, Table, milliseconds, table
-from gpt2opt.stats import PERCENT, median, paired_ratio
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

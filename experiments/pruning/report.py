@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from experiments.contract import Experiment
 from experiments.pruning.run import IMPORTANCE, RANDOM, PruningControls, compare_pruning
+from gpt2opt.measure.stats import PERCENT, Estimate
 from gpt2opt.report.style import CONTROL, SAME, color
 from gpt2opt.report.tables import Table, perplexity_ratio, show_perplexity, table
-from gpt2opt.stats import PERCENT, Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,13 +17,13 @@ from gpt2opt import environment
 from gpt2opt.finetune import create_training_arguments, prepare_tokenizer_for_padding, run_fine_tuning, tokenize_dataset
 from gpt2opt.measure.quality import perplexity, prepare_text
 from gpt2opt.measure.results import Quality
+from gpt2opt.measure.stats import Estimate, over_documents
 from gpt2opt.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
-from gpt2opt.record import Settings
+from gpt2opt.run.record import Settings
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
-from gpt2opt.stages.torch_model import logits_of
-from gpt2opt.stats import Estimate, over_documents
+from gpt2opt.torch_model import logits_of
 
 SCHEMA = "gpt2opt.pruning/1"
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)

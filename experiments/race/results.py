@@ -11,7 +11,7 @@ from experiments.race.engines.base import Timing
 from experiments.race.engines.ours import Ours
 from experiments.race.turns import Case
 from gpt2opt.measure.limits import Limits
-from gpt2opt.stats import Estimate, paired_ratio
+from gpt2opt.measure.stats import Estimate, paired_ratio
 
 SCHEMA = "gpt2opt.race/4"
 

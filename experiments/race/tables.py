@@ -5,8 +5,8 @@ import statistics
 from experiments.race.engines.ours import OursAgain
 from experiments.race.results import COMPUTING, EFFECTIVE_TPOT, FIGURES, READING, TPOT, Bound, EngineResult, Figure, RaceResult, peers
 from gpt2opt.environment import machine_label
+from gpt2opt.measure.stats import PERCENT
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
-from gpt2opt.stats import PERCENT
 
 SHOW = {"ms": milliseconds, "s": "{:.2f}".format, "tokens/s": "{:.0f}".format}
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gpt2opt.decoding.text import MAX_WINDOW, encode, window_length
 from gpt2opt.measure.results import Agreement, Quality
+from gpt2opt.measure.stats import percentile_99
 from gpt2opt.settings import check_whole
-from gpt2opt.stats import percentile_99
 
 Logits = Callable[[Tensor], Any]
 """ids (B, T) int64 -> logits (B, T, V), a tensor or an array of any float dtype; they are used before the next call."""

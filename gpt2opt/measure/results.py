@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gpt2opt.stats import Estimate, mean_interval, paired_ratio, positive_mean_interval
+from gpt2opt.measure.stats import Estimate, mean_interval, paired_ratio, positive_mean_interval
 
 
 def percentile(samples: Sequence[float], share: float) -> float:

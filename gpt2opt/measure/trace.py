@@ -1,6 +1,6 @@
 """torch.profiler traces that open in TensorBoard, in Perfetto and in Chrome; they are small, and checked to hold operators.
 
-`gpt2opt.profile` makes a page of them that needs no network.
+`gpt2opt.report.profile` makes a page of them that needs no network.
 """
 
 import logging

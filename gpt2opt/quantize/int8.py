@@ -12,8 +12,8 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from gpt2opt.decoding.text import token_rows, window_length
 from gpt2opt.environment import give_back_memory, has_int8_dot_product
 from gpt2opt.errors import text_of
+from gpt2opt.export.openvino import write_ir
 from gpt2opt.quantize.calibration import calibrate
-from gpt2opt.quantize.export import write_ir
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize
 from gpt2opt.quantize.recipes import RECIPES, Recipe
 from gpt2opt.quantize.sensitivity import Sensitivity, apply_gate

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from gpt2opt.measure.results import Quality
-from gpt2opt.record import FINETUNE, PROFILE, PRUNE, QUANTIZE, ROLES, Measurement, Record, dominated_by
+from gpt2opt.measure.stats import PERCENT, Estimate
 from gpt2opt.report.chart import Chart
 from gpt2opt.report.style import FIRST, SECOND, color
 from gpt2opt.report.tables import megabytes
-from gpt2opt.stats import PERCENT, Estimate
+from gpt2opt.run.record import FINETUNE, PROFILE, PRUNE, QUANTIZE, ROLES, Measurement, Record, dominated_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gpt2opt.measure.results import Latency
-from gpt2opt.record import Measurement, Record
+from gpt2opt.measure.stats import PERCENT, ratio_of_medians
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
-from gpt2opt.stats import PERCENT, ratio_of_medians
+from gpt2opt.run.record import Measurement, Record
 
 CAPTION = (
     f"Ratios are to run A, with {PERCENT} intervals. Of TTFT and TPOT they are ratios of medians, and the intervals are over the timed "

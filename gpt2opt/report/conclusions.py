@@ -3,9 +3,9 @@
 import math
 
 from gpt2opt.measure.results import Memory, Quality
-from gpt2opt.record import FINETUNE, PROFILE, PRUNE, QUANTIZE, Record
+from gpt2opt.measure.stats import PERCENT
 from gpt2opt.report.tables import NO_DIFFERENCE, megabytes, milliseconds, show_perplexity, show_ratio, with_interval
-from gpt2opt.stats import PERCENT
+from gpt2opt.run.record import FINETUNE, PROFILE, PRUNE, QUANTIZE, Record
 
 CHANGED = 1.2
 """From this factor between early and late runs of one model on, a reader is told that the machine changed."""

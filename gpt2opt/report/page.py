@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from gpt2opt.record import QUANTIZE, Record
+from gpt2opt.measure.stats import PERCENT
 from gpt2opt.report.chart import describe
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.compare import CAPTION, compare_runs, comparison_tables, differences_table
 from gpt2opt.report.conclusions import machine_changes
 from gpt2opt.report.tables import Table, explain_products, record_tables, stand_in_notice
-from gpt2opt.stats import PERCENT
+from gpt2opt.run.record import QUANTIZE, Record
 from gpt2opt.storage import write_result
 
 STYLE = """

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from gpt2opt.environment import instructions_label
 from gpt2opt.measure.results import Latency, Quality
-from gpt2opt.record import QUANTIZE, Measurement, Record, dominated_by
+from gpt2opt.measure.stats import PERCENT, Estimate
 from gpt2opt.report.table import MISSING, Table, gigabytes, megabytes, milliseconds, table
-from gpt2opt.stats import PERCENT, Estimate
+from gpt2opt.run.record import QUANTIZE, Measurement, Record, dominated_by
 
 NO_DIFFERENCE = "no measurable difference"
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2opt.record import Measurement, Record
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.tables import record_tables, stand_in_notice
+from gpt2opt.run.record import Measurement, Record
 
 OURS = "events.out.tfevents.*.gpt2opt"
 TITLES = {

@@ -37,7 +37,7 @@ def export_onnx(model: Any, tokenizer: Any, out_dir: Path | str) -> Path:
     from optimum.exporters.onnx import onnx_export_from_model
     from optimum.exporters.onnx.model_configs import GPT2OnnxConfig
 
-    from gpt2opt.quantize.export import kept_heads_config
+    from gpt2opt.export.openvino import kept_heads_config
     from gpt2opt.sources.gpt2 import check_finite
 
     check_finite(model)

@@ -18,12 +18,12 @@ from gpt2opt.apps.deployed.statistics import CorePoint, Scaling, ServingStatisti
 from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.environment import threads
+from gpt2opt.export import qaic
 from gpt2opt.measure.limits import Limits
 from gpt2opt.measure.results import Latency
-from gpt2opt.runtime import qaic
 from gpt2opt.sources import models
 from gpt2opt.sources.models import BUNDLED, load_model, save_model
-from gpt2opt.stages.torch_model import TorchDecoder
+from gpt2opt.torch_model import TorchDecoder
 from tests.conftest import ROOT, SENTENCE
 
 LIMITS = Limits(read_bytes_per_s=1e9, int8_ops_per_s=1e12, fp32_ops_per_s=1e10)

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement as Packaged
 import gpt2opt
 from experiments import docs
 from experiments.doctor import measured
-from gpt2opt import environment, window
+from gpt2opt import environment, versions
 from gpt2opt.apps.doctor import checks, needs
 from gpt2opt.apps.doctor.checks import check_container, check_cpu, check_gpu, check_packages, check_python, check_sources
 from gpt2opt.apps.doctor.diagnosis import FITS
@@ -22,9 +22,9 @@ from gpt2opt.apps.doctor.needs import GENERATE, MAIN, SIZES, WEIGHT_FILES, WORK,
 from gpt2opt.apps.ui import choices
 from gpt2opt.cgroup import cpu_quota, memory_left, memory_limit
 from gpt2opt.cli import main
-from gpt2opt.record import read_record
+from gpt2opt.run.record import read_record
 from gpt2opt.sources.models import BUNDLED
-from gpt2opt.window import requirements
+from gpt2opt.versions import requirements
 from tests.conftest import ROOT
 from tests.test_cgroup import machine
 
@@ -52,7 +52,7 @@ def test_the_window_is_read_from_requirements_txt_with_its_reasons():
     assert [wanted.line for wanted in requirements().values()] == [re.split(r"\s+#", line)[0].strip() for line in lines]
     assert all(Packaged(wanted.line) for wanted in requirements().values())
     assert "INCQuantizer" in requirements()["optimum-intel"].reason
-    assert window.LIST.resolve() == LIST, "the list in the package is a link to the one at the root"
+    assert versions.LIST.resolve() == LIST, "the list in the package is a link to the one at the root"
     assert set(environment.STACK) <= set(requirements())
 
 
@@ -68,7 +68,7 @@ def test_versions_are_judged_as_packaging_judges_them(found):
 
 
 def test_where_the_list_did_not_come_along_the_metadata_has_the_versions(monkeypatch, tmp_path):
-    monkeypatch.setattr(window, "LIST", tmp_path / "missing")
+    monkeypatch.setattr(versions, "LIST", tmp_path / "missing")
     found = requirements.__wrapped__()
     assert set(environment.STACK) <= set(found)
     assert found["optimum-intel"].bounds == "==1.27.*"

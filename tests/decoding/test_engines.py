@@ -7,7 +7,7 @@ import torch
 from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.runtime.ir_model import load_ir
-from gpt2opt.stages.torch_model import TorchDecoder, transformers_process
+from gpt2opt.torch_model import TorchDecoder, transformers_process
 
 
 @pytest.fixture

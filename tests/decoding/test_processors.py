@@ -11,7 +11,7 @@ from transformers import GPT2LMHeadModel
 from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.processors import log_softmax, make_process
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.stages.torch_model import transformers_process
+from gpt2opt.torch_model import transformers_process
 from tests.decoding.conftest import TableDecoder
 
 SAMPLING = [

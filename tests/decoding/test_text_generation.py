@@ -7,7 +7,7 @@ import pytest
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.decoding.text_generation import generate_text, stream_text
 from gpt2opt.runtime.ir_model import load_ir
-from gpt2opt.stages.torch_model import TorchModel
+from gpt2opt.torch_model import TorchModel
 
 PROMPTS = ["Node 1 of", "Node 12 of graph 3 has 4 edges, and", "a"]
 

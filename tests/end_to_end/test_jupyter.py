@@ -9,7 +9,7 @@ import pytest
 
 from experiments.docs import ROOT
 from gpt2opt.environment import installed
-from gpt2opt.record import read_record
+from gpt2opt.run.record import read_record
 from gpt2opt.settings import STAGES
 from tests.apps.ui.browser import why_no_browser
 from tests.end_to_end.jupyter import APPLICATIONS, Notebook, served

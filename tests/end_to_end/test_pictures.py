@@ -6,7 +6,7 @@ from matplotlib import image
 from tests.apps.ui import screenshots as of_the_page
 from tests.apps.ui.browser import why_no_browser
 from tests.conftest import ROOT
-from tests.profile import screenshots as of_traces
+from tests.report.profile import screenshots as of_traces
 
 pytestmark = [
     pytest.mark.end_to_end,

@@ -12,7 +12,7 @@ from experiments.contract import EXPERIMENTS, hash_of, read_result_of
 from experiments.pruning.run import IMPORTANCE, RANDOM
 from gpt2opt.environment import cpu_kind
 from gpt2opt.measure.trace import check_trace
-from gpt2opt.record import PROFILE, PRUNE, QUANTIZE, read_record
+from gpt2opt.run.record import PROFILE, PRUNE, QUANTIZE, read_record
 from gpt2opt.sources.models import BUNDLED, load_model
 
 

@@ -26,8 +26,8 @@ from experiments.grid.sparsity import (
     masks_of,
     prune_integers,
 )
+from gpt2opt.export.openvino import export_ir
 from gpt2opt.measure.results import Quality
-from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import QuantizedLinear, fake_quantize, linearize
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest

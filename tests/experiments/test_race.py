@@ -36,7 +36,7 @@ from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.measure import limits
 from gpt2opt.measure.limits import Limits
 from gpt2opt.measure.memory import ChildRun
-from gpt2opt.stats import Estimate, paired_ratio
+from gpt2opt.measure.stats import Estimate, paired_ratio
 from tests.experiments.stubs import Broken, MissingStub, OursStub, PeerStub, Printing, Stub, UnconvertibleStub
 
 SHAPE = Shape(block_weights=1000, head_weights=100)

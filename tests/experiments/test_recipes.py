@@ -10,8 +10,8 @@ from gpt2opt.measure.quality import prepare_text
 from gpt2opt.measure.results import Quality
 from gpt2opt.quantize.calibration import calibrate, calibrate_static
 from gpt2opt.quantize.fake_quant import linearize
-from gpt2opt.stages.torch_model import logits_of
 from gpt2opt.storage import from_json
+from gpt2opt.torch_model import logits_of
 from tests.conftest import sample_text
 
 

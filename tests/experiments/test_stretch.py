@@ -9,7 +9,7 @@ from experiments.race.stretch import stretch_model, stretch_tokenizer
 from gpt2opt.measure.quality import perplexity, prepare_text
 from gpt2opt.sources.models import BUNDLED, load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
-from gpt2opt.stages.torch_model import logits_of
+from gpt2opt.torch_model import logits_of
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 import pytest
 
 from gpt2opt.measure.call_tree import FRAME, KERNEL, NOBODY, OPERATOR, RUNTIME, Node, call_tree, operator_table, recorded
-from gpt2opt.profile.memory import memory_curves, thinned
-from tests.profile.conftest import allocation, cpu_events, event, gpu_events
+from gpt2opt.report.profile.memory import memory_curves, thinned
+from tests.report.profile.conftest import allocation, cpu_events, event, gpu_events
 
 
 def find(root: Node, *names: str) -> Node:

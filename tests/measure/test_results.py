@@ -4,7 +4,7 @@ import math
 import pytest
 
 from gpt2opt.measure.results import Latency, Memory, Quality, percentile
-from gpt2opt.record import Measurement, dominated_by
+from gpt2opt.run.record import Measurement, dominated_by
 from gpt2opt.storage import hash_weights
 
 

@@ -11,7 +11,7 @@ from torch.profiler import profile, record_function, schedule
 from gpt2opt.measure import trace as trace_module
 from gpt2opt.measure.trace import check_trace, own_gpu_time, read_trace, record_in_turns, record_trace, trace_handler
 from gpt2opt.measure.trace_file import read_trace_file
-from gpt2opt.profile.summary import summarize
+from gpt2opt.report.profile.summary import summarize
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="it profiles the CPU alone")
 

@@ -15,7 +15,7 @@ from gpt2opt.measure.trace_file import package_name, read_trace_file, remove_tra
             "torch/nn/modules/module.py(1): _call_impl",
         ),
         ("/usr/lib/python3.10/contextlib.py(76): inner", "contextlib.py(76): inner"),
-        ("/home/me/gpt2opt/gpt2opt/stages/run.py(3): measure", "gpt2opt/stages/run.py(3): measure"),
+        ("/home/me/gpt2opt/gpt2opt/run/recorder.py(3): measure", "gpt2opt/run/recorder.py(3): measure"),
         ("/tmp/ipykernel_18116/206691909.py(10): <module>", "206691909.py(10): <module>"),
         ("transformers/cache_utils.py(98): update", "transformers/cache_utils.py(98): update"),
         ("<built-in method view of Tensor object at 0x7f1dc42dccd0>", "<built-in method view of Tensor object>"),

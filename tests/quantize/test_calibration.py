@@ -10,8 +10,8 @@ from neural_compressor.utils.utility import CpuInfo
 
 from experiments.recipes import inject_outliers
 from gpt2opt import environment
+from gpt2opt.export.openvino import export_ir
 from gpt2opt.quantize.calibration import calibrate, calibrate_static, int8_config
-from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import QuantizedLinear, fake_quantize, linearize
 from gpt2opt.quantize.inc import run_inc
 from gpt2opt.quantize.ranges import InputRange, keep_sums_in_16_bits, observe_inputs

@@ -13,13 +13,14 @@ from openvino import opset13
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2opt.environment import has_int8_dot_product
+from gpt2opt.export.openvino import export_ir
 from gpt2opt.prune import prune_attention_heads
 from gpt2opt.quantize import int8
 from gpt2opt.quantize.calibration import calibrate
-from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize, quantized_linears
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.recipes import Recipe
+from gpt2opt.run.quantize import SMALL_MACHINE_BYTES, generate_within
 from gpt2opt.runtime.audit import Int8Audit, audit_int8
 from gpt2opt.runtime.compile import compile_ir
 from gpt2opt.runtime.graph import activation_quantizer, constant_data, matmuls, stored_constant, weight_scales
@@ -27,7 +28,6 @@ from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.runtime.paged_attention import cut
 from gpt2opt.sources.models import load_model
-from gpt2opt.stages.quantize import SMALL_MACHINE_BYTES, generate_within
 from tests.conftest import change_pass, relative_error, sample_text, torch_logits
 
 

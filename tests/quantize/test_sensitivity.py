@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from gpt2opt.export.openvino import export_ir
 from gpt2opt.quantize import sensitivity
 from gpt2opt.quantize.calibration import calibrate
-from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize, quantized_linears
 from gpt2opt.quantize.int8 import quantize_int8
 from gpt2opt.quantize.recipes import Recipe

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from gpt2opt.measure.results import Agreement, Comparison, Latency, Memory, Quality, Resident
-from gpt2opt.record import Measurement, Record, Settings, StageResult
+from gpt2opt.run.record import Measurement, Record, Settings, StageResult
 
 ENVIRONMENT = {
     "python": "3.11.0", "platform": "Linux x86_64", "cpu": "Some CPU", "cpu_flags": ["avx2"], "threads": 2, "memory_bytes": 4_000_000_000,

@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 
 from gpt2opt.measure.results import Latency
-from gpt2opt.record import Record
 from gpt2opt.report.compare import compare_runs, comparison_tables, differences_table
+from gpt2opt.run.record import Record
 from tests.report.conftest import make_record
 
 

@@ -8,7 +8,7 @@ from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.runtime import onnx_model
 from gpt2opt.runtime.onnx_model import export_onnx, load_onnx
-from gpt2opt.stages.torch_model import TorchDecoder
+from gpt2opt.torch_model import TorchDecoder
 from tests.conftest import make_model
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gpt2opt.environment import has_int8_dot_product
+from gpt2opt.export.openvino import export_ir, has_centered_residual
 from gpt2opt.quantize.calibration import calibrate
-from gpt2opt.quantize.export import export_ir, has_centered_residual
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize
 from gpt2opt.quantize.int8 import quantize_int8
 from gpt2opt.quantize.recipes import Recipe

@@ -11,8 +11,8 @@ import pytest
 
 from experiments.classifier.tasks import find_task
 from experiments.grid.reviews import find_reviews
+from gpt2opt.apps.commands import score_model
 from gpt2opt.sources.texts import find_texts, read_documents
-from gpt2opt.stages.score import score_model
 from tests.conftest import sample_text
 
 TEXT = sample_text(blocks=40)

@@ -15,8 +15,8 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from gpt2opt.cli import main
+from gpt2opt.export.openvino import export_ir
 from gpt2opt.prune import prune_attention_heads
-from gpt2opt.quantize.export import export_ir
 from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources import models

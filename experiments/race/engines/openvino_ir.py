@@ -17,7 +17,7 @@ class OpenVinoFp32(Stepwise):
     note = "optimum-intel's export: logits of every position"
 
     def prepare(self, source: Path, folder: Path) -> None:
-        from gpt2opt.quantize.export import export_ir
+        from gpt2opt.export.openvino import export_ir
         from gpt2opt.quantize.fake_quant import linearize
         from gpt2opt.sources.models import load_model
 

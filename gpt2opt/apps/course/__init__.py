@@ -25,11 +25,11 @@ from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import COURSE, JOIN, perplexity, prepare_text
 from gpt2opt.measure.trace import record_trace
 from gpt2opt.quantize import int8
-from gpt2opt.record import Settings
+from gpt2opt.run import profile
+from gpt2opt.run.record import Settings
 from gpt2opt.sources.models import find_model_or_stand_in, load_tokenizer
 from gpt2opt.sources.rows import find_rows
-from gpt2opt.stages import profile
-from gpt2opt.stages.torch_model import TorchModel, generate_tokens, logits_of
+from gpt2opt.torch_model import TorchModel, generate_tokens, logits_of
 
 __all__ = [
     "compute_perplexity", "compute_ppl_cpu", "create_training_arguments", "get_next_token_suggestions", "load_cpu_model", "load_fp16_model",

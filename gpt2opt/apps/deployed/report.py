@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gpt2opt.apps.deployed.statistics import Scaling, ServingStatistics, Statistic
+from gpt2opt.measure.stats import PERCENT, Estimate, median
 from gpt2opt.report.chart import Chart
 from gpt2opt.report.style import OUR_ENGINE, PEER_ENGINE
 from gpt2opt.report.tables import Table, milliseconds, table
-from gpt2opt.stats import PERCENT, Estimate, median
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gpt2opt.measure.limits import Limits
 from gpt2opt.measure.results import Latency, percentile
-from gpt2opt.stats import Estimate, paired_ratio
+from gpt2opt.measure.stats import Estimate, paired_ratio
 
 BYTES_PER_WEIGHT = 4
 

@@ -17,7 +17,7 @@ from gpt2opt.apps.doctor.finding import FAILS, NOTE, Finding, measured
 from gpt2opt.apps.doctor.needs import check_disk, check_ram, total_ram
 from gpt2opt.cgroup import cpu_quota, memory_limit
 from gpt2opt.report.table import gigabytes, milliseconds
-from gpt2opt.window import requirements
+from gpt2opt.versions import requirements
 
 NVIDIA_SMI_S = 5.0
 

@@ -8,7 +8,7 @@ import ast
 import re
 
 from gpt2opt.apps.submission.evidence import NotMetError, Submission, number
-from gpt2opt.record import PROFILE, PRUNE, QUANTIZE, Measurement, Record, Settings
+from gpt2opt.run.record import PROFILE, PRUNE, QUANTIZE, Measurement, Record, Settings
 
 SHOWN = r"(?!plot|show|conclude|test)"
 LATENCY = rf"{SHOWN}.*latency.*|perf_counter(_ns)?|time|default_timer|timeit|measure"

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpt2opt.apps.submission.code import Code, read_code
 from gpt2opt.notebook import read_notebook
-from gpt2opt.record import Record, read_record
+from gpt2opt.run.record import Record, read_record
 
 TRACES, ARTIFACTS, RECORD = "traces", "artifacts", "run.json"
 

@@ -17,9 +17,9 @@ import gpt2opt
 from gpt2opt.apps.submission.code import called
 from gpt2opt.apps.submission.evidence import NoRecordError, NotMetError, Submission, number, shown_text
 from gpt2opt.environment import commit
-from gpt2opt.record import Record
 from gpt2opt.report.table import Table
 from gpt2opt.report.tables import record_tables, stage_table, summary_table
+from gpt2opt.run.record import Record
 
 REPORTS = ("report.tables", "report.conclusions")
 """The modules whose public functions make a table or a text of a record."""

@@ -14,7 +14,7 @@ from gpt2opt.apps.submission.evidence import NoRecordError, NotMetError, Submiss
 from gpt2opt.apps.submission.secrets import find_homes, find_secrets, mask
 from gpt2opt.apps.submission.texts import Place, visit_notebook, visit_trace
 from gpt2opt.measure.trace_file import ON_GPU, is_trace, parse_trace
-from gpt2opt.profile.page import hash_traces
+from gpt2opt.report.profile.page import hash_traces
 
 SHOWS = re.compile(r"print|pprint|display|show|plot\w*")
 SHOWS_AT_THE_END = re.compile(rf"{SHOWS.pattern}|head|describe|train|\w*_table")

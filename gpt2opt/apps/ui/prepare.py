@@ -11,7 +11,7 @@ from gpt2opt import environment
 from gpt2opt.apps.ui.choices import FP32, SIZES, Choice
 from gpt2opt.measure.child import Child
 from gpt2opt.measure.results import Agreement, Memory
-from gpt2opt.record import read_record
+from gpt2opt.run.record import read_record
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.sources.models import find_model
 from gpt2opt.storage import from_json, hash_weights, read_json, write_result
@@ -178,7 +178,7 @@ class Maker:
         self.texts = find_texts()
 
     def make(self) -> None:
-        from gpt2opt.quantize.export import export_ir
+        from gpt2opt.export.openvino import export_ir
         from gpt2opt.quantize.fake_quant import linearize
         from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 
@@ -197,8 +197,8 @@ class Maker:
         from gpt2opt.runtime.generate import generate_from_ir
         from gpt2opt.runtime.ir_model import load_ir
         from gpt2opt.sources.texts import take_bytes
-        from gpt2opt.stages.torch_model import logits_of
         from gpt2opt.storage import weight_files
+        from gpt2opt.torch_model import logits_of
 
         documents = [document.text for document in take_bytes(self.texts.score, SCORED_BYTES)]
         agreement = None

@@ -7,8 +7,8 @@ from nbformat.v4 import new_output
 from gpt2opt.apps.submission.evidence import read_submission
 from gpt2opt.apps.submission.fix import COPIES, fix_submission
 from gpt2opt.apps.submission.points import check_points
-from gpt2opt.profile.page import hash_traces
-from gpt2opt.record import read_record
+from gpt2opt.report.profile.page import hash_traces
+from gpt2opt.run.record import read_record
 from tests.apps.submission.conftest import TRACE
 from tests.apps.submission.test_secrets import HOME_OF_ROOT, KEYS
 from tests.report.conftest import make_record

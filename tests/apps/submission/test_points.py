@@ -12,7 +12,7 @@ from gpt2opt.apps.submission.code import read_code
 from gpt2opt.apps.submission.evidence import read_submission
 from gpt2opt.apps.submission.points import POINTS, check_points
 from gpt2opt.apps.submission.saved import should_show
-from gpt2opt.profile.page import hash_traces
+from gpt2opt.report.profile.page import hash_traces
 from gpt2opt.report.tables import stage_table, summary_table
 from tests.apps.submission.conftest import PICTURE, TRACE
 from tests.apps.submission.test_secrets import KEYS

@@ -1,0 +1,74 @@
+"""A tab of TensorBoard: the page of all traces under its log directory, without any network.
+
+TensorBoard finds it by the entry point `tensorboard_plugins` of this package: `tensorboard --logdir traces` is enough.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend import http_util
+from tensorboard.plugins import base_plugin
+from werkzeug import wrappers
+
+from gpt2opt.measure.trace_file import PATTERN
+from gpt2opt.report.profile.page import page, script_hash
+from gpt2opt.report.profile.summary import record_of, summarize
+
+FRAME = """export function render() {
+  document.body.style.margin = 0;
+  const frame = document.createElement("iframe");
+  frame.src = "page.html";
+  frame.title = "Profiles";
+  frame.style = "border: 0; width: 100%; height: 100vh; display: block";
+  document.body.append(frame);
+}
+"""
+"""TensorBoard loads a module into a frame of its own; this one puts the page into it."""
+
+
+class ProfilePlugin(base_plugin.TBPlugin):
+    """The page of the traces under the log directory, read when it is opened."""
+
+    plugin_name = "gpt2opt_profile"
+
+    def __init__(self, context: base_plugin.TBContext):
+        self.log_dir = Path(context.logdir or ".")
+        self._known: dict[tuple[Path, float, float], dict[str, Any]] = {}
+
+    def get_plugin_apps(self) -> dict[str, Any]:
+        return {"/index.js": wrappers.Request.application(self._frame), "/page.html": wrappers.Request.application(self._page)}
+
+    def is_active(self) -> bool:
+        return any(self.log_dir.rglob(PATTERN))
+
+    def frontend_metadata(self) -> base_plugin.FrontendMetadata:
+        return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Profiles", disable_reload=True)
+
+    def profiles(self) -> list[dict[str, Any]]:
+        """Return what the page shows of each trace; of one that can't be read, why.
+
+        A trace is read once while it and the record of its run stay as they are.
+        """
+        found = {(path, _changed(path), _changed(record_of(path))): path for path in sorted(self.log_dir.rglob(PATTERN))}
+        self._known = {key: self._known.get(key) or self._summary(path) for key, path in found.items()}
+        return list(self._known.values())
+
+    def _summary(self, path: Path) -> dict[str, Any]:
+        inside = path.parent.relative_to(self.log_dir).as_posix()
+        alone = len(list(path.parent.glob(PATTERN))) == 1
+        name = path.name.split(".pt.trace.json")[0] if inside == "." or not alone else inside
+        try:
+            return summarize(path, name)
+        except (ValueError, OSError) as error:
+            return {"name": name, "error": str(error)}
+
+    def _frame(self, request: wrappers.Request) -> wrappers.Response:
+        return http_util.Respond(request, FRAME, "application/javascript")
+
+    def _page(self, request: wrappers.Request) -> wrappers.Response:
+        return http_util.Respond(request, page(self.profiles()), "text/html", csp_scripts_sha256s=[script_hash()])
+
+
+def _changed(path: Path) -> float:
+    """Return when a file was changed last, in seconds; 0 if it is not there."""
+    return path.stat().st_mtime if path.exists() else 0.0

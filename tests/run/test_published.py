@@ -1,0 +1,44 @@
+import math
+
+import pytest
+import torch
+
+from gpt2opt.measure.quality import STANDARD
+from gpt2opt.measure.results import Quality
+from gpt2opt.run import published as self_check
+from gpt2opt.run.published import KNOWN, STOCK_PARAMETERS, check_against_known, what_is_off
+from gpt2opt.sources.docstrings import Document
+from gpt2opt.sources.texts import Texts
+
+STOCK = next(known for known in KNOWN if known.protocol == STANDARD)
+TEXTS = Texts("WikiText-2 raw", "hub", (), (), (Document("test#0", "Node 1 of graph 2 has 3 edges."),), ("Node 4 of graph 5.",))
+
+
+def found(perplexity: float, tokens: int = STOCK.tokens) -> Quality:
+    return Quality((math.log(perplexity) * (tokens - 1),), (tokens - 1,), 1, 1, "p")
+
+
+@pytest.mark.parametrize(
+    ("quality", "off"),
+    [
+        (found(29.94), None), (found(30.0), None), (found(29.94, 283_287), "the text: 283,287 tokens and not 287,644"),
+        (found(25.17), "the stride"), (found(31.0), "the weights, their dtype, or the window"),
+    ],
+)  # fmt: skip
+def test_a_miss_names_the_setting_that_is_off(quality, off):
+    answer = what_is_off(STOCK, quality)
+    assert answer is None if off is None else answer.startswith(off)
+
+
+def test_only_stock_gpt2_on_wikitext_is_held_against_the_known_numbers(tokenizer, caplog):
+    def logits(ids):
+        return torch.zeros(*ids.shape, len(tokenizer))
+
+    assert check_against_known("bundled", STOCK_PARAMETERS, TEXTS, tokenizer, logits, True) is None
+    assert check_against_known("gpt2", 1000, TEXTS, tokenizer, logits, True) is None
+    (course,) = check_against_known("openai-community/gpt2", STOCK_PARAMETERS, TEXTS, tokenizer, logits, gpu=False)
+    assert course["expected"] == 40.03
+    assert course["found"] == pytest.approx(len(tokenizer), rel=1e-5)
+    assert "the weights" in course["off"]
+    assert "known is 40.03" in caplog.text
+    assert len(check_against_known("gpt2", STOCK_PARAMETERS, TEXTS, tokenizer, logits, gpu=True)) == len(self_check.KNOWN)
