@@ -72,8 +72,8 @@ def _short(stage: str) -> str:
 
 
 def finetune(options: argparse.Namespace) -> int:
-    from gpt2opt.report.tables import table
     from gpt2opt.apps.commands import finetune_model
+    from gpt2opt.report.tables import table
 
     with contextlib.redirect_stdout(sys.stderr):  # as in run
         tuned = finetune_model(options.model, options.text, options.out, options.epochs)

@@ -15,9 +15,9 @@ from torch.nn.utils import parameters_to_vector
 from transformers import TrainingArguments
 
 from gpt2opt import finetune
+from gpt2opt.apps.commands import finetune_model
 from gpt2opt.decoding.text import token_rows, warn_of_no_end
 from gpt2opt.finetune import create_training_arguments, fused_gelu, prepare_tokenizer_for_padding, run_fine_tuning, tokenize_dataset
-from gpt2opt.apps.commands import finetune_model
 from gpt2opt.sources.models import load_model
 from tests.conftest import make_model, make_tokenizer, relative_error, torch_logits
 from tests.other_tokenizers import sentence_piece, word_piece
