@@ -129,7 +129,7 @@ def _taken_on(record: Record) -> str:
 
 def _summary(record: Record, link: str) -> str:
     parts = [_taken_on(record)]
-    if record.stages[-1].name == QUANTIZE:
+    if record.stages[-1] == QUANTIZE:
         int8, fp32 = record.measured("INT8").quality, record.measured("FP32").quality
         parts.append(f"Perplexity of INT8 ÷ that of its FP32 control: {perplexity_ratio(int8, fp32)}.")
     parts.append(f"Every number comes from [`run.json`]({link}/run.json), which also holds the raw samples.")
