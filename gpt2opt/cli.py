@@ -10,6 +10,7 @@ import dataclasses
 import json
 import string
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

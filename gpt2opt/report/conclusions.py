@@ -78,7 +78,8 @@ def conclude_quantize(record: Record) -> str:
     in_int8, share = sum(kind in INT8_TYPES for kind in stored.values()), sum(sizes.get(kind, 0) for kind in INT8_TYPES)
     lines = [
         f"{in_int8} of {len(stored)} matmuls have INT8 weights, {share / sum(sizes.values()):.1%} of the file's bytes. The gate left "
-        f"these float: {', '.join(by_gate) or 'none'}; by the recipe, the inputs of these stay float: {', '.join(by_recipe) or 'none'}. All other inputs are INT8 while a prompt is read.",
+        f"these float: {', '.join(by_gate) or 'none'}; by the recipe, the inputs of these stay float: "
+        f"{', '.join(by_recipe) or 'none'}. All other inputs are INT8 while a prompt is read.",
         f"The file is {fp32.memory.weight_bytes / int8.memory.weight_bytes:.2f} times smaller than in FP32.",
         f"TTFT over that in FP32: {show_ratio(turns.ttft)}; TPOT over that in FP32: {show_ratio(turns.tpot)}.",
         f"The perplexity is {_changed(int8.quality, fp32.quality)}; on the scored text, the mean KL divergence from FP32 is "
@@ -93,29 +94,28 @@ def conclude_quantize(record: Record) -> str:
 
 def conclude_run(record: Record) -> str:
     """Say in three sentences what the four stages gained and what they cost: size and memory, time, quality."""
-    base, fp32, int8 = (record.measured(name) for name in ("Baseline", "FP32", "INT8"))
-    smaller = base.memory.weight_bytes / int8.memory.weight_bytes
-    size = f"The weights take {megabytes(int8.memory.weight_bytes)} MB instead of {megabytes(base.memory.weight_bytes)}, {smaller:.2f} times less"
-    if base.memory.peak_vram_bytes is None and base.memory.peak_rss_bytes and int8.memory.peak_rss_bytes:
-        size += f", and a process that generates takes {_peak(int8.memory)} at its peak instead of {megabytes(base.memory.peak_rss_bytes)}"
-    turns = _in_turns(record, "INT8")
-    time = f"In one runtime, on one CPU, INT8 takes {show_ratio(turns.tpot)} of the time of FP32 for a token"
+    base, pruned, tuned, fp32, int8 = (record.measured(name) for name in ("Baseline", "Pruned", "Fine-tuned", "FP32", "INT8"))
+    before, after = base.memory, int8.memory
+    size = (
+        f"The weights take {megabytes(after.weight_bytes)} MB instead of {megabytes(before.weight_bytes)} MB, "
+        f"{before.weight_bytes / after.weight_bytes:.2f} times less, and generating takes {_peak(after)} at its peak instead of "
+        f"{_peak(before)}."
+    )
+    ratio = show_ratio(_in_turns(record, "INT8").tpot)
+    time = f"The time for a token over that in FP32, in OpenVINO on the same CPU: {ratio}"
     if base.device == int8.device:
-        before, after = base.latency.tpot_s, int8.latency.tpot_s
-        time = (
-            f"A token takes {milliseconds(after)} ms instead of {milliseconds(before)}, {before / after:.2f} times "
-            f"{'less' if after < before else 'as much'}, the change of the runtime from torch to OpenVINO included; {time[0].lower()}{time[1:]}"
-        )
-    parts = [
-        f"{what} {with_interval(one.ratio_to(other), one.ratio_interval(other), '.4f')}{'' if _differs(one, other) else f' ({NO_DIFFERENCE})'}"
-        for what, one, other in (
-            ("pruning", record.measured("Pruned").quality, base.quality),
-            ("fine-tuning", record.measured("Fine-tuned").quality, record.measured("Pruned").quality),
-            ("INT8", int8.quality, fp32.quality),
-        )
-    ]
-    quality = f"The perplexity is {_changed(int8.quality, base.quality)}; the factors are {', '.join(parts)}"
-    return "\n".join(f"{sentence}." for sentence in (size, time, quality))
+        was, now = base.latency.tpot_s, int8.latency.tpot_s
+        time = f"A token takes {milliseconds(now)} ms in OpenVINO instead of {milliseconds(was)} ms in torch; {time[0].lower()}{time[1:]}"
+    factors = ", ".join(
+        f"{what} {_factor(one.quality, other.quality)}"
+        for what, one, other in (("pruning", pruned, base), ("fine-tuning", tuned, pruned), ("INT8", int8, fp32))
+    )
+    return f"{size}\n{time}.\nThe perplexity is {_changed(int8.quality, base.quality)}; the factors are {factors}."
+
+
+def _factor(quality: Quality, base: Quality) -> str:
+    shown = with_interval(quality.ratio_to(base), quality.ratio_interval(base), ".4f")
+    return shown if _differs(quality, base) else f"{shown} ({NO_DIFFERENCE})"
 
 
 def _in_turns(record: Record, name: str) -> Comparison:

@@ -98,8 +98,9 @@ def run_quantize(run: Run) -> None:
     quantize_int8(model, run.tokenizer, calibration, naive, "w8a8-naive")
     export_ir(linearize(model), run.tokenizer, fp32)
     run.measure("FP32", fp32, optimum_generates_the_same=optimum_generates_the_same(run, fp32))
-    proof = {"prompt_lookup": prompt_lookup(run, int8), "runs_in_4_gb": generate_within(SMALL_MACHINE_BYTES, run, int8)}
-    run.measure("INT8", int8, audit=quantized.audit, sensitivity=quantized.sensitivity, **proof)
+    limited = generate_within(SMALL_MACHINE_BYTES, int8, run.workload.longest_prompt, run.settings.new_tokens)
+    facts = {"audit": quantized.audit, "sensitivity": quantized.sensitivity}
+    run.measure("INT8", int8, **facts, prompt_lookup=prompt_lookup(run, int8), runs_in_4_gb=limited)
     run.measure("INT8, naive", naive)
 
 
@@ -178,15 +179,14 @@ def prompt_lookup(run: Run, folder: Path) -> dict[str, Any]:
     return {"new_tokens": count, "same_tokens": lookup.generate(count) == plain, "accepted": lookup.accepted}
 
 
-def generate_within(limit_bytes: int, run: Run, folder: Path) -> dict[str, Any] | None:
-    """Generate from an IR with the longest prompt of a run, in a process that may not map more than `limit_bytes`: was that enough?
+def generate_within(limit_bytes: int, folder: Path, ids: list[int], new_tokens: int) -> dict[str, Any] | None:
+    """Generate from an IR in a process that may not map more than `limit_bytes`, and say whether that was enough.
 
     Returns:
         The limit, what was asked for, whether it was done or the error, and the peaks; None where there is no such limit (it is Linux's).
     """
     if sys.platform != "linux":
         return None
-    ids, new_tokens = run.workload.longest_prompt, run.settings.new_tokens
     facts = {"limit_bytes": limit_bytes, "prompt_tokens": len(ids), "new_tokens": new_tokens}
     try:
         child = in_fresh_process(generate_from_ir, str(folder), ids, new_tokens, address_space_bytes=limit_bytes)

@@ -82,12 +82,12 @@ class Measurement:
     runtime: str
     parameters: int | None = None
     latency: Latency | None = None
-    in_turns: dict[str, Latency] = field(default_factory=dict)
     memory: Memory | None = None
     quality: Quality | None = None
     quality_dtype: str | None = None
     agreement: Agreement | None = None
     continuations: tuple[tuple[str, ...], ...] | None = None
+    in_turns: dict[str, Latency] = field(default_factory=dict)
     weights_in: str | None = None
     weights: str | None = None
     seconds: float | None = None

@@ -124,12 +124,12 @@ class Run:
     def draw(self) -> None:
         """Draw the record: a page for each trace and one of all, and TensorBoard. It takes seconds."""
         write_pages(self.traces)
-        drop_host_names(self.traces / FINETUNE)
         write_tensorboard(self.record, self.traces / "report")
         self.write()
 
     def write(self) -> None:
         """Write the record, with the hashes of the traces; beside these too: they are handed in with the notebook, the weights are not."""
+        drop_host_names(self.traces / FINETUNE)
         self.record.traces = hash_traces(self.traces)
         for folder in (self.out, self.traces):
             self.record.write(folder / RECORD)
@@ -225,7 +225,9 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
         remove_folder(earlier)
     empty_log(traces / FINETUNE)
     run._forget_traces()
-    run.draw()
+    remove_page(traces / ALL_NAME)
+    write_tensorboard(run.record, traces / "report")
+    run.write()
     return run
 
 

@@ -160,7 +160,7 @@ def save_model(folder: Path | str, tokenizer, model) -> None:
 
 
 def source_weights(model: "PreTrainedModel") -> str | None:
-    """Return the hash of the weights in the folder that a model, or the model that it was copied from, was loaded from; None without one."""
+    """Return the hash of the weights in the folder that a model, or the one it was copied from, was loaded from; None without one."""
     folder = model.config.name_or_path
     return hash_weights(Path(folder)) if folder and weight_files(Path(folder)) else None
 

@@ -7,11 +7,13 @@ import pytest
 
 from gpt2opt.measure.call_tree import FRAME, call_tree, operator_table, recorded
 from gpt2opt.runtime.counters import Log, count_nodes, shown_as
+from gpt2opt.runtime.ir_model import load_ir
 
 
 @pytest.fixture(scope="module", params=["float", "int8"])
 def content(request, float_dir, quantized):
-    (content,) = count_nodes([load_ir(float_dir if request.param == "float" else quantized[0], count_time=True)], [1, 2, 3, 4, 5, 6, 7, 8], 3)
+    folder = float_dir if request.param == "float" else quantized[0]
+    (content,) = count_nodes([load_ir(folder, count_time=True)], [1, 2, 3, 4, 5, 6, 7, 8], 3)
     return content
 
 
