@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from gpt2opt.decoding.decoder import Decoder, Greedy
 from gpt2opt.environment import CpuWatch
+from gpt2opt.measure.child import Child
 from gpt2opt.measure.results import Latency
 from gpt2opt.measure.turns import Contestants, Here, Start, in_child
 from gpt2opt.settings import is_whole
@@ -59,7 +59,7 @@ def measure_latency(
 
 
 def compare_latency(
-    decoders: Mapping[str, Decoder | Start],
+    decoders: Mapping[str, Decoder | Callable[[], Child]],
     *,
     prompt_tokens: int,
     new_tokens: int,
@@ -84,7 +84,7 @@ def compare_latency(
     """
     if not is_whole(new_tokens, 2) or not is_whole(runs, 1):
         raise ValueError(f"new_tokens={new_tokens}, runs={runs}: expected at least 2 tokens (TTFT and one TPOT) and 1 run")
-    starts = {name: each if callable(each) else partial(Here, TimedDecoder(each, timer)) for name, each in decoders.items()}
+    starts: dict[str, Start] = {name: each if callable(each) else Here(TimedDecoder(each, timer)) for name, each in decoders.items()}
     with Contestants(starts) as contestants:
         turns = contestants.take_turns("run", [new_tokens], rounds=runs, seconds=sum)
         next(turns)
@@ -113,7 +113,7 @@ class TimedDecoder:
         return [self.timer(greedy.start), *(self.timer(greedy.step) for _ in range(new_tokens - 1))]
 
 
-def decoder_in_child(make: Callable[..., Decoder], *arguments: Any, timer: Timer = wall_time) -> Start:
+def decoder_in_child(make: Callable[..., Decoder], *arguments: Any, timer: Timer = wall_time) -> Callable[[], Child]:
     """Return what starts a process that makes a decoder, `make(*arguments)`, and times it. `make` is a function of a module."""
     return in_child(_timed_decoder, make, arguments, timer)
 

@@ -44,11 +44,11 @@ class Here:
         """Do nothing: the object belongs to its maker."""
 
 
-Start = Callable[[], "Child | Here"]
-"""Starts a contestant."""
+Start = Callable[[], Child] | Here
+"""What starts a contestant in a process of its own, or a contestant of this process."""
 
 
-def in_child(factory: Callable, *arguments: Any, threads: int | None = None) -> Start:
+def in_child(factory: Callable, *arguments: Any, threads: int | None = None) -> Callable[[], Child]:
     """Return what starts a contestant in a process of its own, with so many threads, all that there are by default; see `Child`."""
     return partial(Child, factory, *arguments, environment=thread_settings(threads or environment.threads()))
 
@@ -77,7 +77,7 @@ class Contestants:
         """Start all contestants, and the first one twice, unless it is the only one.
 
         Args:
-            starts: name -> what starts it, `in_child(…)` or `partial(Here, …)`.
+            starts: name -> what starts it, `in_child(…)`, or `Here(…)`, which then takes part twice if it is the first.
             may_fail: one that fails leaves, and the others go on. By default its error is raised.
             reserve_bytes: memory that must stay free beside those that have started.
         """
@@ -181,7 +181,8 @@ class Contestants:
 
     def _start(self, name: str) -> None:
         try:
-            self._workers[name] = self._starts[name]()
+            start = self._starts[name]
+            self._workers[name] = start if isinstance(start, Here) else start()
             if self._reserve_bytes and psutil.virtual_memory().available < self._reserve_bytes:
                 raise MemoryError("no memory is left beside those before it; name fewer")
         except Exception as error:

@@ -1,7 +1,5 @@
 """The interleaver, on contestants that compute nothing."""
 
-from functools import partial
-
 import pytest
 
 from gpt2opt.measure.turns import Contestants, Here, in_child, one_line, warm_up
@@ -21,7 +19,7 @@ class Contestant:
 
 
 def outcome_of(contestants, tasks=("task",), rounds=3, **settings):
-    with Contestants({name: partial(Here, each) for name, each in contestants.items()}, may_fail=True) as started:
+    with Contestants({name: Here(each) for name, each in contestants.items()}, may_fail=True) as started:
         *_, outcome = started.take_turns("run", tasks, rounds=rounds, **settings)
         return outcome, started
 
@@ -68,12 +66,12 @@ def test_one_that_fails_leaves_and_the_others_go_on():
     assert started.left == {"broken": "failed on task: no such kernel"}
     assert outcome.samples["broken"] == {}
     assert len(outcome.samples["a"]["task"]) == 3
-    with Contestants({"a": partial(Here, Contestant()), "broken": lambda: 1 / 0}, may_fail=True) as started:
+    with Contestants({"a": Here(Contestant()), "broken": lambda: 1 / 0}, may_fail=True) as started:
         assert started.left == {"broken": "failed: division by zero"}
 
 
 def test_an_error_is_raised_by_default():
-    with Contestants({"broken": partial(Here, Contestant(fails_after=0))}) as started, pytest.raises(RuntimeError, match="kernel"):
+    with Contestants({"broken": Here(Contestant(fails_after=0))}) as started, pytest.raises(RuntimeError, match="kernel"):
         list(started.take_turns("run", ["task"], rounds=2))
     with pytest.raises(ZeroDivisionError):
         Contestants({"broken": lambda: 1 / 0})
@@ -87,7 +85,7 @@ def test_one_that_would_take_most_of_the_time_leaves():
 
 
 def test_memory_that_has_to_stay_free(monkeypatch):
-    with Contestants({name: partial(Here, Contestant()) for name in "ab"}, may_fail=True, reserve_bytes=1e18) as started:
+    with Contestants({name: Here(Contestant()) for name in "ab"}, may_fail=True, reserve_bytes=1e18) as started:
         assert set(started.left.values()) == {"failed: no memory is left beside those before it; name fewer"}
 
 
