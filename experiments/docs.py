@@ -99,7 +99,8 @@ def _block(name: str, place: Path) -> str:
     source = json_path(what, folder)
     parts = [experiment.caption(result)]
     parts += [f"![{path.stem}]({link}/{path.name})" for path in drawn_from(source)]
-    parts += [f"**{title}**\n\n{shown.markdown()}" for title, shown in experiment.tables(result).items()]
+    shown = {title: each for title, each in experiment.tables(result).items() if title in (experiment.in_documents or (title,))}
+    parts += [f"**{title}**\n\n{each.markdown()}" for title, each in shown.items()]
     return "\n\n".join([*parts, f"All samples: [`{what}.json`]({link}/{source.name})."])
 
 

@@ -103,6 +103,7 @@ def time_in_turns(folders: Mapping[str, Path], workload: Workload, settings: Set
             "the machine is busy: others took %.0f%% of its cores during the timing of %s; close them and run again, or go by the ratios",
             100 * latency.others_cpu_share, " and ".join(decoders),
         )  # fmt: skip
+    found = {name: found[name] for name in folders}
     for name, latency in found.items():
         if not latency.steady:
             logger.warning("%s got faster until the end of its %d warm-up runs: its latency is too high", name, latency.warmup_runs)
