@@ -25,8 +25,8 @@ from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import COURSE, JOIN, perplexity, prepare_text
 from gpt2opt.measure.trace import record_trace
 from gpt2opt.quantize import int8
+from gpt2opt.run import pipeline
 from gpt2opt.run.measurements import TRACED_TOKENS
-from gpt2opt.run.pipeline import load_fp16_model
 from gpt2opt.run.record import Settings
 from gpt2opt.sources.models import find_model_or_stand_in, load_tokenizer
 from gpt2opt.sources.rows import find_rows
@@ -58,7 +58,7 @@ def load_fp16_model(model_id: str | Path = "gpt2") -> tuple[PreTrainedTokenizerB
         ValueError: the model can't be found, is damaged or is not a GPT-2.
     """
     found = find_model_or_stand_in(str(model_id))
-    tokenizer, model = load_fp16_model(found.path)
+    tokenizer, model = pipeline.load_fp16_model(found.path)
     print(f"Loaded {found} in FP16 on {model.device}")
     if found.stand_in:
         print("It is a smaller model: no figure of it compares with gpt2's. For gpt2 connect to the hub, or name a directory that holds it")
