@@ -253,5 +253,7 @@ def _flattened(stages: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for pair in stage.get("comparisons", ()):
             own["in_turns"] |= {pair["name"]: pair["latency"], pair["base"]: pair["base_latency"]}
         own["in_turns"].pop(own["name"], None)
-        models |= {model["name"]: model for model in (own, *stage["controls"])}
+        known = [*ROLES]
+        in_order = sorted((own, *stage["controls"]), key=lambda model: known.index(model["name"]) if model["name"] in known else len(known))
+        models |= {model["name"]: model for model in in_order}
     return models
