@@ -128,7 +128,7 @@ def _all_measured(s: Submission, stage: str, cells: range, figures: dict[str, st
 
 def padding(s: Submission) -> str:
     found = s.code.calls("prepare_tokenizer_for_padding")
-    if not found and (s.code.assigns("pad_token(_id)?") or s.code.settings("pad_token")):
+    if not found and (s.code.settings("pad_token") or s.code.settings("pad_token_id")):
         return "pad_token is set"
     missing = "pad_token is not set, and prepare_tokenizer_for_padding is not called or still empty; GPT-2 has no padding token"
     return _found(found, missing)

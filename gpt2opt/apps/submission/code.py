@@ -72,13 +72,6 @@ class Code:
             names |= dict.fromkeys(_bound(statement), "")
         return found
 
-    @cached_property
-    def constants(self) -> dict[str, Any]:
-        """Return the names that are set to a constant somewhere, with the last one."""
-        set_to = [node for tree in self.cells for node in ast.walk(tree) if isinstance(node, ast.Assign)]
-        pairs = [(own_name(target), node.value) for node in set_to for target in node.targets]
-        return {name: value.value for name, value in pairs if name and isinstance(value, ast.Constant)}
-
     def calls(self, names: str, cells: range | None = None) -> list[tuple[int, ast.Call]]:
         """Return the calls of functions whose own name (`c` in `a.b.c()`) matches a pattern, each with its cell.
 
@@ -96,13 +89,14 @@ class Code:
         name = own_name(call.func)
         return self.library.get(call) or (() if name in self.stubs else (name,))
 
-    def value(self, node: ast.expr) -> Any:
-        """Return the constant that an expression is, or that the name in it was set to; None if it is neither."""
-        return node.value if isinstance(node, ast.Constant) else self.constants.get(own_name(node))
-
     def settings(self, name: str) -> list[ast.expr]:
-        """Return what is given by a name: as keyword of a call, key of a dictionary or default of a parameter."""
+        """Return what is given by a name: assigned to it, as keyword of a call, key of a dictionary or default of a parameter."""
         return [value for tree in self.cells for node in ast.walk(tree) for key, value in _given(node) if key == name]
+
+    def value(self, node: ast.expr) -> Any:
+        """Return the constant that an expression is, or the last one that was given to the name in it; None if it is neither."""
+        given = [node, *(self.settings(name) if (name := own_name(node)) else ())]
+        return next((one.value for one in reversed(given) if isinstance(one, ast.Constant)), None)
 
     def words(self, cell: int) -> str:
         """Return the names and strings in a cell and in the functions of the notebook that it calls, and what the library's do."""
@@ -112,11 +106,6 @@ class Code:
         for node in (node for part in (self.cells[cell], *own) for node in ast.walk(part)):
             words.append(node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else own_name(node))
         return " ".join(words)
-
-    def assigns(self, names: str) -> bool:
-        """Say whether a name or an attribute that matches is assigned to."""
-        targets = (target for tree in self.cells for node in ast.walk(tree) if isinstance(node, ast.Assign) for target in node.targets)
-        return any(re.fullmatch(names, own_name(target)) for target in targets)
 
 
 def read_code(sources: list[str]) -> Code:
@@ -153,6 +142,8 @@ def _does_nothing(statement: ast.stmt) -> bool:
 def _given(node: ast.AST) -> Iterator[tuple[str | None, ast.expr]]:
     if isinstance(node, ast.Call):
         yield from ((keyword.arg, keyword.value) for keyword in node.keywords)
+    elif isinstance(node, ast.Assign):
+        yield from ((own_name(target), node.value) for target in node.targets)
     elif isinstance(node, ast.Dict):
         yield from ((str(getattr(key, "value", "")), value) for key, value in zip(node.keys, node.values, strict=True))
     elif isinstance(node, Function):
