@@ -71,19 +71,20 @@ def execute_notebook(path: Path) -> int:
     try:
         client.execute()
     except KeyboardInterrupt:
-        client.shutdown_kernel = "immediate"  # it ends with this process; asked to, it would complain of what it was doing
+        client.shutdown_kernel = "immediate"  # a kernel that is asked to end would first report the error of its cell
         raise
     except CellExecutionError as error:
         print(f"\ngpt2opt: a cell failed after {elapsed()}; {path.name} is left as it was\n{error}", file=sys.stderr)
         return 1
-    charts = _drop_what_passes(notebook)
+    _drop_transient(notebook)
     write_whole(path, notebook_text(notebook))
+    charts = sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
     print(f"{elapsed()}  done: {path.name} holds {charts} charts", file=sys.stderr)
     return 0
 
 
 def _headings(notebook: Any) -> dict[int, str]:
-    """Return each heading with the place of the first code cell below it."""
+    """Return each heading by the index of the first code cell below it."""
     headings, heading = {}, ""
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown" and cell.source.startswith("#"):
@@ -93,20 +94,17 @@ def _headings(notebook: Any) -> dict[int, str]:
     return headings
 
 
-def _drop_what_passes(notebook: Any) -> int:
-    """Remove time stamps, which differ on every run, and progress bars, which nothing moves in a file; return how many charts there are."""
+def _drop_transient(notebook: Any) -> None:
+    """Remove time stamps, which differ on every run, and progress bars, which a file would show as they were at first."""
     notebook.metadata.pop("widgets", None)
-    charts = 0
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
-            charts += sum("image/png" in output.get("data", {}) for output in cell.outputs)
-    return charts
 
 
 def _interrupt_as_usual(**_) -> None:
-    """Let an interrupt raise KeyboardInterrupt: nbclient would end the kernel alone, and report that as a failure of its own."""
+    """Let an interrupt raise KeyboardInterrupt: nbclient would only end the kernel, and report that as a failure of its own."""
     asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
 
@@ -141,7 +139,7 @@ def read_notebook(path: Path) -> Any:
 
 def notebook_text(notebook: Any) -> str:
     """Return a notebook as the text of its file."""
-    from nbformat.v4 import writes  # unlike nbformat.writes, it does not complain once more of what reading it allowed
+    from nbformat.v4 import writes  # unlike nbformat.writes, it does not log once more what is wrong by the format
 
     return writes(notebook) + "\n"
 

@@ -1,6 +1,6 @@
 """The Python in the cells of a notebook, read without running it, and what each of its calls does.
 
-What stands in comments and docstrings is no evidence of anything.
+Comments and docstrings count as no evidence.
 """
 
 import ast
@@ -32,7 +32,7 @@ SHELL = re.compile(r"(?:^|[;&|])[ \t]*(?:\w+=\S*[ \t]+)*(?:\S*\bgpt2opt|\S+[ \t]
 SHELL_CALLS = ("system", "getoutput", "run_cell_magic")
 """What IPython makes of `!command`, `x = !command` and `%%bash`."""
 AROUND_PYTHON = re.compile(r"\A\s*%%(?:time|timeit|capture|prun)\b.*\n?")
-"""Cell magics below which stands Python."""
+"""Cell magics with Python below them."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

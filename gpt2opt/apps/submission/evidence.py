@@ -1,4 +1,4 @@
-"""What is handed in, as it lies on disk: the notebook, the Python in its cells, the trace files, and the record if there is one."""
+"""What is handed in: the notebook, the Python in its cells, the trace files, and the record if there is one."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from gpt2opt.notebook import read_notebook
 from gpt2opt.run.record import Measurement, Record, read_record
 
 TRACES, ARTIFACTS, RECORD = "traces", "artifacts", "run.json"
+WRITES_RECORD = "`gpt2opt.start_run` and `run.measure` in the cells, or `gpt2opt run`,"
 
 
 class NotMetError(Exception):
@@ -22,7 +23,7 @@ class NoRecordError(Exception):
 
 @dataclass(frozen=True)
 class Submission:
-    """A notebook and what lies beside it.
+    """A notebook and the files that belong to it.
 
     notebook: as nbformat reads it. cells: its code cells that hold any code. traces: the folder, which may be absent. files: the files in
     it, hidden ones left out. no_record: why there is no record.
@@ -52,7 +53,7 @@ class Submission:
 
 
 def read_submission(path: Path, traces: Path | None = None) -> Submission:
-    """Read a notebook and what lies beside it.
+    """Read a notebook and the files that belong to it.
 
     Args:
         path: the notebook.
@@ -72,8 +73,7 @@ def read_submission(path: Path, traces: Path | None = None) -> Submission:
     inside = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     files = tuple(file for file in inside if not any(part.startswith(".") for part in file.relative_to(folder).parts))
     cells = tuple(cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip())
-    record, why = None, "there is no run.json in traces or artifacts; `gpt2opt.start_run` and `run.measure` in the cells, or "
-    why += "`gpt2opt run`, write it"
+    record, why = None, f"there is no run.json in traces or artifacts; {WRITES_RECORD} write it"
     if found := next(filter(Path.exists, (folder / RECORD, path.parent / ARTIFACTS / RECORD)), None):
         try:
             record = read_record(found)

@@ -23,7 +23,7 @@ NUMBER = re.compile(r"[-−]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
 PRINTS, WRAPS = ("print", "display"), ("str", "Markdown", "markdown")
 """Calls that show their arguments, and those that make another form of a table or a text."""
 OBJECT = "<IPython.core.display.Markdown object>"
-"""What stands in plain text for a text that is shown as Markdown."""
+"""The plain text of a result that is shown as Markdown."""
 
 Numbers = Counter[str]
 

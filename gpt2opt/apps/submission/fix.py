@@ -17,7 +17,7 @@ COPIES = "before-fix"
 PERSONAL = ("execution", "ExecuteTime", "executionInfo", "papermill")
 """Metadata that tools add when a cell runs: time stamps, and in Colab the user's name and number."""
 EVENTS = ".tfevents."
-"""What the name of a log of TensorBoard holds. A text in it can't be replaced: lengths and checksums stand around it."""
+"""What the name of a log of TensorBoard holds. A text in it can't simply be replaced: the file holds its length and a checksum."""
 
 
 @dataclass(frozen=True)

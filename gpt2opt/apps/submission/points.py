@@ -1,4 +1,4 @@
-"""The checklist: every point by its name, with the function that looks for it; and the points about the files as they were saved."""
+"""The checklist: every point by its name, with the function that looks for it; and the points about the saved files."""
 
 import ast
 import base64
@@ -58,7 +58,7 @@ def outputs_present(s: Submission) -> str:
 
 
 def _is_whole(output: Any) -> bool:
-    """Say whether an output has no PNG, or one whose chunks have the checksums that stand behind them."""
+    """Say whether an output has no PNG, or one that ends as it should and whose chunks match their checksums."""
     from PIL import Image
 
     packed = "".join(output.get("data", {}).get("image/png", "").split())
@@ -72,7 +72,7 @@ def _is_whole(output: Any) -> bool:
 
 
 def should_show(tree: ast.Module, source: str) -> bool:
-    """Say whether a cell shows something whenever it is run: it prints, plots, or ends in a value. What can't be told need not show."""
+    """Say whether a cell shows something whenever it is run: it prints, plots, or ends in a value. Where that is not certain, none is expected."""
     if not tree.body or source.lstrip().startswith("%%capture"):
         return False
     called = [own_name(line.value.func) for line in tree.body if isinstance(line, ast.Expr) and isinstance(line.value, ast.Call)]
@@ -145,7 +145,7 @@ def nothing_private(homes: bool, nothing: str) -> Callable[[Submission], str]:
     """Return a point that is met if no text holds a home path, or none a key."""
 
     def check(s: Submission) -> str:
-        found: dict[str, bool] = {}  # each once, in order; whether it stands in a source
+        found: dict[str, bool] = {}  # each once, in order; whether it is in a source
 
         def look(place: Place, text: str) -> str:
             findings = [finding for finding in find_private(text, place.written) if (finding.pattern is HOME) is homes]

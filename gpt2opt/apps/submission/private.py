@@ -1,4 +1,4 @@
-"""Find keys, tokens and home folders in every text of a submission. `check` and `--fix` go the same way, so that they see the same.
+"""Find keys, tokens and home folders in every text of a submission. `check` and `--fix` use the same functions, so they find the same.
 
 Own patterns, and not detect-secrets: that has no pattern for the tokens of Hugging Face, the one service that the assignment asks students
 to log in to; it takes a notebook for lines of a file, so that the picture in an output is a string of high entropy to it; and it does not
@@ -138,7 +138,7 @@ PATTERNS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What stands in a text from `start` on and must not be handed in."""
+    """A part of a text, from `start` on, that must not be handed in."""
 
     pattern: Pattern
     value: str
@@ -172,7 +172,7 @@ def find_private(text: str, written: bool) -> list[Finding]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a text stands. source: in a cell's source, which is the user's own work. written: see `Pattern`."""
+    """Where a text was found. source: in a cell's source, which is the user's own work. written: see `Pattern`."""
 
     name: str
     source: bool = False
@@ -180,11 +180,11 @@ class Place:
 
 
 Visit = Callable[[Place, str], str]
-"""Takes a text and returns what is to stand in its place."""
+"""Takes a text and returns what replaces it."""
 
 
 def visit_notebook(notebook: Any, visit: Visit) -> None:
-    """Show each text of a notebook to `visit`, and put what it returns in its place. Pictures and the ids of cells are no text."""
+    """Replace each text of a notebook by what `visit` returns for it. Pictures and the ids of cells are no text."""
     counted: Counter[str] = Counter()
     for cell in notebook.cells:
         kind = "code" if cell.cell_type == "code" else "text"
@@ -211,7 +211,7 @@ def _changed(value: Any, place: Place, visit: Visit) -> Any:
 
 
 def visit_trace(path: Path, name: str, visit: Visit) -> bytes:
-    """Show the text of a file of the traces to `visit`, and return the file's bytes with what it returned.
+    """Return the bytes of a file of the traces, with its text replaced by what `visit` returns for it.
 
     Raises:
         OSError: the file can't be read, or is no whole gzip file although its name says so.
