@@ -72,7 +72,7 @@ def _is_whole(output: Any) -> bool:
 
 
 def should_show(tree: ast.Module, source: str) -> bool:
-    """Say whether a cell shows something whenever it is run: it prints, plots, or ends in a value. Where that is not certain, none is expected."""
+    """Say whether a cell shows something whenever it is run: it prints, plots, or ends in a value. If in doubt, it need not."""
     if not tree.body or source.lstrip().startswith("%%capture"):
         return False
     called = [own_name(line.value.func) for line in tree.body if isinstance(line, ast.Expr) and isinstance(line.value, ast.Call)]
