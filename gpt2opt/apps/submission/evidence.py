@@ -84,16 +84,15 @@ def read_submission(path: Path, traces: Path | None = None) -> Submission:
 
 def measured(record: Record, stage: str) -> Measurement:
     """Return what was measured of the model of a stage."""
-    for result in record.stages:
-        if result.name == stage:
-            return result.measurement
-    raise NotMetError(f"the record has no stage {stage}; run the notebook to its end")
+    if stage not in record.stages:
+        raise NotMetError(f"the record has no stage {stage}; run the notebook to its end")
+    return record.stage(stage)
 
 
 def versions(record: Record) -> list[Record]:
-    """Return the record as it is, and as it was when a cell further up was run, the latest first."""
-    earlier = range(len(record.stages) - 1, 0, -1)
-    return [record, *(dataclasses.replace(record, stages=record.stages[:count]) for count in earlier)]
+    """Return the record as it is, and as it was before each measurement but the first, the latest first."""
+    models = list(record.models.items())
+    return [record, *(dataclasses.replace(record, models=dict(models[:count])) for count in range(len(models) - 1, 0, -1))]
 
 
 def number(cells: list[int]) -> str:

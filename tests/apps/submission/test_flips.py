@@ -13,7 +13,7 @@ from gpt2opt.apps.submission.figures import OBJECT, figures_of_the_record
 from gpt2opt.apps.submission.points import outputs_present
 from gpt2opt.report.tables import summary_table
 from tests.apps.submission.conftest import CHARTS, PICTURE
-from tests.report.conftest import make_record
+from tests.report.conftest import change, make_record
 
 FLIPS = 300
 OWN, BESIDE = "what a cell prints by code of its own", "the text beside a picture"
@@ -23,11 +23,10 @@ NOT_COMPARED = {OWN, BESIDE}
 def whole_record():
     """A record with what the conclusions of stages 1 and 3 need."""
     record = make_record()
-    profiled, _, tuned, _ = (stage.measurement for stage in record.stages)
-    control = dataclasses.replace(tuned, name="Fine-tuned, unpruned", latency=None, memory=None)
-    profiled = dataclasses.replace(profiled, facts=profiled.facts | {"known_perplexities": None})
-    record.stages[0] = dataclasses.replace(record.stages[0], measurement=profiled)
-    record.stages[2] = dataclasses.replace(record.stages[2], controls=(control,))
+    change(record, "Baseline", facts=record.models["Baseline"].facts | {"known_perplexities": None})
+    record.models["Fine-tuned, unpruned"] = dataclasses.replace(
+        record.models["Fine-tuned"], name="Fine-tuned, unpruned", latency=None, memory=None
+    )
     return record
 
 
