@@ -60,33 +60,24 @@ def fix_submission(submission: Submission) -> Fixed:
     if dropped:
         changed[f"metadata: {', '.join(dict.fromkeys(dropped))}, which say when and by whom cells were run, were taken out"] = None
     before = {file: file.read_bytes() for file in (path, *submission.files)}
-    after: dict[Path, bytes | None] = {path: notebook_text(notebook).encode() if changed else before[path]}  # None: to be deleted
-    names = {path: path.name}
+    after = {path: notebook_text(notebook).encode() if changed else before[path]}
+    names = {path: path.name} | {file: file.relative_to(submission.traces.parent).as_posix() for file in submission.files}
     for file in submission.files:
-        names[file] = file.relative_to(submission.traces.parent).as_posix()
         after[file] = visit_trace(file, names[file], clean)
-        if EVENTS in file.name and after[file] != before[file]:
-            after[file] = None
-    _renew_hashes(submission.traces / RECORD, before, after)
+    record, hashes = submission.traces / RECORD, {_hash(before[file]): _hash(content) for file, content in after.items()}
+    for old, new in hashes.items() if record in after else ():  # the record knows its traces by their hashes; others are not in it
+        after[record] = after[record].replace(old, new)
     files = [file for file, content in after.items() if content != before[file]]
     copies = [_keep(before[file], path.parent / COPIES, names[file]) for file in files]
     for file in files:
-        content = after[file]
-        file.unlink() if content is None else write_whole(file, content)
+        file.unlink() if EVENTS in file.name else write_whole(file, after[file])
     if copies and any("whoever saw the file" in entry for entry in todo):
         todo[f"delete {path.parent / COPIES} when you need it no longer: it holds the keys"] = None
     return Fixed(list(changed), list(todo), copies)
 
 
-def _renew_hashes(record: Path, before: dict[Path, bytes], after: dict[Path, bytes | None]) -> None:
-    """Give the record the hashes of the traces as they will be, in place of those as they are; a trace that it does not know stays so."""
-    text = after.get(record)
-    for file, content in after.items() if text else ():
-        if text and content:
-            old, new = (hashlib.sha256(version).hexdigest().encode() for version in (before[file], content))
-            text = text.replace(old, new)
-    if text:
-        after[record] = text
+def _hash(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def _keep(content: bytes, folder: Path, name: str) -> Path:
