@@ -81,7 +81,6 @@ HOME = Pattern(
 )
 """`/home/NAME`, `/Users/NAME`, `/root`, `C:\\Users\\NAME`."""
 PATTERNS = (
-    HOME,
     Pattern(
         "private key",
         ("PRIVATE KEY",),
@@ -132,6 +131,7 @@ PATTERNS = (
         has_high_entropy,
         written=True,
     ),
+    HOME,
 )
 """What must not be handed in. Where two match the same text, the first knows better what it is."""
 

@@ -40,6 +40,10 @@ def test_a_fine_grained_token_of_github_is_found():
     assert kinds("github_pat_" + MIXED + "_" + MIXED) == ["GitHub token"]
 
 
+def test_a_home_folder_before_a_key_does_not_hide_it():
+    assert kinds(f"token=/home/jane/{MIXED}", written=False) == ["key, by the name before it"]
+
+
 @pytest.mark.parametrize("quote", ['"', '\\"', "'"])
 def test_a_kaggle_key_is_found_in_its_json_as_it_is_and_escaped(quote):
     text = f"{{{quote}username{quote}: {quote}jane{quote}, {quote}key{quote}:{quote}{HEX}{quote}}}"
