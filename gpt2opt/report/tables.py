@@ -11,6 +11,7 @@ from gpt2opt.report.table import MISSING, Table, gigabytes, megabytes, milliseco
 from gpt2opt.run.record import QUANTIZE, Measurement, Record, dominated_by
 
 NO_DIFFERENCE = "no measurable difference"
+CHAIN = ("Baseline", "Pruned", "Fine-tuned", "FP32", "INT8")
 
 
 def environment_table(record: Record) -> Table:
@@ -79,6 +80,14 @@ def _summary_row(record: Record, measurement: Measurement) -> tuple[str, ...]:
         megabytes(memory.weight_bytes) if memory else MISSING,
         peak_memory(measurement),
     )
+
+
+def chain_table(record: Record) -> Table:
+    """Show the models that the stages hand on, and FP32 beside INT8, without what the tables of the stages have besides."""
+    summary = summary_table(record)
+    columns = [place for place, name in enumerate(summary.header) if name not in ("device", "bits/byte")]
+    rows = [row for row in summary.rows if row[0].removesuffix(" (control)") in CHAIN]
+    return table([summary.header[place] for place in columns], [[row[place] for place in columns] for row in rows])
 
 
 def stage_table(record: Record, name: str) -> Table:
