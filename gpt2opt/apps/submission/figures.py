@@ -59,7 +59,7 @@ def _reports(s: Submission) -> Iterator[tuple[int, Callable[..., Any], list[Any]
         for call in (call for line in shown for call in _shown(line)):
             name = s.code.library.get(call, ("",))[0]
             function = getattr(tables, name, None) or getattr(conclusions, name, None)
-            if not (call.args and function) or next(iter(inspect.signature(function).parameters)) != "record":
+            if not (call.args and function) or next(iter(inspect.signature(function).parameters), "") != "record":
                 continue
             with suppress(ValueError):  # an argument is no constant
                 rest = [ast.literal_eval(argument) for argument in call.args[1:]]

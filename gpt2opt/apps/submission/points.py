@@ -215,13 +215,12 @@ class Answer:
 
 def check_points(submission: Submission) -> list[Answer]:
     """Look for every point, in the order of the assignment."""
-    return [_answer(part, point, find, submission) for part, point, find in POINTS]
-
-
-def _answer(part: str, point: str, find: Callable[[Submission], str], submission: Submission) -> Answer:
-    try:
-        return Answer(part, point, True, find(submission))
-    except NotMetError as missing:
-        return Answer(part, point, False, str(missing))
-    except NoRecordError as unknown:
-        return Answer(part, point, None, str(unknown))
+    answers = []
+    for part, point, find in POINTS:
+        passed: bool | None = True
+        try:
+            found = find(submission)
+        except (NotMetError, NoRecordError) as reason:
+            passed, found = (False if isinstance(reason, NotMetError) else None), str(reason)
+        answers.append(Answer(part, point, passed, found))
+    return answers
