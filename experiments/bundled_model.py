@@ -24,8 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from gpt2opt.measure.quality import JOIN, Protocol, perplexity, prepare_text
 from gpt2opt.measure.results import Quality
-from gpt2opt.sources.docs_corpus import HELD_OUT, TRAINING, training_documents
-from gpt2opt.sources.docstrings import Document
+from gpt2opt.sources.documentation import HELD_OUT, TRAINING, Document, training_documents
 from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
 from gpt2opt.torch_model import logits_of

@@ -9,7 +9,7 @@ from typing import Any
 from gpt2opt.environment import at_least
 from gpt2opt.errors import raise_cause
 from gpt2opt.sources.gpt2 import CROSS_ATTENTION, check_finite, check_ids, fit_width_to_heads, fold_attention_scale
-from gpt2opt.sources.hub import cached_snapshot, download_snapshot, names_of, other_name
+from gpt2opt.sources.hub import find_snapshot, names_of
 from gpt2opt.storage import WEIGHTS, WEIGHTS_INDEX, new_folder, torch_weights
 
 VARIABLE = "GPT2OPT_MODEL"
@@ -75,10 +75,9 @@ def find_model(model_id: str = "auto") -> FoundModel:
     if asked and ((os.sep in asked and asked.count("/") != 1) or asked.startswith((".", "~"))):
         raise ValueError(f"no directory {asked!r}; name one that holds config.json and model.safetensors, or a hub id such as gpt2")
     repo_id = asked or DEFAULT
-    for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
-        path = fetch(repo_id, PATTERNS)
-        if path and is_complete(path):
-            return _checked(FoundModel(repo_id, origin + other_name(path, repo_id), path))
+    if found := find_snapshot(repo_id, PATTERNS, is_complete):
+        path, origin = found
+        return _checked(FoundModel(repo_id, origin, path))
     if asked:
         raise ValueError(
             f"model {asked!r} is no directory, is not in the local cache and the hub did not give it; "

@@ -8,11 +8,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gpt2opt.sources.docs_corpus import HELD_OUT, held_out_documents
-from gpt2opt.sources.docstrings import Document
+from gpt2opt.sources.documentation import HELD_OUT, LONG_PARAGRAPH, PARAGRAPHS_APART, Document, held_out_documents
 from gpt2opt.sources.files import parse_file
-from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
+from gpt2opt.sources.hub import find_snapshot
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 VARIABLE = "GPT2OPT_TEXT"
 WIKITEXT = "Salesforce/wikitext"
@@ -21,9 +24,6 @@ WIKITEXT_PATTERNS = [f"{WIKITEXT_FOLDER}/*"]
 WIKITEXT_SPLITS = {"fine_tune": "train", "calibration": "validation", "score": "test"}
 WIKITEXT_TITLE = re.compile(r" = [^=].* = \n")
 COURSE_LINES = 200
-LONG_PARAGRAPH = 100
-"""Paragraphs of at least this many characters must not occur in two parts; shorter ones may by coincidence."""
-PARAGRAPHS_APART = re.compile(r"\n\s*\n")
 FILE_BLOCK = 2000
 BLANK_LINES, ONE_DOCUMENT = "cut at blank lines", "one document, since it has no blank lines"
 SHARES = {"fine_tune": 0.75, "calibration": 0.1, "score": 0.15}
@@ -97,11 +97,8 @@ def find_texts(text: str = "auto") -> Texts:
 
 def find_wikitext() -> tuple[Path, str] | None:
     """Return the folder of WikiText-2 and where it came from; None if neither the local cache nor the hub gives it."""
-    for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
-        path = fetch(WIKITEXT, WIKITEXT_PATTERNS, repo_type="dataset")
-        if path and is_complete(path / WIKITEXT_FOLDER):
-            return path / WIKITEXT_FOLDER, origin + other_name(path, WIKITEXT)
-    return None
+    found = find_snapshot(WIKITEXT, WIKITEXT_PATTERNS, lambda path: is_complete(path / WIKITEXT_FOLDER), repo_type="dataset")
+    return found and (found[0] / WIKITEXT_FOLDER, found[1])
 
 
 def is_complete(folder: Path) -> bool:
@@ -252,3 +249,58 @@ def _articles(split: str, rows: Sequence[str]) -> Iterator[Document]:
         del starts[0]  # nothing but empty rows stands before the first title
     for number, (start, end) in enumerate(itertools.pairwise([0, *starts, len(rows)])):
         yield Document(f"{split}#{number}", "\n\n".join(rows[start:end]))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a text by split, and how it was found.
+
+    splits: `train`, `validation` and `test`. A row of WikiText-2 is a paragraph, a heading or empty; a row of another text is a paragraph
+    on one line. No two splits of another text share a long paragraph, see `Texts`.
+    """
+
+    name: str
+    origin: str
+    splits: dict[str, list[str]]
+    stand_in: bool
+
+    def take(self, spec: str) -> "Dataset":
+        """Return the rows of a slice as a dataset with the column `text`.
+
+        Args:
+            spec: a split, or a part of it, in the words of `datasets`: `train`, `train[:100]`, `validation[50:100]`, `test[:10%]`. Rows
+                beyond the last one are left out.
+
+        Raises:
+            ValueError: it is no such slice, there is no such split, or no row is in it.
+        """
+        from datasets import Dataset, ReadInstruction
+
+        try:
+            parts = ReadInstruction.from_spec(spec).to_absolute({split: len(rows) for split, rows in self.splits.items()})
+        except (AssertionError, TypeError, ValueError) as error:
+            raise ValueError(f"split {spec!r} can't be read ({error}); expected one such as 'train[:100]' or 'validation[:200]'") from None
+        rows = [row for part in parts for row in self.splits[part.splitname][part.from_ : part.to]]
+        if not rows:
+            raise ValueError(f"split {spec!r} of {self.name} has no row; ask for at least one")
+        return Dataset.from_dict({"text": rows})
+
+    def __str__(self) -> str:
+        return f"{self.name} (from the {self.origin})"
+
+
+def find_rows() -> Rows:
+    """Find WikiText-2, or the text that the environment variable GPT2OPT_TEXT names, or else the stand-in; see `find_texts`.
+
+    Raises:
+        ValueError: the text that was asked for can't be found, is empty or is too short to divide.
+    """
+    if os.environ.get(VARIABLE, "wikitext-2") == "wikitext-2" and (found := find_wikitext()):
+        folder, origin = found
+        return Rows("WikiText-2 raw", origin, {split: wikitext_rows(folder, split) for split in WIKITEXT_SPLITS.values()}, False)
+    texts = find_texts()
+    splits = {
+        split: [" ".join(row.split()) for document in getattr(texts, part) for row in PARAGRAPHS_APART.split(document.text) if row.strip()]
+        for part, split in WIKITEXT_SPLITS.items()
+    }
+    return Rows(texts.name, texts.origin, splits, texts.stand_in)

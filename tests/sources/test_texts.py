@@ -2,9 +2,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from gpt2opt.sources import texts
-from gpt2opt.sources.docs_corpus import HELD_OUT, TRAINING
-from gpt2opt.sources.docstrings import Document, package_documents, unique_documents
+from gpt2opt.sources import hub, texts
+from gpt2opt.sources.documentation import HELD_OUT, TRAINING, Document, package_documents, unique_documents
 from gpt2opt.sources.texts import find_texts, take_bytes
 
 PARTS = ("fine_tune", "calibration", "score")
@@ -89,7 +88,7 @@ def test_wikitext_comes_before_the_stand_in(tmp_path, monkeypatch):
     rows = ["", " = First = \n", "", " Some words . \n", " = = Part = = \n", " = Second = \n", " Other words . \n"]
     for split in ("train", "validation", "test"):
         pyarrow.parquet.write_table(pyarrow.table({"text": rows}), folder / f"{split}-00000-of-00001.parquet")
-    monkeypatch.setattr(texts, "cached_snapshot", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(hub, "cached_snapshot", lambda *_, **__: tmp_path)
     found = find_texts()
     assert (found.name, found.origin, found.stand_in) == ("WikiText-2 raw", "local cache", False)
     assert "\n\n".join(d.text for d in found.score) == "\n\n".join(rows)  # as papers join them
@@ -128,8 +127,8 @@ def test_a_download_that_was_killed_half_way_is_taken_up_again_or_passed_over(hu
         folder.mkdir(parents=True)
         for split in splits:
             pyarrow.parquet.write_table(pyarrow.table({"text": rows}), folder / f"{split}-00000-of-00001.parquet")
-    monkeypatch.setattr(texts, "cached_snapshot", lambda *_, **__: tmp_path / "cut")
-    monkeypatch.setattr(texts, "download_snapshot", lambda *_, **__: tmp_path / "whole" if hub_answers else None)
+    monkeypatch.setattr(hub, "cached_snapshot", lambda *_, **__: tmp_path / "cut")
+    monkeypatch.setattr(hub, "download_snapshot", lambda *_, **__: tmp_path / "whole" if hub_answers else None)
     found = find_texts("auto")
     assert (found.origin == "hub") == hub_answers
     assert found.stand_in != hub_answers
@@ -145,7 +144,7 @@ def test_what_wikitext_repeats_is_left_to_the_split_that_is_scored(tmp_path, mon
     for split in ("train", "validation", "test"):
         rows = [" = Title = \n", long, f" Of {split} alone . \n"]
         pyarrow.parquet.write_table(pyarrow.table({"text": rows}), folder / f"{split}-00000-of-00001.parquet")
-    monkeypatch.setattr(texts, "cached_snapshot", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(hub, "cached_snapshot", lambda *_, **__: tmp_path)
     found = find_texts()
     assert long in found.score[0].text
     assert long not in found.fine_tune[0].text + found.calibration[0].text

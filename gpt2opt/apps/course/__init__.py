@@ -28,7 +28,7 @@ from gpt2opt.quantize import int8
 from gpt2opt.run import profile
 from gpt2opt.run.record import Settings
 from gpt2opt.sources.models import find_model_or_stand_in, load_tokenizer
-from gpt2opt.sources.rows import find_rows
+from gpt2opt.sources.texts import find_rows
 from gpt2opt.torch_model import TorchModel, generate_tokens, logits_of
 
 __all__ = [
