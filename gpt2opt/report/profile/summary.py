@@ -1,6 +1,6 @@
 """What a page shows of one trace, as JSON: the tree of calls, the operators, memory over time."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,6 @@ from gpt2opt.measure.call_tree import Node, call_tree, operator_table, recorded,
 from gpt2opt.measure.results import Comparison
 from gpt2opt.measure.stats import PERCENT
 from gpt2opt.measure.trace_file import Event, read_trace_file
-from gpt2opt.report.profile.memory import memory_curves
 from gpt2opt.report.style import color
 from gpt2opt.report.tables import show_ratio
 from gpt2opt.run.record import ROLES, folder_name, read_record, reference_folder
@@ -20,6 +19,12 @@ MODELS = {BESIDE[folder]: str(ROLES[name].reference) for folder, name in TRACED.
 what was recorded of a model's reference, in turns with it."""
 PHASES = ("prefill", "decode")
 MAX_NOTES = 3
+MAX_POINTS = 400
+"""Of a curve; a chart has no more pixels to tell them apart."""
+CPU_TYPE = 0  # of c10::DeviceType
+
+Curve = list[tuple[float, int]]
+"""(µs since the first event, bytes more than at that time), a step each."""
 
 
 def summarize(path: Path, name: str) -> dict[str, Any]:
@@ -39,15 +44,7 @@ def summarize(path: Path, name: str) -> dict[str, Any]:
     Raises:
         ValueError: the file is no trace, is larger than 10 MB, or holds no call.
     """
-    content = read_trace_file(path)
-    try:
-        events = recorded(content["traceEvents"])
-        root = call_tree(events)
-        curves = memory_curves(events)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path.name} has events that are not as in Chrome's format ({type(error).__name__}: {error})") from error
-    if not root.children:
-        raise ValueError(f"{path.name} holds no call; profile at least one whole step")
+    content, events, curves, root = read_calls(path)
     model = MODELS.get(Path(name).name)
     numbers: dict[tuple[str, str, str], int] = {}
     tree = _packed(root, numbers)
@@ -71,6 +68,24 @@ def summarize(path: Path, name: str) -> dict[str, Any]:
         "phases": phases(events),
         "ratios": measured_ratios(record_of(path), name),
     }  # fmt: skip
+
+
+def read_calls(path: Path) -> tuple[dict[str, Any], list[Event], dict[str, Curve], Node]:
+    """Read a trace; return its content, its events inside the profiler's steps, their memory curves and the root of their calls.
+
+    Raises:
+        ValueError: as `summarize`.
+    """
+    content = read_trace_file(path)
+    try:
+        events = recorded(content["traceEvents"])
+        root = call_tree(events)
+        curves = memory_curves(events)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name} has events that are not as in Chrome's format ({type(error).__name__}: {error})") from error
+    if not root.children:
+        raise ValueError(f"{path.name} holds no call; profile at least one whole step")
+    return content, events, curves, root
 
 
 def record_of(path: Path) -> Path:
@@ -128,3 +143,29 @@ def _note(notes: Counter[str]) -> str:
 
 def _us(value: float) -> float:
     return round(value, 1)
+
+
+def memory_curves(events: list[Event]) -> dict[str, Curve]:
+    """Return a curve for each device that something was allocated on: `CPU`, `GPU 0` and so on.
+
+    What was allocated before the recording, such as the weights, is not in it: a curve begins at 0.
+    """
+    start = min((event["ts"] for event in events), default=0.0)
+    sums: dict[str, int] = defaultdict(int)
+    curves: dict[str, Curve] = {}
+    for event in sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"]):
+        arguments = event["args"]
+        device = "CPU" if arguments["Device Type"] == CPU_TYPE else f"GPU {arguments['Device Id']}"
+        sums[device] += arguments["Bytes"]
+        curves.setdefault(device, [(0.0, 0)]).append((event["ts"] - start, sums[device]))
+    return {device: thinned(curve) for device, curve in sorted(curves.items())}
+
+
+def thinned(curve: Curve, points: int = MAX_POINTS) -> Curve:
+    """Return at most `points` points of a curve: both ends, and the lowest and the highest of each stretch between them."""
+    if len(curve) <= points:
+        return curve
+    numbers, stretch = range(len(curve)), -(-len(curve) // (points // 2 - 1))
+    stretches = [numbers[start : start + stretch] for start in range(0, len(curve), stretch)]
+    kept = {0, len(curve) - 1, *(pick(part, key=lambda number: curve[number][1]) for part in stretches for pick in (min, max))}
+    return [curve[number] for number in sorted(kept)]
