@@ -152,11 +152,10 @@ def perplexity(logits: Logits, text: ScoredText, *, batch_size: int = 2) -> Qual
         >>> round(perplexity(lambda ids: torch.zeros(*ids.shape, 4), text).perplexity, 4)
         4.0
     """
-    nats, tokens = torch.zeros(text.num_documents, dtype=torch.float64), torch.zeros(text.num_documents, dtype=torch.int64)
+    sums = torch.zeros(text.num_documents, 2, dtype=torch.float64)
     for batch in _batches(text, batch_size):
-        batch.add(nats, token_nll(torch.as_tensor(logits(batch.ids)), batch.targets))
-        batch.add(tokens, torch.ones_like(batch.targets))
-    return _quality(text, nats, tokens)
+        batch.add(sums, token_nll(torch.as_tensor(logits(batch.ids)), batch.targets))
+    return _quality(text, *sums[sums[:, -1] > 0].T)
 
 
 def measure_agreement(
@@ -174,8 +173,7 @@ def measure_agreement(
     Raises:
         ValueError: as `perplexity`, or the two models' vocabularies differ.
     """
-    nats, kl_nats = (torch.zeros(text.num_documents, dtype=torch.float64) for _ in range(2))
-    tokens, same = (torch.zeros(text.num_documents, dtype=torch.int64) for _ in range(2))
+    sums = torch.zeros(text.num_documents, 4, dtype=torch.float64)
     every: list[tuple[Tensor, Tensor]] = []
     for batch in _batches(text, batch_size):
         ours, theirs = (torch.as_tensor(model(batch.ids)) for model in (logits, reference))
@@ -185,22 +183,12 @@ def measure_agreement(
         kl, is_same = (values.view_as(nll) for values in _compare(ours, theirs))
         if not torch.isfinite(kl).all():
             raise ValueError("the reference model gave logits that are not finite; its weights are damaged or overflow in this dtype")
-        batch.add(nats, nll)
-        batch.add(kl_nats, kl)
-        batch.add(same, is_same)
-        batch.add(tokens, torch.ones_like(batch.targets))
-        every.append((batch.owners[batch.scored], kl[batch.scored]))
-    kept = tokens > 0
-    owners, kls = (torch.cat(values) for values in zip(*every, strict=True))
-    agreement = Agreement(
-        tuple(kl_nats[kept].tolist()),
-        tuple(same[kept].tolist()),
-        tuple(tokens[kept].tolist()),
-        *percentile_99(kls.numpy(), owners.numpy()),
-        text.label,
-        reference_name,
-    )
-    return _quality(text, nats, tokens), agreement
+        batch.add(sums, nll, kl, is_same)
+        every.append((kl[batch.scored], batch.owners[batch.scored]))
+    nats, kl_nats, same, tokens = sums[sums[:, -1] > 0].T
+    kls, owners = (torch.cat(values).numpy() for values in zip(*every, strict=True))
+    totals = tuple(kl_nats.tolist()), tuple(same.long().tolist()), tuple(tokens.long().tolist())
+    return _quality(text, nats, tokens), Agreement(*totals, *percentile_99(kls, owners), text.label, reference_name)
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -275,32 +263,26 @@ class _Batch:
     owners: Tensor
     scored: Tensor
 
-    def add(self, sums: Tensor, values: Tensor) -> None:
-        """Add the values (B, T) of the scored targets to the sums of their documents."""
-        sums.index_add_(0, self.owners[self.scored], values[self.scored].to(sums.dtype))
+    def add(self, sums: Tensor, *values: Tensor) -> None:
+        """Add the values (B, T) of the scored targets, and their number, to the sums (documents, values and number)."""
+        columns = torch.stack([*(each[self.scored].double() for each in values), self.scored[self.scored].double()], dim=1)
+        sums.index_add_(0, self.owners[self.scored], columns)
 
 
 def _batches(text: ScoredText, batch_size: int) -> Iterator[_Batch]:
     """Yield every window once; a batch has at most `batch_size` windows, all of one length."""
     check_whole("batch_size", batch_size, 1)
-    plan = [
-        (end - start, sequence, start, end, first)
-        for sequence, (ids, _) in enumerate(text.sequences)
+    rows = [
+        (ids[start:end], ids[start + 1 : end + 1], owners[start + 1 : end + 1], torch.arange(start + 1, end + 1) >= first)
+        for ids, owners in text.sequences
         for start, end, first in windows(len(ids), text.window, text.stride)
     ]
-    plan.sort(key=lambda item: -item[0])
-    for _, same_length in itertools.groupby(plan, key=lambda item: item[0]):
+    rows.sort(key=lambda row: -len(row[0]))
+    for _, same_length in itertools.groupby(rows, key=lambda row: len(row[0])):
         group = list(same_length)
-        for first_row in range(0, len(group), batch_size):
-            rows = group[first_row : first_row + batch_size]
-            yield _Batch(
-                torch.stack([text.sequences[sequence][0][start:end] for _, sequence, start, end, _ in rows]),
-                torch.stack([text.sequences[sequence][0][start + 1 : end + 1] for _, sequence, start, end, _ in rows]),
-                torch.stack([text.sequences[sequence][1][start + 1 : end + 1] for _, sequence, start, end, _ in rows]),
-                torch.stack([torch.arange(start + 1, end + 1) >= first for _, _, start, end, first in rows]),
-            )
+        for place in range(0, len(group), batch_size):
+            yield _Batch(*map(torch.stack, zip(*group[place : place + batch_size], strict=True)))
 
 
 def _quality(text: ScoredText, nats: Tensor, tokens: Tensor) -> Quality:
-    kept = tokens > 0
-    return Quality(tuple(nats[kept].tolist()), tuple(tokens[kept].tolist()), text.num_words, text.num_bytes, text.label)
+    return Quality(tuple(nats.tolist()), tuple(tokens.long().tolist()), text.num_words, text.num_bytes, text.label)

@@ -5,16 +5,14 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from gpt2opt.measure.stats import Estimate, mean_interval, paired_ratio, positive_mean_interval
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
     """Return the value below which `share` of the samples lie, interpolated linearly between neighbouring samples."""
-    ordered = sorted(samples)
-    position = share * (len(ordered) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+    return float(np.quantile(samples, share))
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,13 @@ class Latency:
     def halves(self) -> tuple["Latency", ...]:
         """Return the first and the second half of the runs; the same runs alone if there are fewer than four."""
         runs = len(self.ttft_samples_s)
-        steps, middle = len(self.tpot_samples_s) // runs, runs // 2
         if runs < 4:
             return (self,)
-        first, second = slice(middle), slice(middle, None)
-        tokens = slice(middle * steps), slice(middle * steps, None)
-        parts = zip((first, second), tokens, strict=True)
-        return tuple(replace(self, ttft_samples_s=self.ttft_samples_s[a], tpot_samples_s=self.tpot_samples_s[b]) for a, b in parts)
+        middle, tokens = runs // 2, runs // 2 * (len(self.tpot_samples_s) // runs)
+        return (
+            replace(self, ttft_samples_s=self.ttft_samples_s[:middle], tpot_samples_s=self.tpot_samples_s[:tokens]),
+            replace(self, ttft_samples_s=self.ttft_samples_s[middle:], tpot_samples_s=self.tpot_samples_s[tokens:]),
+        )
 
     @property
     def tpot_by_run_s(self) -> tuple[float, ...]:
@@ -156,7 +154,7 @@ class Quality:
 
     @property
     def course_perplexity(self) -> float:
-        """Return the perplexity as the course's notebook weights it, to be held against its numbers alone.
+        """Return the perplexity as the course's notebook weights it; compare it only with the numbers there.
 
         The mean loss of each document counts once for each of its tokens, the first one included, which is not scored.
         """

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2opt.measure.call_tree import OPERATOR, call_tree, operator_table, recorded
-from gpt2opt.measure.trace_file import ON_GPU, TRACE_NAME, Event, parse_trace, read_trace_file, remove_trace, write_trace
+from gpt2opt.measure.call_tree import KERNEL, OPERATOR, call_tree, recorded
+from gpt2opt.measure.trace_file import TRACE_NAME, Event, parse_trace, read_trace_file, remove_trace, write_trace
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +97,7 @@ def read_trace(log_dir: Path | str) -> Trace:
     if not path.exists():
         raise RuntimeError(f"the profiler wrote no trace into {log_dir}; profile at least one whole step, and call step() after each")
     events = check_trace(path, kernels=cuda.is_available())
-    seconds = own_gpu_time(events) if cuda.is_available() else own_cpu_time(events)
-    return Trace(path, path.stat().st_size, dict(seconds.most_common()))
+    return Trace(path, path.stat().st_size, operator_seconds(events, on_gpu=cuda.is_available()))
 
 
 def record_trace(work: Callable[[], object], log_dir: Path | str, *, steps: int = 1) -> Trace:
@@ -180,18 +179,14 @@ def check_trace(path: Path, *, kernels: bool = False) -> list[Event]:
     return events
 
 
-def own_cpu_time(events: list[Event]) -> Counter[str]:
-    """Return the seconds that the CPU spent in each operator itself, by name, as a profile's page shows them."""
-    rows = operator_table(call_tree(recorded(events)))
-    return Counter({row.name: row.own_cpu_us / 1e6 for row in rows if row.kind == OPERATOR})
+def operator_seconds(events: list[Event], *, on_gpu: bool) -> dict[str, float]:
+    """Return the seconds that each operator took itself, largest first: on the CPU as a profile's page shows them, or of a GPU's work.
 
-
-def own_gpu_time(events: list[Event]) -> Counter[str]:
-    """Return the seconds of GPU work that each operator itself started, by name; the profiler notes who started what."""
-    names = {event["args"]["External id"]: event["name"] for event in events if event.get("cat") == "cpu_op"}
-    seconds: Counter[str] = Counter()
-    for event in events:
-        starter = names.get(event.get("args", {}).get("External id"))
-        if starter and event.get("cat") in ON_GPU:
-            seconds[starter] += event["dur"] / 1e6
-    return seconds
+    Work on a GPU counts for the operator that started it, and only operators that started some are returned.
+    """
+    own_us: Counter[str] = Counter()
+    for node in call_tree(recorded(events)).walk():
+        started = [child.gpu_us for child in node.children.values() if child.kind == KERNEL]
+        if node.kind == OPERATOR and (started or not on_gpu):
+            own_us[node.name] += sum(started) if on_gpu else node.own_cpu_us
+    return {name: us / 1e6 for name, us in own_us.most_common()}
