@@ -6,7 +6,7 @@
 import logging
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,9 +184,9 @@ def operator_seconds(events: list[Event], *, on_gpu: bool) -> dict[str, float]:
 
     Work on a GPU counts for the operator that started it, and only operators that started some are returned.
     """
-    own_us: Counter[str] = Counter()
+    own_us: dict[str, float] = defaultdict(float)
     for node in call_tree(recorded(events)).walk():
         started = [child.gpu_us for child in node.children.values() if child.kind == KERNEL]
         if node.kind == OPERATOR and (started or not on_gpu):
             own_us[node.name] += sum(started) if on_gpu else node.own_cpu_us
-    return {name: us / 1e6 for name, us in own_us.most_common()}
+    return {name: us / 1e6 for name, us in sorted(own_us.items(), key=lambda item: -item[1])}
