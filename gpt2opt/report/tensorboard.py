@@ -1,7 +1,8 @@
 """A record in TensorBoard: the same figures, charts and tables as in the report, and a run for each model that was measured."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ TITLES = {
     "peak_vram_mb": "peak VRAM, MB",
     "bits_per_byte": "bits per byte",
 }
-"""The figures by the names that HParams gives them, which shows the first five unless told."""
+"""The figures, as HParams names them; it shows the first five by default."""
 FACTS = ("stage", "control", "runtime", "dtype", "device")
-"""What HParams tells a model by."""
+"""What HParams shows of a model beside its figures."""
 
 
 def write_tensorboard(record: Record, log_dir: Path) -> None:
@@ -31,24 +32,31 @@ def write_tensorboard(record: Record, log_dir: Path) -> None:
     share an axis, with its place in the record as the step; and its loss over the steps of its training. HParams lists the models in one
     table. Charts are under Images, tables and samples under Text.
     """
-    from torch.utils.tensorboard import SummaryWriter
-
     log_dir = Path(log_dir)
-    _empty_runs(log_dir)
+    for folder in (log_dir, *(path for path in log_dir.glob("*") if path.is_dir())):
+        empty_log(folder)
+        if folder != log_dir and not any(folder.iterdir()):  # a model of an earlier record
+            folder.rmdir()
     measured = [(stage.name, measurement, control) for stage in record.stages for measurement, control in _models(stage)]
-    with SummaryWriter(str(log_dir)) as writer:
+    with _writer(log_dir) as writer:
         writer.file_writer.add_summary(_experiment([measurement for _, measurement, _ in measured]))
         for name, figure in draw_charts(record):
             writer.add_figure(name, figure, len(record.stages), close=False)
         writer.add_text("What stands in", stand_in_notice(record), len(record.stages))
         for title, table in record_tables(record).items():
             writer.add_text(title, table.markdown(), len(record.stages))
-    drop_host_names(log_dir)
     for step, (stage, measurement, control) in enumerate(measured, 1):
-        folder = log_dir / measurement.name.replace("/", "-")
-        with SummaryWriter(str(folder)) as writer:
+        with _writer(log_dir / measurement.name.replace("/", "-")) as writer:
             _write_model(writer, step, stage, measurement, control)
-        drop_host_names(folder)
+
+
+@contextmanager
+def _writer(folder: Path) -> Iterator[Any]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        yield writer
+    drop_host_names(folder)
 
 
 def _models(stage) -> list[tuple[Measurement, bool]]:
@@ -59,8 +67,8 @@ def _write_model(writer, step: int, stage: str, measurement: Measurement, contro
     from tensorboard.plugins.hparams import summary_v2 as hparams
     from torch.utils.tensorboard.summary import hparams as torch_hparams
 
-    told = dict(zip(FACTS, (stage, "yes" if control else "no", measurement.runtime, measurement.dtype, measurement.device), strict=True))
-    writer.file_writer.add_summary(hparams.hparams_pb(told, trial_id=measurement.name, start_time_secs=0))
+    facts = dict(zip(FACTS, (stage, "yes" if control else "no", measurement.runtime, measurement.dtype, measurement.device), strict=True))
+    writer.file_writer.add_summary(hparams.hparams_pb(facts, trial_id=measurement.name, start_time_secs=0))
     *_, end = torch_hparams({}, {})
     writer.file_writer.add_summary(end)
     for figure, value in _scalars(measurement).items():
@@ -81,15 +89,6 @@ def _experiment(measurements: Sequence[Measurement]) -> Any:
         for figure, device in sorted(found, key=lambda column: list(TITLES).index(column[0]))
     ]
     return hparams.hparams_config_pb([hparams.HParam(fact) for fact in FACTS], metrics)
-
-
-def _empty_runs(log_dir: Path) -> None:
-    """Remove the events of an earlier record, and the folders of its models that are empty then."""
-    empty_log(log_dir)
-    for folder in [path for path in log_dir.glob("*") if path.is_dir()]:
-        empty_log(folder)
-        if not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def empty_log(log_dir: Path) -> None:
