@@ -1,6 +1,6 @@
 """Memory that a piece of work takes: RAM from a fresh process, VRAM from the counters of torch's allocator and of the driver.
 
-The memory of a process that has trained, plotted and quantized tells nothing about one model. So RAM is read in a child process that does
+The memory of a process that has trained, plotted and quantized says nothing about one model. So RAM is read in a child process that does
 nothing but the work.
 """
 

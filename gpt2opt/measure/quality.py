@@ -19,7 +19,7 @@ Logits = Callable[[Tensor], Any]
 
 JOIN = "\n\n"
 ROWS = 64
-"""Positions whose logits are processed at once: so few stay in the CPU's cache between operations, and their memory is reused."""
+"""Positions whose logits are processed at once: few enough to stay in the CPU's cache, and their memory is reused."""
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,9 @@ class Trace:
 def trace_handler(log_dir: Path | str) -> Callable[[Any], None]:
     """Return an `on_trace_ready` for `torch.profiler.profile` that writes `log_dir/gpt2opt.pt.trace.json.gz`.
 
-    An earlier trace of ours in `log_dir` is removed at once, so that nobody takes it for the new one if the profiler records nothing.
-    The trace names neither the machine nor a path outside of a package. Give each profile a directory of its own.
-
-    Whatever goes wrong when the trace is written, such as a full disk or a trace larger than 10 MB, is logged and raised by `read_trace`:
-    an exception that left the handler would keep torch from ending its step, and torch crashes then.
+    An earlier trace of ours in `log_dir` is removed at once, so that nobody takes it for the new one. The trace names neither the machine
+    nor a path outside of a package. Whatever goes wrong when it is written, such as a full disk or a trace larger than 10 MB, is logged
+    and raised by `read_trace`: an exception that left the handler would keep torch from ending its step, and torch crashes then.
 
     Raises:
         ValueError: `log_dir` can't be written.
@@ -120,8 +118,7 @@ def record_in_turns(works: Mapping[Path | str, Callable[[], object]], *, rounds:
 
     Args:
         works: folder of the trace -> work, as in `record_trace`.
-        rounds: recordings of each.
-        steps: of each recording.
+        rounds: recordings of each, of `steps` steps.
 
     Raises:
         ValueError, RuntimeError: as `record_trace`.

@@ -15,7 +15,7 @@ PATTERN = "*.pt.trace.json*"
 """What torch.profiler calls its traces, compressed or not."""
 MAX_BYTES = 10_000_000
 KEPT = ("schemaVersion", "deviceProperties", "displayTimeUnit", "gpt2opt")
-"""What is kept beside the events. The rest tells the name of the host, a path and the time of day."""
+"""What is kept beside the events. The rest gives away the name of the host, a path and the time of day."""
 LEFT_OUT = ("Ev Idx", "Addr", "Record function id", "finished")
 """Arguments of events that nobody reads: addresses and counters."""
 SHORT_US = 5.0

@@ -66,7 +66,7 @@ def _notes(record: Record) -> dict[str, str]:
     return {
         "Summary": f"Prompt of {settings.prompt_tokens} tokens, {settings.new_tokens} new ones; TTFT and TPOT are medians. Intervals are "
         f"{PERCENT}: over documents, and of models timed in turns over the pairs of runs. Scored: {'; '.join(protocols) or 'nothing yet'}. "
-        "Controls tell causes apart.",
+        "Controls separate causes.",
         "Distance from the reference model": "Each model against its reference model, on the scored text.",
         "Memory at rest": "Of a process that has loaded the model and generated. RSS counts every resident page; PSS counts a page that n "
         "processes share as 1/n; USS counts pages that no other process maps. File-backed pages are mapped weights and libraries: the "

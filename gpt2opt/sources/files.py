@@ -33,7 +33,7 @@ PARQUET = b"PAR1"
 MARKUP = re.compile(r"\s*<(!doctype html|html|\?xml)\b", re.IGNORECASE)
 COLUMN_NAME = re.compile(r"[A-Za-z_][\w.-]*")
 LOOKED_AT = 20
-"""Rows by which a table is known that has not the name of one."""
+"""Rows that are read to recognize a table whose file name does not say that it is one."""
 
 
 def parse_file(content: bytes, path: Path, fallback: str | None = None) -> str | list[str]:
@@ -65,7 +65,7 @@ def parse_file(content: bytes, path: Path, fallback: str | None = None) -> str |
 
 
 def decode(content: bytes, path: Path, fallback: str | None = None) -> str:
-    """Return the text of a file without byte order marks and with line feeds: UTF-8, or UTF-16 or UTF-32, as marks or zero bytes tell."""
+    """Return the text of a file without byte order marks and with line feeds: UTF-8, or UTF-16 or UTF-32 by its mark or its zero bytes."""
     marked = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if content.startswith(mark)), None)
     encoding = marked or _utf_16(content) or "utf-8"
     try:
@@ -145,7 +145,7 @@ def _texts_of(records: list[Any], path: Path) -> list[str]:
 def _delimiter(text: str, path: Path) -> str | None:
     """Return what separates the columns of a table; None if it is prose.
 
-    What has not the name of a table is one if its first line is names of columns, and each of the next has as many fields.
+    Without a table's file name, it is one if its first line is names of columns and each of the next lines has as many fields.
     """
     header = text.split("\n", 1)[0]
     if named := DELIMITERS.get(path.suffix.lower()):

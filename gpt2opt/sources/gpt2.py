@@ -4,7 +4,7 @@ CROSS_ATTENTION = "cross attention (add_cross_attention), as the decoder of an e
 
 
 def fit_width_to_heads(model) -> None:
-    """Tell each attention how wide its heads are together: older transformers forget it in pruning, and then fused attention fails."""
+    """Set the width of all heads together in each attention: older transformers forget it in pruning, and fused attention fails."""
     for block in model.transformer.h:
         block.attn.embed_dim = block.attn.split_size
 
@@ -58,7 +58,7 @@ def check_finite(model) -> None:
 
 
 def check_ids(tokenizer, vocab_size: int | None) -> None:
-    """Raise ValueError if a model with so many embeddings has none for a token, be it an added one that no text holds."""
+    """Raise ValueError if a model with `vocab_size` embeddings has none for a token of the tokenizer, added tokens included."""
     token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if vocab_size is not None and highest >= vocab_size:
         raise ValueError(

@@ -93,7 +93,7 @@ def is_complete(path: Path) -> bool:
 
 
 def find_model_or_stand_in(model_id: str) -> FoundModel:
-    """Find a GPT-2 as `find_model` does; the bundled model stands in for `gpt2` by name too, where that can't be had.
+    """Find a GPT-2 as `find_model` does; where `gpt2` is asked for by name and can't be had, return the bundled model.
 
     Raises:
         ValueError: another model that was asked for can't be found, or is not a GPT-2.
@@ -194,7 +194,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def check_weights(path: Path) -> None:
-    """Raise ValueError unless a directory holds the weights of a model as safetensors, and not what stands for them or a part of them."""
+    """Raise ValueError unless a directory holds all weights of a model as safetensors, not pointers to them or a part of them."""
     files = torch_weights(path)
     if not files:
         raise ValueError(f"no {WEIGHTS} in {path}{_instead(path) or '; save the model there with save_pretrained()'}")

@@ -186,7 +186,7 @@ def _from_file(path: Path, origin: str) -> Texts:
 
 
 def read_documents(path: Path) -> tuple[list[Document], str]:
-    """Read the documents of a file, and tell how it was cut into them.
+    """Read the documents of a file; return them and how the file was cut into them.
 
     Prose is cut at blank lines, see `blocks`; of a table (CSV, TSV, JSON, parquet) each row is a document; see `parse_file`.
 

@@ -15,12 +15,12 @@ from gpt2opt.run.record import ROLES, folder_name, read_record, reference_folder
 TRACED = {folder_name(name, role): name for name, role in ROLES.items() if role.speed}
 BESIDE = {folder_name(name, role): reference_folder(role) for name, role in ROLES.items() if role.speed and role.reference}
 MODELS = {BESIDE[folder]: str(ROLES[name].reference) for folder, name in TRACED.items() if folder in BESIDE} | TRACED
-"""Folder of a trace -> the model that is traced there; TRACED are those that each model has for itself, BESIDE tells in which folder lies
-what was recorded of a model's reference, in turns with it."""
+"""Folder of a trace -> the model that is traced there. TRACED: the folders of each model's own trace. BESIDE: folder of a model's own trace
+-> folder of the trace of its reference model that was recorded in turns with it."""
 PHASES = ("prefill", "decode")
 MAX_NOTES = 3
 MAX_POINTS = 400
-"""Of a curve; a chart has no more pixels to tell them apart."""
+"""Of a curve; a chart has no more pixels to show them."""
 CPU_TYPE = 0  # of c10::DeviceType
 
 Curve = list[tuple[float, int]]
@@ -89,7 +89,7 @@ def read_calls(path: Path) -> tuple[dict[str, Any], list[Event], dict[str, Curve
 
 
 def record_of(path: Path) -> Path:
-    """Return where the record lies of the run that left a trace, if one did."""
+    """Return the path of the record of the run that left a trace; there may be none."""
     return path.parent.parent / "run.json"
 
 
