@@ -103,12 +103,12 @@ class Metered:
         if inspect.isgenerator(value):
             value = _walk(value, steps)
         peaks = _sizes("status")
-        # The kernel counts pages in batches for each thread, so its mark may lie some pages below what was read on the way.
-        seen = [step.rss_bytes for step in steps.values() if step]
-        return ChildRun(value, steps, max((*seen, peaks["VmHWM"])) if peaks else None, peaks.get("VmPeak"))
+        # The kernel counts pages in batches for each thread, so its mark may be some pages below what was read on the way.
+        peak_rss = max(peaks["VmHWM"], *(step.rss_bytes for step in steps.values() if step), 0) if peaks else None
+        return ChildRun(value, steps, peak_rss, peaks.get("VmPeak"))
 
 
-def _walk(generator, steps: dict[str, Resident | None]) -> Any:
+def _walk(generator: Any, steps: dict[str, Resident | None]) -> Any:
     """Run a generator to its end and read resident memory at each step that it names; return the generator's value."""
     while True:
         try:
@@ -142,27 +142,20 @@ def _sizes(name: str) -> dict[str, int]:
 
 
 def peak_vram(work: Callable[[], Any]) -> Vram | None:
-    """Run `work` and return the VRAM it took, or None without a GPU."""
-    reset_peak_vram()
-    work()
-    return read_peak_vram()
-
-
-def reset_peak_vram() -> None:
-    """Reset the peaks, which otherwise still hold what an earlier stage, such as training, needed."""
+    """Run `work` and return the VRAM that it took, or None without a GPU. What came before, such as training, is not counted."""
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+    work()
+    return read_peak_vram()
 
 
 def read_peak_vram() -> Vram | None:
-    """Return the peaks since `reset_peak_vram` and the memory in use on the device now; None without a GPU."""
+    """Return the peaks of this process so far and the memory in use on the device now; None without a GPU."""
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
     in_use = device_vram()
     return None if in_use is None else Vram(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), in_use)
 
@@ -173,5 +166,6 @@ def device_vram() -> int | None:
 
     if not torch.cuda.is_available():
         return None
+    torch.cuda.synchronize()
     free, total = torch.cuda.mem_get_info()
     return total - free

@@ -71,13 +71,15 @@ def find_model(model_id: str = "auto") -> FoundModel:
     if asked == "bundled":
         return FoundModel("bundled", origin, BUNDLED)
     if asked and Path(asked).is_dir():
-        return _checked(FoundModel(Path(asked).resolve().name, origin, Path(asked)))
+        check_gpt2(Path(asked))
+        return FoundModel(Path(asked).resolve().name, origin, Path(asked))
     if asked and ((os.sep in asked and asked.count("/") != 1) or asked.startswith((".", "~"))):
         raise ValueError(f"no directory {asked!r}; name one that holds config.json and model.safetensors, or a hub id such as gpt2")
     repo_id = asked or DEFAULT
     if found := find_snapshot(repo_id, PATTERNS, is_complete):
         path, origin = found
-        return _checked(FoundModel(repo_id, origin, path))
+        check_gpt2(path)
+        return FoundModel(repo_id, origin, path)
     if asked:
         raise ValueError(
             f"model {asked!r} is no directory, is not in the local cache and the hub did not give it; "
@@ -125,7 +127,6 @@ def load_model(path: Path, dtype: str = "float32"):
 
     path = Path(path)
     check_gpt2(path)
-    check_weights(path)
     argument = {"dtype" if at_least("transformers", "4.56") else "torch_dtype": getattr(torch, dtype)}  # renamed
     try:
         model, found = GPT2LMHeadModel.from_pretrained(
@@ -173,7 +174,7 @@ def load_tokenizer(path: Path | str):
 
 
 def check_gpt2(path: Path) -> None:
-    """Raise ValueError unless `path` holds the config of a GPT-2 that reads text alone."""
+    """Raise ValueError unless `path` holds a GPT-2 that reads text alone: its config, and all its weights."""
     config = _read_config(path)
     if "model_type" not in config:
         raise ValueError(f"the config.json in {path} has no model_type, expected 'gpt2'; add it there if the model is a GPT-2")
@@ -181,6 +182,7 @@ def check_gpt2(path: Path) -> None:
         raise ValueError(f"the model in {path} is {config['model_type']!r}, expected 'gpt2'; name a GPT-2 of any size")
     if config.get("add_cross_attention"):
         raise ValueError(f"the model in {path} has {CROSS_ATTENTION}")
+    check_weights(path)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -210,9 +212,3 @@ def _instead(path: Path) -> str:
     found = ((name, what) for pattern, what in INSTEAD.items() for name in sorted(file.name for file in path.glob(pattern)))
     name, what = next(found, ("", ""))
     return f", but {name}, {what}" if name else ""
-
-
-def _checked(found: FoundModel) -> FoundModel:
-    check_gpt2(found.path)
-    check_weights(found.path)
-    return found
