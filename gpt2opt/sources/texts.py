@@ -35,10 +35,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Texts:
-    """A text in three parts, and how it was found. course_lines: the rows that the course's protocol scores, only for comparison.
+    """A text in three parts that share no long paragraph, and how it was found.
 
-    Raises:
-        ValueError: two parts share a long paragraph. A score on text that was trained on or calibrated with proves nothing.
+    course_lines: the rows that the course's protocol scores, only for comparison.
     """
 
     name: str
@@ -48,16 +47,6 @@ class Texts:
     score: tuple[Document, ...]
     course_lines: tuple[str, ...] = ()
     stand_in: bool = False
-
-    def __post_init__(self) -> None:
-        parts = {"fine-tuning": self.fine_tune, "calibration": self.calibration, "scored": self.score}
-        paragraphs = {part: dict.fromkeys(long_paragraphs(documents)) for part, documents in parts.items()}
-        for one, other in itertools.combinations(paragraphs, 2):
-            if shared := [paragraph for paragraph in paragraphs[other] if paragraph in paragraphs[one]]:
-                raise ValueError(
-                    f"the {one} part and the {other} part of {self.name} share {len(shared)} paragraphs, the first begins "
-                    f"{shared[0][:50]!r}; give a text that does not repeat itself"
-                )
 
     @property
     def revision(self) -> str:
@@ -95,10 +84,26 @@ def find_texts(text: str = "auto") -> Texts:
     return _docs("installed packages, as a stand-in for WikiText-2, which neither the local cache nor the hub gave", stand_in=True)
 
 
-def find_wikitext() -> tuple[Path, str] | None:
-    """Return the folder of WikiText-2 and where it came from; None if neither the local cache nor the hub gives it."""
+def find_wikitext() -> tuple[dict[str, list[str]], str] | None:
+    """Return the rows of WikiText-2 by split, as they are published, and where they came from; None if neither cache nor hub has them.
+
+    Raises:
+        ValueError: the copy that was found has no rows in a split.
+    """
     found = find_snapshot(WIKITEXT, WIKITEXT_PATTERNS, lambda path: is_complete(path / WIKITEXT_FOLDER), repo_type="dataset")
-    return found and (found[0] / WIKITEXT_FOLDER, found[1])
+    if not found:
+        return None
+    import pyarrow.parquet
+
+    folder, rows = found[0] / WIKITEXT_FOLDER, {}
+    for split in WIKITEXT_SPLITS.values():
+        files = sorted(folder.glob(f"{split}-*.parquet"))
+        rows[split] = [row for path in files for row in pyarrow.parquet.read_table(path)["text"].to_pylist()]
+        if not rows[split]:
+            raise ValueError(
+                f"no rows of the split {split!r} in {folder}, so the copy there is damaged; use text='docs' or a file of your own"
+            )
+    return rows, found[1]
 
 
 def is_complete(folder: Path) -> bool:
@@ -152,12 +157,6 @@ def _drop_shared(parts: dict[str, list[Document]]) -> int:
 
 def _plain(paragraph: str) -> str:
     return " ".join(paragraph.split())
-
-
-def long_paragraphs(documents: Iterable[Document]) -> list[str]:
-    """Return the paragraphs of at least `LONG_PARAGRAPH` characters, with each run of white space as one space."""
-    paragraphs = [_plain(paragraph) for document in documents for paragraph in PARAGRAPHS_APART.split(document.text)]
-    return [paragraph for paragraph in paragraphs if len(paragraph) >= LONG_PARAGRAPH]
 
 
 def take_bytes(documents: Iterable[Document], limit: int) -> list[Document]:
@@ -221,25 +220,15 @@ def blocks(text: str) -> list[str]:
     return [*found, block] if block.strip() else found
 
 
-def _wikitext(folder: Path, origin: str) -> Texts:
-    rows = {part: wikitext_rows(folder, split) for part, split in WIKITEXT_SPLITS.items()}
+def _wikitext(rows: dict[str, list[str]], origin: str) -> Texts:
     seen: set[str] = set()
     articles = {}
     for part in KEEPS_FIRST:
-        kept = [row for row in rows[part] if _plain(row) not in seen]
+        split = WIKITEXT_SPLITS[part]
+        kept = [row for row in rows[split] if _plain(row) not in seen]
         seen.update(row for row in map(_plain, kept) if len(row) >= LONG_PARAGRAPH)
-        articles[part] = tuple(_articles(WIKITEXT_SPLITS[part], kept))
-    return Texts("WikiText-2 raw", origin, **articles, course_lines=tuple(rows["calibration"][:COURSE_LINES]), stand_in=False)
-
-
-def wikitext_rows(folder: Path, split: str) -> list[str]:
-    """Return the rows of a split, as they are published; raise ValueError if the copy in the folder has none."""
-    import pyarrow.parquet
-
-    rows = [row for path in sorted(folder.glob(f"{split}-*.parquet")) for row in pyarrow.parquet.read_table(path)["text"].to_pylist()]
-    if not rows:
-        raise ValueError(f"no rows of the split {split!r} in {folder}, so the copy there is damaged; use text='docs' or a file of your own")
-    return rows
+        articles[part] = tuple(_articles(split, kept))
+    return Texts("WikiText-2 raw", origin, **articles, course_lines=tuple(rows["validation"][:COURSE_LINES]), stand_in=False)
 
 
 def _articles(split: str, rows: Sequence[str]) -> Iterator[Document]:
@@ -296,8 +285,8 @@ def find_rows() -> Rows:
         ValueError: the text that was asked for can't be found, is empty or is too short to divide.
     """
     if os.environ.get(VARIABLE, "wikitext-2") == "wikitext-2" and (found := find_wikitext()):
-        folder, origin = found
-        return Rows("WikiText-2 raw", origin, {split: wikitext_rows(folder, split) for split in WIKITEXT_SPLITS.values()}, False)
+        rows, origin = found
+        return Rows("WikiText-2 raw", origin, rows, stand_in=False)
     texts = find_texts()
     splits = {
         split: [" ".join(row.split()) for document in getattr(texts, part) for row in PARAGRAPHS_APART.split(document.text) if row.strip()]

@@ -113,12 +113,6 @@ def test_what_a_text_repeats_is_left_to_the_part_that_is_scored(tmp_path, caplog
     assert {part: len(getattr(found, part)) for part in texts.SHARES} == {part: len(getattr(alone, part)) for part in texts.SHARES}
 
 
-def test_two_parts_that_share_a_paragraph_are_no_texts():
-    shared = (Document("a", "a paragraph of some length that says the same thing wherever it stands, " * 2),)
-    with pytest.raises(ValueError, match="the fine-tuning part and the scored part of x share 1 paragraphs"):
-        texts.Texts("x", "argument", shared, (), shared)
-
-
 @pytest.mark.parametrize("hub_answers", [True, False])
 def test_a_download_that_was_killed_half_way_is_taken_up_again_or_passed_over(hub_answers, tmp_path, monkeypatch):
     rows = [" = Title = \n", " A line . \n"]
