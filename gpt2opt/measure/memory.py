@@ -20,11 +20,10 @@ LIMITED_SECONDS = 300
 
 @dataclass(frozen=True)
 class ChildRun:
-    """The value that a fresh process returned, and the memory it used.
+    """The value that a fresh process returned, and the memory it used; each figure is None where the system has no /proc.
 
-    steps: resident memory at `start` (before the call, with the function's module and the libraries imported) and at every step that the
-    function named. peak_rss_bytes, peak_address_space_bytes: the kernel's high-water marks (VmHWM, VmPeak) at the end. Each figure is
-    None where the system has no /proc.
+    steps: resident memory at `start` (before the call, with the libraries imported) and at every step that the function named.
+    peak_rss_bytes, peak_address_space_bytes: the kernel's high-water marks (VmHWM, VmPeak) at the end.
     """
 
     value: Any
@@ -62,8 +61,7 @@ def in_fresh_process(
             resident memory is read at that point, while the function still holds its objects.
         arguments: the function's arguments. They are pickled, and so is the returned value.
         libraries: modules that the child imports before `start` is read.
-        address_space_bytes: the most that the child may map (RLIMIT_AS, Linux), set before it imports anything. This is stricter than a
-            limit of resident memory, because mapped files and untouched pages count too, and it needs no privileges.
+        address_space_bytes: see `Child`. It is stricter than a limit of resident memory: mapped files and untouched pages count too.
 
     Raises:
         RuntimeError: the function raised, the child died (for example because memory ran out), or it got stuck under its limit.
@@ -82,10 +80,7 @@ def in_fresh_process(
 def peak_ram(function: Callable, *arguments: Any) -> int | None:
     """Return the peak RSS in bytes of a fresh process that calls a module-level function; None where the system has no /proc.
 
-    The interpreter and the libraries that the function imports are part of it. See `in_fresh_process`, which returns more.
-
-    Raises:
-        RuntimeError: as `in_fresh_process`.
+    The interpreter and the libraries that the function imports are part of it. See `in_fresh_process`, which returns and raises more.
     """
     return in_fresh_process(function, *arguments).peak_rss_bytes
 

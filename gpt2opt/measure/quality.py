@@ -27,8 +27,8 @@ class Protocol:
     """How a text is scored. Two perplexities can be compared only under the same protocol.
 
     window: tokens that are read at once, at most the model's context. stride: how far the window moves; None means a whole window.
-    by_line: each line is scored alone, its line break included, from its second token on, and cut at the end of the window. Otherwise the
-    documents are joined by blank lines and scored as one text, from its second token to its end.
+    by_line: each line is scored alone, its line break included, and cut at the end of the window. Otherwise the documents are joined by
+    blank lines and scored as one text. Nothing predicts the first token of either.
     """
 
     name: str
@@ -56,8 +56,7 @@ class ScoredText:
     """A text as token ids, ready for every model that uses the same tokenizer.
 
     sequences: pairs of ids (T,) that are read together and, for each id, the index of its document (T,). num_words, num_bytes: of the
-    scored part, words separated by white space; the first token of each sequence and what is cut off are not scored. label: the text and
-    the protocol.
+    scored part; words are separated by white space. label: the text and the protocol.
     """
 
     sequences: tuple[tuple[Tensor, Tensor], ...]
@@ -73,14 +72,13 @@ def prepare_text(tokenizer, documents: Sequence[str], label: str, protocol: Prot
     """Tokenize documents for scoring.
 
     Args:
-        tokenizer: the model's own; `model_max_length` is its context.
-        documents: the texts to score; intervals are taken over them. If the protocol scores by line, each line is a document.
+        tokenizer: the model's own; `model_max_length` is its context, and the protocol's window is cut to it.
+        documents: intervals are taken over them. If the protocol scores by line, each line is a document.
         label: the name of the text; the protocol is appended to it.
-        protocol: how the text is scored. Its window is cut to the model's context, and the label shows the result.
 
     Raises:
-        ValueError: no document has two tokens, what is scored holds no byte, the stride would leave tokens out, or the tokenizer is none of
-            the fast ones of transformers.
+        ValueError: no document has two tokens, what is scored has no byte, the stride would leave tokens out, or the tokenizer is not a
+            fast one of transformers.
 
     Example:
         >>> class Bytes:
@@ -164,11 +162,8 @@ def measure_agreement(
     """Score a text and, in the same pass, compare the model's next-token distributions with those of its reference model.
 
     Args:
-        logits: the model under test.
-        reference: the model that it was made from, with the same vocabulary; KL is KL(reference ‖ model).
-        text: from `prepare_text`.
-        reference_name: the reference model's name in the result.
-        batch_size: as in `perplexity`.
+        logits, text, batch_size: as in `perplexity`.
+        reference: the model that it was made from, with the same vocabulary; KL is KL(reference ‖ model). reference_name: its name.
 
     Raises:
         ValueError: as `perplexity`, or the two models' vocabularies differ.
@@ -194,11 +189,9 @@ def measure_agreement(
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the negative log-likelihood of each target in nats, (B, T) float32.
 
-    Targets are already shifted: `targets[:, t]` is the token that `logits[:, t]` predicts.
-
     Args:
         logits: (B, T, V), any float dtype; upcast to FP32 before the log-softmax.
-        targets: (B, T) int64.
+        targets: (B, T) int64, already shifted: `targets[:, t]` is the token that `logits[:, t]` predicts.
 
     Raises:
         ValueError: the vocabulary is too small for the targets, or a value is not a finite number.
@@ -239,8 +232,7 @@ def _rows(logits: Tensor) -> Iterator[Tensor]:
 def windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """Yield `(start, end, first_scored)`: read tokens start … end − 1, predict start + 1 … end, count those from first_scored on.
 
-    Every token except the first is a target exactly once, whatever the stride. With stride < window, a window reads window − stride tokens
-    again as context.
+    Every token except the first is a target exactly once. With stride < window, window − stride tokens are read again as context.
 
     Example:
         >>> list(windows(10, window=4, stride=2))

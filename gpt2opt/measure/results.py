@@ -95,9 +95,9 @@ class Comparison:
 class Resident:
     """A process's resident memory at one moment (Linux, /proc/self/smaps_rollup).
 
-    pss_bytes: a page that n processes share counts as 1/n. uss_bytes: pages that no other process maps, pages of files included.
-    file_bytes: the part of RSS that belongs to files, such as mapped weights and libraries, which the system may drop and read again; the
-    rest is anonymous. PSS and USS depend on which other processes run, because the measuring process maps the same libraries.
+    pss_bytes: a page that n processes share counts as 1/n. uss_bytes: pages that no other process maps, pages of files included. Both
+    depend on which other processes run. file_bytes: pages of files, such as mapped weights and libraries, which the system may drop and
+    read again; the rest of RSS is anonymous.
     """
 
     rss_bytes: int
@@ -156,7 +156,7 @@ class Quality:
     def course_perplexity(self) -> float:
         """Return the perplexity as the course's notebook weights it; compare it only with the numbers there.
 
-        The mean loss of each document counts once for each of its tokens, the first one included, which is not scored.
+        The mean loss of each document counts once for each of its tokens, the unscored first one included.
         """
         pairs = list(zip(self.document_nats, self.document_tokens, strict=True))
         weighted = math.fsum(nats * (tokens + 1) / tokens for nats, tokens in pairs)
@@ -164,10 +164,7 @@ class Quality:
 
     @property
     def word_perplexity(self) -> float | None:
-        """Return the perplexity per word. Unlike perplexity per token, it can be compared between tokenizers.
-
-        It is None if no white space separates words, or if it is larger than the largest float.
-        """
+        """Return the perplexity per word, which can be compared between tokenizers; None without white space, or if no float holds it."""
         try:
             return math.exp(self.nll_nats / self.num_words)
         except (OverflowError, ZeroDivisionError):

@@ -103,8 +103,6 @@ def record_trace(work: Callable[[], object], log_dir: Path | str, *, steps: int 
 
     Args:
         work: called once to warm up, once while the profiler warms up, then `steps` times on record.
-        log_dir: as in `trace_handler`.
-        steps: on record.
 
     Raises:
         ValueError: `log_dir` can't be written.

@@ -40,12 +40,8 @@ LOOKED_AT = 20
 def parse_file(content: bytes, path: Path, fallback: str | None = None) -> str | list[str]:
     """Return the prose of a file, or the texts of a table (CSV, TSV, JSON, parquet), one for each row; "" for a row without one.
 
-    A table is known by its content or by its name. Line ends become line feeds, byte order marks go.
-
-    Args:
-        content: of the file.
-        path: of the file, for its name.
-        fallback: the encoding of what is not Unicode; None refuses that.
+    A table is known by its content or by its name. Line ends become line feeds, byte order marks go. fallback: the encoding of what is
+    not Unicode; None refuses that.
 
     Raises:
         ValueError: it is neither, its encoding is not known, or no column is called by one of `COLUMNS` and holds texts.

@@ -95,11 +95,7 @@ def is_complete(path: Path) -> bool:
 
 
 def find_model_or_stand_in(model_id: str) -> FoundModel:
-    """Find a GPT-2 as `find_model` does; where `gpt2` is asked for by name and can't be had, return the bundled model.
-
-    Raises:
-        ValueError: another model that was asked for can't be found, or is not a GPT-2.
-    """
+    """Find a GPT-2 as `find_model` does; where `gpt2` is asked for by name and can't be had, return the bundled model."""
     try:
         return find_model(model_id)
     except ValueError:
@@ -119,8 +115,7 @@ def load_model(path: Path, dtype: str = "float32"):
         `(tokenizer, model)`, the model in eval mode.
 
     Raises:
-        ValueError: the directory is missing, damaged or not a GPT-2, a weight is NaN or infinite, or the tokenizer has ids without an
-            embedding.
+        ValueError: the directory is missing, damaged or not a GPT-2, a weight is NaN or infinite, or an id has no embedding.
     """
     import torch
     from transformers import GPT2LMHeadModel

@@ -242,10 +242,9 @@ def _articles(split: str, rows: Sequence[str]) -> Iterator[Document]:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a text by split, and how it was found.
+    """The rows of a text by split (`train`, `validation`, `test`), and how it was found.
 
-    splits: `train`, `validation` and `test`. A row of WikiText-2 is a paragraph, a heading or empty; a row of another text is a paragraph
-    on one line. No two splits of another text share a long paragraph, see `Texts`.
+    A row of WikiText-2 is a paragraph, a heading or empty; a row of another text is a paragraph on one line.
     """
 
     name: str
@@ -254,11 +253,10 @@ class Rows:
     stand_in: bool
 
     def take(self, spec: str) -> "Dataset":
-        """Return the rows of a slice as a dataset with the column `text`.
+        """Return the rows of a slice as a dataset with the column `text`; rows beyond the last one are left out.
 
         Args:
-            spec: a split, or a part of it, in the words of `datasets`: `train`, `train[:100]`, `validation[50:100]`, `test[:10%]`. Rows
-                beyond the last one are left out.
+            spec: a split or a part of it, in the words of `datasets`: `train`, `train[:100]`, `validation[50:100]`, `test[:10%]`.
 
         Raises:
             ValueError: it is no such slice, there is no such split, or no row is in it.

@@ -28,18 +28,14 @@ Curve = list[tuple[float, int]]
 
 
 def summarize(path: Path, name: str) -> dict[str, Any]:
-    """Read a trace and return what a page shows of it.
-
-    Args:
-        path: of the trace, as torch.profiler or `count_nodes` wrote it.
-        name: that the page gives it; of a trace of the four stages the name of its folder.
+    """Read a trace, as torch.profiler or `count_nodes` wrote it, and return what a page shows of it under a name.
 
     Returns:
-        name, model (None if it is none of the four stages'), color, runtime; beside: name of the trace of the reference model that was
-        recorded in turns with this one; again: it is such a trace, and the model has one for itself; names: (name, kind, note) of the
-        tree's nodes; tree: its root as (number in names, calls, µs on the CPU, µs on GPUs, children); operators; memory: device ->
-        (µs, bytes); phases: (`prefill` or `decode`, start, end) in µs; ratios: see `measured_ratios`. Times count from the beginning of
-        the recording.
+        name; model: which of the four stages' it is, by the folder's name, or None; color; runtime; beside: name of the trace of the
+        reference model that was recorded in turns with this one; again: it is such a trace, and the model has one of its own; names:
+        (name, kind, note) of the tree's nodes; tree: its root as (number in names, calls, µs on the CPU, µs on GPUs, children);
+        operators; memory: device -> (µs, bytes); phases: (`prefill` or `decode`, start, end) in µs; ratios: see `measured_ratios`. Times
+        count from the beginning of the recording.
 
     Raises:
         ValueError: the file is no trace, is larger than 10 MB, or holds no call.
@@ -94,10 +90,7 @@ def record_of(path: Path) -> Path:
 
 
 def measured_ratios(record: Path, name: str) -> dict[str, str]:
-    """Return what a run measured of the model of a trace without a profiler, in turns with others: name of the other's trace -> a sentence.
-
-    It is empty if there is no record.
-    """
+    """Return what a run measured of a trace's model in turns with others, without a profiler: name of the other's trace -> a sentence."""
     try:
         pairs = [pair for stage in read_record(record).stages for pair in stage.comparisons]
     except ValueError:
