@@ -37,17 +37,18 @@ def write_tensorboard(record: Record, log_dir: Path) -> None:
         empty_log(folder)
         if folder != log_dir and not any(folder.iterdir()):  # a model of an earlier record
             folder.rmdir()
-    measured = [(stage.name, measurement, control) for stage in record.stages for measurement, control in _models(stage)]
+    measured = list(record.models.values())
     with _writer(log_dir) as writer:
-        writer.file_writer.add_summary(_experiment([measurement for _, measurement, _ in measured]))
+        writer.file_writer.add_summary(_experiment(measured))
         for name, figure in draw_charts(record):
             writer.add_figure(name, figure, len(record.stages), close=False)
         writer.add_text("What stands in", stand_in_notice(record), len(record.stages))
         for title, table in record_tables(record).items():
             writer.add_text(title, table.markdown(), len(record.stages))
-    for step, (stage, measurement, control) in enumerate(measured, 1):
+    for step, measurement in enumerate(measured, 1):
+        role = record.role(measurement.name)
         with _writer(log_dir / measurement.name.replace("/", "-")) as writer:
-            _write_model(writer, step, stage, measurement, control)
+            _write_model(writer, step, role.stage, measurement, role.control)
 
 
 @contextmanager
@@ -57,10 +58,6 @@ def _writer(folder: Path) -> Iterator[Any]:
     with SummaryWriter(str(folder)) as writer:
         yield writer
     drop_host_names(folder)
-
-
-def _models(stage) -> list[tuple[Measurement, bool]]:
-    return [(stage.measurement, False), *((control, True) for control in stage.controls)]
 
 
 def _write_model(writer, step: int, stage: str, measurement: Measurement, control: bool) -> None:

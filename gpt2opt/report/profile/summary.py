@@ -92,7 +92,7 @@ def record_of(path: Path) -> Path:
 def measured_ratios(record: Path, name: str) -> dict[str, str]:
     """Return what a run measured of a trace's model in turns with others, without a profiler: name of the other's trace -> a sentence."""
     try:
-        pairs = [pair for stage in read_record(record).stages for pair in stage.comparisons]
+        pairs = [pair for model in read_record(record).models.values() for pair in model.comparisons()]
     except ValueError:
         return {}
     both = [*pairs, *(Comparison(pair.base, pair.name, pair.base_latency, pair.latency) for pair in pairs)]
