@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 class Texts:
     """A text in three parts that share no long paragraph, and how it was found.
 
-    course_lines: the rows that the course's protocol scores, only for comparison.
+    course_lines: the rows that the course's protocol scores, only for comparison. published: the rows of each split as they are
+    published, if the text is published in splits; a row of WikiText-2 is a paragraph, a heading or empty.
     """
 
     name: str
@@ -47,6 +48,29 @@ class Texts:
     score: tuple[Document, ...]
     course_lines: tuple[str, ...] = ()
     stand_in: bool = False
+    published: dict[str, list[str]] = field(default_factory=dict)
+
+    def take(self, spec: str) -> "Dataset":
+        """Return the rows of a slice as a dataset with the column `text`; rows beyond the last one are left out.
+
+        Args:
+            spec: a split or a part of it, in the words of `datasets`: `train`, `train[:100]`, `validation[50:100]`, `test[:10%]`. Of a
+                text that is not published in splits they are the three parts, and a row is a paragraph on one line.
+
+        Raises:
+            ValueError: it is no such slice, there is no such split, or no row is in it.
+        """
+        from datasets import Dataset, ReadInstruction
+
+        splits = self.published or {split: _paragraphs(getattr(self, part)) for part, split in WIKITEXT_SPLITS.items()}
+        try:
+            parts = ReadInstruction.from_spec(spec).to_absolute({split: len(rows) for split, rows in splits.items()})
+        except (AssertionError, TypeError, ValueError) as error:
+            raise ValueError(f"split {spec!r} can't be read ({error}); expected one such as 'train[:100]' or 'validation[:200]'") from None
+        rows = [row for part in parts for row in splits[part.splitname][part.from_ : part.to]]
+        if not rows:
+            raise ValueError(f"split {spec!r} of {self.name} has no row; ask for at least one")
+        return Dataset.from_dict({"text": rows})
 
     @property
     def revision(self) -> str:
@@ -133,8 +157,8 @@ def divide(name: str, origin: str, documents: Iterable[Document], stand_in: bool
         counts = ", ".join(f"{len(documents)} to {part.replace('_', '-')}" for part, documents in parts.items())
         raise ValueError(f"{name} divides into too few documents ({counts}); give a longer text, its documents apart by blank lines")
     lines = [line for document in parts["score"] for line in document.text.splitlines()]
-    divided = {part: tuple(documents) for part, documents in parts.items()}
-    return Texts(name, origin, **divided, course_lines=tuple(lines[:COURSE_LINES]), stand_in=stand_in)
+    fine_tune, calibration, score = (tuple(parts[part]) for part in SHARES)
+    return Texts(name, origin, fine_tune, calibration, score, tuple(lines[:COURSE_LINES]), stand_in)
 
 
 def _drop_shared(parts: dict[str, list[Document]]) -> int:
@@ -153,6 +177,11 @@ def _drop_shared(parts: dict[str, list[Document]]) -> int:
         seen |= own
         parts[part] = [document for document in parts[part] if document.text.strip()]
     return dropped
+
+
+def _paragraphs(documents: Iterable[Document]) -> list[str]:
+    """Return the paragraphs of documents that are not empty, each on one line."""
+    return [plain for document in documents for paragraph in PARAGRAPHS_APART.split(document.text) if (plain := _plain(paragraph))]
 
 
 def _plain(paragraph: str) -> str:
@@ -228,7 +257,8 @@ def _wikitext(rows: dict[str, list[str]], origin: str) -> Texts:
         kept = [row for row in rows[split] if _plain(row) not in seen]
         seen.update(row for row in map(_plain, kept) if len(row) >= LONG_PARAGRAPH)
         articles[part] = tuple(_articles(split, kept))
-    return Texts("WikiText-2 raw", origin, **articles, course_lines=tuple(rows["validation"][:COURSE_LINES]), stand_in=False)
+    fine_tune, calibration, score = (articles[part] for part in SHARES)
+    return Texts("WikiText-2 raw", origin, fine_tune, calibration, score, tuple(rows["validation"][:COURSE_LINES]), published=rows)
 
 
 def _articles(split: str, rows: Sequence[str]) -> Iterator[Document]:
@@ -238,56 +268,3 @@ def _articles(split: str, rows: Sequence[str]) -> Iterator[Document]:
         del starts[0]  # nothing but empty rows stands before the first title
     for number, (start, end) in enumerate(itertools.pairwise([0, *starts, len(rows)])):
         yield Document(f"{split}#{number}", "\n\n".join(rows[start:end]))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a text by split (`train`, `validation`, `test`), and how it was found.
-
-    A row of WikiText-2 is a paragraph, a heading or empty; a row of another text is a paragraph on one line.
-    """
-
-    name: str
-    origin: str
-    splits: dict[str, list[str]]
-    stand_in: bool
-
-    def take(self, spec: str) -> "Dataset":
-        """Return the rows of a slice as a dataset with the column `text`; rows beyond the last one are left out.
-
-        Args:
-            spec: a split or a part of it, in the words of `datasets`: `train`, `train[:100]`, `validation[50:100]`, `test[:10%]`.
-
-        Raises:
-            ValueError: it is no such slice, there is no such split, or no row is in it.
-        """
-        from datasets import Dataset, ReadInstruction
-
-        try:
-            parts = ReadInstruction.from_spec(spec).to_absolute({split: len(rows) for split, rows in self.splits.items()})
-        except (AssertionError, TypeError, ValueError) as error:
-            raise ValueError(f"split {spec!r} can't be read ({error}); expected one such as 'train[:100]' or 'validation[:200]'") from None
-        rows = [row for part in parts for row in self.splits[part.splitname][part.from_ : part.to]]
-        if not rows:
-            raise ValueError(f"split {spec!r} of {self.name} has no row; ask for at least one")
-        return Dataset.from_dict({"text": rows})
-
-    def __str__(self) -> str:
-        return f"{self.name} (from the {self.origin})"
-
-
-def find_rows() -> Rows:
-    """Find WikiText-2, or the text that the environment variable GPT2OPT_TEXT names, or else the stand-in; see `find_texts`.
-
-    Raises:
-        ValueError: the text that was asked for can't be found, is empty or is too short to divide.
-    """
-    if os.environ.get(VARIABLE, "wikitext-2") == "wikitext-2" and (found := find_wikitext()):
-        rows, origin = found
-        return Rows("WikiText-2 raw", origin, rows, stand_in=False)
-    texts = find_texts()
-    splits = {
-        split: [" ".join(row.split()) for document in getattr(texts, part) for row in PARAGRAPHS_APART.split(document.text) if row.strip()]
-        for part, split in WIKITEXT_SPLITS.items()
-    }
-    return Rows(texts.name, texts.origin, splits, texts.stand_in)

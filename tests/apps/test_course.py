@@ -159,7 +159,7 @@ def test_a_split_that_is_none_is_refused(spec):
     with pytest.raises(
         ValueError, match=rf"^split {re.escape(repr(spec))} .*; (expected one such as 'train\[:100\]'|ask for at least one)"
     ):
-        texts.Rows("a text", "test", {"train": ["row"]}, False).take(spec)
+        texts.Texts("a text", "test", (), (), (), published={"train": ["row"]}).take(spec)
 
 
 def test_latency_is_time_per_new_token_of_one_generation_after_a_short_warm_up(loaded, monkeypatch):

@@ -77,6 +77,14 @@ def test_a_text_that_cannot_be_used_is_refused(tmp_path, content, message):
         find_texts(str(path))
 
 
+def test_rows_of_a_text_of_ones_own_are_its_paragraphs_each_on_one_line(text_file):
+    found = find_texts(str(text_file))
+    paragraphs = [" ".join(paragraph.split()) for document in found.calibration for paragraph in document.text.split("\n\n")]
+    assert found.take("validation")["text"][:] == [paragraph for paragraph in paragraphs if paragraph]
+    with pytest.raises(ValueError, match=r"^split 'valid' can't be read"):
+        found.take("valid")
+
+
 def test_a_missing_text_is_refused():
     with pytest.raises(ValueError, match=r"can't read the text 'missing\.txt'"):
         find_texts("missing.txt")
@@ -94,6 +102,7 @@ def test_wikitext_comes_before_the_stand_in(tmp_path, monkeypatch):
     assert "\n\n".join(d.text for d in found.score) == "\n\n".join(rows)  # as papers join them
     assert [d.text.split(" = ")[1] for d in found.score] == ["First", "Second"]
     assert found.course_lines == tuple(rows)
+    assert found.take("train[1:4]")["text"][:] == rows[1:4]  # as they are published, what the splits share included
 
 
 def test_what_a_text_repeats_is_left_to_the_part_that_is_scored(tmp_path, caplog):
