@@ -15,11 +15,6 @@ from pathlib import Path
 
 HELD_OUT = ("networkx", "matplotlib")
 """The notebook fine-tunes, calibrates and scores on these; the bundled model was not trained on them."""
-TRAINING = (
-    "transformers", "torch", "scipy", "sympy", "sklearn", "pandas", "numpy", "huggingface_hub", "nncf", "datasets",
-    "peft", "IPython", "fontTools", "narwhals", "setuptools", "mpmath", "pydantic", "tornado", "accelerate",
-    "prompt_toolkit", "openvino", "werkzeug", "absl", "jinja2", "joblib", "fsspec",
-)  # fmt: skip
 PARAGRAPHS_APART = re.compile(r"\n\s*\n")
 DOC_CALL = re.compile(r"doc", re.IGNORECASE)
 """Documentation that a package attaches by a call instead of writing it under a `def`: torch's add_docstr, NumPy's add_newdoc."""
@@ -36,22 +31,8 @@ class Document:
     text: str
 
 
-def held_out_documents() -> list[Document]:
-    """Return the documents of the held-out packages; no two share a long paragraph."""
-    return _unique_to(HELD_OUT, set())
-
-
-def training_documents() -> list[Document]:
-    """Return the documents that the bundled model was trained on; none shares a long paragraph with another or with a held-out one."""
-    from pydoc_data.topics import topics  # the language reference, which CPython brings along for `help()`
-
-    seen: set[bytes] = set()
-    _unique_to(HELD_OUT, seen)
-    chapters = (Document(f"pydoc_data.topics/{name}", text.strip()) for name, text in sorted(topics.items()))
-    return [*unique_documents(chapters, seen), *_unique_to(TRAINING, seen)]
-
-
-def _unique_to(packages: tuple[str, ...], seen: set[bytes]) -> list[Document]:
+def unique_package_documents(packages: Iterable[str], seen: set[bytes]) -> list[Document]:
+    """Return the documents of packages of which no two share a long paragraph; see `unique_documents`."""
     return [document for package in packages for document in unique_documents(package_documents(package), seen)]
 
 

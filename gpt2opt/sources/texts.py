@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2opt.sources.documentation import HELD_OUT, LONG_PARAGRAPH, PARAGRAPHS_APART, Document, held_out_documents
+from gpt2opt.sources.documentation import HELD_OUT, LONG_PARAGRAPH, PARAGRAPHS_APART, Document, unique_package_documents
 from gpt2opt.sources.files import parse_file
 from gpt2opt.sources.hub import find_snapshot
 
@@ -202,7 +202,7 @@ def take_bytes(documents: Iterable[Document], limit: int) -> list[Document]:
 
 
 def _docs(origin: str, stand_in: bool) -> Texts:
-    return divide(f"documentation of {' and '.join(HELD_OUT)}", origin, held_out_documents(), stand_in)
+    return divide(f"documentation of {' and '.join(HELD_OUT)}", origin, unique_package_documents(HELD_OUT, set()), stand_in)
 
 
 def _from_file(path: Path, origin: str) -> Texts:

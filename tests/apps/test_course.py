@@ -125,7 +125,7 @@ def test_without_a_hub_a_stand_in_is_named(monkeypatch, model_dir, capsys):
     for module in (models, texts):
         monkeypatch.setattr(module, "find_snapshot", lambda *_, **__: None)
     documents = [Document(f"module {m}", "\n\n".join(f"{SENTENCE.format(m, p, 1, 2)}{SENTENCE}" for p in range(30))) for m in range(200)]
-    monkeypatch.setattr(texts, "held_out_documents", lambda: documents)
+    monkeypatch.setattr(texts, "unique_package_documents", lambda *_: documents)
     monkeypatch.delenv(texts.VARIABLE, raising=False)
     monkeypatch.chdir(model_dir)
     _, model = course.load_fp16_model()

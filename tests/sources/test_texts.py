@@ -2,8 +2,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from experiments.bundled_model import TRAINING
 from gpt2opt.sources import hub, texts
-from gpt2opt.sources.documentation import HELD_OUT, TRAINING, Document, package_documents, unique_documents
+from gpt2opt.sources.documentation import HELD_OUT, Document, package_documents, unique_documents
 from gpt2opt.sources.texts import find_texts, take_bytes
 
 PARTS = ("fine_tune", "calibration", "score")
