@@ -8,17 +8,19 @@ import json
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpt2opt.measure.results import Agreement, Comparison, Latency, Memory, Quality
+from gpt2opt.measure.turns import again
 from gpt2opt.settings import FINETUNE, PROFILE, PRUNE, QUANTIZE, STAGES, Settings
 from gpt2opt.storage import from_json, read_json, write_result
 
 SCHEMA = "gpt2opt.run/4"
 BY_STAGE = "gpt2opt.run/3"
 """The schema of the edition before, which nested models in stages; `read_record` reads it too."""
-AGAIN = ", again"
-"""Behind the name of a model that was timed a second time in the same rounds: its ratio to itself shows what noise looks like."""
+
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Measurement:
     """One model and what was measured of it, on one device.
 
     dtype is that of the weights and of the timed arithmetic; quality_dtype that of the arithmetic that scored the text.
-    in_turns: the latency of the other models that were timed in turns with this one, by name; `AGAIN` marks a model's second time.
+    in_turns: the latency of the other models that were timed in turns with this one, by name, the first of them twice; see `turns.again`.
     continuations: what it generated from each of the run's sample prompts, token by token. weights_in, weights: SHA-256 of the weight
     files that it was made from, None if they are not known, and of its own. seconds: of wall time that measuring it took.
     facts: what else is kept of it, such as the importance of its heads or the loss while it was trained.
@@ -93,6 +95,28 @@ class Measurement:
     seconds: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def timed(self) -> Latency:
+        """Return the latency; where it was not measured, raise ValueError, as the three below do of theirs."""
+        return self._measured(self.latency, "timed")
+
+    @property
+    def sized(self) -> Memory:
+        return self._measured(self.memory, "run in a process of its own")
+
+    @property
+    def scored(self) -> Quality:
+        return self._measured(self.quality, "scored")
+
+    @property
+    def compared(self) -> Agreement:
+        return self._measured(self.agreement, "compared with a reference model")
+
+    def _measured(self, part: Part | None, how: str) -> Part:
+        if part is None:
+            raise ValueError(f"{self.name!r} was not {how} in this run")
+        return part
+
     def comparisons(self) -> list[Comparison]:
         """Return each model that took turns with its reference model, or with itself, in the rounds in which this one was timed."""
         rounds = {self.name: self.latency, **self.in_turns} if self.latency else {}
@@ -102,10 +126,10 @@ class Measurement:
 
 
 def _compared_with(name: str) -> str | None:
-    """Return the model that the times of a model are compared with."""
-    if name.endswith(AGAIN):
-        return name.removesuffix(AGAIN)
-    return ROLES[name].reference if name in ROLES else None
+    """Return the model that the times of a model are compared with: its reference model, or itself where it was timed a second time."""
+    if name in ROLES:
+        return ROLES[name].reference
+    return next((base for base in ROLES if again(base) == name), None)
 
 
 def dominated_by(measurement: Measurement, others: typing.Iterable[Measurement]) -> list[Measurement]:
@@ -247,12 +271,14 @@ def read_record(path: Path) -> Record:
 
 def _flattened(stages: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the models of a record that nested them in stages."""
-    models = {}
+    models: dict[str, dict[str, Any]] = {}
     for stage in stages:
         own = stage["measurement"]
         own |= {"weights_in": stage["weights_in"], "weights": stage["weights_out"], "in_turns": {}}
         for pair in stage.get("comparisons", ()):
             own["in_turns"] |= {pair["name"]: pair["latency"], pair["base"]: pair["base_latency"]}
         own["in_turns"].pop(own["name"], None)
-        models |= {model["name"]: model for model in (own, *stage["controls"])}
+        known = [*ROLES]
+        in_order = sorted((own, *stage["controls"]), key=lambda model: known.index(model["name"]) if model["name"] in known else len(known))
+        models |= {model["name"]: model for model in in_order}
     return models
