@@ -11,16 +11,16 @@ from gpt2opt.report.tables import record_tables, stand_in_notice
 from gpt2opt.run.record import Measurement, Record
 
 OURS = "events.out.tfevents.*.gpt2opt"
-TITLES = {
-    "ttft_ms": "TTFT, ms",
-    "tpot_ms": "TPOT, ms",
-    "perplexity": "perplexity",
-    "file_mb": "weights, MB",
-    "peak_rss_mb": "peak RSS, MB",
-    "peak_vram_mb": "peak VRAM, MB",
-    "bits_per_byte": "bits per byte",
+FIGURES = {
+    "ttft_ms": ("TTFT, ms", "latency", "ttft_s", 1e3),
+    "tpot_ms": ("TPOT, ms", "latency", "tpot_s", 1e3),
+    "perplexity": ("perplexity", "quality", "perplexity", 1),
+    "file_mb": ("weights, MB", "memory", "weight_bytes", 1e-6),
+    "peak_rss_mb": ("peak RSS, MB", "memory", "peak_rss_bytes", 1e-6),
+    "peak_vram_mb": ("peak VRAM, MB", "memory", "peak_vram_bytes", 1e-6),
+    "bits_per_byte": ("bits per byte", "quality", "bits_per_byte", 1),
 }
-"""The figures, as HParams names them; it shows the first five by default."""
+"""Each figure: its title in HParams, which shows the first five by default, its place in a measurement, and the factor to its unit."""
 FACTS = ("stage", "control", "runtime", "dtype", "device")
 """What HParams shows of a model beside its figures."""
 
@@ -82,8 +82,8 @@ def _experiment(measurements: Sequence[Measurement]) -> Any:
     several = len({measurement.device for measurement in measurements}) > 1
     found = dict.fromkeys((figure, measurement.device) for measurement in measurements for figure in _scalars(measurement))
     metrics = [
-        hparams.Metric(f"{figure}/{device}", display_name=f"{TITLES[figure]}, {device}" if several else TITLES[figure])
-        for figure, device in sorted(found, key=lambda column: list(TITLES).index(column[0]))
+        hparams.Metric(f"{figure}/{device}", display_name=f"{FIGURES[figure][0]}, {device}" if several else FIGURES[figure][0])
+        for figure, device in sorted(found, key=lambda column: list(FIGURES).index(column[0]))
     ]
     return hparams.hparams_config_pb([hparams.HParam(fact) for fact in FACTS], metrics)
 
@@ -106,13 +106,5 @@ def _of_this_process(log_dir: Path) -> list[Path]:
 
 def _scalars(measurement: Measurement) -> dict[str, float]:
     """Return what was measured, in the units of the tables."""
-    latency, memory, quality = measurement.latency, measurement.memory, measurement.quality
-    found: dict[str, float | None] = {}
-    if latency:
-        found |= {"ttft_ms": latency.ttft_s * 1e3, "tpot_ms": latency.tpot_s * 1e3}
-    if quality:
-        found |= {"perplexity": quality.perplexity, "bits_per_byte": quality.bits_per_byte}
-    if memory:
-        sizes = {"file_mb": memory.weight_bytes, "peak_rss_mb": memory.peak_rss_bytes, "peak_vram_mb": memory.peak_vram_bytes}
-        found |= {name: None if size is None else size / 1e6 for name, size in sizes.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    values = {name: (getattr(getattr(measurement, part), key, None), factor) for name, (_, part, key, factor) in FIGURES.items()}
+    return {name: value * factor for name, (value, factor) in values.items() if value is not None}
