@@ -1,5 +1,13 @@
 """What a GPT-2 in torch has to be: its heads, its numbers, its ids; and what transformers forgets of it."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2opt.storage import hash_weights, weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 CROSS_ATTENTION = "cross attention (add_cross_attention), as the decoder of an encoder-decoder has it; expected one that reads text alone"
 
 
@@ -65,3 +73,9 @@ def check_ids(tokenizer, vocab_size: int | None) -> None:
             f"the tokenizer has {highest + 1} tokens and the model {vocab_size} embeddings, none for {token!r}: use the model's own "
             f"tokenizer or, if tokens were added, call model.resize_token_embeddings({highest + 1}), train them and save both"
         )
+
+
+def source_weights(model: "PreTrainedModel") -> str | None:
+    """Return the hash of the weights in the folder that a model, or the one it was copied from, was loaded from; None without one."""
+    folder = model.config.name_or_path
+    return hash_weights(Path(folder)) if folder and weight_files(Path(folder)) else None
