@@ -25,6 +25,7 @@ _NAMES = {
     "measure.memory": "in_fresh_process peak_ram peak_vram",
     "measure.quality": "measure_agreement perplexity prepare_text",
     "measure.trace": "read_trace record_trace trace_handler",
+    "report.profile.flame": "flame_graph",
     "report.profile.page": "write_pages",
     "prune": "head_importance importance_batches prune_attention_heads pruned_heads",
     "quantize.calibration": "carry_over int8_config",

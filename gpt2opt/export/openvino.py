@@ -15,8 +15,7 @@ from gpt2opt.environment import at_least
 from gpt2opt.export.passes import group_scales, halve_positions
 from gpt2opt.quantize.fake_quant import FakeQuantLinear, quantized_linears
 from gpt2opt.runtime.manifest import write_manifest
-from gpt2opt.sources.gpt2 import check_finite, check_ids, heads_per_layer
-from gpt2opt.sources.models import source_weights
+from gpt2opt.sources.gpt2 import check_finite, check_ids, heads_per_layer, source_weights
 from gpt2opt.storage import new_folder
 
 IR_NAME = "openvino_model.xml"
