@@ -35,8 +35,7 @@ class LoopContestant:
 
     def loop(self, new_tokens: int) -> float:
         """Return the TPOT of `stream`, in seconds."""
-        prompts = [self.prompt]
-        tokens = stream(self.model.decoder(prompts, new_tokens), prompts, settings_of(GREEDY, new_tokens))
+        tokens = stream(self.model, [self.prompt], settings_of(GREEDY, new_tokens))
         next(tokens)
         start = time.perf_counter()
         for _ in tokens:

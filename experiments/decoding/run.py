@@ -12,8 +12,9 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from experiments.contract import progress
+from experiments.decoding.contrastive import model_of
 from experiments.decoding.loop import LOOP_STEPS, time_loop
-from experiments.decoding.methods import CONTRASTIVE, GREEDY, METHODS, choose, settings_of
+from experiments.decoding.methods import GREEDY, METHODS, choose, settings_of
 from experiments.decoding.models import Candidate, find_candidates, tell_stand_ins
 from experiments.decoding.results import ITSELF, Decoding, MethodTexts, MethodTimes, ModelResult, Output
 from experiments.decoding.texts import find_prompts, judge, judge_again, write_texts
@@ -23,7 +24,6 @@ from gpt2opt.decoding.generation import generate
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import save_model
 from gpt2opt.sources.texts import find_texts
-from gpt2opt.torch_model import TorchModel
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 48
 TIMED = Case(16, 6)
@@ -180,8 +180,7 @@ def time_methods(model: GPT2LMHeadModel, methods: Sequence[str], step: Callable[
     def timed(method: str, number: int) -> float:
         prompt = make_prompts(TIMED, model.config.vocab_size, number).tolist()
         start = time.perf_counter()
-        decoder = TorchModel(model, hidden=method == CONTRASTIVE).decoder(prompt, TIMED.new_tokens)
-        generate(decoder, prompt, settings_of(method, TIMED.new_tokens))
+        generate(model_of(method, model), prompt, settings_of(method, TIMED.new_tokens))
         return time.perf_counter() - start
 
     timed(GREEDY, 0)

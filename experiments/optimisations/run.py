@@ -130,9 +130,9 @@ class Contestant:
 
     def seconds(self, prompts: np.ndarray, method: str, new_tokens: int) -> float:
         """Continue (B, T) prompts and return the seconds that took, prefill included."""
-        decoder, settings = self.engine.decoder(prompts, new_tokens), settings_of(method, new_tokens)
+        tokens = stream(self.engine, prompts, settings_of(method, new_tokens))
         start = time.perf_counter()
-        for _ in stream(decoder, prompts.tolist(), settings):
+        for _ in tokens:
             pass
         return time.perf_counter() - start
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gpt2opt.decoding.generation import Token
+from gpt2opt.decoding.generation import Token, stream
 from gpt2opt.decoding.prompt_lookup import LONGEST_GUESS
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text_generation import stream_text
 from gpt2opt.runtime.ir_model import load_ir
 
 
@@ -30,14 +29,14 @@ def continue_text(directory: Path | str, prompt: str, max_new_tokens: int = 50, 
 
 
 def stream_from_ir(directory: Path | str, prompts: Sequence[str], settings: DecodingSettings, **options: Any) -> Iterator[Token]:
-    """Load the IR and the tokenizer in `directory`, continue prompts, and yield each token; see `stream_text`.
+    """Load the IR and the tokenizer in `directory`, continue prompts, and yield each token; see `stream`.
 
     Raises:
-        ValueError: as `load_ir` and `stream_text`.
+        ValueError: as `load_ir` and `stream`.
     """
     from gpt2opt.sources.models import load_tokenizer
 
-    return stream_text(load_ir(directory), load_tokenizer(directory), prompts, settings, **options)
+    return stream(load_ir(directory), prompts, settings, load_tokenizer(directory), **options)
 
 
 def generate_from_ir(directory: str, ids: list[int], new_tokens: int) -> Generator[str, None, list[int]]:

@@ -23,7 +23,7 @@ from gpt2opt.measure.limits import Limits
 from gpt2opt.measure.results import Latency
 from gpt2opt.sources import models
 from gpt2opt.sources.models import BUNDLED, load_model, save_model
-from gpt2opt.torch_model import TorchDecoder
+from gpt2opt.torch_model import TorchModel
 from tests.conftest import ROOT, SENTENCE
 
 LIMITS = Limits(read_bytes_per_s=1e9, int8_ops_per_s=1e12, fp32_ops_per_s=1e10)
@@ -68,7 +68,7 @@ def test_unequal_prompts_get_the_tokens_that_torch_chooses(model, backend, known
     ids = [model.tokenizer(prompt).input_ids for prompt in PROMPTS]
     assert len({len(prompt) for prompt in ids}) == 3
     settings = DecodingSettings(max_new_tokens=32, eos_token_id=model.tokenizer.eos_token_id)
-    expected = generate(TorchDecoder(load_model(model.source.path)[1], ids), ids, settings)
+    expected = generate(TorchModel(load_model(model.source.path)[1]), ids, settings)
     assert [each.ids for each in found.generated] == [each.ids for each in expected]
     assert found.statistics.prompt_tokens == tuple(len(prompt) for prompt in ids)
     assert [sum(run.tokens) for run in found.statistics.runs] == [sum(len(each.ids) for each in expected)] * 2
@@ -354,10 +354,10 @@ def test_times_are_those_of_steps_without_the_printing(compiled, monkeypatch):
         for _ in range(10):
             next(clock)
 
-    stream = deployed.stream_text
+    stream = deployed.stream
     settings = DecodingSettings(max_new_tokens=4)
     tokens, seconds, sequences = deployed._timed(
-        lambda: stream(compiled.compiled.model, compiled.tokenizer, ["Hi", "Node 3"], settings), slow
+        lambda: stream(compiled.compiled.model, ["Hi", "Node 3"], settings, compiled.tokenizer), slow
     )
     assert len(tokens) == 8
     assert seconds == [2.0] * 4  # two tokens a step, and the clock was read once before and once after each

@@ -11,7 +11,7 @@ import openvino_genai
 import pytest
 
 from gpt2opt.cli import main
-from gpt2opt.decoding.text_generation import encode_prompt
+from gpt2opt.decoding.text import encode_prompt
 from gpt2opt.export import model_server
 from gpt2opt.export.model_server import export_for_server
 from gpt2opt.runtime.generate import continue_text

@@ -16,9 +16,9 @@ from gpt2opt import finetune, prune
 from gpt2opt.apps.course.charts import plot_latency, plot_memory_usage, plot_perplexity
 from gpt2opt.apps.course.cpu_model import CpuModel
 from gpt2opt.decoding.decoder import Greedy, Model
+from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text import token_text, window_length
-from gpt2opt.decoding.text_generation import encode_prompt, generate_text
+from gpt2opt.decoding.text import encode_prompt, token_text, window_length
 from gpt2opt.finetune import prepare_tokenizer_for_padding
 from gpt2opt.measure.latency import cuda_time, wall_time
 from gpt2opt.measure.memory import read_peak_rss
@@ -313,7 +313,7 @@ def get_next_token_suggestions(
     """
     if not isinstance(top_k, int) or top_k < 1:
         raise ValueError(f"top_k={top_k!r}, expected a whole number of at least 1")
-    (found,) = generate_text(_runnable(model), tokenizer, [prompt], DecodingSettings(max_new_tokens=1, top_logprobs=top_k))
+    (found,) = generate(_runnable(model), [prompt], DecodingSettings(max_new_tokens=1, top_logprobs=top_k), tokenizer)
     return [(token_text(tokenizer, token), math.exp(logprob)) for top in found.top or () for token, logprob in top]
 
 

@@ -79,7 +79,7 @@ class CpuModel:
         chosen = DecodingSettings(**{"eos_token_id": self.eos_token_id, **settings})
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
-        generated = generate(self.ir.decoder(prompts, chosen.max_new_tokens), prompts, chosen)
+        generated = generate(self.ir, prompts, chosen)
         padding = (self.eos_token_id or 0) if pad_token_id is None else pad_token_id
         new = pad_sequence([torch.tensor(each.ids) for each in generated], batch_first=True, padding_value=padding)
         return torch.cat([input_ids, new], 1)

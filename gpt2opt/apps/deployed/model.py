@@ -15,9 +15,9 @@ from gpt2opt import environment
 from gpt2opt.apps.deployed.report import scaling_table, statistics_caption, statistics_table
 from gpt2opt.apps.deployed.statistics import CorePoint, Scaling, ServingStatistics, Work, core_counts, timed_run
 from gpt2opt.decoding.decoder import Model, check_prompts
-from gpt2opt.decoding.generation import Generated, Token, collect
+from gpt2opt.decoding.generation import Generated, Token, collect, stream
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text_generation import encode_prompt, stream_text
+from gpt2opt.decoding.text import encode_prompt
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.export.qaic import AI_CORES, compile_program, export_qaic, find_compiler
 from gpt2opt.measure.latency import TIMED_RUNS, compare_latency
@@ -199,7 +199,7 @@ class GPT2Deployed:
         compiled = self._compiled()
 
         def start() -> Iterator[Token]:
-            return stream_text(compiled.model, tokenizer, prompts, settings)
+            return stream(compiled.model, prompts, settings, tokenizer)
 
         alone = len(prompts) == 1
         if alone:

@@ -7,10 +7,9 @@ from typing import Any
 from gpt2opt.apps.ui.choices import OTHERS
 from gpt2opt.apps.ui.library import Loaded
 from gpt2opt.apps.ui.watched import WatchedModel
-from gpt2opt.decoding.generation import Token
+from gpt2opt.decoding.generation import Token, stream
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text import token_text
-from gpt2opt.decoding.text_generation import encode_prompt, stream_ids
+from gpt2opt.decoding.text import encode_prompt, token_text
 
 
 def read_prompt(models: Sequence[Loaded], prompt: str, settings: DecodingSettings, truncate: bool) -> list[int]:
@@ -30,10 +29,10 @@ def answer(loaded: Loaded, ids: Sequence[int], settings: DecodingSettings, stopp
     """Yield an event for each token behind a prompt: the token as `token_event` shows it, and how fast the model has been so far.
 
     Raises:
-        ValueError: as `stream_ids`.
+        ValueError: as `stream`.
     """
     model = WatchedModel(loaded.model)
-    for token in stream_ids(model, loaded.tokenizer, [ids], settings, stop=lambda _: stopped()):
+    for token in stream(model, [list(ids)], settings, loaded.tokenizer, stop=lambda _: stopped()):
         yield {"event": "token", "side": 0, **token_event(token, loaded.tokenizer), "speed": model.decoder_now.speed()}
 
 

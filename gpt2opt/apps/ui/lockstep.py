@@ -8,10 +8,9 @@ import numpy as np
 from gpt2opt.apps.ui.answer import token_event
 from gpt2opt.apps.ui.library import Loaded
 from gpt2opt.apps.ui.watched import WatchedDecoder, WatchedModel
-from gpt2opt.decoding.generation import Token
+from gpt2opt.decoding.generation import Token, stream
 from gpt2opt.decoding.processors import log_softmax
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text_generation import stream_ids
 
 
 def lockstep(
@@ -25,11 +24,11 @@ def lockstep(
     have parted can't be compared. Both models must have the same tokens, which `read_prompt` checks.
 
     Raises:
-        ValueError: as `stream_ids`.
+        ValueError: as `stream`.
     """
     sides = [WatchedModel(each.model) for each in (reference, other)]
     streams: list[Iterator[Token] | None] = [
-        stream_ids(side, each.tokenizer, [ids], settings, stop=lambda _: stopped())
+        stream(side, [list(ids)], settings, each.tokenizer, stop=lambda _: stopped())
         for side, each in zip(sides, (reference, other), strict=True)
     ]
     follower = WatchedDecoder(other.model.decoder([ids], settings.max_new_tokens), len(ids))
@@ -37,8 +36,8 @@ def lockstep(
     while streams[0] or streams[1]:
         kl_nats = None
         for side in (0, 1):
-            stream = streams[side]
-            token = next(stream, None) if stream else None
+            tokens = streams[side]
+            token = next(tokens, None) if tokens else None
             if side == 0 and token:
                 followed = follower.prefill() if read is None else follower.decode(np.array([[read]]))
                 kl_nats, read = divergence(sides[0].decoder_now.logits[0], followed[0]), token.id

@@ -17,8 +17,8 @@ from gpt2opt.apps.ui import answer as ui_answer
 from gpt2opt.apps.ui.choices import Choice
 from gpt2opt.apps.ui.library import Library
 from gpt2opt.apps.ui.prepare import Cost, Prepared
+from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text_generation import generate_text
 from gpt2opt.runtime.ir_model import load_ir
 from tests.apps.ui.conftest import request, serving, slow_models, talk, tokens_of
 
@@ -41,7 +41,7 @@ def too_early(*_):
 def test_an_answer_is_what_the_library_generates(tell, run_dir, float_dir, tokenizer):
     events = tell(request(run_dir, max_new_tokens=12, do_sample=True, seed=3))
     settings = DecodingSettings(max_new_tokens=12, do_sample=True, seed=3, top_logprobs=6)
-    (expected,) = generate_text(load_ir(float_dir), tokenizer, ["Node 7 of graph"], settings)
+    (expected,) = generate(load_ir(float_dir), ["Node 7 of graph"], settings, tokenizer)
     found = tokens_of(events)
     assert [token["id"] for token in found] == list(expected.ids)
     assert "".join(token["text"] for token in found) == expected.text
