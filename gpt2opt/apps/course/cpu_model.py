@@ -31,7 +31,7 @@ class CpuModel:
 
     @classmethod
     def load(cls, directory: Path | str) -> "CpuModel":
-        """Compile the IR in a directory; raise ValueError if there is none or it was changed or cut short."""
+        """Compile the IR in a directory; raise ValueError if there is none, or it was changed or cut short."""
         ir, config = load_ir(directory), GPT2Config.from_pretrained(directory, local_files_only=True)
         return cls(ir, config.eos_token_id, DTYPES[read_manifest(directory).weights])
 
@@ -65,7 +65,7 @@ class CpuModel:
             input_ids: (B, T).
             attention_mask: 0 where a prompt is padded, on the left.
             max_length: of prompt and new tokens, in place of `max_new_tokens`.
-            pad_token_id: follows a text that ends before others; end-of-text unless told, or 0 where there is none.
+            pad_token_id: follows a text that ends before others; by default end-of-text, or 0 if there is none.
             settings: see `DecodingSettings`, whose names and defaults are those of transformers: `max_new_tokens`, `do_sample`, `top_k`, …
 
         Raises:

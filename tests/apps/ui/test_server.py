@@ -13,10 +13,9 @@ from email.message import Message
 import pytest
 from tornado.websocket import websocket_connect
 
-from gpt2opt.apps.ui import answer as ui_answer
+from gpt2opt.apps.ui import answers as ui_answers
 from gpt2opt.apps.ui.choices import Choice
-from gpt2opt.apps.ui.library import Library
-from gpt2opt.apps.ui.prepare import Cost, Prepared
+from gpt2opt.apps.ui.models import Cost, Library, Prepared
 from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.runtime.ir_model import load_ir
@@ -165,7 +164,7 @@ def test_two_who_ask_for_one_model_wait_for_one_loading(run_dir, tmp_path):
 def tokenizing(monkeypatch):
     """Let the tokenizing of prompts that hold `LONG` begin, and end when it is allowed to: returns the two events."""
     begun, allowed = threading.Event(), threading.Event()
-    tokenize = ui_answer.encode_prompt
+    tokenize = ui_answers.encode_prompt
 
     def tokenize_when_allowed(tokenizer, prompt, *options):
         if LONG in prompt:
@@ -173,7 +172,7 @@ def tokenizing(monkeypatch):
             assert allowed.wait(60)
         return tokenize(tokenizer, prompt, *options)
 
-    monkeypatch.setattr(ui_answer, "encode_prompt", tokenize_when_allowed)
+    monkeypatch.setattr(ui_answers, "encode_prompt", tokenize_when_allowed)
     yield begun, allowed
     allowed.set()
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from gpt2opt.apps.ui.choices import Choice
-from gpt2opt.apps.ui.prepare import Cost, cache_folder, known_cost, prepare, taken_as_it_is
+from gpt2opt.apps.ui.models import Cost, cache_folder, known_cost, prepare, taken_as_it_is
 from gpt2opt.runtime.manifest import read_manifest
 
 
