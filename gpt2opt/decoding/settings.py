@@ -39,6 +39,7 @@ class DecodingSettings:
 
     def __post_init__(self) -> None:
         """Raise ValueError, in one line, for a setting that no generation can follow."""
+        lookup, stops = self.prompt_lookup_num_tokens, self.stop_strings
         for name, right, expected in (
             ("max_new_tokens", is_whole(self.max_new_tokens, 1), "a whole number of at least 1"),
             (
@@ -56,14 +57,10 @@ class DecodingSettings:
             ("early_stopping", self.early_stopping in (True, False, "never"), 'True, False or "never"'),
             ("seed", is_whole(self.seed, 0, 2**64 - 1), "a whole number of at least 0 and below 2**64"),
             ("top_logprobs", self.top_logprobs is None or is_whole(self.top_logprobs, 0), "a whole number of at least 0, or None"),
-            (
-                "prompt_lookup_num_tokens",
-                self.prompt_lookup_num_tokens is None or is_whole(self.prompt_lookup_num_tokens, 1),
-                "a whole number of at least 1, or None",
-            ),
+            ("prompt_lookup_num_tokens", lookup is None or is_whole(lookup, 1), "a whole number of at least 1, or None"),
             (
                 "stop_strings",
-                isinstance(self.stop_strings, tuple) and all(isinstance(stop, str) and stop for stop in self.stop_strings),
+                isinstance(stops, tuple) and all(isinstance(s, str) and s for s in stops),
                 "a tuple of strings, none of them empty",
             ),
         ):
@@ -72,7 +69,7 @@ class DecodingSettings:
         if self.do_sample and self.num_beams > 1:
             raise ValueError("do_sample and num_beams > 1 are two methods: choose one of them")
         plain = self.method == "greedy" and self.repetition_penalty == 1 and self.top_logprobs is None
-        if self.prompt_lookup_num_tokens and not plain:
+        if lookup and not plain:
             raise ValueError("prompt_lookup_num_tokens works with greedy decoding alone, without repetition_penalty and top_logprobs")
 
     @property

@@ -107,7 +107,7 @@ class TextStream:
         self.decode_text, self.stop_strings = decode_text, stop_strings
         self.stopped = False
         self._ids = [int(token) for token in before]
-        self._shown = len(self._ids)  # of these tokens, so many have been given out; they are decoded again for what follows them
+        self._shown = len(self._ids)  # tokens that have been given out; they are decoded again for what follows them
         self._held = ""
 
     def push(self, token: int) -> str:

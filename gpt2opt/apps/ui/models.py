@@ -168,25 +168,28 @@ def cost_of(agreement: Agreement | None, memory: Memory | None, cpu: str) -> Cos
     return Cost(**found)
 
 
-def known_cost(choice: Choice, out: Path) -> Cost | None:
-    """Return what has been measured of a choice already, without making anything; None if nothing has."""
-    prepared = taken_as_it_is(choice)
-    return prepared.cost if prepared else _read_cost(cache_folder(choice, out))
+def known(choice: Choice, out: Path) -> Prepared | None:
+    """Return the IR of a choice that is there already, with what has been measured of it; None if it has to be made.
+
+    Raises:
+        ValueError: a folder holds another precision than the chosen one, or what it holds can't be read.
+    """
+    if prepared := taken_as_it_is(choice):
+        return prepared
+    folder = cache_folder(choice, out)
+    measured = folder.with_suffix(".json")
+    if not measured.exists() or not (folder / IR).exists():
+        return None
+    return Prepared(folder.parent.name, folder, from_json(Cost, read_json(measured, SCHEMA, "gpt2opt ui")["cost"]), made=True)
 
 
 def prepare(choice: Choice, out: Path, progress: Progress) -> Prepared:
     """Return the IR of a choice. If there is none yet, it is made under `out`, in a process of its own, which takes its memory with it.
 
     Raises:
-        ValueError: the model can't be found or read, a folder holds another precision than the chosen one, or `out` can't be written.
+        ValueError: the model can't be found or made, or as `known`.
     """
-    if prepared := taken_as_it_is(choice):
-        return prepared
-    folder = cache_folder(choice, out)
-    cost = _read_cost(folder)
-    if not (folder / IR).exists() or cost is None:
-        cost = _make(choice, folder, progress)
-    return Prepared(folder.parent.name, folder, cost, made=True)
+    return known(choice, out) or _make(choice, cache_folder(choice, out), progress)
 
 
 def taken_as_it_is(choice: Choice) -> Prepared | None:
@@ -225,16 +228,7 @@ def cache_folder(choice: Choice, out: Path) -> Path:
     return out / name / choice.precision
 
 
-def _cost_file(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.json")
-
-
-def _read_cost(folder: Path) -> Cost | None:
-    path = _cost_file(folder)
-    return from_json(Cost, read_json(path, SCHEMA, "gpt2opt ui")["cost"]) if path.exists() else None
-
-
-def _make(choice: Choice, folder: Path, progress: Progress) -> Cost:
+def _make(choice: Choice, folder: Path, progress: Progress) -> Prepared:
     steps = {
         "find": f"finding {choice.model}",
         "make": f"writing {choice.precision}" if choice.precision == FP32 else f"quantizing to {choice.precision}",
@@ -248,8 +242,8 @@ def _make(choice: Choice, folder: Path, progress: Progress) -> Cost:
                 cost = child.call(method)
     except RuntimeError as error:  # what the child raised, as a traceback; its last line says it
         raise ValueError(str(error).strip().splitlines()[-1].partition(": ")[2] or str(error)) from error
-    write_result(_cost_file(folder), json.dumps({"schema": SCHEMA, "cost": dataclasses.asdict(cost)}, indent=1) + "\n")
-    return cost
+    write_result(folder.with_suffix(".json"), json.dumps({"schema": SCHEMA, "cost": dataclasses.asdict(cost)}, indent=1) + "\n")
+    return Prepared(folder.parent.name, folder, cost, made=True)
 
 
 class Maker:

@@ -19,7 +19,7 @@ import tornado.websocket
 from gpt2opt import environment
 from gpt2opt.apps.ui.answers import answers, read_prompt
 from gpt2opt.apps.ui.choices import MESSAGE_BYTES, PRECISIONS, SIZES, Choice, check_prompt, decoding_settings
-from gpt2opt.apps.ui.models import Library, known_cost
+from gpt2opt.apps.ui.models import Library, known
 from gpt2opt.apps.ui.turns import Ended, Stream, Turns
 
 HOST = "127.0.0.1"
@@ -78,8 +78,8 @@ class Server:
         """Return what has been measured of a model in a precision."""
         try:
             choice = self.choice(request.get_query_argument("model", ""), request.get_query_argument("precision", ""))
-            cost = await asyncio.to_thread(known_cost, choice, self.library.out)
-            return {"cost": cost and dataclasses.asdict(cost)}
+            prepared = await asyncio.to_thread(known, choice, self.library.out)
+            return {"cost": prepared and dataclasses.asdict(prepared.cost)}
         except (ValueError, OSError) as error:
             return {"cost": None, "error": str(error)}
 
