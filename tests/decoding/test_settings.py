@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from transformers import GenerationConfig
 
@@ -31,6 +32,8 @@ from gpt2opt.decoding.settings import DecodingSettings
         ({"early_stopping": "soon"}, "early_stopping='soon'"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"max_new_tokens": True}, "max_new_tokens=True"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens=2.0, expected a whole number of at least 1"),
+        ({"max_new_tokens": None}, "max_new_tokens=None"),
         ({"seed": -1}, "seed=-1"),
         ({"stop_strings": ("",)}, "stop_strings=('',)"),
         ({"stop_strings": "end"}, "stop_strings='end'"),
@@ -41,6 +44,10 @@ def test_a_wrong_setting_is_named(wrong, message):
     with pytest.raises(ValueError, match=re.escape(message)) as refused:
         DecodingSettings(**wrong)
     assert "\n" not in str(refused.value)
+
+
+def test_an_integer_of_numpy_is_taken():
+    assert DecodingSettings(max_new_tokens=np.int64(3)).max_new_tokens == 3
 
 
 def test_defaults_are_those_of_transformers():
