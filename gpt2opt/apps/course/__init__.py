@@ -94,11 +94,11 @@ def measure_latency_gpu(
     greedy = Greedy(_runnable(model).decoder([encode_prompt(tokenizer, prompt, 0)], max_new_tokens))
     timer = cuda_time if model.device.type == "cuda" else wall_time
 
-    def generate() -> None:
+    def timed() -> None:
         greedy.generate(max_new_tokens)
 
     greedy.generate(min(WARM_UP_TOKENS, max_new_tokens))
-    return 1e3 * timer(generate) / max_new_tokens
+    return 1e3 * timer(timed) / max_new_tokens
 
 
 def compute_perplexity(model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset) -> float:

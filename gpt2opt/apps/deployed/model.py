@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from gpt2opt.decoding.text import encode_prompt
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.export.qaic import AI_CORES, compile_program, export_qaic, find_compiler
 from gpt2opt.measure.latency import TIMED_RUNS, compare_latency
-from gpt2opt.measure.limits import Limits, measure_limits
+from gpt2opt.measure.limits import measure_limits
 from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.onnx_model import export_onnx, load_onnx, require_onnxruntime
@@ -101,7 +102,7 @@ class GPT2Deployed:
         self.compiled: Compiled | None = None
         self.program: Path | None = None
         self._scratch: tempfile.TemporaryDirectory | None = None
-        self._limits: dict[int, Limits] = {}
+        self._limits = cache(lambda num_cores: measure_limits(num_cores))
 
     @classmethod
     def from_pretrained(cls, model_id: str | Path = "gpt2") -> "GPT2Deployed":
@@ -209,7 +210,7 @@ class GPT2Deployed:
         print("" if alone else "\n\n".join(prompt + each.text for prompt, each in zip(prompts, generated, strict=True)))
         if not runs:
             return Generation(prompts, generated, None)
-        limits = self._limits_with(compiled.num_cores)
+        limits = self._limits(compiled.num_cores)
         timed = tuple(timed_run(*_timed(start), lengths, self.work, limits) for _ in range(runs))
         statistics = ServingStatistics(str(self.source), compiled.backend, compiled.num_cores, lengths, self.work, limits, timed)
         print(f"\n{statistics_table(statistics)}\n{statistics_caption(statistics)}")
@@ -238,7 +239,7 @@ class GPT2Deployed:
         engines = {count: load(self.exported[backend], count) for count in counts}
         decoders = {str(count): engine.decoder(ids, new_tokens) for count, engine in engines.items()}
         latencies = compare_latency(decoders, prompt_tokens=prompt_tokens, new_tokens=new_tokens, runs=runs)
-        points = tuple(CorePoint(count, latencies[str(count)], self._limits_with(count)) for count in counts)
+        points = tuple(CorePoint(count, latencies[str(count)], self._limits(count)) for count in counts)
         scaling = Scaling(str(self.source), backend, self.work, points)
         print(scaling_table(scaling))
         return scaling
@@ -272,11 +273,6 @@ class GPT2Deployed:
             raise ValueError("no prompt was given, expected at least one text")
         ids = [encode_prompt(tokenizer, prompt, self.context - settings.max_new_tokens) for prompt in prompts]
         return tuple(len(prompt) for prompt in check_prompts(ids, settings.max_new_tokens, self.context, self.vocab_size))
-
-    def _limits_with(self, num_cores: int) -> Limits:
-        if num_cores not in self._limits:
-            self._limits[num_cores] = measure_limits(num_cores)
-        return self._limits[num_cores]
 
 
 def _timed(start: Callable[[], Iterator[Token]], show: Callable[[Token], None] | None = None) -> tuple[list[list[Token]], list[float]]:
