@@ -15,7 +15,6 @@ let_waiting_threads_sleep()
 _NAMES = {
     "decoding.generation": "generate stream",
     "decoding.settings": "DecodingSettings",
-    "decoding.text_generation": "generate_text stream_text",
     "apps.deployed.model": "GPT2Deployed",
     "apps.doctor.diagnosis": "check_machine",
     "environment": "device give_back_memory quiet set_seed",

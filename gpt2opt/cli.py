@@ -135,14 +135,16 @@ def perplexity(options: argparse.Namespace) -> int:
 
 
 def generate(options: argparse.Namespace) -> int:
-    from gpt2opt.decoding.generation import collect
+    from gpt2opt.decoding.generation import collect, stream
     from gpt2opt.decoding.settings import DecodingSettings
-    from gpt2opt.runtime.generate import stream_from_ir
+    from gpt2opt.runtime.ir_model import load_ir
+    from gpt2opt.sources.models import load_tokenizer
 
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(DecodingSettings) if hasattr(options, field.name)}
     settings = DecodingSettings(**given | {"stop_strings": tuple(options.stop)})
+    model, tokenizer = load_ir(options.directory), load_tokenizer(options.directory)
     tokens = []
-    for token in stream_from_ir(options.directory, options.prompt, settings, truncate=options.truncate):
+    for token in stream(model, options.prompt, settings, tokenizer, truncate=options.truncate):
         tokens.append(token)
         if len(options.prompt) == 1:
             print(token.text, end="", flush=True)
