@@ -40,22 +40,22 @@ def check_python() -> list[Finding]:
 
 
 def check_packages() -> list[Finding]:
-    """Hold the installed versions against requirements.txt: a row for each that is missing, too new or older than what was measured."""
-    rows = []
+    """Compare the installed versions with requirements.txt: a row for each that is missing, too new or older than what was measured."""
+    rows = {}
     for name, wanted in requirements().items():
         found = environment.installed(name)
-        if wanted.problem(found) is None:
+        try:
+            problem, untested = wanted.problem(found), wanted.is_untested(found)
+        except ImportError as error:
+            rows["versions"] = Finding("versions", "not compared", FAILS, str(error))
             continue
-        reason = f": {wanted.reason}" if wanted.reason else ""
-        if wanted.is_untested(found):
-            rows.append(
-                Finding(name, f"{found}", NOTE, f"may work; measured with {wanted.bounds}: `pip install '{wanted.line}'` brings that")
-            )
-        else:
-            rows.append(Finding(name, found or "not installed", FAILS, f"`pip install '{wanted.line}'`{reason}"))
-    if not requirements():
-        return [Finding("packages", "not known: neither requirements.txt nor the package's metadata is there", NOTE, "`pip install -e .`")]
-    return rows or [Finding("packages", f"all {len(requirements())} in the versions that work together")]
+        if untested:
+            do = f"may work; measured with {wanted.bounds}: `pip install '{wanted.line}'` brings that"
+            rows[name] = Finding(name, f"{found}", NOTE, do)
+        elif problem:
+            reason = f": {wanted.reason}" if wanted.reason else ""
+            rows[name] = Finding(name, found or "not installed", FAILS, f"`pip install '{wanted.line}'`{reason}")
+    return list(rows.values()) or [Finding("packages", f"all {len(requirements())} in the versions that work together")]
 
 
 def check_cpu() -> list[Finding]:
