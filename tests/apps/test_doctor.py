@@ -38,7 +38,7 @@ LOCKED = dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==(\S+)", (ROOT / "requirements.
 @pytest.fixture(autouse=True)
 def plain_machine(monkeypatch):
     """What the machine of the tests has must not decide: there is no GPU, and what is installed is what `make` installs."""
-    monkeypatch.setattr(checks, "nvidia_gpus", list)
+    monkeypatch.setattr(environment, "nvidia_smi", lambda *fields: [])
     monkeypatch.setattr(environment, "installed", LOCKED.get)
 
 
@@ -197,7 +197,7 @@ GPU = {"name": "NVIDIA T4", "driver_version": "550.1", "memory.total": "15360 Mi
 
 def test_a_gpu_that_torch_is_not_built_for_is_told(monkeypatch):
     assert check_gpu()[0].found.startswith("none seen")
-    monkeypatch.setattr(checks, "nvidia_gpus", lambda: [GPU])
+    monkeypatch.setattr(environment, "nvidia_smi", lambda *fields: [GPU])
     monkeypatch.setattr(checks, "cuda_of_torch", lambda: None)
     (finding,) = check_gpu()
     assert finding.found == "NVIDIA T4, driver 550.1, 15000 MiB of 15360 MiB of VRAM free"
@@ -225,7 +225,7 @@ def test_gpus_are_listed_by_nvidia_smi_and_a_tool_without_a_driver_is_no_gpu(tmp
     for script, expected in ((f"echo '{', '.join(GPU.values())}'", [GPU]), ("echo 'no driver'; exit 9", [])):
         tool.write_text(f"#!/bin/sh\n{script}\n")
         tool.chmod(0o755)
-        assert checks.nvidia_gpus() == expected
+        assert environment.nvidia_smi(*GPU) == expected
 
 
 @pytest.mark.parametrize(

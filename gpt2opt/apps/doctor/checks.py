@@ -3,8 +3,6 @@
 import os
 import platform
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +16,6 @@ from gpt2opt.apps.doctor.needs import check_disk, check_ram, total_ram
 from gpt2opt.cgroup import cpu_quota, memory_limit
 from gpt2opt.report.table import gigabytes, milliseconds
 from gpt2opt.versions import requirements
-
-NVIDIA_SMI_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def check_container() -> list[Finding]:
 
 def check_gpu() -> list[Finding]:
     """Show the GPUs, and say so if torch can't use them."""
-    gpus = nvidia_gpus()
+    gpus = environment.nvidia_smi("name", "driver_version", "memory.total", "memory.free")
     if not gpus:
         return [Finding("GPU", "none seen: stages 1 to 3 run FP16 on the CPU, and most CPUs emulate it, slowly")]
     rows = [
@@ -125,19 +121,6 @@ def _unused(cuda: str | None) -> str | None:
     except (ImportError, OSError, RuntimeError):  # a damaged installation raises any of these
         used = False
     return None if used else f"torch does not find it: a driver for CUDA {cuda} is needed, and CUDA_VISIBLE_DEVICES must not hide the GPU"
-
-
-def nvidia_gpus() -> list[dict[str, str]]:
-    """Return name, driver and VRAM of each GPU, as nvidia-smi tells them."""
-    fields = ("name", "driver_version", "memory.total", "memory.free")
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=NVIDIA_SMI_S).stdout.splitlines()
-        return [dict(zip(fields, (value.strip() for value in line.split(",")), strict=True)) for line in lines]
-    except (OSError, subprocess.SubprocessError, ValueError):  # there is the tool, but no driver
-        return []
 
 
 def cuda_of_torch() -> str | None:
