@@ -17,7 +17,7 @@ _NAMES = {
     "decoding.settings": "DecodingSettings",
     "decoding.text_generation": "generate_text stream_text",
     "apps.deployed.model": "GPT2Deployed",
-    "apps.doctor.diagnosis": "check_machine",
+    "apps.doctor.checks": "check_machine",
     "environment": "device give_back_memory quiet set_seed",
     "finetune": "TRAINING VALIDATION batch_sizes create_training_arguments fused_gelu loss_curves prepare_tokenizer_for_padding "
     "run_fine_tuning tokenize_dataset",

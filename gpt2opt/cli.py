@@ -61,13 +61,14 @@ def main(arguments: list[str] | None = None) -> int:
 @option("--short", "one line if all is well, else only what is to be done; no JSON, no network", action="store_true")
 def doctor(options: argparse.Namespace) -> int:
     """Say whether this machine can run the notebook, and what to do if not; exit 1 if it can't."""
-    from gpt2opt.apps.doctor.diagnosis import examine, findings_table, needs_table
+    from gpt2opt.apps.doctor.checks import examine
+    from gpt2opt.apps.doctor.needs import needs_table
 
     diagnosis = examine(options.short)
     if options.short:
         print(diagnosis.short())
         return 0 if diagnosis.can_run else 1
-    print(f"{findings_table(diagnosis)}\n\n{needs_table()}\n\n{diagnosis.short()}")
+    print(f"{diagnosis.table()}\n\n{needs_table()}\n\n{diagnosis.short()}")
     return _end(diagnosis.as_json(), diagnosis.can_run)
 
 

@@ -204,18 +204,18 @@ def set_seed(seed: int) -> None:
 
 
 def cpu_name() -> str:
-    for line in _cpuinfo():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpu_fact("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> set[str] | None:
     """Return the CPU's instruction-set flags; None where the system does not list them, as on macOS and Windows."""
-    for line in _cpuinfo():
-        if line.lower().startswith(("flags", "features")):
-            return set(line.split(":", 1)[1].split())
-    return None
+    flags = _cpu_fact("flags", "Features")
+    return None if flags is None else set(flags.split())
+
+
+def _cpu_fact(*names: str) -> str | None:
+    facts = (line.partition(":") for line in _cpuinfo())
+    return next((value.strip() for name, _, value in facts if name.strip() in names), None)
 
 
 @cache
