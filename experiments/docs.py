@@ -99,7 +99,8 @@ def _block(name: str, place: Path) -> str:
     source = json_path(what, folder)
     parts = [experiment.caption(result)]
     parts += [f"![{path.stem}]({link}/{path.name})" for path in drawn_from(source)]
-    parts += [f"**{title}**\n\n{shown.markdown()}" for title, shown in experiment.tables(result).items()]
+    shown = {title: each for title, each in experiment.tables(result).items() if title in (experiment.in_documents or (title,))}
+    parts += [f"**{title}**\n\n{each.markdown()}" for title, each in shown.items()]
     return "\n\n".join([*parts, f"All samples: [`{what}.json`]({link}/{source.name})."])
 
 
@@ -129,7 +130,7 @@ def _taken_on(record: Record) -> str:
 
 def _summary(record: Record, link: str) -> str:
     parts = [_taken_on(record)]
-    if record.stages[-1].name == QUANTIZE:
+    if record.stages[-1] == QUANTIZE:
         int8, fp32 = record.measured("INT8").quality, record.measured("FP32").quality
         parts.append(f"Perplexity of INT8 ÷ that of its FP32 control: {perplexity_ratio(int8, fp32)}.")
     parts.append(f"Every number comes from [`run.json`]({link}/run.json), which also holds the raw samples.")

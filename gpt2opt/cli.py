@@ -10,6 +10,7 @@ import dataclasses
 import json
 import string
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -82,10 +83,7 @@ def run(options: argparse.Namespace) -> int:
     """Take a model through the four stages."""
     from gpt2opt.report.conclusions import machine_changes
     from gpt2opt.report.tables import environment_table, stage_table, stand_in_notice, summary_table
-    from gpt2opt.run.finetune import run_finetune
-    from gpt2opt.run.profile import run_profile
-    from gpt2opt.run.prune import run_prune
-    from gpt2opt.run.quantize import run_quantize
+    from gpt2opt.run.pipeline import RUN_STAGE
     from gpt2opt.run.recorder import start_run
 
     current = start_run(
@@ -93,16 +91,17 @@ def run(options: argparse.Namespace) -> int:
     )
     record = current.record
     print(f"{stand_in_notice(record)}\n\n{environment_table(record)}\n", file=sys.stderr)
-    for name, step in zip(STAGES, (run_profile, run_prune, run_finetune, run_quantize), strict=True):
+    for name, step in RUN_STAGE.items():
+        begun = time.perf_counter()
         print(f"stage {name} …", file=sys.stderr, flush=True)
         with contextlib.redirect_stdout(sys.stderr):  # Trainer's progress bar writes to stdout
             step(current)
-        print(f"stage {name} took {record.stage(name).seconds:.0f} s\n{stage_table(record, name)}\n", file=sys.stderr, flush=True)
+        print(f"stage {name} took {time.perf_counter() - begun:.0f} s\n{stage_table(record, name)}\n", file=sys.stderr, flush=True)
         if name[2:] == options.until:
             break
-    current.write_tensorboard()
+    current.draw()
     print(f"{summary_table(record)}\n{machine_changes(record)}")
-    stages = [_stage_json(stage) for stage in record.stages]
+    stages = [_stage_json(name, record.stage(name)) for name in record.stages]
     return _end({"record": str(options.out / "run.json"), "sources": record.sources, "stages": stages})
 
 
@@ -334,12 +333,11 @@ def _points_json(answers: list[Any]) -> dict[str, Any]:
     return {"passed": all(answer.passed is not False for answer in answers), "points": [dataclasses.asdict(answer) for answer in answers]}
 
 
-def _stage_json(stage: Any) -> dict[str, Any]:
-    measurement = stage.measurement
+def _stage_json(name: str, measurement: Any) -> dict[str, Any]:
     latency, memory = measurement.latency, measurement.memory
     return {
-        "name": stage.name,
-        **{name: getattr(measurement, name) for name in ("dtype", "runtime", "device")},
+        "name": name,
+        **{fact: getattr(measurement, fact) for fact in ("dtype", "runtime", "device")},
         "ttft_s": latency and latency.ttft_s,
         "tpot_s": latency and latency.tpot_s,
         "memory": memory and dataclasses.asdict(memory),

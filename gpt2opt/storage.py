@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -228,8 +228,8 @@ def _remove(folder: Path, names) -> None:
                 (folder / above).rmdir()
 
 
-def read_json(path: Path, schema: str, command: str) -> dict[str, Any]:
-    """Read a JSON object that names a schema; `command`, which errors name, is the one that writes such a file.
+def read_json(path: Path, schema: str, command: str, older: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a JSON object that names a schema or one of the older ones; `command`, which errors name, is the one that writes such a file.
 
     Raises:
         ValueError: the file is missing, is not JSON or has another schema.
@@ -241,7 +241,7 @@ def read_json(path: Path, schema: str, command: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); `{command}` writes it again") from error
     found = content.get("schema") if isinstance(content, dict) else None
-    if found != schema:
+    if found not in (schema, *older):
         raise ValueError(f"{path} has schema {found!r}, expected {schema!r}; `{command}` writes it again")
     return content
 

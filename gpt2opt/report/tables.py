@@ -61,14 +61,14 @@ def summary_table(record: Record) -> Table:
             "stage", "weights", "runtime", "device", "TTFT ms", "TPOT ms (p95)", f"perplexity [{PERCENT}]", "bits/byte", "file MB",
             "peak memory MB",
         ),
-        [_summary_row(measurement, control) for measurement, control in record.measurements()],
+        [_summary_row(record, measurement) for measurement in record.measurements()],
     )  # fmt: skip
 
 
-def _summary_row(measurement: Measurement, control: bool) -> tuple[str, ...]:
+def _summary_row(record: Record, measurement: Measurement) -> tuple[str, ...]:
     latency, memory, quality = measurement.latency, measurement.memory, measurement.quality
     return (
-        _named(measurement, control),
+        _named(record, measurement),
         measurement.dtype,
         measurement.runtime,
         measurement.device,
@@ -83,12 +83,10 @@ def _summary_row(measurement: Measurement, control: bool) -> tuple[str, ...]:
 
 def stage_table(record: Record, name: str) -> Table:
     """Show one stage beside the stage before it and beside its controls."""
-    stage = record.stage(name)
-    position = record.stages.index(stage)
-    before = [record.stages[position - 1].measurement.name] if position else []
-    names = [*before, stage.measurement.name, *(control.name for control in stage.controls)]
-    found = {measurement.name: _summary_row(measurement, control) for measurement, control in record.measurements(name)}
-    return table(summary_table(record).header, [found[name] for name in names])
+    record.stage(name)  # or it raises
+    before = [record.stage(stage).name for stage in record.stages if stage < name][-1:]
+    shown = [m for m in record.measurements(name) if m.name in before or record.role(m.name).stage == name]
+    return table(summary_table(record).header, [_summary_row(record, measurement) for measurement in shown])
 
 
 def memory_table(record: Record) -> Table:
@@ -102,15 +100,15 @@ def memory_table(record: Record) -> Table:
         "peak RSS MB",
         "VRAM MB: allocated / reserved / driver",
     )
-    return table(header, [_memory_row(measurement, control) for measurement, control in record.measurements() if measurement.memory])
+    return table(header, [_memory_row(record, measurement) for measurement in record.measurements() if measurement.memory])
 
 
-def _memory_row(measurement: Measurement, control: bool) -> tuple[str, ...]:
+def _memory_row(record: Record, measurement: Measurement) -> tuple[str, ...]:
     memory = measurement.memory
     steady = memory.steady
     vram = (memory.peak_vram_bytes, memory.peak_vram_reserved_bytes, memory.driver_vram_bytes)
     return (
-        _named(measurement, control),
+        _named(record, measurement),
         megabytes(memory.weight_bytes),
         *(_size(memory.start_rss_bytes), _size(memory.loaded and memory.loaded.rss_bytes), _size(steady and steady.rss_bytes)),
         _size(memory.peak_rss_bytes),
@@ -121,15 +119,15 @@ def _memory_row(measurement: Measurement, control: bool) -> tuple[str, ...]:
 def shared_memory_table(record: Record) -> Table:
     """Show how the RAM of each process at rest divides: all (RSS), shared pages by their share (PSS), unshared (USS), and of files."""
     rows = [
-        (_named(measurement, control), *map(megabytes, (steady.rss_bytes, steady.pss_bytes, steady.uss_bytes, steady.file_bytes)))
-        for measurement, control in record.measurements()
+        (_named(record, measurement), *map(megabytes, (steady.rss_bytes, steady.pss_bytes, steady.uss_bytes, steady.file_bytes)))
+        for measurement in record.measurements()
         if measurement.memory and (steady := measurement.memory.steady)
     ]
     return table(("stage", "RSS MB", "PSS MB", "USS MB", "file-backed MB"), rows)
 
 
-def _named(measurement: Measurement, control: bool) -> str:
-    return f"{measurement.name}{' (control)' if control else ''}"
+def _named(record: Record, measurement: Measurement) -> str:
+    return f"{measurement.name}{' (control)' if record.role(measurement.name).control else ''}"
 
 
 def _size(size: int | None) -> str:
@@ -171,7 +169,7 @@ def _products(executed: dict[str, Sequence[str]], names: list[str]) -> str:
 
 def quality_table(record: Record) -> Table:
     """Show how far each model is from its reference model on the scored text, at every stage that was run."""
-    measured = {measurement.name: measurement for measurement, _ in record.measurements()}
+    measured = {measurement.name: measurement for measurement in record.measurements()}
     rows = []
     for name, measurement in measured.items():
         if agreement := measurement.agreement:
@@ -226,7 +224,7 @@ def samples_table(record: Record, most: int | None = None) -> Table:
         record: of a run.
         most: how many prompts, evenly spaced among all; all unless told.
     """
-    measured = [measurement for measurement, _ in record.measurements() if measurement.continuations]
+    measured = [measurement for measurement in record.measurements() if measurement.continuations]
     by_name = {measurement.name: measurement for measurement in measured}
     count = len(measured[0].continuations) if measured else 0
     rows = []
@@ -253,7 +251,7 @@ def _marked(tokens: Sequence[str], reference: Sequence[str]) -> str:
 
 def tradeoff_table(record: Record) -> Table:
     """Say of every measurement with all three figures whether it is on the Pareto front, or which others dominate it."""
-    whole = [m for m, _ in record.measurements() if m.latency and m.quality and m.memory]
+    whole = [m for m in record.measurements() if m.latency and m.quality and m.memory]
     rows = []
     for measurement in whole:
         better = [other.name for other in dominated_by(measurement, whole)]
@@ -279,56 +277,55 @@ def sources_table(record: Record) -> Table:
 
 def provenance_table(record: Record) -> Table:
     """Show which weights each stage read and wrote, by the first 16 of the 64 digits of their SHA-256."""
-    rows, before = [], None
+    rows: list[tuple[str, ...]] = []
+    before: Measurement | None = None
     for stage in record.stages:
-        if stage.weights_in is None:
+        found = record.stage(stage)
+        if found.weights_in is None:
             read = "not known"
         elif before is None:
             read = "the source"
         else:
-            read = before.name if stage.weights_in == before.weights_out else f"not what {before.name} wrote"
-        rows.append((stage.name, read, (stage.weights_in or MISSING)[:16], stage.weights_out[:16], f"{stage.seconds:.0f}"))
-        before = stage
-    return table(("stage", "read the weights of", "weights in", "weights out", "seconds"), rows)
+            read = before.name if found.weights_in == before.weights else f"not what {before.name} wrote"
+        seconds = MISSING if found.seconds is None else f"{found.seconds:.0f}"
+        rows.append((stage, found.name, read, (found.weights_in or MISSING)[:16], (found.weights or MISSING)[:16], seconds))
+        before = found
+    return table(("stage", "model", "made from", "weights in", "weights out", "seconds to measure"), rows)
 
 
 def raw_samples_table(record: Record) -> Table:
-    """Say where the raw samples of each measurement are in the record, and how many."""
+    """Say how many raw samples the record holds of each model, under `models`."""
     rows = []
-    for position, stage in enumerate(record.stages):
-        places = [("measurement", stage.measurement), *((f"controls[{n}]", control) for n, control in enumerate(stage.controls))]
-        for place, measurement in places:
-            latency, quality, agreement = measurement.latency, measurement.quality, measurement.agreement
-            counts = (
-                len(latency.ttft_samples_s) if latency else None,
-                len(latency.tpot_samples_s) if latency else None,
-                len(quality.document_nats) if quality else None,
-                len(agreement.document_kl_nats) if agreement else None,
-            )
-            shown = (MISSING if count is None else str(count) for count in counts)
-            rows.append((measurement.name, f"stages[{position}].{place}", *shown))
-    return table(("model", "in the record at", "TTFT samples", "TPOT samples", "documents scored", "documents compared"), rows)
+    for name, measurement in record.models.items():
+        latency, quality, agreement = measurement.latency, measurement.quality, measurement.agreement
+        counts = (
+            len(latency.ttft_samples_s) if latency else None,
+            len(latency.tpot_samples_s) if latency else None,
+            len(quality.document_nats) if quality else None,
+            len(agreement.document_kl_nats) if agreement else None,
+        )
+        rows.append((name, *(MISSING if count is None else str(count) for count in counts)))
+    return table(("model", "TTFT samples", "TPOT samples", "documents scored", "documents compared"), rows)
 
 
 def record_tables(record: Record) -> dict[str, Table]:
     """Return every table that the stages of a record allow, by title."""
     tables = {"Environment": environment_table(record), "Settings": settings_table(record), "Sources": sources_table(record)}
-    if record.stages:
+    if record.models:
         tables["Summary"] = summary_table(record)
-    if any(stage.comparisons for stage in record.stages):
+    if record.comparisons():
         tables["Timed in turns"] = speed_table(record)
-    if any(measurement.agreement for measurement, _ in record.measurements()):
+    if any(measurement.agreement for measurement in record.measurements()):
         tables["Distance from the reference model"] = quality_table(record)
-    if any(measurement.continuations for measurement, _ in record.measurements()):
+    if any(measurement.continuations for measurement in record.measurements()):
         tables["What each model writes"] = samples_table(record)
-    if any(measurement.memory for measurement, _ in record.measurements()):
+    if any(measurement.memory for measurement in record.measurements()):
         tables["Memory"] = memory_table(record)
-    if any(measurement.memory and measurement.memory.steady for measurement, _ in record.measurements()):
+    if any(measurement.memory and measurement.memory.steady for measurement in record.measurements()):
         tables["Memory at rest"] = shared_memory_table(record)
-    last = next((stage for stage in record.stages if stage.name == QUANTIZE), None)
-    if last and "prefill" in last.facts.get("audit", {}):
+    if QUANTIZE in record.stages and "prefill" in record.stage(QUANTIZE).facts.get("audit", {}):
         tables["INT8 audit"] = audit_table(record)
-    if record.stages:
+    if record.models:
         tables |= {"Trade-off": tradeoff_table(record), "Provenance": provenance_table(record), "Raw samples": raw_samples_table(record)}
     return tables
 

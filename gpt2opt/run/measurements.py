@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import GPT2LMHeadModel
 
 from gpt2opt import environment
 from gpt2opt.decoding.decoder import Decoder
@@ -45,53 +46,49 @@ def is_ir(folder: Path) -> bool:
     return (folder / "openvino_model.xml").exists()
 
 
-def measure_answers(
-    name: str, folder: Path, tokenizer, workload: Workload, new_tokens: int, reference: tuple[str, Path] | None
-) -> Measurement:
-    """Measure what the model in `folder` answers: the perplexity of the scored text, the distance from a reference model, the samples.
-
-    On a CPU the FP16 weights of a torch model are scored in FP32 arithmetic, since most CPUs emulate FP16 arithmetic, many times
-    slower.
-
-    Args:
-        name: of the model, in the result.
-        folder: a torch model in FP16, or an IR.
-        tokenizer: the model's own.
-        workload: what is scored and continued.
-        new_tokens: to continue each sample prompt by.
-        reference: the name and the folder of the model that it is compared with, position by position; None for none.
-    """
-    model = load_scored(folder)
-    logits = logits_of(model)
-    if reference is None:
-        quality, agreement = perplexity(logits, workload.scored), None
-    else:
-        other, other_folder = reference
-        quality, agreement = measure_agreement(logits, logits_of(load_scored(other_folder)), workload.scored, reference_name=other)
-    if is_ir(folder):
-        rows = [model.generate(np.array([prompt]), new_tokens)[0].tolist() for prompt in workload.samples]
-        described: dict[str, Any] = {"device": environment.describe()["cpu"], "runtime": "openvino", "dtype": _ir_dtype(folder)}
-        described["quality_dtype"] = described["dtype"]
-    else:
-        rows = generate_tokens(model, workload.samples, new_tokens)
-        described = {"device": device_name(), "runtime": "torch", "dtype": "float16", "parameters": model.num_parameters()}
-        described["quality_dtype"] = str(model.dtype).removeprefix("torch.")
-    continuations = tuple(tuple(token_text(tokenizer, token) for token in row) for row in rows)
-    return Measurement(name, quality=quality, agreement=agreement, continuations=continuations, **described)
-
-
-def load_scored(folder: Path):
-    """Load the model in a folder in the arithmetic that its answers are scored in: an IR, or a torch model with FP16 weights."""
+def load_measured(folder: Path) -> Any:
+    """Load the model in a folder to measure it: an IR that counts the time of its nodes, or a torch model in FP16, on the GPU if any."""
     if is_ir(folder):
         from gpt2opt.runtime.ir_model import load_ir
 
-        return load_ir(folder)
-    _, model = load_model(folder, "float16")
-    return model.to(device()) if device() == "cuda" else model.float()
+        return load_ir(folder, count_time=True)
+    return load_model(folder, "float16")[1].to(device())
 
 
-def _ir_dtype(folder: Path) -> str:
-    return {"f32": "float32", "i8": "int8", "i4": "int4"}[read_manifest(folder).weights]
+def measure_answers(name: str, folder: Path, models: Mapping[str, Any], tokenizer: Any, workload: Workload, new_tokens: int) -> Measurement:
+    """Measure what a model answers: the perplexity of the scored text, the distance from a reference model, the samples.
+
+    On a CPU the FP16 weights of a torch model are scored in FP32 arithmetic, since most CPUs emulate FP16 arithmetic, many times
+    slower. They are FP16 again afterwards: nothing was rounded on the way.
+
+    Args:
+        name, folder: of the model that is measured.
+        models: it, and behind it the reference model that it is compared with, position by position, if there is one; see `load_measured`.
+        tokenizer: the model's own.
+        workload: what is scored and continued.
+        new_tokens: to continue each sample prompt by.
+    """
+    model, *_ = models.values()
+    in_torch = [each for each in models.values() if isinstance(each, GPT2LMHeadModel)]
+    for each in in_torch:
+        each.to(torch.float16 if device() == "cuda" else torch.float32)
+    logits, *others = map(logits_of, models.values())
+    if others:
+        quality, agreement = measure_agreement(logits, *others, workload.scored, reference_name=[*models][1])
+    else:
+        quality, agreement = perplexity(logits, workload.scored), None
+    if model in in_torch:
+        rows = generate_tokens(model, workload.samples, new_tokens)
+        described: dict[str, Any] = {"device": device_name(), "runtime": "torch", "dtype": "float16", "parameters": model.num_parameters()}
+        described["quality_dtype"] = str(model.dtype).removeprefix("torch.")
+    else:
+        rows = [model.generate(np.array([prompt]), new_tokens)[0].tolist() for prompt in workload.samples]
+        dtype = {"f32": "float32", "i8": "int8", "i4": "int4"}[read_manifest(folder).weights]
+        described = {"device": environment.describe()["cpu"], "runtime": "openvino", "dtype": dtype, "quality_dtype": dtype}
+    for each in in_torch:
+        each.half()
+    continuations = tuple(tuple(token_text(tokenizer, token) for token in row) for row in rows)
+    return Measurement(name, quality=quality, agreement=agreement, continuations=continuations, **described)
 
 
 def time_in_turns(folders: Mapping[str, Path], workload: Workload, settings: Settings) -> dict[str, Latency]:
@@ -106,6 +103,7 @@ def time_in_turns(folders: Mapping[str, Path], workload: Workload, settings: Set
             "the machine is busy: others took %.0f%% of its cores during the timing of %s; close them and run again, or go by the ratios",
             100 * latency.others_cpu_share, " and ".join(decoders),
         )  # fmt: skip
+    found = {name: found[name] for name in folders}
     for name, latency in found.items():
         if not latency.steady:
             logger.warning("%s got faster until the end of its %d warm-up runs: its latency is too high", name, latency.warmup_runs)
@@ -140,29 +138,28 @@ def measure_memory(folder: Path, workload: Workload, new_tokens: int) -> Memory:
     )
 
 
-def trace_in_turns(folders: Mapping[Path, Path], prompt: list[int]) -> None:
+def trace_in_turns(models: Mapping[Path, Any], prompt: list[int]) -> None:
     """Trace a short generation of models of one runtime, by torch.profiler or by OpenVINO's own counters.
 
     They are recorded in turns, several times each, and the fastest recording is kept: what differs between two of them is then less the
     machine's.
 
     Args:
-        folders: of the traces -> of the models.
+        models: folder of the trace -> model; see `load_measured`.
         prompt: that is read.
 
     Raises:
         ValueError, RuntimeError: as `record_trace`.
     """
-    if all(map(is_ir, folders.values())):
-        from gpt2opt.runtime.counters import count_nodes
-
-        for log_dir, content in zip(folders, count_nodes([*folders.values()], prompt, TRACED_TOKENS), strict=True):
-            remove_trace(log_dir)
-            write_trace(content, log_dir)
-    else:
-        models = {log_dir: load_model(folder, "float16")[1].to(device()) for log_dir, folder in folders.items()}
+    if all(isinstance(model, GPT2LMHeadModel) for model in models.values()):
         works = {log_dir: partial(generate_tokens, model, [prompt], TRACED_TOKENS) for log_dir, model in models.items()}
         record_in_turns(works, rounds=RECORDINGS)
+        return
+    from gpt2opt.runtime.counters import count_nodes
+
+    for log_dir, content in zip(models, count_nodes([*models.values()], prompt, TRACED_TOKENS), strict=True):
+        remove_trace(log_dir)
+        write_trace(content, log_dir)
 
 
 def _memory(folder: Path, child: ChildRun) -> Memory:

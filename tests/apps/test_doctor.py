@@ -292,8 +292,8 @@ def test_a_larger_model_needs_more_at_every_stage():
 
 def test_the_disk_covers_every_model_of_the_committed_run():
     record = read_record(docs.RESULTS / "avx2" / "run.json")
-    sizes = [measurement.memory.weight_bytes for measurement, _ in record.measurements() if measurement.memory]
-    untimed = len(list(record.measurements())) - len(sizes)  # of these only the weights in FP16 are on disk
+    sizes = [measurement.memory.weight_bytes for measurement in record.models.values() if measurement.memory]
+    untimed = len(record.models) - len(sizes)  # of these the weights in FP16 are on disk
     assert sum(sizes) + untimed * record.measured("Baseline").memory.weight_bytes + 2 * max(sizes) <= disk_bytes(BUNDLED)
 
 
