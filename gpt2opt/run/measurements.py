@@ -19,7 +19,7 @@ from gpt2opt import environment
 from gpt2opt.decoding.decoder import Decoder
 from gpt2opt.decoding.text import token_text
 from gpt2opt.environment import device
-from gpt2opt.measure.latency import compare_latency, cuda_time, wall_time
+from gpt2opt.measure.latency import compare_latency, cuda_time, decoder_in_child, wall_time
 from gpt2opt.measure.memory import ChildRun, device_vram, in_fresh_process
 from gpt2opt.measure.quality import measure_agreement, perplexity
 from gpt2opt.measure.results import Latency, Memory
@@ -92,29 +92,33 @@ def measure_answers(name: str, folder: Path, models: Mapping[str, Any], tokenize
 
 
 def time_in_turns(folders: Mapping[str, Path], workload: Workload, settings: Settings) -> dict[str, Latency]:
-    """Time models of one runtime, all in turns, with the same prompt, tokens and threads."""
-    decoders = {name: _decoder(folder, workload.prompt) for name, folder in folders.items()}
-    on_gpu = device() == "cuda" and not any(map(is_ir, folders.values()))
-    timer = cuda_time if on_gpu else wall_time
-    found = compare_latency(decoders, prompt_tokens=len(workload.prompt), new_tokens=settings.new_tokens, timer=timer)
-    latency = next(iter(found.values()))
-    if (latency.others_cpu_share or 0) > BUSY:
+    """Time models of one runtime in turns, each in a process of its own, with the same prompt, tokens and threads.
+
+    Returns:
+        The latency of each by name, and of the first one a second time, see `turns.again`, if there are others.
+    """
+    timer = cuda_time if device() == "cuda" and not any(map(is_ir, folders.values())) else wall_time
+    decoders = {name: decoder_in_child(make_decoder, folder, workload.prompt, timer=timer) for name, folder in folders.items()}
+    found = compare_latency(decoders, prompt_tokens=len(workload.prompt), new_tokens=settings.new_tokens)
+    busy = next(iter(found.values())).others_cpu_share or 0
+    if busy > BUSY:
         logger.warning(
             "the machine is busy: others took %.0f%% of its cores during the timing of %s; close them and run again, or go by the ratios",
-            100 * latency.others_cpu_share, " and ".join(decoders),
+            100 * busy, " and ".join(folders),
         )  # fmt: skip
-    found = {name: found[name] for name in folders}
     for name, latency in found.items():
         if not latency.steady:
             logger.warning("%s got faster until the end of its %d warm-up runs: its latency is too high", name, latency.warmup_runs)
     return found
 
 
-def _decoder(folder: Path, prompt: list[int]) -> Decoder:
+def make_decoder(folder: Path, prompt: list[int]) -> Decoder:
+    """Load the model in a folder with a prompt, to be timed."""
     if is_ir(folder):
         from gpt2opt.runtime.ir_model import load_ir
 
         return load_ir(folder).decoder(np.array([prompt]))
+    torch.set_num_threads(environment.threads())
     return TorchDecoder(load_model(folder, "float16")[1].to(device()), torch.tensor([prompt]))
 
 

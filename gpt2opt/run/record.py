@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt.measure.results import Agreement, Comparison, Latency, Memory, Quality
+from gpt2opt.measure.turns import again
 from gpt2opt.settings import FINETUNE, PROFILE, PRUNE, QUANTIZE, STAGES, Settings
 from gpt2opt.storage import from_json, read_json, write_result
 
 SCHEMA = "gpt2opt.run/4"
 BY_STAGE = "gpt2opt.run/3"
 """The schema of the edition before, which nested models in stages; `read_record` reads it too."""
-AGAIN = ", again"
-"""Behind the name of a model that was timed a second time in the same rounds: its ratio to itself shows what noise looks like."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Measurement:
     """One model and what was measured of it, on one device.
 
     dtype is that of the weights and of the timed arithmetic; quality_dtype that of the arithmetic that scored the text.
-    in_turns: the latency of the other models that were timed in turns with this one, by name; `AGAIN` marks a model's second time.
+    in_turns: the latency of the other models that were timed in turns with this one, by name, the first of them twice; see `turns.again`.
     continuations: what it generated from each of the run's sample prompts, token by token. weights_in, weights: SHA-256 of the weight
     files that it was made from, None if they are not known, and of its own. seconds: of wall time that measuring it took.
     facts: what else is kept of it, such as the importance of its heads or the loss while it was trained.
@@ -102,10 +101,10 @@ class Measurement:
 
 
 def _compared_with(name: str) -> str | None:
-    """Return the model that the times of a model are compared with."""
-    if name.endswith(AGAIN):
-        return name.removesuffix(AGAIN)
-    return ROLES[name].reference if name in ROLES else None
+    """Return the model that the times of a model are compared with: its reference model, or itself where it was timed a second time."""
+    if name in ROLES:
+        return ROLES[name].reference
+    return next((base for base in ROLES if again(base) == name), None)
 
 
 def dominated_by(measurement: Measurement, others: typing.Iterable[Measurement]) -> list[Measurement]:

@@ -4,9 +4,10 @@ import json
 import pytest
 
 from gpt2opt.measure.results import Latency
+from gpt2opt.measure.turns import again
 from gpt2opt.report.conclusions import machine_changes
 from gpt2opt.report.tables import speed_table, stage_table, summary_table
-from gpt2opt.run.record import AGAIN, ROLES, Role, folder_name, read_record, reference_folder
+from gpt2opt.run.record import ROLES, Role, folder_name, read_record, reference_folder
 from tests.report.conftest import change
 
 
@@ -95,7 +96,7 @@ def test_an_unwritable_place_is_refused(record, tmp_path):
 def later_rounds(record, seconds: float) -> Latency:
     """Put rounds into stage 3 in which all three models of torch took turns, and took `seconds` for a token."""
     latency = Latency((10 * seconds,) * 2, (seconds,) * 4, 1, 1, 8, 3)
-    change(record, "Fine-tuned", latency=latency, in_turns={"Baseline": latency, f"Baseline{AGAIN}": latency, "Pruned": latency})
+    change(record, "Fine-tuned", latency=latency, in_turns={"Baseline": latency, again("Baseline"): latency, "Pruned": latency})
     return latency
 
 
@@ -108,7 +109,7 @@ def test_models_are_shown_with_the_times_of_the_last_rounds_and_a_stage_with_tho
     assert {row[5] for row in stage_table(record, "2-prune").rows} == {"15 (19.5)", "–"}
     assert {row[:2] for row in speed_table(record).rows} == {
         ("Pruned / Baseline", "5000 / 5000"), ("Fine-tuned / Baseline", "5000 / 5000"), ("INT8 / FP32", "110 / 110"),
-        ("Baseline, again / Baseline", "5000 / 5000"),
+        ("Baseline again / Baseline", "5000 / 5000"),
     }  # fmt: skip
 
 
@@ -116,7 +117,7 @@ def test_times_that_stand_beside_a_ratio_are_of_the_rounds_of_the_ratio(record):
     later_rounds(record, 0.5)
     shown = {measurement.name: measurement.latency for measurement in record.measurements()}
     for pair in record.comparisons():
-        assert {name: shown[name.removesuffix(AGAIN)] for name in pair.latencies} == pair.latencies
+        assert {name: shown[name.removesuffix(" again")] for name in pair.latencies} == pair.latencies
 
 
 def test_a_machine_that_changed_between_early_and_late_runs_is_named(record):
