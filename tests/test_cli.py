@@ -161,7 +161,7 @@ WRONG = {
     "no record": (["report", "./missing"], "can't read missing: No such file"),
     "folder without a record": (["report", "{model}"], "run.json: No such file"),
     "no folder": (["report", "{file}/run"], "Not a directory"),
-    "not a record": (["report", "{bert}/config.json"], "has schema None, expected 'gpt2opt.run/3'"),
+    "not a record": (["report", "{bert}/config.json"], "has schema None, expected 'gpt2opt.run/4'"),
     "file of a user's for the report": (["report", "{record}", "--out", "{text}"], "was not written by gpt2opt"),
     "folder of a user's": (["run", "--model", "{model}", "--text", "{text}", "--out", "thesis"], "thesis is not empty"),
     "record of a user's": (["run", "--model", "{model}", "--text", "{text}", "--out", "mine"], "mine/traces/run.json is there and was not"),

@@ -13,15 +13,15 @@ BUNDLED = "bundled"
 PARAMETERS = {BUNDLED: 8_501_760, "gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080}
 GENERATE = "generate, INT8"
 PEAK_BYTES = {
-    PROFILE: {BUNDLED: 1.06e9, "gpt2": 0, "gpt2-medium": 0},
-    PRUNE: {BUNDLED: 1.21e9, "gpt2": 0, "gpt2-medium": 0},
-    FINETUNE: {BUNDLED: 1.22e9, "gpt2": 0, "gpt2-medium": 0},
-    QUANTIZE: {BUNDLED: 1.14e9, "gpt2": 0, "gpt2-medium": 0},
-    GENERATE: {BUNDLED: 0.16e9, "gpt2": 0.51e9, "gpt2-medium": 0},
+    PROFILE: (0.78e9, 1.69e9),
+    PRUNE: (1.12e9, 4e9),
+    FINETUNE: (1.22e9, 8e9),
+    QUANTIZE: (1.14e9, 3.86e9),
+    GENERATE: (0.16e9, 0.52e9),
 }
-"""Stage -> size -> measured peak of RAM without a GPU: of the run with its child processes, and of a process that generates from the IR.
+"""Stage -> measured peak of RAM without a GPU, for the bundled model and for gpt2: of the run's process, and of one that generates alone.
 
-Measured once, on 2 cores with AVX2; random weights in the shapes of gpt2 and gpt2-medium.
+Measured once, on 2 cores with AVX-512 VNNI, for gpt2 with random weights.
 """
 DISK_PER_PARAMETER = 24
 """Bytes: the eight models of a run take 16, and an export writes its largest file, of 4, twice more before it is in place."""
@@ -31,7 +31,7 @@ MEMINFO = Path("/proc/meminfo")
 
 @dataclass(frozen=True)
 class Need:
-    """What one stage needs of RAM for one size. measured: it was; else it lies on the line through the two largest sizes that were."""
+    """What one stage needs of RAM for one size, in bytes. measured: it was; else it is estimated."""
 
     size: str
     stage: str
@@ -41,15 +41,17 @@ class Need:
 
 def ram_needs() -> list[Need]:
     """Return the need of every stage for every size."""
-    return [Need(size, stage, _ram_bytes(stage, size), size in PEAK_BYTES[stage]) for size in PARAMETERS for stage in PEAK_BYTES]
+    return [Need(size, stage, _ram_bytes(stage, size), size in (BUNDLED, "gpt2")) for size in PARAMETERS for stage in PEAK_BYTES]
 
 
 def _ram_bytes(stage: str, size: str) -> int:
-    peaks = PEAK_BYTES[stage]
-    if size in peaks:
-        return round(peaks[size])
-    *_, (small, less), (large, more) = ((PARAMETERS[known], peak) for known, peak in peaks.items())
-    return round(more + (more - less) / (large - small) * (PARAMETERS[size] - large))
+    """Return the point of a size on the line through the two measured sizes, by the number of parameters.
+
+    Activations grow more slowly than the parameters, so a larger model needs less than that rather than more.
+    """
+    small, large = PEAK_BYTES[stage]
+    share = (PARAMETERS[size] - PARAMETERS[BUNDLED]) / (PARAMETERS["gpt2"] - PARAMETERS[BUNDLED])
+    return round(small + share * (large - small))
 
 
 def disk_bytes(size: str) -> int:
