@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gpt2opt.measure.results import Quality
 from gpt2opt.measure.stats import PERCENT, Estimate
 from gpt2opt.report.chart import Chart
@@ -27,7 +29,7 @@ def plot_latency(record: Record) -> Chart:
     size = (12, 0.4 + sum(heights))
     figure, grid = plt.subplots(len(groups), 2, figsize=size, height_ratios=heights, squeeze=False, layout="constrained")
     for ((device, runtime), group), (first, later) in zip(groups.items(), grid, strict=True):
-        latencies = [m.latency for m in group]
+        latencies = [m.timed for m in group]
         prompt, new = latencies[0].prompt_tokens, latencies[0].new_tokens
         ratios = _turns(record)
         for axes, of, p95, ratio in (
@@ -72,12 +74,12 @@ def plot_perplexity(record: Record) -> Chart:
             fill = "white" if control else own
             axes.errorbar(ratio.value, row, xerr=reach, fmt="o", color=own, capsize=4, markersize=8, mfc=fill)
             axes.annotate(f"{ratio.value:.4f}", (ratio.value, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
-        labels = [f"{m.name}{' (control)' if control else ''}: {m.quality.perplexity:.2f}" for m, control, _ in rows]
+        labels = [f"{m.name}{' (control)' if control else ''}: {m.scored.perplexity:.2f}" for m, control, _ in rows]
         axes.set_yticks(range(len(rows)), labels)
         axes.set_ylim(len(rows) - 0.5, -0.8)
         axes.axvline(1, color="black", linewidth=0.8)
         reference = record.measured(base)
-        axes.set(xlabel=f"perplexity ÷ that of {base}, {reference.quality.perplexity:.2f}; less is better; left of the line it fell")
+        axes.set(xlabel=f"perplexity ÷ that of {base}, {reference.scored.perplexity:.2f}; less is better; left of the line it fell")
         axes.grid(axis="x", alpha=0.3)
     figure.suptitle(f"Perplexity on held-out text, over that of the reference model ({PERCENT} paired intervals over documents)")
     return Chart(grid[:, 0])
@@ -90,7 +92,7 @@ def _ratios(record: Record) -> dict[str, list[tuple[Measurement, bool, Estimate]
     for name, (measurement, control) in scored.items():
         base = measurement.agreement.reference if measurement.agreement else record.role(name).made_from
         if base in scored and scored[base][0].runtime == measurement.runtime:
-            groups.setdefault(base, []).append((measurement, control, _ratio(measurement.quality, scored[base][0].quality)))
+            groups.setdefault(base, []).append((measurement, control, _ratio(measurement.scored, scored[base][0].scored)))
     return groups
 
 
@@ -107,13 +109,13 @@ def plot_memory(record: Record) -> Chart:
     height = 0.9 + 0.5 * max(len(group) for group in groups.values())
     figure, grid = plt.subplots(len(groups), 2, figsize=(11, height * len(groups)), squeeze=False, layout="constrained")
     for (device, group), (disk, peak) in zip(groups.items(), grid, strict=True):
-        _bars(disk, group, [m.memory.weight_bytes / 1e6 for m in group], None, "MB")
+        _bars(disk, group, [m.sized.weight_bytes / 1e6 for m in group], None, "MB")
         disk.set(title="Weights on disk", xlabel="MB, less is better")
-        on_gpu = group[0].memory.peak_vram_bytes is not None
-        peaks = [m.memory.peak_vram_bytes if on_gpu else m.memory.peak_rss_bytes for m in group]
+        on_gpu = group[0].sized.peak_vram_bytes is not None
+        peaks = [m.sized.peak_vram_bytes if on_gpu else m.sized.peak_rss_bytes for m in group]
         _bars(peak, group, [None if value is None else value / 1e6 for value in peaks], None, "MB")
         if not on_gpu:
-            started = {row: m.memory.start_rss_bytes / 1e6 for row, m in enumerate(group) if m.memory.start_rss_bytes is not None}
+            started = {row: m.sized.start_rss_bytes / 1e6 for row, m in enumerate(group) if m.sized.start_rss_bytes is not None}
             style = {"height": 0.6, "color": "white", "alpha": 0.55, "hatch": "//", "edgecolor": "grey"}
             peak.barh(list(started), list(started.values()), label="libraries, no model yet", **style)
             peak.legend(loc="lower right", fontsize=8)
@@ -128,11 +130,11 @@ def plot_tradeoff(record: Record) -> Chart:
     import matplotlib.pyplot as plt
 
     groups = _by_device([m for m in record.measurements() if m.latency and m.quality and m.memory])
-    largest = max(m.memory.weight_bytes for group in groups.values() for m in group)
+    largest = max(m.sized.weight_bytes for group in groups.values() for m in group)
     figure, grid = plt.subplots(1, len(groups), figsize=(9.5 * len(groups), 4.5), squeeze=False, layout="constrained")
     for (device, group), axes in zip(groups.items(), grid[0], strict=True):
         for measurement in group:
-            x, y, size = measurement.latency.tpot_s * 1e3, measurement.quality.perplexity, measurement.memory.weight_bytes
+            x, y, size = measurement.timed.tpot_s * 1e3, measurement.scored.perplexity, measurement.sized.weight_bytes
             dominated = bool(dominated_by(measurement, group))
             own = color(measurement.name)
             style = (
@@ -297,7 +299,7 @@ def _bars(
             axes.barh(row, value, height=0.6, color=color(measurement.name))
             end = max(value, p95[row]) if p95 else value
             if p95:
-                axes.errorbar(value, row, xerr=[[0], [end - value]], fmt="none", color="black", capsize=3)
+                axes.errorbar(value, row, xerr=np.array([[0.0], [end - value]]), fmt="none", color="black", capsize=3)
         text = "not measured" if value is None else f"{_shown(value)} {unit}\n{remarks[row] if remarks else ''}".rstrip()
         axes.annotate(text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(group)), [_label(m) for m in group])

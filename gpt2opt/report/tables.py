@@ -11,6 +11,7 @@ from gpt2opt.report.table import MISSING, Table, gigabytes, megabytes, milliseco
 from gpt2opt.run.record import QUANTIZE, Measurement, Record, dominated_by
 
 NO_DIFFERENCE = "no measurable difference"
+CHAIN = ("Baseline", "Pruned", "Fine-tuned", "FP32", "INT8")
 
 
 def environment_table(record: Record) -> Table:
@@ -81,6 +82,14 @@ def _summary_row(record: Record, measurement: Measurement) -> tuple[str, ...]:
     )
 
 
+def chain_table(record: Record) -> Table:
+    """Show the models that the stages hand on, and FP32 beside INT8, without what the tables of the stages have besides."""
+    summary = summary_table(record)
+    columns = [place for place, name in enumerate(summary.header) if name not in ("device", "bits/byte")]
+    rows = [row for row in summary.rows if row[0].removesuffix(" (control)") in CHAIN]
+    return table([summary.header[place] for place in columns], [[row[place] for place in columns] for row in rows])
+
+
 def stage_table(record: Record, name: str) -> Table:
     """Show one stage beside the stage before it and beside its controls."""
     record.stage(name)  # or it raises
@@ -104,13 +113,13 @@ def memory_table(record: Record) -> Table:
 
 
 def _memory_row(record: Record, measurement: Measurement) -> tuple[str, ...]:
-    memory = measurement.memory
-    steady = memory.steady
+    memory = measurement.sized
+    start, loaded, steady = memory.start_rss_bytes, memory.loaded, memory.steady
     vram = (memory.peak_vram_bytes, memory.peak_vram_reserved_bytes, memory.driver_vram_bytes)
     return (
         _named(record, measurement),
         megabytes(memory.weight_bytes),
-        *(_size(memory.start_rss_bytes), _size(memory.loaded and memory.loaded.rss_bytes), _size(steady and steady.rss_bytes)),
+        *map(_size, (start, loaded.rss_bytes if loaded else None, steady.rss_bytes if steady else None)),
         _size(memory.peak_rss_bytes),
         MISSING if memory.peak_vram_bytes is None else " / ".join(map(_size, vram)),
     )
@@ -177,7 +186,7 @@ def quality_table(record: Record) -> Table:
                 (
                     name,
                     agreement.reference,
-                    perplexity_ratio(measurement.quality, measured[agreement.reference].quality),
+                    perplexity_ratio(measurement.scored, measured[agreement.reference].scored),
                     with_interval(agreement.mean_kl, agreement.mean_kl_interval(), ".5f"),
                     with_interval(agreement.kl_p99, agreement.kl_p99_interval, ".4f"),
                     with_interval(agreement.top1, agreement.top1_interval(), ".2%"),
@@ -222,19 +231,18 @@ def samples_table(record: Record, most: int | None = None) -> Table:
 
     Args:
         record: of a run.
-        most: how many prompts, evenly spaced among all; all unless told.
+        most: how many prompts, evenly spaced among all; by default all.
     """
-    measured = [measurement for measurement in record.measurements() if measurement.continuations]
-    by_name = {measurement.name: measurement for measurement in measured}
-    count = len(measured[0].continuations) if measured else 0
+    written = {name: model.continuations for name, model in record.models.items() if model.continuations}
+    count = len(next(iter(written.values()), ()))
     rows = []
-    for number in range(0, count, 1 if most is None else max(1, count // most)):
+    for number in range(0, count, 1 if most is None else max(1, count // most))[:most]:
         rows.append((f"prompt {number + 1}", " ".join(record.prompts[number].split())))
-        for measurement in measured:
-            tokens = measurement.continuations[number]
-            reference = by_name.get(measurement.agreement.reference) if measurement.agreement else None
-            compared = f" (‖ {reference.name})" if reference else ""
-            rows.append((f"{measurement.name}{compared}", _marked(tokens, reference.continuations[number] if reference else tokens)))
+        for name, texts in written.items():
+            agreement = record.models[name].agreement
+            reference = agreement.reference if agreement and agreement.reference in written else None
+            shown = _marked(texts[number], written[reference or name][number])
+            rows.append((f"{name} (‖ {reference})" if reference else name, shown))
     return table(("model (‖ its reference)", "text"), rows)
 
 
@@ -256,7 +264,7 @@ def tradeoff_table(record: Record) -> Table:
     for measurement in whole:
         better = [other.name for other in dominated_by(measurement, whole)]
         place = f"dominated by {', '.join(better)}" if better else "on the front"
-        latency, quality, memory = measurement.latency, measurement.quality, measurement.memory
+        latency, quality, memory = measurement.timed, measurement.scored, measurement.sized
         figures = (milliseconds(latency.tpot_s), f"{quality.perplexity:.2f}", megabytes(memory.weight_bytes))
         rows.append((measurement.name, measurement.device, *figures, place))
     return table(("model", "device", "TPOT ms", "perplexity", "file MB", "Pareto front"), rows)

@@ -4,9 +4,8 @@ A model is read from the folder that it was saved to, so that what is measured i
 measured: pruning and fine-tuning work without it.
 """
 
-import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from gpt2opt.decoding.decoder import Decoder
 from gpt2opt.decoding.text import token_text
 from gpt2opt.environment import device
 from gpt2opt.measure.latency import compare_latency, cuda_time, decoder_in_child, wall_time
-from gpt2opt.measure.memory import ChildRun, device_vram, in_fresh_process
+from gpt2opt.measure.memory import device_vram, in_fresh_process
 from gpt2opt.measure.quality import measure_agreement, perplexity
 from gpt2opt.measure.results import Latency, Memory
 from gpt2opt.measure.trace import record_in_turns
@@ -63,20 +62,20 @@ def measure_answers(name: str, folder: Path, models: Mapping[str, Any], tokenize
 
     Args:
         name, folder: of the model that is measured.
-        models: it, and behind it the reference model that it is compared with, position by position, if there is one; see `load_measured`.
+        models: it, and the reference model that it is compared with, position by position, if there is one; see `load_measured`.
         tokenizer: the model's own.
         workload: what is scored and continued.
         new_tokens: to continue each sample prompt by.
     """
-    model, *_ = models.values()
+    model = models[name]
     in_torch = [each for each in models.values() if isinstance(each, GPT2LMHeadModel)]
     for each in in_torch:
-        each.to(torch.float16 if device() == "cuda" else torch.float32)
-    logits, *others = map(logits_of, models.values())
-    if others:
-        quality, agreement = measure_agreement(logits, *others, workload.scored, reference_name=[*models][1])
+        each.half() if device() == "cuda" else each.float()
+    agreement = None
+    if reference := next((other for other in models if other != name), None):
+        quality, agreement = measure_agreement(logits_of(model), logits_of(models[reference]), workload.scored, reference_name=reference)
     else:
-        quality, agreement = perplexity(logits, workload.scored), None
+        quality = perplexity(logits_of(model), workload.scored)
     if model in in_torch:
         rows = generate_tokens(model, workload.samples, new_tokens)
         described: dict[str, Any] = {"device": device_name(), "runtime": "torch", "dtype": "float16", "parameters": model.num_parameters()}
@@ -124,21 +123,21 @@ def make_decoder(folder: Path, prompt: list[int]) -> Decoder:
 
 def measure_memory(folder: Path, workload: Workload, new_tokens: int) -> Memory:
     """Measure what a fresh process takes that loads the model in `folder` and generates: RAM, and VRAM where there is a GPU."""
-    function, library = generate_from_torch, "transformers.models.gpt2.modeling_gpt2"
+    function: Callable[..., Any] = generate_from_torch
+    library = "transformers.models.gpt2.modeling_gpt2"
     if is_ir(folder):
         from gpt2opt.runtime.generate import generate_from_ir
 
         function, library = generate_from_ir, "openvino"
     before = device_vram()  # this process has models on the GPU too
     child = in_fresh_process(function, str(folder), workload.prompt, new_tokens, libraries=(library,))
-    memory, vram = _memory(folder, child), None if is_ir(folder) else child.value
-    if vram is None:
-        return memory
-    return dataclasses.replace(
-        memory,
-        peak_vram_bytes=vram.allocated_bytes,
-        peak_vram_reserved_bytes=vram.reserved_bytes,
-        driver_vram_bytes=vram.device_bytes - before,
+    vram = None if is_ir(folder) else child.value
+    return Memory(
+        sum(path.stat().st_size for path in weight_files(folder)),
+        child.peak_rss_bytes,
+        child.start_rss_bytes,
+        *((vram.allocated_bytes, vram.reserved_bytes, vram.device_bytes - before) if vram else (None, None, None)),
+        *(child.steps[step] for step in ("start", "loaded", "steady")),
     )
 
 
@@ -156,16 +155,12 @@ def trace_in_turns(models: Mapping[Path, Any], prompt: list[int]) -> None:
         ValueError, RuntimeError: as `record_trace`.
     """
     if all(isinstance(model, GPT2LMHeadModel) for model in models.values()):
-        works = {log_dir: partial(generate_tokens, model, [prompt], TRACED_TOKENS) for log_dir, model in models.items()}
-        record_in_turns(works, rounds=RECORDINGS)
+        record_in_turns(
+            {place: partial(generate_tokens, model, [prompt], TRACED_TOKENS) for place, model in models.items()}, rounds=RECORDINGS
+        )
         return
     from gpt2opt.runtime.counters import count_nodes
 
     for log_dir, content in zip(models, count_nodes([*models.values()], prompt, TRACED_TOKENS), strict=True):
         remove_trace(log_dir)
         write_trace(content, log_dir)
-
-
-def _memory(folder: Path, child: ChildRun) -> Memory:
-    steps = {step: child.steps[step] for step in ("start", "loaded", "steady")}
-    return Memory(sum(path.stat().st_size for path in weight_files(folder)), child.peak_rss_bytes, child.start_rss_bytes, **steps)

@@ -67,7 +67,8 @@ def run_profile(run: Run) -> None:
 def run_prune(run: Run) -> None:
     """Prune the model of stage 1 and measure it, and as a control the same number of heads taken by their index."""
     fraction = run.settings.prune_fraction
-    model = run.load("Baseline").to(device())
+    model = run.load("Baseline")
+    model.to(device())  # type: ignore[arg-type]
     texts, _ = run.training_texts()  # never scored
     importance = head_importance(model, importance_batches(texts, run.tokenizer, run.settings.sequence_length))
     prune_attention_heads(model, fraction, importance).half()
@@ -99,8 +100,8 @@ def run_quantize(run: Run) -> None:
     export_ir(linearize(model), run.tokenizer, fp32)
     run.measure("FP32", fp32, optimum_generates_the_same=optimum_generates_the_same(run, fp32))
     limited = generate_within(SMALL_MACHINE_BYTES, int8, run.workload.longest_prompt, run.settings.new_tokens)
-    facts = {"audit": quantized.audit, "sensitivity": quantized.sensitivity}
-    run.measure("INT8", int8, **facts, prompt_lookup=prompt_lookup(run, int8), runs_in_4_gb=limited)
+    found: dict[str, Any] = {"audit": quantized.audit, "sensitivity": quantized.sensitivity, "prompt_lookup": prompt_lookup(run, int8)}
+    run.measure("INT8", int8, **found, runs_in_4_gb=limited)
     run.measure("INT8, naive", naive)
 
 
@@ -163,7 +164,7 @@ def reload_difference(folder: Path, model: GPT2LMHeadModel, ids: list[int]) -> f
     dtype, place = model.dtype, model.device
     with torch.inference_mode():
         here = model.float().cpu()(torch.tensor([ids]), use_cache=False).logits.numpy()
-    model.to(place, dtype)
+    model.to(place, dtype)  # type: ignore[arg-type]
     there = in_fresh_process(logits_from_torch, str(folder), [ids]).value
     return float(np.abs(here - there).max())
 

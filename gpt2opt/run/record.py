@@ -8,7 +8,7 @@ import json
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpt2opt.measure.results import Agreement, Comparison, Latency, Memory, Quality
 from gpt2opt.measure.turns import again
@@ -18,6 +18,9 @@ from gpt2opt.storage import from_json, read_json, write_result
 SCHEMA = "gpt2opt.run/4"
 BY_STAGE = "gpt2opt.run/3"
 """The schema of the edition before, which nested models in stages; `read_record` reads it too."""
+
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,28 @@ class Measurement:
     weights: str | None = None
     seconds: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def timed(self) -> Latency:
+        """Return the latency; where it was not measured, raise ValueError, as the three below do of theirs."""
+        return self._measured(self.latency, "timed")
+
+    @property
+    def sized(self) -> Memory:
+        return self._measured(self.memory, "run in a process of its own")
+
+    @property
+    def scored(self) -> Quality:
+        return self._measured(self.quality, "scored")
+
+    @property
+    def compared(self) -> Agreement:
+        return self._measured(self.agreement, "compared with a reference model")
+
+    def _measured(self, part: Part | None, how: str) -> Part:
+        if part is None:
+            raise ValueError(f"{self.name!r} was not {how} in this run")
+        return part
 
     def comparisons(self) -> list[Comparison]:
         """Return each model that took turns with its reference model, or with itself, in the rounds in which this one was timed."""
@@ -246,12 +271,14 @@ def read_record(path: Path) -> Record:
 
 def _flattened(stages: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the models of a record that nested them in stages."""
-    models = {}
+    models: dict[str, dict[str, Any]] = {}
     for stage in stages:
         own = stage["measurement"]
         own |= {"weights_in": stage["weights_in"], "weights": stage["weights_out"], "in_turns": {}}
         for pair in stage.get("comparisons", ()):
             own["in_turns"] |= {pair["name"]: pair["latency"], pair["base"]: pair["base_latency"]}
         own["in_turns"].pop(own["name"], None)
-        models |= {model["name"]: model for model in (own, *stage["controls"])}
+        known = [*ROLES]
+        in_order = sorted((own, *stage["controls"]), key=lambda model: known.index(model["name"]) if model["name"] in known else len(known))
+        models |= {model["name"]: model for model in in_order}
     return models

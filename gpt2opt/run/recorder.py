@@ -115,8 +115,10 @@ class Run:
             latencies = self._time(name)
             memory = measure_memory(folder, self.workload, self.settings.new_tokens)
             measured = dataclasses.replace(measured, latency=latencies.pop(name), in_turns=latencies, memory=memory)
-        known = {"weights_in": weights_in, "weights": hash_weights(folder), "facts": _plain(facts)}
-        measured = dataclasses.replace(measured, seconds=time.perf_counter() - begun, **known)
+        own = hash_weights(folder)
+        measured = dataclasses.replace(
+            measured, weights_in=weights_in, weights=own, facts=_plain(facts), seconds=time.perf_counter() - begun
+        )
         self.record.add(measured)
         self.write()
         return measured
@@ -276,7 +278,7 @@ def _plain(value: Any) -> Any:
     """Return facts as they are read back from JSON: dataclasses as dicts, tuples and arrays as lists, keys as strings."""
 
     def other(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return dataclasses.asdict(value)
         if isinstance(value, np.ndarray | np.generic | torch.Tensor):
             return value.tolist()
