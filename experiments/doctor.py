@@ -23,10 +23,13 @@ def int8_gain(race: RaceResult) -> str:
 
 
 def _gain(race: RaceResult, figure: Figure) -> str:
-    in_fp32 = [engine for engine in race.raced if engine.block_bytes == FP32_BYTES and not engine.full_heads and figure.per_round(engine)]
-    if not in_fp32:
-        return f"{milliseconds(figure.median(race.ours))} ms, gain not measured, since no FP32 engine was in the race"
-    fastest = min(in_fp32, key=figure.median)
-    gain = figure.ratio(fastest, race.ours)
-    assert gain, "both were timed"
-    return f"{gain.value:.1f} [{gain.low:.1f}, {gain.high:.1f}] times as fast as {fastest.name}"
+    in_fp32 = [engine for engine in race.raced if engine.block_bytes == FP32_BYTES and not engine.full_heads]
+    found = [
+        (seconds, engine.name, gain)
+        for engine in in_fp32
+        if (seconds := figure.median(engine)) and (gain := figure.ratio(engine, race.ours))
+    ]
+    if not found:
+        return f"{milliseconds(figure.median(race.ours) or 0)} ms, gain not measured, since no FP32 engine was in the race"
+    _, fastest, gain = min(found, key=lambda one: one[0])
+    return f"{gain.value:.1f} [{gain.low:.1f}, {gain.high:.1f}] times as fast as {fastest}"
