@@ -118,21 +118,20 @@ def _why_unused() -> str | None:
 
 
 def check_ram() -> list[Finding]:
-    free = free_ram()
-    if free is None:
-        return [Finding("free RAM", "not known: the system does not say")]
     needed, stage = max((need.bytes, need.stage) for need in ram_needs() if need.size == BUNDLED)
-    if free >= needed:
-        return [Finding("free RAM", gigabytes(free))]
     do = f"stage {stage} of the {BUNDLED} model takes about {gigabytes(needed)}; close programs, or give the container more"
-    return [Finding("free RAM", gigabytes(free), FAILS, do)]
+    return [_enough("free RAM", free_ram(), needed, do)]
 
 
 def check_disk() -> list[Finding]:
-    free, needed = free_disk(), disk_bytes(BUNDLED)
-    if free >= needed:
-        return [Finding("free disk", gigabytes(free))]
-    return [Finding("free disk", gigabytes(free), FAILS, f"free {gigabytes(needed)} on the disk of {Path.cwd().name}: a run writes that")]
+    needed = disk_bytes(BUNDLED)
+    return [_enough("free disk", free_disk(), needed, f"free {gigabytes(needed)} on the disk of {Path.cwd().name}: a run writes that")]
+
+
+def _enough(what: str, free: int | None, needed: int, do: str) -> Finding:
+    if free is None:
+        return Finding(what, "not known: the system does not say")
+    return Finding(what, gigabytes(free)) if free >= needed else Finding(what, gigabytes(free), FAILS, do)
 
 
 def check_sources() -> list[Finding]:
