@@ -16,7 +16,7 @@ _NAMES = {
     "decoding.generation": "generate stream",
     "decoding.settings": "DecodingSettings",
     "apps.deployed.model": "GPT2Deployed",
-    "apps.doctor.diagnosis": "check_machine",
+    "apps.doctor.checks": "check_machine",
     "environment": "device give_back_memory quiet set_seed",
     "finetune": "TRAINING VALIDATION batch_sizes create_training_arguments fused_gelu loss_curves prepare_tokenizer_for_padding "
     "run_fine_tuning tokenize_dataset",

@@ -127,7 +127,7 @@ def test_a_model_in_shards_is_the_model(model_dir, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=rf"lacks 1 of \d+ shards of its weights \({shard.name}"):
         find_model(str(tmp_path))
     (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"index\.json does not tell the files"):
+    with pytest.raises(ValueError, match=r"index\.json does not name the files"):
         load_model(tmp_path)
 
 
