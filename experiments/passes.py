@@ -29,7 +29,7 @@ from gpt2opt.report.style import OUR_ENGINE, SAME
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
 from gpt2opt.runtime.compile import case_of
 from gpt2opt.runtime.ir_model import load_ir
-from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.runtime.manifest import IR_NAME
 from gpt2opt.runtime.passes import PASSES, Plan
 from gpt2opt.settings import check_whole
 
@@ -136,7 +136,7 @@ def time_passes(folder: Path, vocab_size: int, rounds: int, bar: tqdm) -> tuple[
     Raises:
         RuntimeError: a variant can't be loaded, or fails.
     """
-    plan = Plan(case_of(openvino.Core().read_model(str(folder / "openvino_model.xml"))), read_manifest(folder).promises)
+    plan = Plan(case_of(openvino.Core().read_model(folder / IR_NAME)))
     removable = [each.name for each in PASSES if not each.required and plan.includes(each.name)]
     bar.set_description("loading")
     contestants = {name: Contestant(folder, () if name == ALL else (name,)) for name in (ALL, *removable)}

@@ -15,8 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.prune import prune_attention_heads
-from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.runtime import passes
 
 ROOT = Path(__file__).parent.parent
@@ -108,7 +108,7 @@ def quantized(pruned, tokenizer, calibration, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def float_dir(pruned, tokenizer, tmp_path_factory) -> Path:
-    return export_ir(linearize(pruned), tokenizer, tmp_path_factory.mktemp("ir") / "fp32")
+    return export_ir(prepare_for_export(pruned), tokenizer, tmp_path_factory.mktemp("ir") / "fp32")
 
 
 @pytest.fixture(params=[True, False], ids=["dot product", "no dot product"])

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt.environment import installed
-from gpt2opt.runtime.manifest import Manifest, read_manifest
+from gpt2opt.runtime.manifest import Manifest, is_ir, read_manifest
 from gpt2opt.storage import PREFIX, hash_weights, new_folder
 
-IR = "openvino_model.xml"
 INT8_OF_A_RUN = "4-quantize"
 TAKEN = ("openvino_model.*", "*.json", "merges.txt")
 TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
@@ -87,7 +86,7 @@ def export_for_server(model: str, out_dir: Path | str) -> Served:
         _write_tokenizers(partial)
         manifest = read_manifest(partial)
         (partial / GRAPH_NAME).write_text(graph(manifest), encoding="utf-8")
-        files = tuple(sorted(path.name for path in partial.iterdir()))
+        files = tuple(sorted(path.name for path in partial.iterdir() if not path.name.startswith(PREFIX)))
     return Served(name, manifest.weights, manifest.kv_cache, str(out_dir), files)
 
 
@@ -106,23 +105,23 @@ def graph(manifest: Manifest) -> str:
 def _write_model(model: str, folder: Path) -> str:
     """Write the IR, the configs and the tokenizer's files into an empty folder; return the name of the model."""
     given = Path(model)
-    if (given / "run.json").exists() and not (given / INT8_OF_A_RUN / IR).exists():
+    if (given / "run.json").exists() and not is_ir(given / INT8_OF_A_RUN):
         raise ValueError(f"the run in {model} has no INT8 model in {INT8_OF_A_RUN}; run stage 4, or name the folder of another stage in it")
     for directory in (given, given / INT8_OF_A_RUN):
-        if (directory / IR).exists():
+        if is_ir(directory):
             read_manifest(directory)
             for path in {path for pattern in TAKEN for path in directory.glob(pattern) if not path.name.startswith(PREFIX)}:
                 shutil.copyfile(path, folder / path.name)
             return str(directory)
-    from gpt2opt.export.openvino import write_ir
-    from gpt2opt.quantize.fake_quant import linearize
+    from gpt2opt.export.openvino import export_ir
+    from gpt2opt.quantize.linear import prepare_for_export
     from gpt2opt.sources.models import find_model, load_model
 
     found = find_model(model)
     tokenizer, loaded = load_model(found.path)
-    linear: Any = linearize(loaded)
+    linear: Any = prepare_for_export(loaded)
     linear.made_from = hash_weights(found.path)
-    write_ir(linear, tokenizer, folder, "f32")
+    export_ir(linear, tokenizer, folder)
     return str(found)
 
 

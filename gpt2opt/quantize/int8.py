@@ -12,11 +12,12 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from gpt2opt.decoding.text import token_rows, window_length
 from gpt2opt.environment import give_back_memory, has_int8_dot_product
 from gpt2opt.errors import text_of
-from gpt2opt.export.openvino import write_ir
-from gpt2opt.quantize.calibration import calibrate
-from gpt2opt.quantize.fake_quant import fake_quantize, linearize
+from gpt2opt.export.openvino import export_ir
+from gpt2opt.quantize.fake_quant import fake_quantize
+from gpt2opt.quantize.gate import Sensitivity, apply_gate
+from gpt2opt.quantize.inc import calibrate
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.quantize.recipes import RECIPES, Recipe
-from gpt2opt.quantize.sensitivity import Sensitivity, apply_gate
 from gpt2opt.runtime.audit import Int8Audit, audit_int8
 from gpt2opt.settings import MIN_CALIBRATION_SEQUENCES, check_whole, is_whole
 from gpt2opt.sources.gpt2 import check_finite, check_ids
@@ -106,13 +107,14 @@ def quantize_int8(
     gated = recipe.activations and recipe.max_kl is not None
     if gated and not has_int8_dot_product():
         logger.warning(UNKNOWN_DOT_PRODUCT if has_int8_dot_product() is None else NO_DOT_PRODUCT)
-    linear = linearize(model)
+    linear = prepare_for_export(model)
     seen, kept_back = split_calibration(calibration)
     fake = fake_quantize(linear, calibrate(linear, seen, recipe))
-    sensitivity = apply_gate(fake, linearize(model), kept_back, recipe.max_kl) if gated else None
+    sensitivity = apply_gate(fake, prepare_for_export(model), kept_back, recipe.max_kl) if gated else None
+    kv_cache = sensitivity.kv_cache if sensitivity else "u8" if recipe.activations else "f16"
     give_back_memory()
     with new_folder(out_dir) as partial:
-        write_ir(fake, tokenizer, partial, sensitivity.kv_cache if sensitivity else "u8" if recipe.activations else "f16")
+        export_ir(fake, tokenizer, partial, kv_cache)
         audit = _passed_audit(partial, Path(out_dir).resolve())
     return Quantized(audit, sensitivity)
 

@@ -100,13 +100,13 @@ def take_over_smoothing(linear: GPT2LMHeadModel, state: dict) -> None:
         raise RuntimeError("INC skipped SmoothQuant: none of the LayerNorms changed; is peft installed?")
 
 
-def smooth_untied_head(linear: GPT2LMHeadModel, calibration: Dataset, alpha: float) -> None:
-    """Smooth the last LayerNorm and the head behind it, in place, unless the embedding shares the head's weight. INC leaves them out.
+def smooth_untied_head(linear: GPT2LMHeadModel, calibration: Dataset, alpha: float | None) -> None:
+    """Smooth the last LayerNorm and the head after it, in place, unless the embedding shares the head's weight. INC leaves them out.
 
-    sⱼ = max|Xⱼ|^α / max|Wⱼ|^(1 − α), SmoothQuant's own formula (Xiao et al. 2022, equation 4).
+    sⱼ = max|Xⱼ|^α / max|Wⱼ|^(1 − α), SmoothQuant's own formula (Xiao et al. 2022, equation 4). With an alpha of None nothing is smoothed.
     """
     head, norm = linear.lm_head, linear.transformer.ln_f
-    if head.weight is linear.transformer.wte.weight:
+    if alpha is None or head.weight is linear.transformer.wte.weight:
         return
     seen = observe_inputs(linear, calibration, ["lm_head"])["lm_head"]
     largest_input = torch.maximum(seen.highest.abs(), seen.lowest.abs()).clamp(min=1e-5)
@@ -116,8 +116,8 @@ def smooth_untied_head(linear: GPT2LMHeadModel, calibration: Dataset, alpha: flo
     head.weight = nn.Parameter(head.weight * scale)
 
 
-def keep_sums_in_16_bits(found: QuantizedLinear, weight: Tensor, seen: InputRange) -> QuantizedLinear:
-    """Widen the steps of a weight until the CPU's 16-bit sums don't saturate.
+def keep_sums_in_16_bits(linear: PreTrainedModel, calibration: Dataset, layers: dict[str, QuantizedLinear]) -> dict[str, QuantizedLinear]:
+    """Widen the steps of the weights behind quantized inputs until the CPU's 16-bit sums don't saturate; return all layers.
 
     A CPU without VNNI or AMX first adds two u8 × i8 products in 16 bits. It saturates if a₀w₀ + a₁w₁ leaves [−32768, 32767], for the
     neighbouring inputs 2j and 2j + 1. Halving all weights would rule this out and cost one bit of every weight. Few inputs come near 255,
@@ -125,10 +125,17 @@ def keep_sums_in_16_bits(found: QuantizedLinear, weight: Tensor, seen: InputRang
     channels keep their 8 bits. `experiments/recipes.py` measures what this costs on a CPU that does not saturate.
 
     Args:
-        found: the layer with an 8-bit weight and a quantized input.
-        weight: (O, I) the float weight that it was made from, so that the result is rounded once and not twice.
-        seen: the range of each input channel.
+        linear: the float model, so that weights are rounded once and not twice.
+        calibration: the rows that tell how large each input gets.
+        layers: the quantized form of each Linear.
     """
+    inputs = [name for name, layer in layers.items() if layer.input_scale is not None]
+    seen = observe_inputs(linear, calibration, inputs)
+    return layers | {name: widen_steps(layers[name], linear.get_submodule(name).weight, seen[name]) for name in inputs}
+
+
+def widen_steps(found: QuantizedLinear, weight: Tensor, seen: InputRange) -> QuantizedLinear:
+    """Round the float weight (O, I) of one layer again, by steps with which the inputs that were seen don't saturate; see above."""
     largest = (torch.round(seen.highest / found.input_scale) + found.input_zero_point).clamp(0, 255)
     products = weight.detach() * largest
     if products.shape[1] % 2:

@@ -11,10 +11,10 @@ from gpt2opt.decoding.prompt_lookup import PromptLookup
 from gpt2opt.decoding.text import window_length
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.measure.memory import in_fresh_process
-from gpt2opt.quantize.fake_quant import linearize
+from gpt2opt.quantize.gate import Sensitivity
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.quantize.recipes import RECIPES
-from gpt2opt.quantize.sensitivity import Sensitivity
 from gpt2opt.run.record import Measurement
 from gpt2opt.run.recorder import Run
 from gpt2opt.runtime.audit import Int8Audit
@@ -39,7 +39,7 @@ def run_quantize(run: Run) -> Measurement:
     )
     quantized = quantize_int8(model, run.tokenizer, calibration, int8)
     quantize_int8(model, run.tokenizer, calibration, naive, "w8a8-naive")
-    export_ir(linearize(model), run.tokenizer, fp32)
+    export_ir(prepare_for_export(model), run.tokenizer, fp32)
     run.measure("FP32", fp32, optimum_generates_the_same=optimum_generates_the_same(run, fp32))
     measured = run.measure("INT8", int8, **int8_facts(run, int8, quantized.audit, quantized.sensitivity))
     run.measure("INT8, naive", naive)

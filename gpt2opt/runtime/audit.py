@@ -11,7 +11,7 @@ import openvino
 
 from gpt2opt.runtime.compile import compile_ir
 from gpt2opt.runtime.graph import activation_quantizer, matmuls, stored_weight
-from gpt2opt.runtime.manifest import read_config, read_manifest
+from gpt2opt.runtime.manifest import IR_NAME, read_config, read_manifest
 
 INT8_TYPES = ("i8", "u8")
 BLOCK_MATMULS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -91,7 +91,7 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
     """
     directory = Path(directory)
     weights = read_manifest(directory).weights
-    graph = openvino.Core().read_model(str(directory / "openvino_model.xml"))
+    graph = openvino.Core().read_model(directory / IR_NAME)
     stored, shapes, float_inputs = {}, {}, []
     for node in matmuls(graph):
         weight, name = stored_weight(node), _matmul(node.get_friendly_name())

@@ -11,7 +11,7 @@ import openvino
 from gpt2opt.environment import has_int8_dot_product, threads
 from gpt2opt.errors import raise_cause
 from gpt2opt.runtime.graph import activation_quantizer, matmuls
-from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.runtime.manifest import IR_NAME, read_manifest
 from gpt2opt.runtime.paged_attention import cut
 from gpt2opt.runtime.passes import BODY, DECODE, DOT_PRODUCT, FLOAT_INPUTS, NO_DOT_PRODUCT, PREFILL, SHARED, SINGLE_STEP, Plan
 from gpt2opt.settings import check_whole
@@ -78,7 +78,7 @@ def compile_ir(
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
     manifest = read_manifest(directory)
-    xml = Path(directory) / "openvino_model.xml"
+    xml = Path(directory, IR_NAME)
     properties = cpu_properties(num_threads, precision if manifest.weights == "f32" else manifest.kv_cache, precision)
     if count_time:
         properties["PERF_COUNT"] = "YES"
@@ -88,8 +88,8 @@ def compile_ir(
         return _as_asked(core.compile_model(graph, "CPU", {**properties, **changed}), properties)
 
     try:
-        graph = core.read_model(str(xml))
-        plan = Plan(case_of(graph), manifest.promises, tuple(leave_out))
+        graph = core.read_model(xml)
+        plan = Plan(case_of(graph), tuple(leave_out))
         graph = plan.apply(SHARED, graph)
         same_bits = SAME_BITS if plan.case == NO_DOT_PRODUCT else {}
         single_step = compiled(plan.apply(SINGLE_STEP, graph.clone()), **same_bits) if plan.includes("fix_shapes") else None

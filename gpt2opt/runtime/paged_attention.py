@@ -69,7 +69,7 @@ def describe_last_attention(graph: Model) -> Model:
     """Give the last attention of a paged graph `SEQUENCES` of its own, as `last_past_lens` and so on.
 
     The last block stores keys and values for every token, but computes the rest only for those whose logits are wanted. With sequences
-    of its own its attention can be told so; see `attention_inputs.texts_cut_at_blocks`.
+    of its own its attention can be told so; see `kv_cache.texts_cut_at_blocks`.
     """
     last = last_attention(graph).get_friendly_name()
     for name in SEQUENCES:

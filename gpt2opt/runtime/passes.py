@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from openvino import Model
 
-from gpt2opt.runtime.convolutions import as_convolutions, center_embeddings, multiply_parts
+from gpt2opt.runtime.convolutions import as_convolutions
+from gpt2opt.runtime.graph import gelu_by_erf, look_up_integers, weight_only
 from gpt2opt.runtime.paged_attention import describe_last_attention, fix_shapes, no_empty_sizes, page_kv_cache, pick_rows
-from gpt2opt.runtime.quantized_graph import gelu_by_erf, look_up_integers, weight_only
 
 FLOAT_INPUTS = "no quantized input, any CPU"
 DOT_PRODUCT = "quantized inputs, CPU with VNNI or AMX"
@@ -29,8 +29,7 @@ class GraphPass:
     """One rewriting of a graph.
 
     name: the name of the function, and the one that `leave_out` takes. cases: those of `CASES` in which the pass is applied. graphs: the
-    graphs that it is applied to. purpose: one sentence. needs: a promise of the manifest without which the pass is not applied; None:
-    it needs none. required: the reason why it can't be left out; None: it can.
+    graphs that it is applied to. purpose: one sentence. required: the reason why it can't be left out; None: it can.
     """
 
     name: str
@@ -38,7 +37,6 @@ class GraphPass:
     cases: tuple[str, ...]
     graphs: tuple[str, ...]
     purpose: str
-    needs: str | None = None
     required: str | None = None
 
 
@@ -70,15 +68,6 @@ PASSES = (
         "The last attention stores keys and values for every token and computes only the wanted rows.",
     ),
     GraphPass(
-        "multiply_parts", multiply_parts, (NO_DOT_PRODUCT,), (PREFILL,),
-        "Queries, keys and values are computed by a matmul each, so that no result is split.",
-    ),
-    GraphPass(
-        "center_embeddings", center_embeddings, (NO_DOT_PRODUCT,), (PREFILL, SINGLE_STEP),
-        "LayerNorms need no mean, and stay in the layout of the convolutions.",
-        needs="centered_residual",
-    ),
-    GraphPass(
         "as_convolutions", as_convolutions, (NO_DOT_PRODUCT,), (PREFILL, SINGLE_STEP),
         "INT8 matmuls become 1 × 1 convolutions, whose INT8 kernel is faster there.",
     ),
@@ -96,14 +85,13 @@ PASSES = (
 
 @dataclass(frozen=True)
 class Plan:
-    """Which passes run. case: of `CASES`. promises: fields of the manifest that are true. leave_out: passes to do without, for measuring.
+    """Which passes run. case: of `CASES`. leave_out: passes to do without, for measuring.
 
     Raises:
         ValueError: a pass in `leave_out` is not known or can't be left out.
     """
 
     case: str
-    promises: frozenset[str] = frozenset()
     leave_out: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -119,7 +107,7 @@ class Plan:
         return [each for each in PASSES if graph in each.graphs and self._runs(each)]
 
     def _runs(self, each: GraphPass) -> bool:
-        return self.case in each.cases and each.name not in self.leave_out and (each.needs is None or each.needs in self.promises)
+        return self.case in each.cases and each.name not in self.leave_out
 
     def includes(self, name: str) -> bool:
         return any(each.name == name and self._runs(each) for each in PASSES)
@@ -132,12 +120,11 @@ class Plan:
 
 
 def table_rows() -> list[tuple[str, ...]]:
-    """Return a row per pass for `docs/runtime.md`: name, graphs for each of `CASES`, what it needs, its purpose."""
+    """Return a row per pass for `docs/runtime.md`: name, graphs for each of `CASES`, whether it may be left out, its purpose."""
     return [
         (
             f"`{each.name}`",
             *(", ".join(each.graphs) if case in each.cases else "–" for case in CASES),
-            f"`{each.needs}`" if each.needs else "–",
             "no" if each.required else "yes",
             each.purpose,
         )

@@ -12,12 +12,11 @@ from gpt2opt.apps.ui.choices import FP32, SIZES, Choice
 from gpt2opt.measure.child import Child
 from gpt2opt.measure.results import Agreement, Memory
 from gpt2opt.run.record import read_record
-from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.runtime.manifest import is_ir, read_manifest
 from gpt2opt.sources.models import find_model
 from gpt2opt.storage import from_json, hash_weights, read_json, write_result
 
 SCHEMA = "gpt2opt.ui/1"
-IR = "openvino_model.xml"
 OF_A_RUN = {FP32: ("FP32", "4-control-fp32"), "w8a8": ("INT8", "4-quantize"), "w8a8-naive": ("INT8, naive", "4-control-naive")}
 """Precision -> the model's name in the record of a run, and its folder."""
 TORCH_OF_A_RUN = "3-finetune"
@@ -88,7 +87,7 @@ def prepare(choice: Choice, out: Path, tell: Tell) -> Prepared:
         return prepared
     folder = cache_folder(choice, out)
     name, cost = folder.parent.name, _read_cost(_cost_file(folder))
-    if not (folder / IR).exists() or cost is None:
+    if not is_ir(folder) or cost is None:
         cost = _make(choice, folder, tell)
     return Prepared(name, folder, cost, made=True)
 
@@ -98,7 +97,7 @@ def taken_as_it_is(choice: Choice) -> Prepared | None:
     if choice.model in SIZES:
         return None
     folder = Path(choice.model).resolve()
-    if (folder / IR).exists():
+    if is_ir(folder):
         weights = read_manifest(folder).weights
         stored = STORED[weights]
         if choice.precision not in stored:
@@ -108,7 +107,7 @@ def taken_as_it_is(choice: Choice) -> Prepared | None:
     if choice.precision not in OF_A_RUN:
         return None
     name, inside = OF_A_RUN[choice.precision]
-    if not (folder / "run.json").exists() or not (folder / inside / IR).exists():
+    if not (folder / "run.json").exists() or not is_ir(folder / inside):
         return None
     record = read_record(folder / "run.json")
     measured = next((measurement for measurement, _ in record.measurements() if measurement.name == name), None)
@@ -179,13 +178,13 @@ class Maker:
 
     def make(self) -> None:
         from gpt2opt.export.openvino import export_ir
-        from gpt2opt.quantize.fake_quant import linearize
         from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
+        from gpt2opt.quantize.linear import prepare_for_export
 
-        if (self.folder / IR).exists():
+        if is_ir(self.folder):
             return
         if self.precision == FP32:
-            export_ir(linearize(self.model), self.tokenizer, self.folder)
+            export_ir(prepare_for_export(self.model), self.tokenizer, self.folder)
             return
         rows = prepare_calibration_dataset([document.text for document in self.texts.calibration], self.tokenizer)
         quantize_int8(self.model, self.tokenizer, rows, self.folder, self.precision)

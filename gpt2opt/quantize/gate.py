@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel
 
+from gpt2opt.measure.quality import kl_divergence
 from gpt2opt.quantize.fake_quant import FakeQuantLinear, quantized_linears
 
 EVERY = 4
@@ -156,7 +157,7 @@ class _Divergence:
         first = self._first_block(nearest ^ quantized)
         _switch(self.layers, quantized)
         found = (_log_probabilities(self.model, states, first) for states in self.kept[nearest])
-        nats = [(base.exp() * (base - other)).sum(-1) for base, other in zip(self.expected, found, strict=True)]
+        nats = [kl_divergence(base, other) for base, other in zip(self.expected, found, strict=True)]
         mean = torch.cat(nats).double().mean().item()
         if not math.isfinite(mean):  # no comparison with a budget means anything
             raise ValueError(f"the gate measured a KL divergence of {mean}: the model's numbers overflow on the calibration text")
