@@ -245,15 +245,15 @@ def test_the_audit_misses_a_layer_that_is_not_in_the_graph(quantized, tmp_path):
     assert len(audit_int8(folder, must_pass=False).failures) == 4
 
 
-def test_the_audit_sees_one_float_part_of_a_matmul(quantized, monkeypatch):
+def test_the_audit_sees_one_float_input(quantized, monkeypatch):
     def one_float(graph):
-        node = next(node for node in matmuls(graph) if node.get_friendly_name().endswith("MatMul.1"))
+        node = next(node for node in matmuls(graph) if "h.1.attn.c_attn" in node.get_friendly_name())
         node.input(0).replace_source_output(activation_quantizer(node).input_value(0))
         return graph
 
     monkeypatch.setattr("gpt2opt.runtime.compile.has_int8_dot_product", lambda: False)
-    change_pass(monkeypatch, "multiply_parts", lambda multiply_parts: lambda graph: one_float(multiply_parts(graph)))
-    with pytest.raises(RuntimeError, match=r"1 of 9 matmuls are not INT8: h\.1\.attn\.c_attn: input f32 and .8 in the prefill graph"):
+    change_pass(monkeypatch, "as_convolutions", lambda as_convolutions: lambda graph: as_convolutions(one_float(graph)))
+    with pytest.raises(RuntimeError, match=r"1 of 9 matmuls are not INT8: h\.1\.attn\.c_attn: input f32 in the prefill graph"):
         audit_int8(quantized[0])
 
 
