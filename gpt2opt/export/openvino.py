@@ -5,6 +5,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from openvino import Core, Model, save_model
@@ -72,7 +73,7 @@ def _keep_dropped_names() -> None:
             sys.modules.setdefault(f"openvino.runtime{name}", importlib.import_module(f"openvino{name}"))
 
 
-def kept_heads_config(model: GPT2LMHeadModel, base: type):
+def kept_heads_config(model: Any, base: type):
     """Build an export config of a kind whose KV shapes follow the heads that are left; `config.n_head` still counts the pruned ones.
 
     Args:

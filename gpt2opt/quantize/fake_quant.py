@@ -6,6 +6,7 @@ rounds weights and inputs to the same grids, and that can be exported.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,9 @@ class QuantizedLinear:
 class FakeQuantLinear(nn.Module):
     """A Linear with an integer weight and, while `quantize_input` is set, an input rounded to u8; it computes in float."""
 
+    weight_scale: Tensor
+    weight_zero_point: Tensor
+
     def __init__(self, quantized: QuantizedLinear, bias: Tensor | None):
         super().__init__()
         self.weight = nn.Parameter(quantized.weight, requires_grad=False)
@@ -54,7 +58,7 @@ class FakeQuantLinear(nn.Module):
         return grouped.view(self.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.quantize_input:
+        if self.quantize_input and self.input_scale is not None:
             x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero_point, quant_min=0, quant_max=255)
         # The weight lies on its grid already, so that rounding changes nothing; only the exported graph has to contain the grid.
         weight = self.quantized_weight() if torch.jit.is_tracing() else self.weight
@@ -83,8 +87,8 @@ def fake_quantize(model: GPT2LMHeadModel, quantized: Mapping[str, QuantizedLinea
     """Replace these Linears of a model from `prepare_for_export`, in place; tie the embedding to the head if it was tied before."""
     tied = model.lm_head.weight is model.transformer.wte.weight
     for name, found in quantized.items():
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, FakeQuantLinear(found, model.get_submodule(name).bias))
+        linear: Any = model.get_submodule(name)
+        model.set_submodule(name, FakeQuantLinear(found, linear.bias))
     if tied and isinstance(model.lm_head, FakeQuantLinear):
-        model.transformer.wte = TiedEmbedding(model.lm_head)
+        model.set_submodule("transformer.wte", TiedEmbedding(model.lm_head))
     return model

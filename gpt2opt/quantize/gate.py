@@ -7,6 +7,7 @@ on the fake-quantized graph, where one input can be switched at a time. Every we
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,9 +66,10 @@ def apply_gate(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, rows: Sequenc
     Raises:
         ValueError: the divergence is not finite.
     """
-    cache = CacheRounding(model.transformer.h[0].attn.head_dim)
+    blocks: Any = model.transformer.h
+    cache = CacheRounding(blocks[0].attn.head_dim)
     layers = {name: layer for name, layer in quantized_linears(model).items() if layer.quantize_input} | {KV_CACHE: cache}
-    hooks = [block.attn.c_attn.register_forward_hook(cache) for block in model.transformer.h]
+    hooks = [block.attn.c_attn.register_forward_hook(cache) for block in blocks]
     try:
         with torch.inference_mode():
             return _gate(layers, _Divergence(model, layers, reference, rows), max_kl)

@@ -112,7 +112,7 @@ def read_int8_layers(state: dict[str, Any]) -> dict[str, QuantizedLinear]:
     return layers
 
 
-def _read_rounded_weights(linear: GPT2LMHeadModel, folder: Path | str, recipe: Recipe) -> dict[str, QuantizedLinear]:
+def _read_rounded_weights(linear: Any, folder: Path | str, recipe: Recipe) -> dict[str, QuantizedLinear]:
     """Find the scales of weights that INC has rounded and multiplied out again: the largest value of a group lies on the last step.
 
     Raises:
@@ -227,7 +227,8 @@ def _traceable(linear: PreTrainedModel) -> Iterator[None]:
     """
     with ExitStack() as changes:
         if isinstance(linear, GPT2LMHeadModel):
-            for block in linear.transformer.h:
+            blocks: Any = linear.transformer.h
+            for block in blocks:
                 changes.enter_context(_changed(block.mlp, act=_HiddenActivation(block.mlp.act)))
             changes.enter_context(_changed(linear.config, return_dict=False, use_cache=False))
             changes.enter_context(_masks_without_vmap())

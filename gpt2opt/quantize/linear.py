@@ -51,7 +51,8 @@ def _replace_conv1d(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Conv1D):
-                linear = nn.Linear(*child.weight.shape, device="meta")
+                inputs, outputs = child.weight.shape
+                linear = nn.Linear(inputs, outputs, device="meta")
                 linear.weight = nn.Parameter(child.weight.detach().T.contiguous())
                 linear.bias = nn.Parameter(child.bias.detach())
                 setattr(module, name, linear)

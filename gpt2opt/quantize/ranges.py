@@ -7,6 +7,7 @@ or AMX can multiply them without saturating: its INT8 products are added in 16 b
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -77,7 +78,7 @@ def clip_to_percentiles(
     return clipped
 
 
-def take_over_smoothing(linear: GPT2LMHeadModel, state: dict) -> None:
+def take_over_smoothing(linear: Any, state: dict[str, Any]) -> None:
     """Replace the LayerNorms of a model, in place, by the smoothed ones in INC's state; scale the weights behind them the other way.
 
     Raises:
@@ -100,7 +101,7 @@ def take_over_smoothing(linear: GPT2LMHeadModel, state: dict) -> None:
         raise RuntimeError("INC skipped SmoothQuant: none of the LayerNorms changed; is peft installed?")
 
 
-def smooth_untied_head(linear: GPT2LMHeadModel, calibration: Dataset, alpha: float | None) -> None:
+def smooth_untied_head(linear: Any, calibration: Dataset, alpha: float | None) -> None:
     """Smooth the last LayerNorm and the head after it, in place, unless the embedding shares the head's weight. INC leaves them out.
 
     sⱼ = max|Xⱼ|^α / max|Wⱼ|^(1 − α), SmoothQuant's own formula (Xiao et al. 2022, equation 4). With an alpha of None nothing is smoothed.
@@ -116,7 +117,7 @@ def smooth_untied_head(linear: GPT2LMHeadModel, calibration: Dataset, alpha: flo
     head.weight = nn.Parameter(head.weight * scale)
 
 
-def keep_sums_in_16_bits(linear: PreTrainedModel, calibration: Dataset, layers: dict[str, QuantizedLinear]) -> dict[str, QuantizedLinear]:
+def keep_sums_in_16_bits(linear: Any, calibration: Dataset, layers: dict[str, QuantizedLinear]) -> dict[str, QuantizedLinear]:
     """Widen the steps of the weights behind quantized inputs until the CPU's 16-bit sums don't saturate; return all layers.
 
     A CPU without VNNI or AMX first adds two u8 × i8 products in 16 bits. It saturates if a₀w₀ + a₁w₁ leaves [−32768, 32767], for the
@@ -136,6 +137,7 @@ def keep_sums_in_16_bits(linear: PreTrainedModel, calibration: Dataset, layers: 
 
 def widen_steps(found: QuantizedLinear, weight: Tensor, seen: InputRange) -> QuantizedLinear:
     """Round the float weight (O, I) of one layer again, by steps with which the inputs that were seen don't saturate; see above."""
+    assert found.input_scale is not None
     largest = (torch.round(seen.highest / found.input_scale) + found.input_zero_point).clamp(0, 255)
     products = weight.detach() * largest
     if products.shape[1] % 2:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import openvino
 
@@ -95,7 +96,7 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
     stored, shapes, float_inputs = {}, {}, []
     for node in matmuls(graph):
         if name := _matmul(node.get_friendly_name()):
-            weight = stored_weight(node)
+            weight: Any = stored_weight(node)  # which every one of `matmuls` has
             stored[name], shapes[name] = weight.get_element_type().get_type_name(), tuple(weight.get_output_shape(0))
             float_inputs += [] if activation_quantizer(node) else [name]
     constants: Counter[str] = Counter()
