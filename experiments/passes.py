@@ -30,7 +30,7 @@ from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
 from gpt2opt.runtime.compile import case_of
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import IR_NAME
-from gpt2opt.runtime.passes import PASSES, Plan
+from gpt2opt.runtime.passes import choose_passes
 from gpt2opt.settings import check_whole
 
 if TYPE_CHECKING:
@@ -136,8 +136,8 @@ def time_passes(folder: Path, vocab_size: int, rounds: int, bar: tqdm) -> tuple[
     Raises:
         RuntimeError: a variant can't be loaded, or fails.
     """
-    plan = Plan(case_of(openvino.Core().read_model(folder / IR_NAME)))
-    removable = [each.name for each in PASSES if not each.required and plan.includes(each.name)]
+    case = case_of(openvino.Core().read_model(folder / IR_NAME))
+    removable = [name for name, each in choose_passes(case).items() if not each.required]
     bar.set_description("loading")
     contestants = {name: Contestant(folder, () if name == ALL else (name,)) for name in (ALL, *removable)}
     try:
@@ -150,7 +150,7 @@ def time_passes(folder: Path, vocab_size: int, rounds: int, bar: tqdm) -> tuple[
     finally:
         for contestant in contestants.values():
             contestant.child.close()
-    return plan.case, tuple(
+    return case, tuple(
         Variant(name, sizes[name] and sizes[name].rss_bytes, tuple(timings[ONE]), tuple(timings[SEVERAL]))
         for name, timings in outcome.timings.items()
     )

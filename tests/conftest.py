@@ -131,8 +131,13 @@ def torch_logits(model, ids) -> np.ndarray:
 def change_pass(monkeypatch, name: str, change: Callable[[Callable], Callable]) -> None:
     """Let a graph pass be `change` of what it is."""
     assert name in {each.name for each in passes.PASSES}
-    changed = (dataclasses.replace(each, function=change(each.function)) if each.name == name else each for each in passes.PASSES)
-    monkeypatch.setattr(passes, "PASSES", tuple(changed))
+
+    def changed(each):
+        function = change(each.function)
+        function.__name__ = name
+        return dataclasses.replace(each, function=function)
+
+    monkeypatch.setattr(passes, "PASSES", tuple(changed(each) if each.name == name else each for each in passes.PASSES))
 
 
 def relative_error(found, expected) -> float:

@@ -104,29 +104,28 @@ Switched = FakeQuantLinear | CacheRounding
 
 def _gate(layers: Mapping[str, Switched], kl: Callable[[set[str]], float], max_kl: float | None) -> Sensitivity:
     every = set(layers)
-    planned = [set(), every, *({name} for name in layers), *(every - {name} for name in layers)]
-    with tqdm(total=len(planned), desc="sensitivity of each quantized input", leave=False) as progress:
+    with tqdm(total=2 + 2 * len(layers), desc="sensitivity of each quantized input", leave=False) as progress:
 
         def measured(quantized: set[str]) -> float:
-            found = kl(quantized)
+            cost = kl(quantized)
             progress.update()
-            return found
+            return cost
 
-        weights, all_inputs, *each = map(measured, planned)
-        together = all_inputs - weights
-        only_this = {name: cost - weights for name, cost in zip(layers, each[: len(layers)], strict=True)}
-        added_to_others = {name: together - (cost - weights) for name, cost in zip(layers, each[len(layers) :], strict=True)}
-        worst_first = sorted(layers, key=lambda name: -max(only_this[name], added_to_others[name]))
-        kept, left = set(every), together
+        weights = measured(set())
+        together = measured(every) - weights
+        only_this = {name: measured({name}) - weights for name in layers}
+        added_to_others = {name: together - (measured(every - {name}) - weights) for name in layers}
+        worst_first = iter(sorted(layers, key=lambda name: -max(only_this[name], added_to_others[name])))
+        kept, left = every, together
         while max_kl is not None and left > max_kl and kept:
-            kept.remove(worst_first[len(layers) - len(kept)])
+            kept = kept - {next(worst_first)}
             progress.total += 1  # how many of these it takes shows only now
             left = measured(kept) - weights
     _switch(layers, kept)
     short = {name: name.removeprefix("transformer.") for name in layers}
     return Sensitivity(
-        {short[name]: only_this[name] for name in layers},
-        {short[name]: added_to_others[name] for name in layers},
+        {short[name]: cost for name, cost in only_this.items()},
+        {short[name]: cost for name, cost in added_to_others.items()},
         weights, together, left, max_kl, tuple(short[name] for name in layers if name not in kept),
     )  # fmt: skip
 

@@ -52,8 +52,8 @@ def prepare_calibration_dataset(
     Args:
         texts: text that is neither trained on nor scored.
         tokenizer: the model's own.
-        length: tokens a row; the model's context unless told, since later positions reach values that earlier ones don't.
-        limit: rows at the most.
+        length: tokens a row; the model's context by default, since later positions reach values that earlier ones don't.
+        limit: the largest number of rows.
 
     Returns:
         A dataset with `input_ids` (rows, length).
@@ -100,7 +100,10 @@ def quantize_int8(
             what was written is kept in a folder beside `out_dir`, `NAME-failed-audit`, which the next such failure replaces.
     """
     check_folder(out_dir)
-    recipe = _recipe(recipe)
+    if not isinstance(recipe, Recipe):
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe {recipe!r} is not known; expected one of {', '.join(RECIPES)}")
+        recipe = RECIPES[recipe]
     check_finite(model)
     check_ids(tokenizer, model.config.vocab_size)
     _check_calibration(calibration, model.config.vocab_size)
@@ -131,14 +134,6 @@ def _passed_audit(written: Path, folder: Path) -> Int8Audit:
         except (OSError, ValueError) as lost:
             raise type(error)(f"{text_of(error)}; what was written could not be kept: {lost}") from error
         raise type(error)(f"{text_of(error)}; what was written is kept in {kept}: `gpt2opt audit` shows what is INT8 there") from error
-
-
-def _recipe(recipe: str | Recipe) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    if recipe not in RECIPES:
-        raise ValueError(f"recipe {recipe!r} is not known; expected one of {', '.join(RECIPES)}")
-    return RECIPES[recipe]
 
 
 def split_calibration(calibration: Dataset) -> tuple[Dataset, list[list[int]]]:

@@ -13,7 +13,18 @@ from gpt2opt.errors import raise_cause
 from gpt2opt.runtime.graph import activation_quantizer, matmuls
 from gpt2opt.runtime.manifest import IR_NAME, read_manifest
 from gpt2opt.runtime.paged_attention import cut
-from gpt2opt.runtime.passes import BODY, DECODE, DOT_PRODUCT, FLOAT_INPUTS, NO_DOT_PRODUCT, PREFILL, SHARED, SINGLE_STEP, Plan
+from gpt2opt.runtime.passes import (
+    BODY,
+    DECODE,
+    DOT_PRODUCT,
+    FLOAT_INPUTS,
+    NO_DOT_PRODUCT,
+    PREFILL,
+    SHARED,
+    SINGLE_STEP,
+    apply_passes,
+    choose_passes,
+)  # fmt: skip
 from gpt2opt.settings import check_whole
 
 PROPERTIES = {
@@ -89,13 +100,14 @@ def compile_ir(
 
     try:
         graph = core.read_model(xml)
-        plan = Plan(case_of(graph), tuple(leave_out))
-        graph = plan.apply(SHARED, graph)
-        same_bits = SAME_BITS if plan.case == NO_DOT_PRODUCT else {}
-        single_step = compiled(plan.apply(SINGLE_STEP, graph.clone()), **same_bits) if plan.includes("fix_shapes") else None
-        body, head = cut(plan.apply(BODY, graph))
-        prefill = compiled(plan.apply(PREFILL, body.clone()), **same_bits)
-        decode = compiled(plan.apply(DECODE, body), **ROUNDED_AT_RUN_TIME) if plan.includes("weight_only") else prefill
+        case = case_of(graph)
+        passes = choose_passes(case, leave_out)
+        graph = apply_passes(passes, SHARED, graph)
+        same_bits = SAME_BITS if case == NO_DOT_PRODUCT else {}
+        single_step = compiled(apply_passes(passes, SINGLE_STEP, graph.clone()), **same_bits) if "fix_shapes" in passes else None
+        body, head = cut(apply_passes(passes, BODY, graph))
+        prefill = compiled(apply_passes(passes, PREFILL, body.clone()), **same_bits)
+        decode = compiled(apply_passes(passes, DECODE, body), **ROUNDED_AT_RUN_TIME) if "weight_only" in passes else prefill
         return CompiledIr(prefill, decode, compiled(head), single_step)
     except RuntimeError as error:
         raise_cause(error)

@@ -62,7 +62,10 @@ class _ConvolutionLayout:
         if not any(map(self._is_rewritten, values)):
             return None
         if kind in ("Add", "Multiply"):
-            terms = [_along_channels(value) if stored_constant(value) else self._as_pixels(value) for value in values]
+            terms = [
+                ops.constant(constant_data(value).reshape(1, -1, 1, 1)) if stored_constant(value) else self._as_pixels(value)
+                for value in values
+            ]
             return ops.add(*terms) if kind == "Add" else ops.multiply(*terms)
         if kind == "Gelu":
             return ops.gelu(self._as_pixels(values[0]), node.get_attributes()["approximation_mode"])
@@ -93,8 +96,3 @@ def _kernel(matmul: Node) -> Output:
     outputs, inputs = (size.get_length() for size in matmul.get_input_partial_shape(1))
     integers = ops.convert(over_same_memory(stored_weight(matmul), [outputs, inputs, 1, 1]), "f32")
     return ops.multiply(integers, ops.constant(weight_scales(matmul).reshape(outputs, 1, 1, 1))).output(0)
-
-
-def _along_channels(value: Output) -> Node:
-    """Return a constant of one value for each channel, or of one for all, for (1, C, 1, tokens)."""
-    return ops.constant(constant_data(value).reshape(1, -1, 1, 1))
