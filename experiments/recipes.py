@@ -166,7 +166,7 @@ def _agreement_in_floats(
 ) -> Agreement:
     """Score the fake-quantized model with INC's steps or with safe ones, every block input quantized."""
     model = copy.deepcopy(linear)
-    fake_quantize(model, calibrate(model, calibration, RECIPES["w8a8"], safe_sums))
+    fake_quantize(model, calibrate(model, calibration, RECIPES["w8a8"], safe_sums=safe_sums))
     return measure_agreement(logits_of(model), reference, scored, reference_name="FP32")[1]
 
 

@@ -309,15 +309,12 @@ def fake_quantized(subject: Subject):
     from datasets import Dataset
 
     from gpt2opt.quantize.fake_quant import FakeQuantLinear
-    from gpt2opt.quantize.inc import load_state, read_int8_layers, run_inc
-    from gpt2opt.quantize.ranges import keep_sums_in_16_bits
-    from gpt2opt.quantize.recipes import RECIPES, int8_config
+    from gpt2opt.quantize.inc import calibrate
+    from gpt2opt.quantize.recipes import RECIPES
 
     rows = [list(row) for row in subject.calibration]
     calibration = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
-    with tempfile.TemporaryDirectory() as folder:
-        run_inc(subject.model, int8_config(RECIPES["w8a8-naive"]), folder, calibration, task=TASK)
-        layers = keep_sums_in_16_bits(subject.model, calibration, read_int8_layers(load_state(folder)))
+    layers = calibrate(subject.model, calibration, RECIPES["w8a8-naive"], task=TASK)
     model = copy.deepcopy(subject.model)
     for name, layer in layers.items():
         model.set_submodule(name, FakeQuantLinear(layer, model.get_submodule(name).bias))

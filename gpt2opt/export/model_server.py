@@ -85,21 +85,17 @@ def export_for_server(model: str, out_dir: Path | str) -> Served:
         name = _write_model(model, partial)
         _write_tokenizers(partial)
         manifest = read_manifest(partial)
-        (partial / GRAPH_NAME).write_text(graph(manifest), encoding="utf-8")
+        (partial / GRAPH_NAME).write_text(_graph(manifest), encoding="utf-8")
         files = tuple(sorted(path.name for path in partial.iterdir() if not path.name.startswith(PREFIX)))
     return Served(name, manifest.weights, manifest.kv_cache, str(out_dir), files)
 
 
-def plugin_config(manifest: Manifest) -> dict[str, str]:
-    """Return the properties of the CPU plugin with which the server computes as `load_ir` does, apart from the number of threads."""
+def _graph(manifest: Manifest) -> str:
+    """Return the text of `graph.pbtxt`, with the properties by which `load_ir` computes, apart from the number of threads."""
     from gpt2opt.runtime.compile import PROPERTIES
 
-    return {**PROPERTIES, "KV_CACHE_PRECISION": manifest.kv_cache}
-
-
-def graph(manifest: Manifest) -> str:
-    """Return the text of `graph.pbtxt`."""
-    return GRAPH.format(cache_gb=CACHE_GB, plugin_config=json.dumps(plugin_config(manifest)))
+    properties = {**PROPERTIES, "KV_CACHE_PRECISION": manifest.kv_cache}
+    return GRAPH.format(cache_gb=CACHE_GB, plugin_config=json.dumps(properties))
 
 
 def _write_model(model: str, folder: Path) -> str:

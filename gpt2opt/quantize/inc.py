@@ -24,16 +24,20 @@ from gpt2opt.quantize.ranges import clip_to_percentiles, keep_sums_in_16_bits, s
 from gpt2opt.quantize.recipes import Recipe, int8_config, weight_grids, weight_only_config
 
 
-def calibrate(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe, safe_sums: bool = True) -> dict[str, QuantizedLinear]:
+def calibrate(
+    linear: PreTrainedModel, calibration: Dataset, recipe: Recipe, *, safe_sums: bool = True, task: str = "text-generation"
+) -> dict[str, QuantizedLinear]:
     """Quantize every Linear of a model by INC, and smooth its LayerNorms in place if the recipe says so.
 
     The result is the same on every CPU and runs on every CPU, whichever it is made on; see `keep_sums_in_16_bits`.
 
     Args:
-        linear: from `prepare_for_export`. With smoothing its LayerNorms and the weights behind them change; its function does not.
-        calibration: column `input_ids`, rows of one length.
+        linear: from `prepare_for_export`; with smoothing its LayerNorms and the weights behind them change, and its function does not. Or
+            another model whose matmuls are `nn.Linear`, with a recipe without smoothing.
+        calibration: the columns that the model reads, such as `input_ids`; rows of one length.
         recipe: how to quantize.
         safe_sums: as in `read_inc_result`.
+        task: what the model does, in optimum's words.
 
     Returns:
         Name of a Linear -> its quantized form.
@@ -44,24 +48,14 @@ def calibrate(linear: GPT2LMHeadModel, calibration: Dataset, recipe: Recipe, saf
     with tempfile.TemporaryDirectory() as folder:
         if recipe.activations:
             smooth_untied_head(linear, calibration, recipe.smooth_alpha)
-            run_inc(linear, int8_config(recipe), folder, calibration)
+            run_inc(linear, int8_config(recipe), folder, calibration, task)
             return read_inc_result(linear, folder, calibration, recipe, safe_sums)
-        run_inc(linear, weight_only_config(linear, recipe), folder)
+        run_inc(linear, weight_only_config(linear, recipe), folder, None, task)
         return _read_rounded_weights(linear, folder, recipe)
 
 
-def run_inc(
-    linear: PreTrainedModel, config: Any, folder: Path | str, calibration: Dataset | None = None, task: str = "text-generation"
-) -> None:
-    """Run `INCQuantizer` on a copy of a model.
-
-    Args:
-        linear: a GPT-2 from `prepare_for_export`, or another model whose matmuls are `nn.Linear`; only a GPT-2 can be smoothed.
-        config: of `neural_compressor`.
-        folder: where INC saves its result.
-        calibration: the columns that the model reads, such as `input_ids`; None where weights alone are quantized.
-        task: what the model does, in optimum's words.
-    """
+def run_inc(linear: PreTrainedModel, config: Any, folder: Path | str, calibration: Dataset | None, task: str) -> None:
+    """Run `INCQuantizer` on a copy of a model, by a config of `neural_compressor`; INC saves its result into the folder."""
     from optimum.intel import INCQuantizer
 
     with patched_for_inc(linear):
@@ -72,7 +66,7 @@ def run_inc(
 
 
 def read_inc_result(
-    linear: GPT2LMHeadModel, folder: Path | str, calibration: Dataset, recipe: Recipe, safe_sums: bool = True
+    linear: PreTrainedModel, folder: Path | str, calibration: Dataset, recipe: Recipe, safe_sums: bool = True
 ) -> dict[str, QuantizedLinear]:
     """Read what INC saved: the integers, scales and ranges of each Linear; smooth the LayerNorms of the model in place as INC did.
 
@@ -86,10 +80,10 @@ def read_inc_result(
     Returns, raises:
         As `calibrate`.
     """
-    state = load_state(folder)
+    state = _load_state(folder)
     if recipe.smooth_alpha is not None:
         take_over_smoothing(linear, state)
-    layers = read_int8_layers(state)
+    layers = _read_int8_layers(state)
     if recipe.activation_range == "percentile":
         layers = clip_to_percentiles(linear, calibration, layers)
     if not recipe.head_input:
@@ -97,7 +91,7 @@ def read_inc_result(
     return keep_sums_in_16_bits(linear, calibration, layers) if safe_sums else layers
 
 
-def read_int8_layers(state: dict[str, Any]) -> dict[str, QuantizedLinear]:
+def _read_int8_layers(state: dict[str, Any]) -> dict[str, QuantizedLinear]:
     """Read INC's state dict, which holds the scale and the zero point of an input beside each Linear's packed weight."""
     suffix = "._packed_params._packed_params"
     layers = {}
@@ -118,7 +112,7 @@ def _read_rounded_weights(linear: Any, folder: Path | str, recipe: Recipe) -> di
     Raises:
         RuntimeError: a weight does not lie on such a grid, or it was not rounded at all.
     """
-    state, layers = load_state(folder), {}
+    state, layers = _load_state(folder), {}
     for name, (bits, group) in weight_grids(linear, recipe).items():
         weight, rounded = linear.get_submodule(name).weight, state[f"{name}.weight"]
         grouped = rounded.unflatten(1, (-1, group))
@@ -131,8 +125,7 @@ def _read_rounded_weights(linear: Any, folder: Path | str, recipe: Recipe) -> di
     return layers
 
 
-def load_state(folder: Path | str) -> dict[str, Any]:
-    """Load the state dict that INC saved into a folder."""
+def _load_state(folder: Path | str) -> dict[str, Any]:
     return torch.load(Path(folder, "pytorch_model.bin"), weights_only=False)
 
 

@@ -106,9 +106,9 @@ def smooth_untied_head(linear: Any, calibration: Dataset, alpha: float | None) -
 
     sⱼ = max|Xⱼ|^α / max|Wⱼ|^(1 − α), SmoothQuant's own formula (Xiao et al. 2022, equation 4). With an alpha of None nothing is smoothed.
     """
-    head, norm = linear.lm_head, linear.transformer.ln_f
-    if alpha is None or head.weight is linear.transformer.wte.weight:
+    if alpha is None or linear.lm_head.weight is linear.transformer.wte.weight:
         return
+    head, norm = linear.lm_head, linear.transformer.ln_f
     seen = observe_inputs(linear, calibration, ["lm_head"])["lm_head"]
     largest_input = torch.maximum(seen.highest.abs(), seen.lowest.abs()).clamp(min=1e-5)
     largest_weight = head.weight.detach().abs().amax(0).clamp(min=1e-5)

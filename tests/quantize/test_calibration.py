@@ -208,5 +208,5 @@ def test_what_inc_catches_is_told_as_what_it_is(raised, told, message, recipe, p
     if recipe.smooth_alpha and told is RuntimeError:
         pytest.skip("where a trace fails INC smooths nothing, and then a check of ours fails")
     with pytest.raises(told, match=message):
-        run_inc(linear, int8_config(recipe), tmp_path, calibration)
+        run_inc(linear, int8_config(recipe), tmp_path, calibration, "text-generation")
     assert calls
