@@ -55,7 +55,7 @@ def _watch_inputs(linear: PreTrainedModel, calibration: Dataset, names: Iterable
 
 
 def clip_to_percentiles(
-    linear: GPT2LMHeadModel, calibration: Dataset, found: dict[str, QuantizedLinear], share: float = 1e-4
+    linear: PreTrainedModel, calibration: Dataset, found: dict[str, QuantizedLinear], share: float = 1e-4
 ) -> dict[str, QuantizedLinear]:
     """Narrow each u8 range so that it leaves out this share of a row's values at either end, averaged over the rows.
 

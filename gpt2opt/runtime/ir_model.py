@@ -65,7 +65,7 @@ class BoundGraph:
 
     def __init__(self, compiled: openvino.CompiledModel):
         self.request = compiled.create_infer_request()
-        self.names = {port.get_any_name() for port in compiled.inputs}
+        self.names = {name for port in compiled.inputs for name in port.get_names()}
         self.inputs: dict[str, np.ndarray] = {}
         self.cache: KvCache | None = None
 
@@ -126,12 +126,9 @@ class IrModel:
         return logits
 
     def generate(self, input_ids: np.ndarray, max_new_tokens: int, prompt_lookup: bool = False) -> np.ndarray:
-        """Continue (B, T) prompts greedily; return the new tokens (B, max_new_tokens).
+        """Continue (B, T) prompts greedily; return the new tokens (B, max_new_tokens). No token ends the text earlier.
 
-        Args:
-            input_ids: (B, T) int.
-            max_new_tokens: an integer of at least 1, as transformers' `GenerationConfig` requires; no token ends the text earlier.
-            prompt_lookup: for one prompt, decode several tokens per step if the text repeats itself; the tokens stay the same.
+        With `prompt_lookup`, for one prompt, several tokens are decoded per step if the text repeats itself; the tokens stay the same.
 
         Raises:
             ValueError: prompt and new tokens don't fit into the context, `input_ids` are no token ids of this model, `max_new_tokens` is
