@@ -127,6 +127,6 @@ def _write_tokenizers(folder: Path) -> None:
 
     from gpt2opt.sources.models import load_tokenizer
 
-    parts = convert_tokenizer(load_tokenizer(folder), with_detokenizer=True, add_special_tokens=False)  # a prompt goes on
+    parts = convert_tokenizer(load_tokenizer(folder), with_detokenizer=True, add_special_tokens=False)  # the answer continues the prompt
     for converted, name in zip(parts, TOKENIZERS, strict=True):
         save_model(converted, folder / name)

@@ -18,7 +18,7 @@ from gpt2opt.measure.quality import kl_divergence
 from gpt2opt.quantize.fake_quant import FakeQuantLinear, quantized_linears
 
 EVERY = 4
-"""Every fourth position is compared: neighbouring positions tell nearly the same, and the head is a third of the arithmetic."""
+"""Every fourth position is compared: neighbouring positions give nearly the same answer, and the head is a third of the arithmetic."""
 
 KV_CACHE = "kv_cache"
 

@@ -24,7 +24,7 @@ from gpt2opt.sources.gpt2 import check_finite, check_ids
 from gpt2opt.storage import check_folder, new_folder
 
 GATE_TOKENS = 2048
-"""Tokens on which the gate compares, twice for each input: enough to tell sensitivity from noise, few enough to wait for."""
+"""Tokens on which the gate compares, twice for each input: enough to distinguish sensitivity from noise, few enough to wait for."""
 NO_DOT_PRODUCT = (
     "this CPU has neither VNNI nor AMX, so an INT8 product takes several instructions; `gpt2opt doctor` shows what INT8 gained on each "
     "kind of CPU"

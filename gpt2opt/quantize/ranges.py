@@ -90,7 +90,7 @@ def take_over_smoothing(linear: Any, state: dict[str, Any]) -> None:
             module = getattr(layer, norm)
             weight, bias = (state[f"transformer.h.{block}.{norm}.{name}"].float() for name in ("weight", "bias"))
             old, new = torch.stack([module.weight, module.bias]), torch.stack([weight, bias])
-            # If the gain is zero, the bias tells the scale; if both are zero, the input is zero and no scale matters.
+            # If the gain is zero, the bias gives the scale; if both are zero, the input is zero and no scale matters.
             row = (new[0].abs() < new[1].abs()).long()[None]
             before, after = old.gather(0, row)[0], new.gather(0, row)[0]
             scale = torch.where(after != 0, before / after, 1.0)
@@ -127,7 +127,7 @@ def keep_sums_in_16_bits(linear: Any, calibration: Dataset, layers: dict[str, Qu
 
     Args:
         linear: the float model, so that weights are rounded once and not twice.
-        calibration: the rows that tell how large each input gets.
+        calibration: the rows that show how large each input gets.
         layers: the quantized form of each Linear.
     """
     inputs = [name for name, layer in layers.items() if layer.input_scale is not None]

@@ -115,7 +115,7 @@ def compile_ir(
 
 
 def _as_asked(compiled: openvino.CompiledModel, properties: Mapping[str, str]) -> openvino.CompiledModel:
-    """Return the graph, or raise ValueError if the plugin chose another type than it was told: it does so without a word."""
+    """Return the graph, or raise ValueError if the plugin silently chose another type than it was asked for."""
     for name in ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION"):
         if (found := compiled.get_property(name).to_string()) != properties[name]:
             raise ValueError(f"{name} is {found} on this CPU, not {properties[name]} as asked; ask for one that the CPU has")
