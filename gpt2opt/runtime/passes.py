@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from openvino import Model
 
-from gpt2opt.runtime.convolutions import as_convolutions
-from gpt2opt.runtime.graph import gelu_by_erf, look_up_integers, weight_only
+from gpt2opt.runtime.graph import as_convolutions, gelu_by_erf, look_up_integers, weight_only
 from gpt2opt.runtime.paged_attention import describe_last_attention, fix_shapes, no_empty_sizes, page_kv_cache, pick_rows
 
 FLOAT_INPUTS = "no quantized input, any CPU"

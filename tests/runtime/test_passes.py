@@ -10,8 +10,7 @@ import torch
 from gpt2opt.environment import has_int8_dot_product
 from gpt2opt.quantize.int8 import quantize_int8
 from gpt2opt.runtime.compile import compile_ir
-from gpt2opt.runtime.convolutions import as_convolutions
-from gpt2opt.runtime.graph import GELU_FORMS_DIFFER, activation_quantizer, gelu_by_erf, matmuls
+from gpt2opt.runtime.graph import GELU_FORMS_DIFFER, activation_quantizer, as_convolutions, gelu_by_erf, matmuls
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.paged_attention import ROWS, cut
 from gpt2opt.runtime.passes import CASES, DOT_PRODUCT, FLOAT_INPUTS, NO_DOT_PRODUCT, PASSES, SHARED, apply_passes, choose_passes
