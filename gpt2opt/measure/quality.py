@@ -219,9 +219,14 @@ def _compare(logits: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     for ours, theirs in zip(_rows(logits), _rows(reference), strict=True):
         theirs = theirs.to(ours.device)
         log_p, log_q = torch.log_softmax(theirs, -1), torch.log_softmax(ours, -1)
-        kls.append((log_p.exp() * (log_p - log_q)).sum(-1))
+        kls.append(kl_divergence(log_p, log_q))
         sames.append(ours.argmax(-1) == theirs.argmax(-1))
     return torch.cat(kls).cpu(), torch.cat(sames).cpu()
+
+
+def kl_divergence(reference: Tensor, model: Tensor) -> Tensor:
+    """Return KL(reference ‖ model) in nats, (...), from the log probabilities (..., V) of both."""
+    return (reference.exp() * (reference - model)).sum(-1)
 
 
 def _rows(logits: Tensor) -> Iterator[Tensor]:
