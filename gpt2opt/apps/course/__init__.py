@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from gpt2opt import finetune, prune
+from gpt2opt import finetune, prune, torch_model
 from gpt2opt.apps.course.charts import plot_latency, plot_memory_usage, plot_perplexity
 from gpt2opt.apps.course.cpu_model import CpuModel
 from gpt2opt.decoding.decoder import Greedy, Model
@@ -25,7 +25,6 @@ from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import COURSE, JOIN, perplexity, prepare_text
 from gpt2opt.measure.trace import record_trace
 from gpt2opt.quantize import int8
-from gpt2opt.run import pipeline
 from gpt2opt.settings import Settings
 from gpt2opt.sources.models import find_model_or_stand_in, load_tokenizer
 from gpt2opt.sources.texts import find_texts
@@ -51,7 +50,7 @@ def load_fp16_model(model_id: str | Path = "gpt2") -> tuple[PreTrainedTokenizerB
         model_id: a hub id, a directory, `bundled` or `auto`; see `find_model`, whose errors these are.
     """
     found = find_model_or_stand_in(str(model_id))
-    tokenizer, model = pipeline.load_fp16_model(found.path)
+    tokenizer, model = torch_model.load_fp16_model(found.path)
     print(f"Loaded {found} in FP16 on {model.device}")
     if found.stand_in:
         print("It is a smaller model: no figure of it compares with gpt2's. For gpt2 connect to the hub, or name a directory that holds it")
