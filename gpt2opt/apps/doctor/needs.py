@@ -21,7 +21,7 @@ PEAK_BYTES = {
 }
 """Stage -> measured peak of RAM without a GPU, for the bundled model and for gpt2: of the run's process, and of one that generates alone.
 
-Measured once, on 2 cores with AVX-512 VNNI, for gpt2 with random weights. Quantizing gpt2 and generating: the most in the committed results.
+Measured once, on 2 cores with AVX-512 VNNI, for gpt2 with random weights. Quantizing gpt2, generating: the most in the committed results.
 """
 DISK_PER_PARAMETER = 24
 """Bytes: the eight models of a run take 16, and an export writes its largest file, of 4, twice more before it is in place."""
