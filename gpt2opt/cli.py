@@ -187,14 +187,16 @@ def perplexity(options: argparse.Namespace) -> int:
 @number("seed", "of the draws")
 def generate(options: argparse.Namespace) -> int:
     """Continue prompts with an IR directory, and show the text as it is generated."""
-    from gpt2opt.decoding.generation import collect
-    from gpt2opt.runtime.generate import stream_from_ir
+    from gpt2opt.decoding.generation import collect, stream
+    from gpt2opt.runtime.ir_model import load_ir
+    from gpt2opt.sources.models import load_tokenizer
 
     known = {field.name for field in dataclasses.fields(DecodingSettings)}
     given = {name: value for name, value in vars(options).items() if name in known}
     settings = DecodingSettings(**given, stop_strings=tuple(options.stop or ()))
+    model, tokenizer = load_ir(options.directory), load_tokenizer(options.directory)
     tokens, alone = [], len(options.prompt) == 1
-    for token in stream_from_ir(options.directory, options.prompt, settings, truncate=options.truncate):
+    for token in stream(model, options.prompt, settings, tokenizer, truncate=options.truncate):
         tokens.append(token)
         if alone:
             print(token.text, end="", flush=True)

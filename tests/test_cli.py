@@ -8,8 +8,8 @@ from datasets import Dataset
 
 from gpt2opt.cli import main
 from gpt2opt.export.openvino import export_ir
-from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.run.record import read_record
 from gpt2opt.runtime.generate import continue_text
 from gpt2opt.sources.models import load_model
@@ -52,7 +52,7 @@ def test_audit_says_yes_with_exit_code_0(int8_dir, capsys):
 
 def test_audit_says_no_with_exit_code_1(model_dir, tmp_path, capsys):
     tokenizer, model = load_model(model_dir)
-    export_ir(linearize(model), tokenizer, tmp_path / "fp32")
+    export_ir(prepare_for_export(model), tokenizer, tmp_path / "fp32")
     assert main(["audit", str(tmp_path / "fp32")]) == 1
     answer = last_json(capsys)
     assert answer["passed"] is False
