@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel
 from gpt2opt import environment
 from gpt2opt.decoding.decoder import Greedy, check_prompts
 from gpt2opt.environment import device
-from gpt2opt.measure.memory import Vram, read_peak_vram, reset_peak_vram
+from gpt2opt.measure.memory import Vram, read_peak_vram
 from gpt2opt.measure.quality import Logits
 from gpt2opt.sources.models import load_model
 
@@ -112,7 +112,6 @@ def logits_of(model: "GPT2LMHeadModel | IrModel") -> Logits:
 def generate_from_torch(folder: str, prompt: list[int], new_tokens: int) -> Generator[str, None, Vram | None]:
     """Load an FP16 model, generate greedily and return the VRAM that took; runs in a fresh process, and names its steps."""
     torch.set_num_threads(environment.threads())
-    reset_peak_vram()
     _, model = load_model(Path(folder), "float16")
     decoder = TorchDecoder(model.to(device()), torch.tensor([prompt]))
     yield "loaded"

@@ -26,7 +26,7 @@ from gpt2opt.measure.trace import record_in_turns
 from gpt2opt.measure.trace_file import remove_trace, write_trace
 from gpt2opt.run.record import Measurement, Settings
 from gpt2opt.run.workload import Workload
-from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.runtime.manifest import is_ir, read_manifest
 from gpt2opt.sources.models import load_model
 from gpt2opt.storage import weight_files
 from gpt2opt.torch_model import TorchDecoder, device_name, generate_from_torch, generate_tokens, logits_of
@@ -39,10 +39,6 @@ BUSY = 0.1
 """Share of the cores taken by others from which on a user is told that the machine is busy."""
 
 logger = logging.getLogger(__name__)
-
-
-def is_ir(folder: Path) -> bool:
-    return (folder / "openvino_model.xml").exists()
 
 
 def load_measured(folder: Path) -> Any:

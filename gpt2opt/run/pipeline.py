@@ -27,8 +27,8 @@ from gpt2opt.finetune import (
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.measure.trace import record_trace
 from gpt2opt.prune import head_importance, importance_batches, prune_attention_heads, pruned_heads
-from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.report.tensorboard import drop_host_names, empty_log
 from gpt2opt.run.measurements import TRACED_TOKENS
 from gpt2opt.run.published import compare_with_published
@@ -98,7 +98,7 @@ def run_quantize(run: Run) -> None:
     calibration = prepare_calibration_dataset(documents, run.tokenizer, limit=run.settings.calibration_sequences)
     quantized = quantize_int8(model, run.tokenizer, calibration, int8)
     quantize_int8(model, run.tokenizer, calibration, naive, "w8a8-naive")
-    export_ir(linearize(model), run.tokenizer, fp32)
+    export_ir(prepare_for_export(model), run.tokenizer, fp32)
     run.measure("FP32", fp32, optimum_generates_the_same=optimum_generates_the_same(run, fp32))
     limited = generate_within(SMALL_MACHINE_BYTES, int8, run.workload.longest_prompt, run.settings.new_tokens)
     found: dict[str, Any] = {"audit": quantized.audit, "sensitivity": quantized.sensitivity, "prompt_lookup": prompt_lookup(run, int8)}

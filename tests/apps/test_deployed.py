@@ -132,8 +132,7 @@ model.generate(prompts=["Hi there!!"], tokenizer=tokenizer)
 
 
 def test_where_gpt2_cannot_be_had_the_stand_in_is_named_and_others_are_refused(monkeypatch, capsys):
-    for fetch in ("cached_snapshot", "download_snapshot"):
-        monkeypatch.setattr(models, fetch, lambda *_: None)
+    monkeypatch.setattr(models, "find_snapshot", lambda *_: None)
     model = GPT2Deployed.from_pretrained("gpt2")
     assert model.source.path == BUNDLED
     (line,) = capsys.readouterr().err.splitlines()

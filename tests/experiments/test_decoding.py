@@ -331,8 +331,7 @@ def test_a_judge_has_the_writers_vocabulary(model_dir, tokenizer):
 
 
 def test_a_size_that_can_not_be_had_gets_random_weights_and_is_named(monkeypatch):
-    monkeypatch.setattr("gpt2opt.sources.models.cached_snapshot", lambda *_: None)
-    monkeypatch.setattr("gpt2opt.sources.models.download_snapshot", lambda *_: None)
+    monkeypatch.setattr("gpt2opt.sources.models.find_snapshot", lambda *_: None)
     monkeypatch.delenv("GPT2OPT_MODEL", raising=False)
     found = find_candidates("auto")
     assert [candidate.name for candidate in found] == ["bundled", "gpt2", "gpt2-medium", "gpt2-large"]

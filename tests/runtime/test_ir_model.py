@@ -14,8 +14,7 @@ from gpt2opt.decoding.prompt_lookup import LONGEST_GUESS, PromptLookup
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.runtime import compile
-from gpt2opt.runtime.bound_graph import BoundGraph
-from gpt2opt.runtime.ir_model import MANY_SEQUENCES, load_ir
+from gpt2opt.runtime.ir_model import MANY_SEQUENCES, BoundGraph, load_ir
 from gpt2opt.runtime.kv_cache import BLOCK
 from gpt2opt.runtime.paged_attention import LAST
 from tests.conftest import greedy_tokens, relative_error, torch_logits

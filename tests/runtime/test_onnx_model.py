@@ -6,8 +6,9 @@ import torch
 
 from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
+from gpt2opt.export.onnx import export_onnx
 from gpt2opt.runtime import onnx_model
-from gpt2opt.runtime.onnx_model import export_onnx, load_onnx
+from gpt2opt.runtime.onnx_model import load_onnx
 from gpt2opt.torch_model import TorchModel
 from tests.conftest import make_model
 

@@ -28,7 +28,7 @@ from gpt2opt.quantize import int8
 from gpt2opt.run import pipeline
 from gpt2opt.settings import Settings
 from gpt2opt.sources.models import find_model_or_stand_in, load_tokenizer
-from gpt2opt.sources.rows import find_rows
+from gpt2opt.sources.texts import find_texts
 from gpt2opt.torch_model import TorchModel, generate_tokens, logits_of
 
 __all__ = [
@@ -67,7 +67,7 @@ def load_wikitext_dataset(train_split: str = "train[:100]", valid_split: str = "
     Raises:
         ValueError: a split can't be read or has no rows, or the text that GPT2OPT_TEXT names can't be found.
     """
-    rows = find_rows()
+    rows = find_texts()
     train, valid = rows.take(train_split), rows.take(valid_split)
     print(f"{rows}: {len(train)} rows of {train_split}, {len(valid)} rows of {valid_split}")
     if rows.stand_in:

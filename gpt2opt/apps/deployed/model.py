@@ -19,13 +19,14 @@ from gpt2opt.decoding.decoder import Model, check_prompts
 from gpt2opt.decoding.generation import Generated, Token, collect, stream
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.decoding.text import encode_prompt
+from gpt2opt.export.onnx import export_onnx
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.export.qaic import AI_CORES, compile_program, export_qaic, find_compiler
 from gpt2opt.measure.latency import TIMED_RUNS, compare_latency
 from gpt2opt.measure.limits import measure_limits
-from gpt2opt.quantize.fake_quant import linearize
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.runtime.ir_model import load_ir
-from gpt2opt.runtime.onnx_model import export_onnx, load_onnx, require_onnxruntime
+from gpt2opt.runtime.onnx_model import load_onnx, require_onnxruntime
 from gpt2opt.settings import is_whole
 from gpt2opt.sources.gpt2 import check_ids, heads_per_layer
 from gpt2opt.sources.models import FoundModel, find_model_or_stand_in, load_model
@@ -49,7 +50,7 @@ class Backend:
 
 
 BACKENDS: Mapping[str, Backend] = {
-    "openvino": Backend(lambda: None, lambda model, tokenizer, folder: export_ir(linearize(model), tokenizer, folder), load_ir),
+    "openvino": Backend(lambda: None, lambda model, tokenizer, folder: export_ir(prepare_for_export(model), tokenizer, folder), load_ir),
     "onnxruntime": Backend(require_onnxruntime, export_onnx, load_onnx),
     "qaic": Backend(find_compiler, export_qaic, None),
 }

@@ -17,12 +17,11 @@ from gpt2opt.decoding.text import encode
 from gpt2opt.measure.child import Child
 from gpt2opt.measure.results import Agreement, Memory
 from gpt2opt.run.record import read_record
-from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.runtime.manifest import is_ir, read_manifest
 from gpt2opt.sources.models import find_model, load_tokenizer
 from gpt2opt.storage import from_json, hash_weights, read_json, write_result
 
 SCHEMA = "gpt2opt.ui/1"
-IR = "openvino_model.xml"
 OF_A_RUN = {FP32: ("FP32", "4-control-fp32"), "w8a8": ("INT8", "4-quantize"), "w8a8-naive": ("INT8, naive", "4-control-naive")}
 """Precision -> the model's name in the record of a run, and its folder."""
 TORCH_OF_A_RUN = "3-finetune"
@@ -178,7 +177,7 @@ def known(choice: Choice, out: Path) -> Prepared | None:
         return prepared
     folder = cache_folder(choice, out)
     measured = folder.with_suffix(".json")
-    if not measured.exists() or not (folder / IR).exists():
+    if not measured.exists() or not is_ir(folder):
         return None
     return Prepared(folder.parent.name, folder, from_json(Cost, read_json(measured, SCHEMA, "gpt2opt ui")["cost"]), made=True)
 
@@ -197,7 +196,7 @@ def taken_as_it_is(choice: Choice) -> Prepared | None:
     if choice.model in SIZES:
         return None
     folder = Path(choice.model).resolve()
-    if (folder / IR).exists():
+    if is_ir(folder):
         weights = read_manifest(folder).weights
         stored = STORED[weights]
         if choice.precision not in stored:
@@ -205,7 +204,7 @@ def taken_as_it_is(choice: Choice) -> Prepared | None:
         # One type may be that of several precisions, and the manifest does not say which: so the name says what is known.
         return Prepared(f"{folder.name}, an IR of {weights} weights as it is", folder, Cost(), made=False)
     name, inside = OF_A_RUN.get(choice.precision, ("", ""))
-    if not name or not (folder / "run.json").exists() or not (folder / inside / IR).exists():
+    if not name or not (folder / "run.json").exists() or not is_ir(folder / inside):
         return None
     record = read_record(folder / "run.json")
     measured = record.models.get(name)
@@ -262,13 +261,13 @@ class Maker:
 
     def make(self) -> None:
         from gpt2opt.export.openvino import export_ir
-        from gpt2opt.quantize.fake_quant import linearize
         from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
+        from gpt2opt.quantize.linear import prepare_for_export
 
-        if (self.folder / IR).exists():
+        if is_ir(self.folder):
             return
         if self.precision == FP32:
-            export_ir(linearize(self.model), self.tokenizer, self.folder)
+            export_ir(prepare_for_export(self.model), self.tokenizer, self.folder)
             return
         rows = prepare_calibration_dataset([document.text for document in self.texts.calibration], self.tokenizer)
         quantize_int8(self.model, self.tokenizer, rows, self.folder, self.precision)
