@@ -25,6 +25,7 @@ from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import COURSE, JOIN, perplexity, prepare_text
 from gpt2opt.measure.trace import record_trace
 from gpt2opt.quantize import int8
+from gpt2opt.run.measurements import TRACED_TOKENS
 from gpt2opt.settings import Settings
 from gpt2opt.sources.models import find_model_or_stand_in, load_tokenizer
 from gpt2opt.sources.texts import find_texts
@@ -147,7 +148,7 @@ def profile_model_for_tensorboard(
         device = "cpu"
     _runnable(model.to(device))  # type: ignore[arg-type] # transformers' wrapper of `to` hides the types of torch's
     ids = encode_prompt(tokenizer, prompt, 0)
-    trace = record_trace(lambda: generate_tokens(model, [ids], pipeline.TRACED_TOKENS), Path(log_dir, run_name))
+    trace = record_trace(lambda: generate_tokens(model, [ids], TRACED_TOKENS), Path(log_dir, run_name))
     print(f"The trace is in {trace.path}; `tensorboard --logdir {log_dir}` shows it")
 
 
