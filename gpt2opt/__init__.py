@@ -4,13 +4,16 @@ The names below load on first use: `import gpt2opt` alone loads neither torch no
 """
 
 import importlib
+import sys
 from typing import Any
 
 from gpt2opt.environment import check_python, leave_home_alone, let_waiting_threads_sleep
+from gpt2opt.moved import RENAMED, MovedModules
 
 check_python()
 leave_home_alone()
 let_waiting_threads_sleep()
+sys.meta_path.append(MovedModules())
 
 _NAMES = {
     "apps.deployed.model": "GPT2Deployed",
@@ -20,7 +23,6 @@ _NAMES = {
     "environment": "device quiet",
     "export.openvino": "export_ir",
     "finetune": "batch_sizes fused_gelu loss_curves prepare_tokenizer_for_padding tokenize_dataset",
-    "measure.latency": "measure_latency",
     "measure.memory": "peak_ram peak_vram",
     "measure.quality": "perplexity prepare_text",
     "measure.trace": "read_trace record_trace trace_handler",
@@ -38,7 +40,6 @@ _NAMES = {
     "run.recorder": "start_run",
     "runtime.audit": "audit_int8",
     "runtime.ir_model": "load_ir",
-    "sources.texts": "find_texts",
     "torch_model": "generate_from_torch generate_tokens load_fp16_model logits_of",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
@@ -46,6 +47,8 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name in RENAMED:
+        raise ImportError(f"gpt2opt.{name} is now {RENAMED[name]}", name=name)
     if name not in _HOMES:
         raise AttributeError(f"module 'gpt2opt' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"gpt2opt.{_HOMES[name]}"), name)

@@ -14,11 +14,15 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from gpt2opt.decoding.decoder import Greedy
+from gpt2opt.decoding.generation import generate
+from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.prune import prune_attention_heads
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.runtime import passes
+from gpt2opt.runtime.ir_model import load_ir
+from gpt2opt.sources.models import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 END_OF_TEXT = "<|endoftext|>"
@@ -169,3 +173,10 @@ def text_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(sample_text())
     return path
+
+
+def continue_text(folder: Path, prompt: str, max_new_tokens: int, truncate: bool = False) -> str:
+    """Return what an IR writes behind a prompt, greedily."""
+    settings = DecodingSettings(max_new_tokens=max_new_tokens)
+    (result,) = generate(load_ir(folder), [prompt], settings, load_tokenizer(folder), truncate=truncate)
+    return result.text

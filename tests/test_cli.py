@@ -11,10 +11,9 @@ from gpt2opt.export.openvino import export_ir
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.run.record import read_record
-from gpt2opt.runtime.generate import continue_text
 from gpt2opt.sources.models import load_model
 from gpt2opt.storage import claim_folder
-from tests.conftest import sample_text
+from tests.conftest import continue_text, sample_text
 from tests.report.conftest import make_record
 
 

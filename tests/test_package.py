@@ -1,9 +1,15 @@
 """The package that people install: what is in a wheel, and what works without OpenVINO."""
 
+import importlib
+import re
 import subprocess
 import sys
 import zipfile
 
+import pytest
+
+import gpt2opt
+from gpt2opt.moved import MODULES, RENAMED
 from tests.conftest import ROOT
 
 
@@ -38,3 +44,29 @@ print(trainer.state.global_step, {{block.attn.num_heads for block in model.trans
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["1 {10}"], done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("name", "now"), sorted(RENAMED.items()))
+def test_an_old_name_leads_to_the_new_one(name, now):
+    module, _, new = now.removeprefix("gpt2opt.").rpartition(".") if ":" not in now else (now.removeprefix("gpt2opt."), "", "")
+    module, _, listed = module.partition(": ")
+    home = importlib.import_module(f"gpt2opt.{module}" if module else "gpt2opt")
+    assert all(hasattr(home, one) for one in (listed.split(", ") if listed else [new]))
+    with pytest.raises(ImportError, match=re.escape(f"gpt2opt.{name} is now {now}")):
+        getattr(gpt2opt, name)
+
+
+@pytest.mark.parametrize(("name", "now"), sorted(MODULES.items()))
+def test_an_old_module_leads_to_the_new_one(name, now):
+    importlib.import_module(f"gpt2opt.{now}")
+    with pytest.raises(ModuleNotFoundError, match=re.escape(f"gpt2opt.{name} is now gpt2opt.{now}")):
+        importlib.import_module(f"gpt2opt.{name}")
+
+
+def test_the_public_names_are_few_and_each_is_used_by_the_notebook_or_the_documents():
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "project.ipynb", ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    unused = [
+        name for name in gpt2opt.__all__ if not any(re.search(rf"gpt2opt\.{name}\b|from gpt2opt import .*{name}", text) for text in texts)
+    ]
+    assert unused == []
+    assert len(gpt2opt.__all__) <= 45

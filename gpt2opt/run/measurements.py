@@ -122,7 +122,7 @@ def measure_memory(folder: Path, workload: Workload, new_tokens: int) -> Memory:
     function: Callable[..., Any] = generate_from_torch
     library = "transformers.models.gpt2.modeling_gpt2"
     if is_ir(folder):
-        from gpt2opt.runtime.generate import generate_from_ir
+        from gpt2opt.runtime.ir_model import generate_from_ir
 
         function, library = generate_from_ir, "openvino"
     before = device_vram()  # this process has models on the GPU too

@@ -34,8 +34,7 @@ from gpt2opt.run.measurements import TRACED_TOKENS
 from gpt2opt.run.published import compare_with_published
 from gpt2opt.run.recorder import Run
 from gpt2opt.runtime.compile import cpu_properties
-from gpt2opt.runtime.generate import generate_from_ir
-from gpt2opt.runtime.ir_model import load_ir
+from gpt2opt.runtime.ir_model import generate_from_ir, load_ir
 from gpt2opt.settings import FINETUNE, PROFILE, PRUNE, QUANTIZE, Settings
 from gpt2opt.torch_model import generate_tokens, load_fp16_model, logits_from_torch
 

@@ -5,13 +5,13 @@ cache, so that nothing is copied between them. Each decoder has a cache of its o
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
 import openvino
 
-from gpt2opt.decoding.decoder import check_fits, check_prompts
+from gpt2opt.decoding.decoder import Greedy, check_fits, check_prompts
 from gpt2opt.runtime.compile import CompiledIr, compile_ir, give_back_pages
 from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache, texts_cut_at_blocks, token_by_token, whole_texts
 from gpt2opt.runtime.manifest import IR_WEIGHTS, read_config
@@ -286,3 +286,12 @@ class IrDecoder:
             right += 1
         self.pasts = self.pasts + right + 1
         return chosen[: right + 1].tolist()
+
+
+def generate_from_ir(directory: str, ids: list[int], new_tokens: int) -> Generator[str, None, list[int]]:
+    """Load an IR and generate greedily, in a fresh process whose memory is measured; yield the name of each step that is done."""
+    model = load_ir(directory)
+    yield "loaded"
+    (tokens,) = Greedy(model.decoder([ids], new_tokens)).generate(new_tokens)
+    yield "steady"
+    return tokens

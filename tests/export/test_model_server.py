@@ -14,9 +14,8 @@ from gpt2opt.cli import main
 from gpt2opt.decoding.text import encode_prompt
 from gpt2opt.export import model_server
 from gpt2opt.export.model_server import export_for_server
-from gpt2opt.runtime.generate import continue_text
 from gpt2opt.runtime.ir_model import load_ir
-from tests.conftest import CONTEXT, greedy_tokens, make_model
+from tests.conftest import CONTEXT, continue_text, greedy_tokens, make_model
 from tests.other_tokenizers import sentence_piece
 
 LOADED_BY_THE_SERVER = {

@@ -12,9 +12,8 @@ import torch
 from optimum.intel import OVModelForCausalLM
 
 from gpt2opt.runtime.compile import PROPERTIES, cpu_properties
-from gpt2opt.runtime.generate import continue_text
 from gpt2opt.runtime.ir_model import load_ir
-from tests.conftest import greedy_tokens
+from tests.conftest import continue_text, greedy_tokens
 
 
 def test_text_is_continued(quantized):
@@ -28,7 +27,7 @@ def test_text_is_continued(quantized):
 def test_generating_from_the_ir_loads_no_torch(quantized):
     """The RAM of INT8 is measured on such a process, with openvino and numpy alone."""
     code = (
-        "import json, sys; from gpt2opt.runtime.generate import generate_from_ir; list(generate_from_ir(sys.argv[1], [1, 2, 3], 2));"
+        "import json, sys; from gpt2opt.runtime.ir_model import generate_from_ir; list(generate_from_ir(sys.argv[1], [1, 2, 3], 2));"
         "print(json.dumps(sorted(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(quantized[0])], capture_output=True, text=True, check=True)

@@ -275,8 +275,7 @@ class Maker:
     def measure(self) -> Cost:
         from gpt2opt.measure.memory import in_fresh_process
         from gpt2opt.measure.quality import measure_agreement, prepare_text
-        from gpt2opt.runtime.generate import generate_from_ir
-        from gpt2opt.runtime.ir_model import load_ir
+        from gpt2opt.runtime.ir_model import generate_from_ir, load_ir
         from gpt2opt.sources.texts import take_bytes
         from gpt2opt.storage import weight_files
         from gpt2opt.torch_model import logits_of
