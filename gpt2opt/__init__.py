@@ -8,12 +8,12 @@ import sys
 from typing import Any
 
 from gpt2opt.environment import check_python, leave_home_alone, let_waiting_threads_sleep
-from gpt2opt.moved import RENAMED, MovedModules
+from gpt2opt.moved import RENAMED, MovedNames
 
 check_python()
 leave_home_alone()
 let_waiting_threads_sleep()
-sys.meta_path.append(MovedModules())
+sys.meta_path.append(MovedNames())
 
 _NAMES = {
     "apps.deployed.model": "GPT2Deployed",
@@ -48,7 +48,7 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name: str) -> Any:
     if name in RENAMED:
-        raise ImportError(f"gpt2opt.{name} is now {RENAMED[name]}", name=name)
+        raise AttributeError(f"gpt2opt.{name} is now {RENAMED[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'gpt2opt' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"gpt2opt.{_HOMES[name]}"), name)

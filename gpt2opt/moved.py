@@ -34,7 +34,7 @@ RENAMED = {
     "profile_facts": "gpt2opt.compare_with_published",
     "readable_by_inc": "gpt2opt.patched_for_inc",
     "stream_text": "gpt2opt.decoding.generation.stream",
-} | {name: f"gpt2opt.{module}.{name}" for module, names in NAMES.items() for name in names.split()}
+}
 MODULES = {
     "decoding.text_generation": "decoding.generation",
     "model_server": "export.model_server",
@@ -51,12 +51,15 @@ MODULES = {
     "window": "versions",
 }
 """Modules by their old and their new names, both in `gpt2opt`."""
+RENAMED |= {name: f"gpt2opt.{module}.{name}" for module, names in NAMES.items() for name in names.split()}
+RENAMED |= {old: f"gpt2opt.{new}" for old, new in MODULES.items()}
 
 
-class MovedModules(MetaPathFinder):
-    """Asked last, when no module of a name was found."""
+class MovedNames(MetaPathFinder):
+    """Asked last, when nothing of a name was found."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
-        """Raise ModuleNotFoundError, with the new name, for a module that was moved."""
-        if now := MODULES.get(fullname.removeprefix("gpt2opt.")) if fullname.startswith("gpt2opt.") else None:
-            raise ModuleNotFoundError(f"{fullname} is now gpt2opt.{now}", name=fullname)
+        """Raise ImportError, with the new name, for what was moved."""
+        package, _, name = fullname.partition(".")
+        if package == "gpt2opt" and (now := RENAMED.get(name)):
+            raise ImportError(f"{fullname} is now {now}")

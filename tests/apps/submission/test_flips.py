@@ -7,11 +7,11 @@ import string
 import pytest
 from nbformat.v4 import new_code_cell, new_output
 
-from gpt2opt import conclude_finetune, conclude_profile, environment_table, samples_table, speed_table, stage_table, stand_in_notice
 from gpt2opt.apps.submission.evidence import NotMetError, read_submission
 from gpt2opt.apps.submission.figures import OBJECT, figures_of_the_record
 from gpt2opt.apps.submission.points import outputs_present
-from gpt2opt.report.tables import summary_table
+from gpt2opt.report.conclusions import conclude_finetune, conclude_profile
+from gpt2opt.report.tables import environment_table, samples_table, speed_table, stage_table, stand_in_notice, summary_table
 from tests.apps.submission.conftest import CHARTS, PICTURE
 from tests.report.conftest import change, make_record
 

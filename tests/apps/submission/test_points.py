@@ -6,11 +6,11 @@ import shutil
 import pytest
 from nbformat.v4 import new_output
 
-import gpt2opt
 from gpt2opt.apps.submission import figures
 from gpt2opt.apps.submission.code import read_code
 from gpt2opt.apps.submission.evidence import read_submission
 from gpt2opt.apps.submission.points import POINTS, check_points, should_show
+from gpt2opt.report.conclusions import conclude_finetune
 from gpt2opt.report.profile.page import hash_traces
 from gpt2opt.report.tables import stage_table, summary_table
 from tests.apps.submission.conftest import PICTURE, TRACE
@@ -182,7 +182,7 @@ def test_a_summary_that_is_not_shown_fails(recorded):
 
 def test_a_conclusion_from_another_run_fails(recorded):
     recorded.cells["again"].source += "\nprint(gpt2opt.conclude_finetune(run.record))"
-    recorded.say("again", gpt2opt.conclude_finetune(with_tuned_control()).replace("gained 0.300 ", "gained 0.309 "))
+    recorded.say("again", conclude_finetune(with_tuned_control()).replace("gained 0.300 ", "gained 0.309 "))
     recorded.cells["memory"].outputs[-1].data["text/markdown"] = summary_table(with_tuned_control()).markdown()
     (recorded.traces / "run.json").write_text(json.dumps(dataclasses.asdict(with_tuned_control())))
     assert "code cell 5 does not show what conclude_finetune gives for this record: it lacks " in recorded.failed()[FIGURES]
@@ -223,7 +223,7 @@ def test_a_table_or_a_text_behind_words_of_ones_own_passes(recorded):
     recorded.cells["memory"].outputs[-1].data["text/markdown"] = summary_table(record).markdown()
     recorded.cells["again"].source += "\nprint('all:', gpt2opt.summary_table(run.record))"
     recorded.cells["again"].source += "\nprint('so:', gpt2opt.conclude_finetune(run.record))"
-    said = gpt2opt.conclude_finetune(record)
+    said = conclude_finetune(record)
     recorded.say("again", f"all: {summary_table(record)}\nso: {said}\n")
     assert recorded.failed() == {}
     recorded.cells["again"].outputs[-1].text = f"so: {said.replace('nats', 'bits')}\n"
