@@ -4,11 +4,12 @@ An experiment runs and returns a frozen result. From the result alone, as it is 
 """
 
 import dataclasses
+import datetime
 import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from gpt2opt.report.tables import Table
+from gpt2opt.report.table import Table, table
 from gpt2opt.storage import check_file, check_folder, from_json, read_json, write_chart, write_result
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Experiment:
 
     result: the frozen dataclass that it returns; it names its `schema` and the `environment` it was measured in. run: takes the options of
     its `Entry`, and the folder of the result if the entry says so. tables: by title. charts: by the name of the file. caption: what it
-    was measured on, and what it shows, in Markdown.
+    was measured on, and what it shows, in Markdown. in_documents: titles of the tables that documents show; all if there are none.
     """
 
     result: type
@@ -37,6 +38,7 @@ class Experiment:
     tables: Callable[[Any], Mapping[str, Table]]
     charts: Callable[[Any], Mapping[str, "Figure"]]
     caption: Callable[[Any], str]
+    in_documents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ EXPERIMENTS = {
         (MODEL, Option("rounds", int, 5, "timed rounds")),
     ),
     "optimisations": Entry(
-        "experiments.optimisations.report",
+        "experiments.optimisations",
         "time torch and ONNX Runtime with one thread and all, greedy and sampling, each in its own process, in turns",
         (
             SIZE,
@@ -230,3 +232,57 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
 
         yield step
         bar.update()
+
+
+CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "no difference was measurable"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim that was checked. claim: nearly in the words of who made it. verdict: what the result says of it. figure: the numbers."""
+
+    claim: str
+    verdict: str
+    figure: str
+
+
+def decide(confirmed: bool, refuted: bool) -> str:
+    """Return the verdict of a claim, of which at most one of the two is certain."""
+    return CONFIRMED if confirmed else REFUTED if refuted else OPEN
+
+
+def findings_table(findings: Iterable[Finding]) -> Table:
+    return table(("claim", "verdict", "figure"), [(found.claim, found.verdict, found.figure) for found in findings])
+
+
+def say(text: str) -> None:
+    """Tell on stderr what is done now."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def now() -> str:
+    """Return the time, as results keep it in `created`."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def slug(name: str) -> str:
+    """Return a name as it is typed: `torch-dynamic-int8`."""
+    return name.lower().replace(",", "").replace(" ", "-")
+
+
+def choose(what: str, names: str, known: Iterable[str], *always: str) -> tuple[str, ...]:
+    """Return those of the known names that are asked for, with commas between them, as `slug` writes them; all if none is.
+
+    Args:
+        what: the names are of, for the message.
+        always: names that take part in any case, because the others are compared with them.
+
+    Raises:
+        ValueError: a name is not known; the message names the choices.
+    """
+    typed = {slug(name): name for name in known}
+    asked = [slug(name.strip()) for name in names.split(",") if name.strip()]
+    unknown = [name for name in asked if name not in typed]
+    if unknown:
+        raise ValueError(f"{what} {unknown[0]!r} is not known; expected some of {', '.join(typed)}")
+    return tuple(name for short, name in typed.items() if short in asked or name in always or not asked)

@@ -5,14 +5,12 @@ measured too. Its weights are random: they take the time of trained ones, and it
 """
 
 import dataclasses
-import datetime
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.contract import Experiment
+from experiments.contract import Experiment, now, say
 from gpt2opt import environment
 from gpt2opt.apps.deployed.model import BACKENDS, HERE, GPT2Deployed
 from gpt2opt.apps.deployed.report import plot_scaling, scaling_table, statistics_table
@@ -79,8 +77,7 @@ def measure_deployed(model: str = "auto", runs: int = 12) -> DeployedResult:
     if first.source.stand_in:
         with tempfile.TemporaryDirectory() as scratch:
             models.append(_deployed(_full_size(first, Path(scratch, "gpt2")), runs, trained=False))
-    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return DeployedResult(created, environment.describe(), PROMPT, tuple(models))
+    return DeployedResult(now(), environment.describe(), PROMPT, tuple(models))
 
 
 def _full_size(small: GPT2Deployed, folder: Path) -> GPT2Deployed:
@@ -97,7 +94,7 @@ def _full_size(small: GPT2Deployed, folder: Path) -> GPT2Deployed:
 def _deployed(model: GPT2Deployed, runs: int, trained: bool) -> DeployedModel:
     deployments, text = [], None
     for backend in HERE:
-        print(f"{model.source} in {backend}", file=sys.stderr, flush=True)
+        say(f"{model.source} in {backend}")
         model.compile(backend=backend)
         generation = model.generate(PROMPT, runs=runs)
         text = generation.texts[0] if trained else None

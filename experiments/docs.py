@@ -13,7 +13,7 @@ from experiments.doctor import measured
 from gpt2opt.environment import cpu_kind, machine_label
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.conclusions import conclude_finetune, conclude_profile, conclude_prune, conclude_quantize, machine_changes
-from gpt2opt.report.tables import memory_table, perplexity_ratio, quality_table, speed_table, summary_table, table
+from gpt2opt.report.tables import chain_table, memory_table, perplexity_ratio, quality_table, speed_table, summary_table
 from gpt2opt.run.record import QUANTIZE, Record, read_record
 from gpt2opt.storage import write_whole
 
@@ -22,7 +22,6 @@ RESULTS = ROOT / "experiments" / "results"
 DOCUMENTS = ("README.md", "docs/*.md")
 OF_DOCTOR = "gpt2opt/apps/doctor/measured.json"
 BLOCK = re.compile(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
-FIRST_PAGE = ("Baseline", "Pruned", "Fine-tuned", "FP32", "INT8")
 
 
 def fill_documents() -> list[str]:
@@ -99,7 +98,8 @@ def _block(name: str, place: Path) -> str:
     source = json_path(what, folder)
     parts = [experiment.caption(result)]
     parts += [f"![{path.stem}]({link}/{path.name})" for path in drawn_from(source)]
-    parts += [f"**{title}**\n\n{shown.markdown()}" for title, shown in experiment.tables(result).items()]
+    shown = {title: each for title, each in experiment.tables(result).items() if title in (experiment.in_documents or (title,))}
+    parts += [f"**{title}**\n\n{each.markdown()}" for title, each in shown.items()]
     return "\n\n".join([*parts, f"All samples: [`{what}.json`]({link}/{source.name})."])
 
 
@@ -109,12 +109,7 @@ def _link(folder: Path, place: Path) -> str:
 
 def _first_page(record: Record, link: str) -> str:
     """Show five models of a run in one table, and one chart."""
-    shown = summary_table(record)
-    columns = [shown.header.index(name) for name in shown.header if name not in ("bits/byte", "device")]
-    by_name = {row[0].removesuffix(" (control)"): row for row in shown.rows}
-    rows = [[by_name[name][column] for column in columns] for name in FIRST_PAGE]
-    short = table([shown.header[column] for column in columns], rows)
-    return f"{short.markdown()}\n\n![Latency of the five models]({link}/run-latency.png)\n\n{_taken_on(record)}"
+    return f"{chain_table(record).markdown()}\n\n![Latency of the five models]({link}/run-latency.png)\n\n{_taken_on(record)}"
 
 
 def _taken_on(record: Record) -> str:
@@ -129,7 +124,7 @@ def _taken_on(record: Record) -> str:
 
 def _summary(record: Record, link: str) -> str:
     parts = [_taken_on(record)]
-    if record.stages[-1].name == QUANTIZE:
+    if record.stages[-1] == QUANTIZE:
         int8, fp32 = record.measured("INT8").quality, record.measured("FP32").quality
         parts.append(f"Perplexity of INT8 ÷ that of its FP32 control: {perplexity_ratio(int8, fp32)}.")
     parts.append(f"Every number comes from [`run.json`]({link}/run.json), which also holds the raw samples.")

@@ -24,7 +24,7 @@ def measured(results: Path) -> str:
         _keep_largest(ram, race.size, QUANTIZE, race.ours.prepare_peak_rss_bytes, kind)
         _keep_largest(ram, race.size, GENERATE, race.ours.peak_rss_bytes, kind)
     for kind in kinds:
-        if (path := results / kind / "run.json").exists() and (record := read_record(path)).stages[-1].name == QUANTIZE:
+        if (path := results / kind / "run.json").exists() and (record := read_record(path)).stages[-1] == QUANTIZE:
             _keep_largest(ram, record.sources["model"]["name"], GENERATE, record.measured("INT8").memory.peak_rss_bytes, kind)
     content = {"int8": {kind: int8_gain(race) for kind, race in races.items()}, "ram": ram}
     return json.dumps(content, indent=1) + "\n"

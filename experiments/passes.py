@@ -4,7 +4,6 @@ Each variant loads the same files in a process of its own, and they take turns. 
 on convolutions finds none without `as_convolutions`. So a row tells what the runtime loses without this one pass, not a share of a sum.
 """
 
-import datetime
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -12,21 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import openvino
 from tqdm import tqdm
 
-from experiments.contract import Experiment
-from experiments.race.engines.base import Timing, time_greedy
-from experiments.race.run import check_size, prepare_models
-from experiments.race.turns import Case, race
+from experiments.contract import Experiment, now
+from experiments.race.engines.base import Case, Timing, prompts_of
+from experiments.race.engines.ours import Ours
+from experiments.race.run import check_size, prepare_models, total_s
 from gpt2opt import environment
-from gpt2opt.measure.child import Child, thread_settings
 from gpt2opt.measure.memory import in_fresh_process, read_resident
 from gpt2opt.measure.results import Resident
 from gpt2opt.measure.stats import PERCENT, Estimate, paired_ratio
+from gpt2opt.measure.turns import Contestants, again, in_child
 from gpt2opt.report.style import OUR_ENGINE, SAME
-from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
+from gpt2opt.report.table import MISSING, Table, megabytes, milliseconds, table
 from gpt2opt.runtime.compile import case_of
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import IR_NAME
@@ -66,28 +64,14 @@ class PassGains:
     schema: str = SCHEMA
 
 
-class Loaded:
-    """What runs in a process of its own: the runtime, with passes left out."""
+class OursWithout(Ours):
+    """The runtime with passes left out."""
 
-    def __init__(self, folder: Path, threads: int, leave_out: Sequence[str]):
-        self.model = load_ir(folder, threads, leave_out=leave_out)
-
-    def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
-        return time_greedy(self.model.decoder(prompts), new_tokens)
+    def __init__(self, leave_out: Sequence[str], folder: Path):
+        self.model = load_ir(folder, environment.threads(), leave_out=leave_out)
 
     def resident(self) -> Resident | None:
         return read_resident()
-
-
-class Contestant:
-    """A variant, as the race calls it."""
-
-    def __init__(self, folder: Path, leave_out: Sequence[str]):
-        threads = environment.threads()
-        self.child = Child(Loaded, folder, threads, leave_out, environment=thread_settings(threads))
-
-    def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
-        return self.child.call("generate", prompts, new_tokens)
 
 
 def measure_passes(size: str = "gpt2", rounds: int = 12) -> PassGains:
@@ -112,8 +96,7 @@ def measure_passes(size: str = "gpt2", rounds: int = 12) -> PassGains:
         in_fresh_process(quantize, Path(scratch, "models", "full"), folder)
         bar.update()
         case, variants = time_passes(folder, models.vocab_size, rounds, bar)
-    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return PassGains(created, environment.describe(), f"{size}, weights: {models.weights}", case, variants)
+    return PassGains(now(), environment.describe(), f"{size}, weights: {models.weights}", case, variants)
 
 
 def quantize(source: Path, folder: Path) -> None:
@@ -139,20 +122,16 @@ def time_passes(folder: Path, vocab_size: int, rounds: int, bar: tqdm) -> tuple[
     case = case_of(openvino.Core().read_model(folder / IR_NAME))
     removable = [name for name, each in choose_passes(case).items() if not each.required]
     bar.set_description("loading")
-    contestants = {name: Contestant(folder, () if name == ALL else (name,)) for name in (ALL, *removable)}
-    try:
+    starts = {name: in_child(OursWithout, () if name == ALL else (name,), folder) for name in (ALL, *removable)}
+    with Contestants(starts) as contestants:
         bar.set_description("timing")
-        for outcome in race(contestants, dict.fromkeys(contestants, (ONE, SEVERAL)), rounds=rounds, vocab_size=vocab_size):  # noqa: B007
+        turns = contestants.take_turns("timed", (ONE, SEVERAL), rounds=rounds, seconds=total_s, arguments=prompts_of(vocab_size))
+        for outcome in turns:  # noqa: B007
             bar.update()
-        if outcome.left:
-            raise RuntimeError("; ".join(f"without {name}: {reason}" for name, reason in outcome.left.items()))
-        sizes = {name: contestant.child.call("resident") for name, contestant in contestants.items()}
-    finally:
-        for contestant in contestants.values():
-            contestant.child.close()
+        sizes = {name: contestants.call(name, "resident") for name in contestants.names}
     return case, tuple(
-        Variant(name, sizes[name] and sizes[name].rss_bytes, tuple(timings[ONE]), tuple(timings[SEVERAL]))
-        for name, timings in outcome.timings.items()
+        Variant(name, sizes[name] and sizes[name].rss_bytes, tuple(taken[ONE]), tuple(taken[SEVERAL]))
+        for name, taken in outcome.samples.items()
     )
 
 
@@ -185,8 +164,9 @@ def passes_table(result: PassGains) -> Table:
     rows = [(ALL, *first, MISSING if everything.rss_bytes is None else megabytes(everything.rss_bytes))]
     for variant in others:
         more = None if variant.rss_bytes is None or everything.rss_bytes is None else variant.rss_bytes - everything.rss_bytes
-        ratios = [f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]" for ratio in without(result, variant)]
-        rows.append((f"without `{variant.name}`", *ratios, MISSING if more is None else f"{more / 1e6:+.0f}"))
+        ratios = [f"{ratio:.3f}" for ratio in without(result, variant)]
+        named = variant.name if variant.name == again(ALL) else f"without `{variant.name}`"
+        rows.append((named, *ratios, MISSING if more is None else f"{more / 1e6:+.0f}"))
     return table(("graph passes", *(f"{name}: × as long [{PERCENT}]" for name, *_ in COLUMNS), "RSS, MB"), rows)
 
 
@@ -200,8 +180,7 @@ def plot_passes(result: PassGains) -> "Axes":
         axes.axvline(1, color=SAME, linewidth=1)
         for row, variant in enumerate(others):
             ratio = without(result, variant)[column]
-            reach = [[ratio.value - ratio.low], [ratio.high - ratio.value]]
-            axes.errorbar(ratio.value, row, xerr=reach, fmt="o", capsize=3, color=OUR_ENGINE if ratio.measurable else SAME)
+            axes.errorbar(ratio.value, row, xerr=ratio.reach, fmt="o", capsize=3, color=OUR_ENGINE if ratio.measurable else SAME)
         axes.set(title=name, xlabel="time without the pass ÷ with all")
     grid[0][0].set_yticks(range(len(others)), [variant.name for variant in others])
     grid[0][0].set_ylim(len(others) - 0.5, -0.5)

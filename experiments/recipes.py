@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import itertools
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import GPT2LMHeadModel
 
-from experiments.contract import Experiment
+from experiments.contract import Experiment, say
 from gpt2opt import environment
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, perplexity, prepare_text
@@ -137,7 +136,7 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
     results = []
     models = {"as it comes": prepare_for_export(easy), "injected outliers": inject_outliers(prepare_for_export(easy))}
     for (name, linear), (recipe_name, recipe) in itertools.product(models.items(), COMPARED.items()):
-        print(f"{name}: {recipe_name} …", file=sys.stderr, flush=True)
+        say(f"{name}: {recipe_name} …")
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch, "ir")
             start = time.perf_counter()
@@ -155,7 +154,7 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
             )
     safe_sums = []
     for name, linear in models.items():
-        print(f"{name}: weights with and without room for sums of 16 bits …", file=sys.stderr, flush=True)
+        say(f"{name}: weights with and without room for sums of 16 bits …")
         agreements = (_agreement_in_floats(linear, calibration, safe_sums, reference, scored) for safe_sums in (False, True))
         safe_sums.append(SafeSums(name, *agreements))
     return RecipeComparison(environment.describe(), str(found), expected, tuple(results), tuple(safe_sums))

@@ -6,11 +6,11 @@ sleep, which takes some microseconds to end. libgomp spins 300,000 times before 
 
 import contextlib
 import copy
-import datetime
 import statistics
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments.contract import Experiment
+from experiments.contract import Experiment, now
 from gpt2opt import environment
 from gpt2opt.measure.child import Child
-from gpt2opt.measure.latency import turn_orders
 from gpt2opt.measure.stats import PERCENT, paired_ratio
+from gpt2opt.measure.turns import again, turn_orders
 from gpt2opt.report.tables import Table, show_ratio, table
+from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import find_model
 
 SCHEMA = "gpt2opt.waiting/1"
@@ -134,6 +135,8 @@ def busy_process() -> Iterator[None]:
 def compare_waiting(model: str = "auto", rounds: int = 5) -> Waiting:
     """Time three works in every way of waiting, in turns, alone and beside a busy process; progress goes to stderr.
 
+    Every run is in a new process, which starts with the variables of its way of waiting; so nothing is warmed up between runs.
+
     Args:
         model: as in `find_model`.
         rounds: timed rounds, at least 2.
@@ -142,29 +145,25 @@ def compare_waiting(model: str = "auto", rounds: int = 5) -> Waiting:
         ValueError: rounds < 2, or there is no such model.
         RuntimeError: a work failed.
     """
-    if rounds < 2:
-        raise ValueError(f"rounds={rounds}, expected at least 2: an interval is drawn over them")
+    check_whole("rounds", rounds, 2, "an interval is drawn over them")
     found = find_model(model)
-    taken: dict[str, dict[bool, dict[str, list[float]]]] = {
-        policy: {beside: {work: [] for work in WORKS} for beside in (False, True)} for policy in POLICIES
-    }
-    with tqdm(total=2 * rounds * len(POLICIES), unit="run") as bar:
-        for order in turn_orders(list(POLICIES), rounds):
+    first = next(iter(POLICIES))
+    policies = {first: POLICIES[first], again(first): POLICIES[first], **POLICIES}
+    taken: dict[tuple[str, bool, str], list[float]] = defaultdict(list)
+    with tqdm(total=2 * rounds * len(policies), unit="run") as bar:
+        for order in turn_orders(list(policies), rounds):
             for beside in (False, True):
                 with busy_process() if beside else contextlib.nullcontext():
                     for policy in order:
                         bar.set_description(f"{policy}, {'beside a busy process' if beside else 'alone'}")
-                        with Child(Work, environment=POLICIES[policy]) as child:
+                        with Child(Work, environment=policies[policy]) as child:
                             for work, seconds in child.call("seconds", str(found.path)).items():
-                                taken[policy][beside][work].append(seconds)
+                                taken[policy, beside, work].append(seconds)
                         bar.update()
-    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return Waiting(created, environment.describe(), found.name, tuple(_waited(policy, by_company) for policy, by_company in taken.items()))
-
-
-def _waited(policy: str, by_company: dict[bool, dict[str, list[float]]]) -> Waited:
-    alone, beside = ({work: tuple(seconds) for work, seconds in by_company[company].items()} for company in (False, True))
-    return Waited(policy, alone, beside)
+    waited = (
+        Waited(policy, *({work: tuple(taken[policy, beside, work]) for work in WORKS} for beside in (False, True))) for policy in policies
+    )
+    return Waiting(now(), environment.describe(), found.name, tuple(waited))
 
 
 def work_table(result: Waiting, work: str) -> Table:

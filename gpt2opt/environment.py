@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # an older Python then gets as far as the line that refuses it
 
+import contextlib
 import ctypes
 import gc
 import logging
@@ -222,7 +223,7 @@ def _cpu_governor() -> str | None:
 
 
 class CpuWatch:
-    """Measures how much of this process's cores others use from now on: timings taken on a busy machine are too slow."""
+    """Measures how much of the cores others than this process and its children use: timings taken on a busy machine are too slow."""
 
     def __init__(self):
         self._start = self._read()
@@ -237,7 +238,7 @@ class CpuWatch:
 
     @staticmethod
     def _read() -> tuple[float, float, float] | None:
-        """Return the clock, the busy seconds of the cores that this process may use, and this process's own CPU seconds."""
+        """Return the clock, the busy seconds of the cores that this process may use, and its CPU seconds with those of its children."""
         import psutil
 
         if not hasattr(os, "sched_getaffinity"):
@@ -246,7 +247,11 @@ class CpuWatch:
         cores = [every[core] for core in os.sched_getaffinity(0) if core < len(every)]
         busy = sum(core.user + core.nice + core.system + core.irq + core.softirq + core.steal for core in cores)
         own = psutil.Process().cpu_times()
-        return time.monotonic(), busy, own.user + own.system
+        children = 0.0
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
+                children += sum(child.cpu_times()[:2])
+        return time.monotonic(), busy, sum(own[:4]) + children  # user and system, and those of children that have ended
 
 
 def _memory_bytes() -> int:

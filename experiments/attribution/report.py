@@ -2,33 +2,32 @@
 
 from typing import TYPE_CHECKING
 
-from experiments.attribution.run import COLUMNS, PERPLEXITY, Attribution, Column, Step, attribute
+from experiments.attribution.run import COLUMNS, PERPLEXITY, Attribution, Column, attribute
 from experiments.contract import Experiment
-from experiments.race.turns import Case
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.stats import PERCENT
 from gpt2opt.report.style import BETTER, SAME, WHOLE, WORSE
-from gpt2opt.report.tables import MISSING, Table, table
+from gpt2opt.report.table import MISSING, Table, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def attribution_table(attribution: Attribution) -> Table:
-    """Show every step, what it is compared with, and its factor over that; the last row compares the last step with the first."""
-    before = {step.name: previous for step, previous in attribution.pairs}
-    rows = [_row(attribution.case, step, before.get(step.name)) for step in attribution.steps]
+    """Show every step, and its factor over what it is compared with; the last row compares the last step with the first."""
+    case, before = attribution.case, {step.name: previous for step, previous in attribution.pairs}
+    rows = []
+    for step in attribution.steps:
+        if step.left_out:
+            rows.append((step.name, f"left out: {step.left_out}", "", *[MISSING] * len(COLUMNS)))
+            continue
+        base = before.get(step.name)
+        cells = [column.show(column.value(step, case)) + (f"; {column.factor(step, base, case)}" if base else "") for column in COLUMNS]
+        rows.append((step.name, step.change, base.name if base else "", *cells))
     first, last = attribution.chain[0], attribution.chain[-1]
-    factors = [cell for column in COLUMNS for cell in ("", column.factor(last, first, attribution.case))]
-    header = [cell for column in COLUMNS for cell in (f"{column.name}, {column.unit}".rstrip(", "), f"÷ that [{PERCENT}]")]
-    return table(("step", "what changes", "compared with", *header), [*rows, ("all steps together", "", first.name, *factors)])
-
-
-def _row(case: Case, step: Step, before: Step | None) -> tuple[str, ...]:
-    if step.left_out:
-        return (step.name, f"left out: {step.left_out}", "", *[MISSING] * (2 * len(COLUMNS)))
-    cells = [(column.show(column.value(step, case)), column.factor(step, before, case) if before else "") for column in COLUMNS]
-    return (step.name, step.change, before.name if before else "", *(cell for pair in cells for cell in pair))
+    rows.append(("all steps together", "", first.name, *(column.factor(last, first, case) for column in COLUMNS)))
+    header = [f"{column.name}, {column.unit}".rstrip(", ") + f"; ÷ that [{PERCENT}]" for column in COLUMNS]
+    return table(("step", "what changes", "compared with", *header), rows)
 
 
 def attribution_caption(attribution: Attribution) -> str:

@@ -3,24 +3,24 @@
 import dataclasses
 import math
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.race.engines.base import Engine, Timing
+from experiments.contract import say
+from experiments.race.engines.base import Case, Engine, Timing, prompts_of, started
 from experiments.race.engines.ours import Ours, OursBf16
 from experiments.race.engines.pytorch import TorchFp32
 from experiments.race.results import tpot, ttft
-from experiments.race.run import disk_bytes
-from experiments.race.turns import Case, RemoteEngine, race
+from experiments.race.run import total_s
 from gpt2opt import environment
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.measure.quality import ScoredText, perplexity, prepare_text
 from gpt2opt.measure.results import Quality
 from gpt2opt.measure.stats import Estimate, paired_ratio
+from gpt2opt.measure.turns import Contestants, again
 from gpt2opt.prune import head_importance, importance_batches, prune_attention_heads
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.linear import prepare_for_export
@@ -35,6 +35,7 @@ from gpt2opt.torch_model import logits_of
 
 SCHEMA = "gpt2opt.attribution/1"
 CASE = Case(256, 64)
+AGAIN = "nothing: the same in another process"
 NO_BF16 = "this CPU has no bf16 instructions (AVX512-BF16 or AMX)"
 
 
@@ -204,14 +205,14 @@ def _make_models(source: Path, texts: Texts, folder: Path, prune_fraction: float
     (folder / "torch").mkdir()
     TorchFp32().prepare(source, folder / "torch")
     tokenizer, model = load_model(source)
-    _say("exporting FP32")
+    say("exporting FP32")
     export_ir(prepare_for_export(model), tokenizer, fp32)
-    _say(f"pruning {prune_fraction:.0%} of the heads")
+    say(f"pruning {prune_fraction:.0%} of the heads")
     chosen_on = [document.text for document in take_bytes(texts.fine_tune, settings.fine_tune_bytes)]
     importance = head_importance(model, importance_batches(chosen_on, tokenizer, settings.sequence_length))
     heads = model.transformer.h[0].attn.num_heads
     export_ir(prepare_for_export(prune_attention_heads(model, prune_fraction, importance)), tokenizer, pruned_fp32)
-    _say("quantizing")
+    say("quantizing")
     calibration = prepare_calibration_dataset([d.text for d in texts.calibration], tokenizer, limit=calibration_rows)
     quantize_int8(model, tokenizer, calibration, int8)
     cache = {"u8": "INT8", "f16": "FP16"}[read_manifest(int8).kv_cache]
@@ -230,30 +231,26 @@ def _score(candidate: Candidate, reference, text: ScoredText) -> Step:
     step = Step(candidate.name, candidate.change, branch=candidate.branch)
     if candidate.engine is OursBf16 and not environment.has_bf16():
         return dataclasses.replace(step, left_out=NO_BF16 if environment.has_bf16() is False else environment.UNTOLD)
-    _say(f"scoring {candidate.name}")
+    say(f"scoring {candidate.name}")
     model = reference if candidate.engine is TorchFp32 else load_ir(candidate.folder, precision=candidate.engine.precision)
     quality = perplexity(logits_of(model), text)
-    return dataclasses.replace(step, weight_bytes=disk_bytes(candidate.engine, candidate.folder), quality=quality)
+    return dataclasses.replace(step, weight_bytes=candidate.engine.disk_bytes(candidate.folder), quality=quality)
 
 
 def _race(candidates: list[Candidate], steps: list[Step], case: Case, rounds: int, vocab_size: int) -> list[Step]:
     """Time the steps of the chain, each in a process of its own; one that fails is left out, with the reason."""
-    threads, contestants = environment.threads(), {}
-    try:
-        for candidate, step in zip(candidates, steps, strict=True):
-            if not step.left_out:
-                contestants[step.name] = RemoteEngine(candidate.engine, candidate.folder, threads)
-        _say(f"{rounds} rounds of {case} tokens")
-        *_, outcome = race(contestants, dict.fromkeys(contestants, (case,)), rounds=rounds, vocab_size=vocab_size)
-    finally:
-        for contestant in contestants.values():
-            contestant.close()
-    timings = {name: tuple(taken.get(case, ())) for name, taken in outcome.timings.items()}
+    starts = {
+        candidate.name: started(candidate.engine, candidate.folder)
+        for candidate, step in zip(candidates, steps, strict=True)
+        if not step.left_out
+    }
+    with Contestants(starts, may_fail=True) as contestants:
+        say(f"{rounds} rounds of {case} tokens")
+        *_, outcome = contestants.take_turns("timed", [case], rounds=rounds, seconds=total_s, arguments=prompts_of(vocab_size))
+        samples, left = outcome.samples, contestants.left
+    first, *others = steps
+    twice = dataclasses.replace(first, name=again(first.name), change=AGAIN, branch=True)
     return [
-        dataclasses.replace(step, timings=timings.get(step.name, ()), left_out=step.left_out or outcome.left.get(step.name))
-        for step in steps
+        dataclasses.replace(step, timings=tuple(samples.get(step.name, {}).get(case, ())), left_out=step.left_out or left.get(step.name))
+        for step in (first, twice, *others)
     ]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

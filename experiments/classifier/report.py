@@ -20,6 +20,7 @@ from gpt2opt.measure.stats import (
     paired_ratio,
     paired_share_difference,
 )
+from gpt2opt.measure.turns import again
 from gpt2opt.report.style import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
 
@@ -87,6 +88,11 @@ def latency_table(result: ClassifierResult) -> Table:
         quantiles = [milliseconds(percentile(variant.samples_s, share)) for share in (0.5, 0.95, 0.99)]
         runtime = speed_up(own, result.base) if own else None
         rows.append((variant.name, *quantiles, *map(_factor, (speed_up(variant, result.base), runtime, speed_up(variant, own)))))
+    if result.again_s:
+        quantiles = [milliseconds(percentile(result.again_s, share)) for share in (0.5, 0.95, 0.99)]
+        rows.insert(
+            1, (again(result.base.name), *quantiles, _factor(paired_ratio(result.base.samples_s, result.again_s)), MISSING, MISSING)
+        )
     header = ("variant", "p50, ms", "p95", "p99", f"times as fast [{PERCENT}]", "of it the runtime", "of it the precision")
     return table(header, rows)
 
@@ -111,10 +117,10 @@ def answer_table(result: ClassifierResult) -> Table:
             continue
         changed = sum(a != b for a, b in zip(variant.answers, result.base.answers, strict=True))
         won, lost = only_one_hits(right, base)
-        f1 = _signed(f1_difference(result, variant)) if changed else "none: the same answers"  # the jackknife would give it no width
+        f1 = f"{f1_difference(result, variant):+.4f}" if changed else "none: the same answers"  # the jackknife would give it no width
         rows.append(
             (
-                *row, _signed(paired_share_difference(right, base)), f1,
+                *row, f"{paired_share_difference(right, base):+.4f}", f1,
                 f"{changed} ({won} gained, {lost} lost)", f"{mcnemar(right, base):.3f}",
             )
         )  # fmt: skip
@@ -123,10 +129,6 @@ def answer_table(result: ClassifierResult) -> Table:
         "answers changed", "McNemar p",
     )  # fmt: skip
     return table(header, rows)
-
-
-def _signed(estimate: Estimate) -> str:
-    return f"{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]"
 
 
 def caption(result: ClassifierResult) -> str:

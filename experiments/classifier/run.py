@@ -6,11 +6,9 @@ a small DistilBERT that is trained here gives the answers.
 
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,12 @@ from tqdm import tqdm
 
 from experiments.classifier.tasks import CALIBRATION_TEXTS, Task, find_task
 from experiments.classifier.training import random_full_size, train_small
-from experiments.classifier.variants import VARIANTS, Int8Layers, Subject, TorchFp32, Variant, Worker
-from experiments.race.turns import SETTLE_S, Case, make_prompts, one_line, thread_settings
+from experiments.classifier.variants import VARIANTS, Int8Layers, Subject, TorchFp32, Variant
+from experiments.contract import choose, slug
+from experiments.race.engines.base import Case, make_prompts, started
 from gpt2opt import environment
 from gpt2opt.errors import raise_cause
-from gpt2opt.measure.child import Child
-from gpt2opt.measure.latency import turn_orders, warm_up
+from gpt2opt.measure.turns import Contestants, LeftError, again, one_line
 from gpt2opt.settings import is_whole
 from gpt2opt.sources.gpt2 import check_finite
 from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
@@ -36,11 +34,9 @@ PATTERNS = ["*.json", "model*.safetensors", "vocab.txt", "merges.txt"]
 CHOICES = f"a directory with a sequence classifier, a hub id such as {DISTILBERT}, random or auto"
 FULL_SIZE_BYTES = 4 * 66_955_010
 MAKING_COPIES, LIBRARY_BYTES = 4, 1e9
-"""While variants are made there are as many copies of the weights at once, beside what the libraries take."""
+"""While variants are made there are this many copies of the weights at once, beside what the libraries take."""
 RESERVE_BYTES = 3e8
 """Memory that stays free beside the loaded variants: for what they need while they work."""
-CHUNK = 50
-"""Texts between two steps of the progress bar."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,8 @@ class VariantResult:
 class ClassifierResult:
     """All forms. timed: the model of size and speed; scored: that of the answers. linears: nn.Linear layers of the timed one.
 
-    data: the texts. truth: their classes, as numbers of `classes`.
+    data: the texts. truth: their classes, as numbers of `classes`. again_s: samples of the first form in another process; not in older
+    results.
     """
 
     environment: dict[str, Any]
@@ -82,6 +79,7 @@ class ClassifierResult:
     classes: tuple[str, ...]
     truth: tuple[int, ...]
     variants: tuple[VariantResult, ...]
+    again_s: tuple[float, ...] = ()
     schema: str = SCHEMA
 
     @property
@@ -111,7 +109,7 @@ def compare_variants(model: str = "auto", data: str = "auto", runs: int = 100, t
         data: see `find_task`.
         runs: timed runs of each variant, at least 2, on one text of `tokens` tokens; the intervals of the times are over these.
         tokens: of a timed text, the two special ones included.
-        variants: names as `Variant.slug` writes them, with commas between them; all where empty. What they are compared with joins.
+        variants: names as `slug` writes them, with commas between them; all where empty. What they are compared with joins.
 
     Raises:
         ValueError: a model, texts or a variant that can't be had, a number out of its range, or too little memory.
@@ -125,19 +123,18 @@ def compare_variants(model: str = "auto", data: str = "auto", runs: int = 100, t
     timed, scored = _subjects(found, model, task, tokens)
     facts: Facts = {variant.name: {"left_out": reason} if (reason := variant().unavailable()) else {} for variant in chosen}
     with tempfile.TemporaryDirectory() as scratch:
-        with _Bench(chosen, timed, Path(scratch, "timed"), facts) as bench:
-            bench.time(runs, tokens)
+        with _started(chosen, timed, Path(scratch, "timed"), facts) as contestants:
+            twice = _time(contestants, timed.model.config.vocab_size, runs, tokens, facts)
             if scored is timed:
-                bench.score(scored.rows(task.score.texts))
+                _score(contestants, scored, task, facts)
         if scored is not timed:
-            with _Bench(chosen, scored, Path(scratch, "scored"), facts) as bench:
-                bench.score(scored.rows(task.score.texts))
-    failed = facts[TorchFp32.name].get("left_out")
-    if failed:
-        raise RuntimeError(f"torch FP32, which all others are compared with, {failed}")
+            with _started(chosen, scored, Path(scratch, "scored"), facts) as contestants:
+                _score(contestants, scored, task, facts)
+    if failed := facts[TorchFp32.name].get("left_out"):
+        raise RuntimeError(f"{TorchFp32.name}, which all others are compared with, {failed}")
     return ClassifierResult(
         environment.describe(), timed.name, scored.name, count_linears(timed.model), tokens, runs, str(task), task.classes,
-        task.score.labels, tuple(_result(variant, facts[variant.name]) for variant in chosen),
+        task.score.labels, tuple(_result(variant, facts[variant.name]) for variant in chosen), twice,
     )  # fmt: skip
 
 
@@ -147,14 +144,14 @@ def choose_variants(names: str) -> tuple[type[Variant], ...]:
     Raises:
         ValueError: one is unknown, or was asked for by name and can't be made here.
     """
-    known, asked = {variant.slug(): variant for variant in VARIANTS}, [name for name in names.split(",") if name]
-    for name in asked:
-        if name not in known:
-            raise ValueError(f"variant {name!r} is not known; expected some of {', '.join(known)}")
+    known = {variant.name: variant for variant in VARIANTS}
+    wanted = choose("variant", names, known)
+    for name in wanted if names else ():
         if reason := known[name]().unavailable():
-            raise ValueError(f"variant {name}: {reason}; or choose among {', '.join(each for each in known if each != name)}")
-    wanted = {one for name in asked or known for one in (TorchFp32, known[name].fp32, known[name])}
-    return tuple(variant for variant in VARIANTS if variant in wanted)
+            others = ", ".join(slug(each) for each in known if each != name)
+            raise ValueError(f"variant {slug(name)}: {reason}; or choose among {others}")
+    joining = {one for name in wanted for one in (TorchFp32, known[name].fp32, known[name])}
+    return tuple(variant for variant in VARIANTS if variant in joining)
 
 
 def find_classifier(model: str) -> FoundModel | None:
@@ -279,85 +276,51 @@ def _result(variant: type[Variant], facts: dict[str, Any]) -> VariantResult:
     return VariantResult(variant.name, variant.package, version, variant.note, variant.bits, variant.fp32.name, **facts)
 
 
-class _Bench:
-    """The variants of one subject, each in a process of its own; one that fails leaves, and `facts` says why."""
-
-    def __init__(self, chosen: Sequence[type[Variant]], subject: Subject, folder: Path, facts: Facts):
-        self.subject, self.facts = subject, facts
-        self.workers: dict[str, Child] = {}
-        for variant in tqdm(chosen, desc="making the variants", file=sys.stderr):
-            if facts[variant.name].get("left_out"):
-                continue
-            try:
-                self._start(variant, folder / variant.slug())
-            except Exception as error:  # each library raises its own errors for an architecture that it can't convert
-                self._leave(variant.name, error)
-
-    def __enter__(self) -> "_Bench":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for worker in self.workers.values():
-            worker.close()
-
-    def _start(self, variant: type[Variant], folder: Path) -> None:
-        import psutil
-
-        if self.facts[variant.fp32.name].get("left_out"):
-            raise RuntimeError(f"{variant.fp32.name}, which it is compared with, was left out")
-        folder.mkdir(parents=True)
-        variant().make(self.subject, folder)
-        environment.give_back_memory()
-        threads, found = environment.threads(), self.facts[variant.name]
-        self.workers[variant.name] = Child(Worker, variant, folder, threads, environment=thread_settings(threads))
-        if psutil.virtual_memory().available < RESERVE_BYTES:
-            raise MemoryError("no memory is left beside the variants before it; name fewer with --variants")
-        if "size_bytes" not in found:  # of the timed model, which comes first
-            found["size_bytes"], found["int8"] = variant().size_bytes(folder), self.workers[variant.name].call("int8_layers")
-
-    def time(self, runs: int, tokens: int) -> None:
-        """Time all variants in turns, after a warm-up of each, on a new text in each round."""
-        vocabulary = self.subject.model.config.vocab_size
-        samples: dict[str, list[float]] = {name: [] for name in self.workers}
-
-        def turn(name: str, number: int) -> list[float]:
-            time.sleep(SETTLE_S)
-            return [self.workers[name].call("seconds", make_prompts(Case(tokens, 1), vocabulary, 0, number))]
-
-        for name in samples:
-            with self._leaving_if_it_fails(name):
-                self.facts[name]["warmup_runs"], _ = warm_up(partial(turn, name, 0))
-        orders = tqdm(turn_orders(list(self.workers), runs), total=runs, desc="timing in turns", file=sys.stderr)
-        for number, order in enumerate(orders, 1):
-            for name in order:
-                if name in self.workers:
-                    with self._leaving_if_it_fails(name):
-                        samples[name] += turn(name, number)
-        for name in self.workers:
-            self.facts[name]["samples_s"] = tuple(samples[name])
-
-    def score(self, rows: Sequence[Sequence[int]]) -> None:
-        """Let every variant answer every text, one at a time: padding would change what is rounded."""
-        chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-        with tqdm(total=len(chunks) * len(self.workers), desc=f"answering {len(rows):,} texts", file=sys.stderr) as bar:
-            for number, name in enumerate(list(self.workers), 1):
-                answers: list[int] = []
-                with self._leaving_if_it_fails(name):
-                    for chunk in chunks:
-                        given = self.workers[name].call("answers", chunk)
-                        answers += [self.subject.classes[number] for number in given] if self.subject.classes else given
-                        bar.update()
-                    self.facts[name]["answers"] = tuple(answers)
-                bar.update(number * len(chunks) - bar.n)  # one that failed answers no more
-
-    @contextmanager
-    def _leaving_if_it_fails(self, name: str) -> Iterator[None]:
+@contextmanager
+def _started(chosen: Sequence[type[Variant]], subject: Subject, folder: Path, facts: Facts) -> Iterator[Contestants]:
+    """Make the variants of one subject and start each in a process of its own; of one that fails, `facts` says why."""
+    starts = {}
+    for variant in tqdm(chosen, desc="making the variants", file=sys.stderr):
+        found, place = facts[variant.name], folder / slug(variant.name)
+        if found.get("left_out"):
+            continue
         try:
-            yield
-        except RuntimeError as error:
-            self._leave(name, error)
+            if facts[variant.fp32.name].get("left_out"):
+                raise RuntimeError(f"{variant.fp32.name}, which it is compared with, was left out")
+            place.mkdir(parents=True)
+            variant().prepare(subject, place)
+        except Exception as error:  # each library raises its own errors for an architecture that it can't convert
+            found["left_out"] = f"failed: {one_line(error)}"
+            continue
+        environment.give_back_memory()
+        found.setdefault("size_bytes", variant.disk_bytes(place))  # of the timed model, which comes first
+        starts[variant.name] = started(variant, place)
+    if TorchFp32.name not in starts:
+        raise RuntimeError(f"{TorchFp32.name}, which all others are compared with, {facts[TorchFp32.name]['left_out']}")
+    with Contestants(starts, may_fail=True, reserve_bytes=RESERVE_BYTES) as contestants:
+        yield contestants
+        for name in starts.keys() & contestants.left.keys():
+            facts[name]["left_out"] = contestants.left[name]
 
-    def _leave(self, name: str, error: Exception) -> None:
-        self.facts[name]["left_out"] = f"failed: {one_line(str(error)) or type(error).__name__}"
-        if worker := self.workers.pop(name, None):
-            worker.close()
+
+def _time(contestants: Contestants, vocab_size: int, runs: int, tokens: int, facts: Facts) -> tuple[float, ...]:
+    """Time all variants in turns, on a new text in each round; return the samples of the first one in its second process."""
+    case = Case(tokens, 1)
+    turns = contestants.take_turns(
+        "seconds", [case], rounds=runs, arguments=lambda case, number: (make_prompts(case, vocab_size, 0, number),)
+    )
+    *_, outcome = tqdm(turns, total=runs + 1, desc="timing in turns", file=sys.stderr)
+    for name in contestants.names:
+        found = {"samples_s": tuple(outcome.samples[name][case]), "warmup_runs": outcome.warmups[name][case][0]}
+        with suppress(LeftError):
+            facts.setdefault(name, {}).update(found, int8=contestants.call(name, "int8_layers"))
+    return facts.pop(again(TorchFp32.name), {}).get("samples_s", ())
+
+
+def _score(contestants: Contestants, subject: Subject, task: Task, facts: Facts) -> None:
+    """Let every variant answer every text."""
+    rows = subject.rows(task.score.texts)
+    for name in tqdm([name for name in contestants.names if name in facts], desc=f"answering {len(rows):,} texts", file=sys.stderr):
+        with suppress(LeftError):
+            given = contestants.call(name, "answers", rows)
+            facts[name]["answers"] = tuple(subject.classes[number] for number in given) if subject.classes else tuple(given)

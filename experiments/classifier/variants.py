@@ -1,6 +1,6 @@
 """The forms of a sequence classifier that are compared: how each is made, loaded, and how many of its Linear layers are INT8.
 
-A class each. `make` writes the form into an empty folder; `load` reads it in a process of its own. Heavy libraries are imported there.
+A class each. Heavy libraries are imported where they are used: a process that times one form holds the libraries of that one alone.
 """
 
 import copy
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.contract import slug
+from experiments.race.engines.base import Runner
 from gpt2opt.environment import has_int8_dot_product, installed
 from gpt2opt.runtime.manifest import IR_NAME
 
@@ -56,30 +58,15 @@ class Int8Layers:
     multiplied: int
 
 
-class Variant:
-    """One form of the classifier. name: in tables. package: of its runtime. fp32: the variant that computes the same in FP32.
+class Variant(Runner):
+    """One form of the classifier, made from a `Subject`. fp32: the variant that computes the same in FP32. bits: of a weight."""
 
-    bits: of a weight. files: what of its folder counts as its size.
-    """
-
-    name: str
-    package: str
     fp32: "type[Variant]"
     bits = 32
-    files: tuple[str, ...] = ("*",)
-    note = ""
 
     def unavailable(self) -> str | None:
         """Return why this variant can't be made here; None if it can."""
         return None if installed(self.package) else f"{self.package} is not installed; pip install -e '.[bench]' brings it"
-
-    def make(self, subject: Subject, folder: Path) -> None:
-        """Write this form of the classifier into `folder`, which is empty. The FP32 form of the same runtime lies beside it already."""
-        raise NotImplementedError
-
-    def load(self, folder: Path, threads: int) -> None:
-        """Get ready to classify with that many threads."""
-        raise NotImplementedError
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """Return the logits (B, classes) of token ids (B, T) without padding."""
@@ -88,16 +75,18 @@ class Variant:
     def int8_layers(self) -> Int8Layers:
         return Int8Layers(0, 0)
 
-    @classmethod
-    def slug(cls) -> str:
-        """Return the name as it is typed: `openvino-int8-static`."""
-        return cls.name.lower().replace(" ", "-")
+    def seconds(self, ids: np.ndarray) -> float:
+        start = time.perf_counter()
+        self.logits(ids)
+        return time.perf_counter() - start
 
-    def size_bytes(self, folder: Path) -> int:
-        return sum(path.stat().st_size for pattern in self.files for path in folder.glob(pattern))
+    def answers(self, rows: list[list[int]]) -> list[int]:
+        """Return the number of the class of each text, one at a time: padding would change what is rounded."""
+        return [int(self.logits(np.array([row])).argmax()) for row in rows]
 
     def _beside(self, folder: Path) -> Path:
-        return folder.parent / self.fp32.slug()
+        """Return the folder of the FP32 form, which was made before."""
+        return folder.parent / slug(self.fp32.name)
 
 
 class TorchFp32(Variant):
@@ -105,7 +94,7 @@ class TorchFp32(Variant):
     files = ("model.safetensors",)
     note = "eager mode; where the demo starts"
 
-    def make(self, subject: Subject, folder: Path) -> None:
+    def prepare(self, subject: Subject, folder: Path) -> None:
         subject.model.save_pretrained(folder)
 
     def load(self, folder: Path, threads: int) -> None:
@@ -127,7 +116,7 @@ class TorchFp16(TorchFp32):
     name, bits = "torch FP16", 16
     note = "all weights halved; the demo falls back to this where torch has no INT8 engine, and still calls it optimized"
 
-    def make(self, subject: Subject, folder: Path) -> None:
+    def prepare(self, subject: Subject, folder: Path) -> None:
         copy.deepcopy(subject.model).half().save_pretrained(folder)
 
 
@@ -139,7 +128,7 @@ class TorchInt8(TorchFp32):
     def unavailable(self) -> str | None:
         return None if quantization_engines() else "this torch has no quantization engine; torch FP16 is there instead, which is not INT8"
 
-    def make(self, subject: Subject, folder: Path) -> None:
+    def prepare(self, subject: Subject, folder: Path) -> None:
         import torch
 
         quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(subject.model), {torch.nn.Linear}, dtype=torch.qint8)
@@ -149,7 +138,7 @@ class TorchInt8(TorchFp32):
         import torch
 
         torch.set_num_threads(threads)
-        self.model = torch.load(folder / "model.pt", weights_only=False)  # written by `make`
+        self.model = torch.load(folder / "model.pt", weights_only=False)  # written by `prepare`
 
     def int8_layers(self) -> Int8Layers:
         import torch
@@ -171,7 +160,7 @@ class OnnxFp32(Variant):
     files = ("*.onnx", "*.onnx_data")
     note = "optimum's export"
 
-    def make(self, subject: Subject, folder: Path) -> None:
+    def prepare(self, subject: Subject, folder: Path) -> None:
         from optimum.exporters.onnx import onnx_export_from_model
 
         onnx_export_from_model(subject.model, folder, task=TASK, do_validation=False)
@@ -204,7 +193,7 @@ class OnnxInt8(OnnxFp32):
     name, bits, fp32 = "ONNX Runtime INT8", 8, OnnxFp32
     note = "quantize_dynamic, weights per channel; embeddings too"
 
-    def make(self, subject: Subject, folder: Path) -> None:
+    def prepare(self, subject: Subject, folder: Path) -> None:
         from onnxruntime.quantization import quantize_dynamic
 
         # Without INT8 dot products the kernel adds pairs of products in 16 bits: weights of 7 bits keep these from saturating.
@@ -218,7 +207,7 @@ class OpenVinoFp32(Variant):
     files = ("openvino_model.*",)
     note = "optimum's export"
 
-    def make(self, subject: Subject, folder: Path) -> None:
+    def prepare(self, subject: Subject, folder: Path) -> None:
         from optimum.exporters.openvino import export_from_model
 
         export_from_model(subject.model, folder, task=TASK)
@@ -249,7 +238,7 @@ class OpenVinoInt8Static(OpenVinoFp32):
     name, bits, fp32 = "OpenVINO INT8 static", 8, OpenVinoFp32
     note = "calibrated by INC: weights per channel, inputs per tensor; embeddings stay FP32"
 
-    def make(self, subject: Subject, folder: Path) -> None:
+    def prepare(self, subject: Subject, folder: Path) -> None:
         import openvino
         from openvino._offline_transformations import compress_quantize_weights_transformation
         from optimum.exporters.openvino import export_from_model
@@ -265,31 +254,12 @@ class OpenVinoInt8Weights(OpenVinoFp32):
     name, bits, fp32 = "OpenVINO INT8 weights", 8, OpenVinoFp32
     note = "weights alone, by NNCF, embeddings too; inputs and products stay FP32"
 
-    def make(self, subject: Subject, folder: Path) -> None:
+    def prepare(self, subject: Subject, folder: Path) -> None:
         import nncf
         import openvino
 
         graph = openvino.Core().read_model(self._beside(folder) / IR_NAME)
         openvino.save_model(nncf.compress_weights(graph), folder / IR_NAME, compress_to_fp16=False)
-
-
-class Worker:
-    """One form of the classifier in a process of its own."""
-
-    def __init__(self, variant: type[Variant], folder: Path, threads: int):
-        self.variant = variant()
-        self.variant.load(folder, threads)
-
-    def int8_layers(self) -> Int8Layers:
-        return self.variant.int8_layers()
-
-    def seconds(self, ids: np.ndarray) -> float:
-        start = time.perf_counter()
-        self.variant.logits(ids)
-        return time.perf_counter() - start
-
-    def answers(self, rows: list[list[int]]) -> list[int]:
-        return [int(self.variant.logits(np.array([row])).argmax()) for row in rows]
 
 
 TorchFp32.fp32, OnnxFp32.fp32, OpenVinoFp32.fp32 = TorchFp32, OnnxFp32, OpenVinoFp32

@@ -1,6 +1,6 @@
 """The decoding methods that are compared, with the settings that their papers or transformers' documentation use."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gpt2opt.decoding.settings import DecodingSettings
@@ -25,24 +25,3 @@ SAMPLING = tuple(name for name, changed in METHODS.items() if "do_sample" in cha
 def settings_of(method: str, new_tokens: int, seed: int = 0) -> DecodingSettings:
     """Return a method's settings. End-of-text does not end a text, so that all methods do the same amount of work."""
     return DecodingSettings(max_new_tokens=new_tokens, seed=seed, **METHODS[method])
-
-
-def choose(what: str, names: str, known: Iterable[str]) -> tuple[str, ...]:
-    """Return those of the known names that are asked for, with commas between them; all where nothing is asked for.
-
-    A name may be typed with hyphens for its spaces: `beam-search`.
-
-    Raises:
-        ValueError: a name is not known; the message names the choices.
-    """
-    typed = {typed_name(name): name for name in known}
-    asked = [typed_name(name.strip()) for name in names.split(",") if name.strip()]
-    unknown = [name for name in asked if name not in typed]
-    if unknown:
-        raise ValueError(f"{what} {unknown[0]!r} is not known; expected some of {', '.join(typed)}")
-    return tuple(name for short, name in typed.items() if short in asked or not asked)
-
-
-def typed_name(name: str) -> str:
-    """Return a name as it is typed: `torch-dynamic-int8`."""
-    return name.lower().replace(",", "").replace(" ", "-")

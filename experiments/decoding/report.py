@@ -1,16 +1,20 @@
 """The tables, the charts and the caption of the decoding experiment."""
 
+import math
 import statistics
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments.contract import Experiment
-from experiments.decoding.findings import find_all, findings_table
+import numpy as np
+
+from experiments.contract import Experiment, Finding, decide, findings_table
 from experiments.decoding.methods import GREEDY, METHODS, SAMPLING
 from experiments.decoding.results import (
     ITSELF,
     Decoding,
     ModelResult,
     explained,
+    explained_to_judge,
     exponential,
     mean,
     nats,
@@ -21,7 +25,8 @@ from experiments.decoding.results import (
 )
 from experiments.decoding.run import compare_decoding
 from gpt2opt.environment import machine_label
-from gpt2opt.measure.stats import PERCENT, Estimate, median
+from gpt2opt.measure.stats import PERCENT, Estimate, median, over_documents, paired_ratio, ratio_of_medians
+from gpt2opt.measure.turns import again
 from gpt2opt.report.style import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, milliseconds, table, with_interval
 
@@ -29,8 +34,102 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SMALL, MEDIUM, LARGE = "gpt2", "gpt2-medium", "gpt2-large"
 SAMPLE_PROMPTS = 2
 LOOP_MOST = 1.03
+
+
+def find_all(result: Decoding) -> list[Finding]:
+    writers = result.writers
+    return [
+        *(finding for model in writers for finding in sampling_is_coherent(model)),
+        medium_is_balanced(result),
+        *larger_is_slower(result),
+    ]
+
+
+def sampling_is_coherent(model: ModelResult) -> list[Finding]:
+    """Compare the mean of all methods that sample with greedy decoding, prompt by prompt: repetition, and what the prompt explains.
+
+    What it explains is asked of the judge alone. To the model that wrote a text its prompt explains it in any case; see `explained`.
+    """
+    methods = [method for method in model.methods if method in SAMPLING]
+    repeats, coherent = f"sampling repeats itself less ({model.name})", f"sampling is more coherent ({model.name})"
+    if not methods:
+        return [Finding(claim, "not measured here: no method that samples was asked for", "") for claim in (repeats, coherent)]
+
+    def gain(of) -> Estimate:
+        sampled = np.mean([model.by_prompt(method, of) for method in methods], axis=0)
+        return mean(sampled - model.by_prompt(GREEDY, of))
+
+    less, nll = gain(rep4), gain(nats)
+    cost = f"the texts cost {nll:+.2f} nats per token more under the model that wrote them"
+    verdict, figure = "not judged here: needs a second model that writes, with the same vocabulary", cost
+    if model.judge:
+        more, itself = gain(explained_to_judge), mean(model.by_prompt(ITSELF, explained_to_judge)).value
+        verdict = decide(more.low > 0, more.high < 0)
+        figure = (
+            f"to {model.judge} the prompt explains {more:+.2f} nats per token more than with greedy (of the text itself it explains "
+            f"{itself:.2f}); {cost}"
+        )
+    return [
+        Finding(
+            repeats,
+            decide(less.high < 0, less.low > 0),
+            f"rep-4 of {len(methods)} sampling methods − greedy: {less.scaled(100):+.1f} points",
+        ),
+        Finding(coherent, verdict, figure),
+    ]
+
+
+def medium_is_balanced(result: Decoding) -> Finding:
+    """Ask if the step to gpt2-medium gains more nats per doubling of the time than the next step does, on the text itself."""
+    claim = "gpt2-medium is the best balance of speed and quality"
+    sizes = [result.model(name) for name in (SMALL, MEDIUM, LARGE)]
+    real = [model for model in sizes if model and model.texts]
+    if len(real) < 3:
+        return Finding(claim, _needs([MEDIUM, LARGE]), _speeds([model for model in sizes if model]))
+    (small, medium, large), costs = real, [model.by_prompt(ITSELF, nats) for model in real]
+    first, second = (math.log2(_slower(*pair).value) for pair in ((medium, small), (large, medium)))
+    ones = np.ones(len(costs[0]))
+    better = over_documents(
+        lambda one, two, three, count: ((one - two) / first - (two - three) / second) / count, *costs, ones, tokens=ones
+    )
+    figure = f"nats per token gained for each doubling of the time, to {MEDIUM} − to {LARGE}: {better:+.2f}"
+    return Finding(claim, decide(better.low > 0, better.high < 0), f"{figure}; {_speeds(real)}")
+
+
+def larger_is_slower(result: Decoding) -> list[Finding]:
+    slower, no_better = "larger models are slower", "larger models are not much better"
+    sizes = [model for name in (SMALL, MEDIUM, LARGE) if (model := result.model(name))]
+    if len(sizes) < 2:
+        return [Finding(claim, _needs([MEDIUM, LARGE]), "") for claim in (slower, no_better)]
+    ratio = _slower(sizes[-1], sizes[0])
+    found = Finding(slower, decide(ratio.low > 1, ratio.high < 1), _speeds(sizes))
+    real = [model for model in sizes if model.texts]
+    if len(real) < 2:
+        return [found, Finding(no_better, _needs([MEDIUM, LARGE]), "")]
+    gain = mean(real[0].by_prompt(ITSELF, nats) - real[-1].by_prompt(ITSELF, nats))
+    figure = f"the text itself costs {real[-1].name} {gain:+.2f} nats per token less than {real[0].name}"
+    return [found, Finding(no_better, decide(gain.low <= 0, gain.low > 0), figure)]
+
+
+def _slower(model: ModelResult, base: ModelResult) -> Estimate:
+    """Return the ratio of the times of greedy decoding; the models were timed one after the other, so the samples are not paired."""
+    return ratio_of_medians(model.seconds(GREEDY), base.seconds(GREEDY))
+
+
+def _speeds(models: Sequence[ModelResult]) -> str:
+    if len(models) < 2:
+        return ""
+    stand_ins = [model.name for model in models if model.stand_in]
+    named = f" (random weights stand in for {', '.join(stand_ins)})" if stand_ins else ""
+    ratios = ", ".join(f"{model.name} {_slower(model, models[0])}" for model in models[1:])
+    return f"time ÷ that of {models[0].name}, {median(models[0].seconds(GREEDY)).value:.2f} s: {ratios}{named}"
+
+
+def _needs(names: Sequence[str]) -> str:
+    return f"not measured here: needs the real {' and '.join(names)}"
 
 
 def texts_table(model: ModelResult) -> Table:
@@ -69,7 +168,7 @@ def paired_table(model: ModelResult) -> Table:
         if method == GREEDY:
             continue
         repeats, cost, more = (mean(model.by_prompt(method, of) - model.by_prompt(GREEDY, of)) for of in (rep4, nats, explained))
-        rows.append((method, _share(repeats), str(exponential(cost)), _signed(more), str(slower_than_greedy(model, method))))
+        rows.append((method, f"{repeats:+.1%}", str(exponential(cost)), f"{more:+.2f}", str(slower_than_greedy(model, method))))
     return table(
         (
             "method against greedy",
@@ -85,13 +184,13 @@ def paired_table(model: ModelResult) -> Table:
 def speed_table(result: Decoding) -> Table:
     """Show the new tokens per second of every method on every model, prefill included, and the time against greedy."""
     rows = []
-    for method in result.models[0].methods:
+    for method in (*result.models[0].methods, again(GREEDY)):
         cells = []
-        for model in result.models:
+        for model in (model for model in result.models if method in [taken.method for taken in model.times]):
             seconds = statistics.median(model.seconds(method))
             shown = f"{result.timed_new_tokens / seconds:.1f} tokens/s"
             cells.append(shown if method == GREEDY else f"{shown}; {slower_than_greedy(model, method)}")
-        rows.append((method, *cells))
+        rows += [(method, *cells)] if cells else []
     return table(("method; time ÷ greedy", *(_labelled(model) for model in result.models)), rows)
 
 
@@ -100,8 +199,15 @@ def loop_table(result: Decoding) -> Table:
     loop = result.loop
     rows = [
         ("plain loop (`Greedy`)", milliseconds(median(loop.plain_s).value), MISSING),
-        ("generation loop (`stream`, greedy)", milliseconds(median(loop.loop_s).value), f"{_fine(loop.ratio)}"),
+        *(
+            ("plain loop again", milliseconds(median(loop.again_s).value), f"{paired_ratio(loop.again_s, loop.plain_s):.3f}")
+            for _ in loop.again_s[:1]
+        ),
+        ("generation loop (`stream`, greedy)", milliseconds(median(loop.loop_s).value), f"{loop.ratio:.3f}"),
     ]
+    if loop.again_s:
+        twice = (again("plain loop"), milliseconds(median(loop.again_s).value), f"{paired_ratio(loop.again_s, loop.plain_s):.3f}")
+        rows.insert(1, twice)
     return table(("INT8 IR driven by the", "TPOT, ms", f"÷ plain loop [{PERCENT}]"), rows)
 
 
@@ -118,7 +224,7 @@ def samples_table(result: Decoding) -> Table:
 
 
 def all_tables(result: Decoding) -> dict[str, Table]:
-    tables = {"What the seed found": findings_table(find_all(result))}
+    tables = {"Claims of the project GPT2_Task on methods and sizes": findings_table(find_all(result))}
     for model in result.writers:
         tables[f"What the methods write: {_labelled(model)}"] = texts_table(model)
         tables[f"Each method against greedy, paired: {_labelled(model)}"] = paired_table(model)
@@ -148,7 +254,7 @@ def caption(result: Decoding) -> str:
             "is the NLL behind an end-of-text minus the NLL behind the prompt, under the model that wrote the text. It is above 0 for all "
             "that a model draws, even with random weights, and says nothing about coherence; only another model can judge that.",
             f"Times are of whole generations of one prompt of {result.timed_prompt_tokens} tokens, {result.timed_new_tokens} new "
-            f"ones, prefill included, in turns. The generation loop takes {_fine(ratio)} times as long "
+            f"ones, prefill included, in turns. The generation loop takes {ratio:.3f} times as long "
             f"per token as the plain loop: {within} the {LOOP_MOST - 1:.0%} that are allowed. Measured on "
             f"{machine_label(result.environment)}.",
         )
@@ -167,9 +273,9 @@ def plot_decoding(result: Decoding) -> list["Axes"]:
             style = _style(method, number)
             quality = exponential(mean(model.by_prompt(method, nats)))
             value, interval = share(model.by_prompt(method, rep4))
-            _point(repeats, scaled(Estimate(value, *(interval or (value, value))), 100), quality, method, style)
+            _point(repeats, Estimate(value, *(interval or (value, value))).scaled(100), quality, method, style)
             if method != ITSELF:
-                _point(times, scaled(median(model.seconds(method)), 1e3 / result.timed_new_tokens), quality, method, style)
+                _point(times, median(model.seconds(method)).scaled(1e3 / result.timed_new_tokens), quality, method, style)
         times.axhline(exponential(mean(model.by_prompt(ITSELF, nats))).value, color="black", linestyle=":", linewidth=1)
         repeats.set(title=f"{model.name}: perplexity and repetition", xlabel="rep-4, %", ylabel="perplexity, logarithmic")
         times.set(title=f"{model.name}: perplexity and time", xlabel="ms per token, prefill included; dotted: the text itself")
@@ -196,16 +302,7 @@ def _style(method: str, number: int) -> dict:
 
 
 def _point(axes: "Axes", x: Estimate, y: Estimate, label: str, style: dict) -> None:
-    axes.errorbar(x.value, y.value, xerr=reach(x), yerr=reach(y), label=label, linestyle="none", elinewidth=0.8, **style)
-
-
-def reach(found: Estimate) -> list[list[float]]:
-    """Return an interval as an error bar: below and above the value."""
-    return [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]  # an interval of no width may miss by rounding
-
-
-def scaled(found: Estimate, factor: float) -> Estimate:
-    return Estimate(found.value * factor, found.low * factor, found.high * factor)
+    axes.errorbar(x.value, y.value, xerr=x.reach, yerr=y.reach, label=label, linestyle="none", elinewidth=0.8, **style)
 
 
 def _labelled(model: ModelResult) -> str:
@@ -214,18 +311,6 @@ def _labelled(model: ModelResult) -> str:
 
 def _settings(method: str) -> str:
     return ", ".join(f"{name}={value}" for name, value in METHODS[method].items() if name != "do_sample") or "the most probable token"
-
-
-def _share(found: Estimate) -> str:
-    return with_interval(found.value, (found.low, found.high), "+.1%")
-
-
-def _signed(found: Estimate) -> str:
-    return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-
-
-def _fine(found: Estimate) -> str:
-    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def _in_one_line(text: str) -> str:

@@ -11,10 +11,11 @@ from scipy.special import expit
 
 from experiments.decoding.methods import GREEDY
 from gpt2opt.measure.stats import Estimate, over_documents, paired_ratio
+from gpt2opt.measure.turns import again
 
 SCHEMA = "gpt2opt.decoding/1"
 ITSELF = "the text itself"
-"""The row of the held-out text's own continuation of the prompts: what all methods are held against."""
+"""The row of the held-out text's own continuation of the prompts, which all methods are compared with."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class ModelResult:
 
     @property
     def methods(self) -> list[str]:
-        return [taken.method for taken in self.times]
+        return [taken.method for taken in self.times if taken.method != again(GREEDY)]
 
     def seconds(self, method: str) -> tuple[float, ...]:
         return next(taken.seconds for taken in self.times if taken.method == method)
@@ -124,6 +125,8 @@ class LoopTimes:
 
     plain_s: tuple[float, ...]
     loop_s: tuple[float, ...]
+    again_s: tuple[float, ...] = ()
+    """The plain loop in another process; not in older results."""
 
     @property
     def ratio(self) -> Estimate:

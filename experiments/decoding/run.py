@@ -1,25 +1,27 @@
 """Every decoding method on every model: what it writes and what it costs; and the cost of our own generation loop."""
 
-import datetime
-import random
+import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import GPT2LMHeadModel
 
-from experiments.contract import progress
-from experiments.decoding.loop import LOOP_STEPS, time_loop
-from experiments.decoding.methods import CONTRASTIVE, GREEDY, METHODS, choose, settings_of
+from experiments.contract import choose, now, progress
+from experiments.decoding.methods import CONTRASTIVE, GREEDY, METHODS, settings_of
 from experiments.decoding.models import Candidate, find_candidates, tell_stand_ins
-from experiments.decoding.results import ITSELF, Decoding, MethodTexts, MethodTimes, ModelResult, Output
+from experiments.decoding.results import ITSELF, Decoding, LoopTimes, MethodTexts, MethodTimes, ModelResult, Output
 from experiments.decoding.texts import find_prompts, judge, judge_again, write_texts
-from experiments.race.turns import Case, make_prompts
+from experiments.race.engines.base import Case, make_prompts
 from gpt2opt import environment
-from gpt2opt.decoding.generation import generate
+from gpt2opt.decoding.decoder import Greedy
+from gpt2opt.decoding.generation import generate, stream
+from gpt2opt.measure.memory import in_fresh_process
+from gpt2opt.measure.turns import Contestants, Here, in_child
+from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import save_model
 from gpt2opt.sources.texts import find_texts
@@ -27,10 +29,12 @@ from gpt2opt.torch_model import TorchModel
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 48
 TIMED = Case(16, 6)
-"""Of the timed generations: so short because the largest model has to fit into minutes too."""
+"""Of the timed generations: this short because the largest model has to fit into minutes too."""
 LEAST_ROUNDS, MOST_ROUNDS, ROUNDS_S = 4, 15, 5.0
-"""A fast model is timed in more rounds, until they took so many seconds: its times are the noisier ones."""
+"""A fast model is timed in more rounds, until they took this many seconds: its times are the noisier ones."""
 LEAST_PROMPTS, LEAST_SEEDS = 10, 3
+LOOP_RUNS, LOOP_TOKENS = 15, 32
+LOOP_STEPS = ("exporting the IR", "the cost of the generation loop")
 
 
 def compare_decoding(
@@ -45,7 +49,7 @@ def compare_decoding(
     Args:
         models: see `find_candidates`.
         text: see `find_texts`; prompts are beginnings of its held-out documents.
-        methods: names with commas between them, such as `top-p`; all where empty. Greedy always takes part: the others are held against it.
+        methods: names with commas between them, such as `top-p`; all where empty. Greedy, the reference, always takes part.
         prompts, seeds: how many of each, at least 10 and 3. Methods that draw nothing write one text behind each prompt.
 
     Raises:
@@ -54,7 +58,7 @@ def compare_decoding(
     """
     for name, found, least in (("prompts", prompts, LEAST_PROMPTS), ("seeds", seeds, LEAST_SEEDS)):
         check_whole(name, found, least, "intervals and ranges over fewer say little")
-    chosen = tuple(name for name in METHODS if name in (*choose("method", methods, METHODS), GREEDY))
+    chosen = choose("method", methods, METHODS, GREEDY)
     candidates, texts = find_candidates(models), find_texts(text)
     tell_stand_ins(candidates, texts)
     torch.set_num_threads(environment.threads())
@@ -78,7 +82,7 @@ def compare_decoding(
         measured = judge_by_others(measured, writers)
         loop = time_loop(source, prompt, step)
     return Decoding(
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        created=now(),
         environment=environment.describe(),
         text=f"{texts} {texts.revision}",
         prompts=shown,
@@ -131,7 +135,7 @@ def measure_model(
 ) -> ModelResult:
     """Let every method write behind the prompts, if there are any, and time it."""
 
-    def told(what: str) -> None:
+    def named(what: str) -> None:
         step(f"{candidate.name}: {what}")
 
     return ModelResult(
@@ -139,8 +143,8 @@ def measure_model(
         candidate.weights,
         candidate.stand_in,
         sum(parameter.numel() for parameter in model.parameters()),
-        time_methods(model, methods, told),
-        tuple(compare_texts(model, tokenizer, methods, prompts, draws, told)) if prompts else (),
+        time_methods(model, methods, named),
+        tuple(compare_texts(model, tokenizer, methods, prompts, draws, named)) if prompts else (),
     )
 
 
@@ -172,24 +176,78 @@ def compare_texts(
     return found
 
 
-def time_methods(model: GPT2LMHeadModel, methods: Sequence[str], step: Callable[[str], None]) -> tuple[MethodTimes, ...]:
-    """Time whole generations of one prompt by every method, in a new random order in each round, after one to warm up."""
-    seconds: dict[str, list[float]] = {method: [] for method in methods}
-    draw = random.Random(0)
+class TimedMethod:
+    """One method on a model. All share the model of this process: a copy for each of ten would not fit into memory."""
 
-    def timed(method: str, number: int) -> float:
-        prompt = make_prompts(TIMED, model.config.vocab_size, number).tolist()
+    def __init__(self, model: GPT2LMHeadModel, method: str):
+        self.method, self.model = method, TorchModel(model, hidden=method == CONTRASTIVE)
+
+    def seconds(self, prompt: list[list[int]]) -> float:
+        """Return the seconds of a whole generation, prefill included."""
         start = time.perf_counter()
-        decoder = TorchModel(model, hidden=method == CONTRASTIVE).decoder(prompt, TIMED.new_tokens)
-        generate(decoder, prompt, settings_of(method, TIMED.new_tokens))
+        generate(self.model.decoder(prompt, TIMED.new_tokens), prompt, settings_of(self.method, TIMED.new_tokens))
         return time.perf_counter() - start
 
-    timed(GREEDY, 0)
-    start, number = time.perf_counter(), 0
-    while number < LEAST_ROUNDS or (number < MOST_ROUNDS and time.perf_counter() - start < ROUNDS_S):
-        number += 1
-        for method in draw.sample(methods, len(methods)):
-            if number <= LEAST_ROUNDS:
+
+def time_methods(model: GPT2LMHeadModel, methods: Sequence[str], step: Callable[[str], None]) -> tuple[MethodTimes, ...]:
+    """Time whole generations of one prompt by every method, in turns."""
+    vocab_size, begun = model.config.vocab_size, math.inf
+    with Contestants({method: Here(TimedMethod(model, method)) for method in methods}) as contestants:
+        turns = contestants.take_turns(
+            "seconds", [TIMED], rounds=MOST_ROUNDS, arguments=lambda case, number: (make_prompts(case, vocab_size, number).tolist(),)
+        )
+        for number, outcome in enumerate(turns):  # noqa: B007
+            begun = begun if number else time.perf_counter()
+            for method in methods if number < LEAST_ROUNDS else ():
                 step(f"timing {method}")
-            seconds[method].append(timed(method, number))
-    return tuple(MethodTimes(method, tuple(taken)) for method, taken in seconds.items())
+            if number >= LEAST_ROUNDS and time.perf_counter() - begun >= ROUNDS_S:
+                break
+    return tuple(MethodTimes(method, tuple(taken[TIMED])) for method, taken in outcome.samples.items())
+
+
+class Loop:
+    """An INT8 IR that is driven by the plain loop of the measurements, or by the generation loop."""
+
+    def __init__(self, folder: Path, prompt: list[int], way: str):
+        self.model, self.prompts, self.way = load_ir(folder), [prompt], way
+
+    def tpot(self, new_tokens: int) -> float:
+        """Return the seconds per output token."""
+        decoder = self.model.decoder(self.prompts, new_tokens)
+        if self.way == "plain":
+            greedy = Greedy(decoder)
+            greedy.start()
+            steps: Iterable = (greedy.step() for _ in range(new_tokens - 1))
+        else:
+            steps = stream(decoder, self.prompts, settings_of(GREEDY, new_tokens))
+            next(steps)
+        start = time.perf_counter()
+        for _ in steps:
+            pass
+        return (time.perf_counter() - start) / (new_tokens - 1)
+
+
+def time_loop(source: Path, prompt: list[int], step: Callable[[str], None]) -> LoopTimes:
+    """Export a model as an INT8 IR (weights alone) and time both loops on it, in turns."""
+    step(LOOP_STEPS[0])
+    folder = source.parent / "ir"
+    in_fresh_process(export_int8, source, folder)
+    step(LOOP_STEPS[1])
+    with Contestants({way: in_child(Loop, folder, prompt, way) for way in ("plain", "loop")}) as contestants:
+        *_, outcome = contestants.take_turns("tpot", [LOOP_TOKENS], rounds=LOOP_RUNS)
+    plain, twice, loop = (tuple(samples[LOOP_TOKENS]) for samples in outcome.samples.values())
+    return LoopTimes(plain, loop, twice)
+
+
+def export_int8(source: Path, folder: Path) -> None:
+    """Write the model in `source` as an IR with INT8 weights; nothing is calibrated, so any rows of tokens do."""
+    from datasets import Dataset
+
+    from gpt2opt.quantize.int8 import quantize_int8
+    from gpt2opt.settings import MIN_CALIBRATION_SEQUENCES
+    from gpt2opt.sources.models import load_model
+
+    environment.quiet()
+    tokenizer, model = load_model(source)
+    rows = Dataset.from_dict({"input_ids": [list(range(16))] * MIN_CALIBRATION_SEQUENCES})
+    quantize_int8(model, tokenizer, rows, folder, "w8")

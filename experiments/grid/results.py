@@ -74,7 +74,8 @@ class Grid:
     """All cells, and what they are compared with.
 
     stand_ins: a sentence for each source that stands in for another one. memory_bytes: parameters and buffers of the dense model in FP32,
-    which is what the seed calls its size. untuned: the dense model as it came.
+    which the project calls its size. untuned: the dense model as it came. again_s: the dense FP32 model's seconds once more (A/A); not in
+    older results.
     """
 
     created: str
@@ -87,6 +88,7 @@ class Grid:
     untuned: Quality
     controls: tuple[Control, ...]
     cells: tuple[Cell, ...]
+    again_s: tuple[tuple[float, ...], ...] = ()
     schema: str = SCHEMA
 
     def cell(self, sparsity: str, precision: str, order: str | None = None) -> Cell:

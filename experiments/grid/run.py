@@ -2,10 +2,7 @@
 
 import copy
 import dataclasses
-import datetime
-import random
 import shutil
-import sys
 import tempfile
 import time
 import zlib
@@ -19,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel
 
+from experiments.contract import now, say
 from experiments.grid.results import AFTER, BEFORE, DENSE, FP32, INT8, Cell, Control, Grid, Tuning
 from experiments.grid.reviews import find_reviews
 from experiments.grid.sparsity import RULES, Rule, count_zeros, export_fp32, held_at_zero, masks_of, prune_integers
@@ -28,6 +26,7 @@ from gpt2opt.finetune import prepare_tokenizer_for_padding, tokenize_dataset
 from gpt2opt.measure.memory import peak_ram
 from gpt2opt.measure.quality import Protocol, ScoredText, perplexity, prepare_text, windows
 from gpt2opt.measure.results import Quality
+from gpt2opt.measure.turns import Contestants, Here, again
 from gpt2opt.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.run.record import Settings
@@ -98,7 +97,7 @@ def run_grid(
     check_whole("rounds", rounds, 1)
     found, texts, settings = find_model(model), find_reviews(text), Settings(fine_tune_bytes=fine_tune_bytes)
     stand_ins = tuple(_stand_ins(found, texts))
-    print("\n".join((f"model: {found}", f"text: {texts}", *stand_ins)), file=sys.stderr, flush=True)
+    say("\n".join((f"model: {found}", f"text: {texts}", *stand_ins)))
     tokenizer, dense = load_model(found.path)
     prepare_tokenizer_for_padding(tokenizer, dense)
     fractions = _head_fractions(dense)
@@ -108,9 +107,10 @@ def run_grid(
         untuned = perplexity(logits_of(dense), material.scored)
         made, controls = _make_all(dense, fractions, material, Path(scratch), bar)
         timed = _score_and_time(made, material.scored, rounds, bar)
-        cells = tuple(_measure(one, *timed[one.folder], material.scored, bar) for one in made)
+        cells = tuple(_measure(one, *timed[one.folder.name], material.scored, bar) for one in made)
+        _, twice = timed[again(made[0].folder.name)]
     return Grid(
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        created=now(),
         environment=environment.describe(),
         model=str(found),
         text=f"{texts} {texts.revision}",
@@ -120,6 +120,7 @@ def run_grid(
         untuned=untuned,
         controls=controls,
         cells=cells,
+        again_s=twice,
     )
 
 
@@ -128,7 +129,7 @@ def _stand_ins(found: FoundModel, texts: Texts) -> Iterator[str]:
     if found.stand_in:
         yield "The bundled GPT-2 stands in for `gpt2`; online, `--model gpt2` takes the real one."
     if texts.stand_in:
-        yield f"The {texts.name} stands in for IMDB reviews; `--text imdb` takes these online, `--text FILE.csv` the seed's CSV offline."
+        yield f"The {texts.name} stands in for IMDB reviews; `--text imdb` takes these online, `--text FILE.csv` a CSV of them offline."
 
 
 def _head_fractions(model: GPT2LMHeadModel) -> dict[str, float]:
@@ -222,30 +223,42 @@ def _score_pruned(model: GPT2LMHeadModel, masks: Mapping[str, Tensor], scored: S
         return perplexity(logits_of(pruned), scored)
 
 
+class Scorer:
+    """One model of the grid, which scores a text and reads windows of it. All are in this process, which has torch loaded once."""
+
+    def __init__(self, folder: Path):
+        self.logits = logits_of(load_ir(folder, leave_out=LEFT_OUT))
+
+    def seconds(self, window: Tensor) -> float:
+        """Return the seconds of one forward pass."""
+        start = time.perf_counter()
+        self.logits(window)
+        return time.perf_counter() - start
+
+
 def _score_and_time(
     made: Sequence[Made], scored: ScoredText, rounds: int, bar: tqdm
-) -> dict[Path, tuple[Quality, tuple[tuple[float, ...], ...]]]:
-    """Return of each model, by its folder, the quality on the text and the seconds of its forward passes, by round and window.
+) -> dict[str, tuple[Quality, tuple[tuple[float, ...], ...]]]:
+    """Return, by the name of a model's folder, its quality on the text and the seconds of its forward passes, by round and window.
 
-    All models are in memory and read a window in turns, in an order drawn anew, so that a slow moment of the machine is slow for all.
-    Scoring the whole text first warms them up.
+    All models are in memory and read the windows in turns, so that a slow moment of the machine is slow for all.
     """
     bar.set_description("loading and scoring all models")
-    models, quality = [(one.folder, logits_of(load_ir(one.folder, leave_out=LEFT_OUT))) for one in made], {}
-    for folder, logits in models:
-        quality[folder] = perplexity(logits, scored, batch_size=1)
+    models, quality = {one.folder.name: Scorer(one.folder) for one in made}, {}
+    for name, model in models.items():
+        quality[name] = perplexity(model.logits, scored, batch_size=1)
         bar.update()
-    draw = random.Random(0)
-    taken: dict[Path, list[list[float]]] = {one.folder: [[] for _ in range(rounds)] for one in made}
-    for number in range(rounds):
-        bar.set_description(f"round {number + 1} of {rounds}")
-        for window in _windows(scored):
-            for folder, logits in draw.sample(models, len(models)):
-                start = time.perf_counter()
-                logits(window)
-                taken[folder][number].append(time.perf_counter() - start)
-            bar.update()
-    return {folder: (quality[folder], tuple(map(tuple, by_round))) for folder, by_round in taken.items()}
+    read = _windows(scored)
+    bar.set_description("timing")
+    with Contestants({name: Here(model) for name, model in models.items()}) as contestants:
+        turns = contestants.take_turns("seconds", range(len(read)), rounds=rounds, arguments=lambda number, _: (read[number],))
+        for done, outcome in enumerate(turns):  # noqa: B007
+            bar.update(len(read) if done else 0)
+    quality[again(next(iter(models)))] = quality[next(iter(models))]
+    return {
+        name: (quality[name], tuple(tuple(seconds[number] for seconds in taken.values()) for number in range(rounds)))
+        for name, taken in outcome.samples.items()
+    }
 
 
 def _windows(scored: ScoredText) -> list[Tensor]:

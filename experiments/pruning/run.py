@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel
 
+from experiments.contract import say
 from gpt2opt import environment
 from gpt2opt.finetune import create_training_arguments, prepare_tokenizer_for_padding, run_fine_tuning, tokenize_dataset
 from gpt2opt.measure.quality import perplexity, prepare_text
@@ -166,7 +166,7 @@ def compare_pruning(
     choices = head_choices(reference, importance_batches(tuning, tokenizer, settings.sequence_length), seeds)
     scores = []
     for rule, seed, order in choices:
-        _say(f"pruning by {rule}" + ("" if seed is None else f", seed {seed}"))
+        say(f"pruning by {rule}" + ("" if seed is None else f", seed {seed}"))
         for pruned_heads, fraction in sorted(by_count.items()):
             pruned = prune_attention_heads(copy.deepcopy(reference), fraction, order)
             scores.append(Score(rule, seed, pruned_heads, score(pruned)))
@@ -177,7 +177,7 @@ def compare_pruning(
         "pruned": prune_attention_heads(copy.deepcopy(reference), settings.prune_fraction, choices[0][2]),
         "unpruned": reference,
     }.items():
-        _say(f"fine-tuning the {what} model")
+        say(f"fine-tuning the {what} model")
         tuned.append(score(fine_tuned(candidate, tokenizer, rows, settings)))
     recovery = Recovery(count, epochs, len(rows), *tuned)
     return PruningControls(environment.describe(), str(found), heads, unpruned, tuple(scores), recovery)
@@ -198,7 +198,3 @@ def fine_tuned(model: GPT2LMHeadModel, tokenizer, rows: Dataset, settings: Setti
         arguments = create_training_arguments(scratch, settings.learning_rate, epochs=settings.epochs, seed=settings.seed)
         run_fine_tuning(model, arguments, rows, tokenizer)
     return model.cpu().eval()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.race.engines import OURS
-from experiments.race.engines.base import Timing
+from experiments.race.engines.base import Case, Timing
 from experiments.race.engines.ours import Ours
-from experiments.race.turns import Case
 from gpt2opt.measure.limits import Limits
 from gpt2opt.measure.stats import Estimate, paired_ratio
 
@@ -191,7 +190,7 @@ FIGURES = (
     Figure("TTFT 512", "ms", MAIN, ttft),
     Figure("TPOT after 512", "ms", MAIN, tpot),
     Figure("512 + 128 whole", "s", MAIN, end_to_end),
-    *(Figure(f"batch {case.batch_size}", "tokens/s", case, throughput) for case in (SHORT, *BATCHED)),
+    *(Figure(f"batch {case.batch_size}", "tokens/s", case, throughput) for case in BATCHED),
 )
 TTFT_512, TPOT, WHOLE = FIGURES[2:5]
 EFFECTIVE_TPOT = Figure("TPOT on a repeating text", "ms", REPEATING, mean_tpot)

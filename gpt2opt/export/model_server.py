@@ -8,11 +8,10 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpt2opt.environment import installed
 from gpt2opt.runtime.manifest import Manifest, is_ir, read_manifest
-from gpt2opt.storage import PREFIX, hash_weights, new_folder
+from gpt2opt.storage import PREFIX, new_folder
 
 INT8_OF_A_RUN = "4-quantize"
 TAKEN = ("openvino_model.*", "*.json", "merges.txt")
@@ -115,9 +114,7 @@ def _write_model(model: str, folder: Path) -> str:
 
     found = find_model(model)
     tokenizer, loaded = load_model(found.path)
-    linear: Any = prepare_for_export(loaded)
-    linear.made_from = hash_weights(found.path)
-    export_ir(linear, tokenizer, folder)
+    export_ir(prepare_for_export(loaded), tokenizer, folder)
     return str(found)
 
 

@@ -17,6 +17,7 @@ from gpt2opt.quantize.fake_quant import quantized_linears
 from gpt2opt.runtime.graph import matmuls, over_same_memory, stored_weight
 from gpt2opt.runtime.manifest import IR_NAME, write_manifest
 from gpt2opt.sources.gpt2 import check_finite, check_ids, heads_per_layer
+from gpt2opt.sources.models import source_weights
 from gpt2opt.storage import new_folder
 
 
@@ -62,7 +63,7 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
         save_model(graph, folder / IR_NAME, compress_to_fp16=False)
         bits = {8 if linear.highest == 127 else 4 for name, linear in linears.items() if name != "lm_head"}
         weights, kept_in = (f"i{min(bits)}", kv_cache) if bits else ("f32", "f32")
-        write_manifest(folder, weights, kept_in, getattr(model, "made_from", None))
+        write_manifest(folder, weights, kept_in, source_weights(model))
     return Path(out_dir)
 
 

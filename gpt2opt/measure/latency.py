@@ -1,21 +1,18 @@
 """Latency of generation: time to first token (TTFT) and time per output token (TPOT), of one model or of several that take turns."""
 
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from gpt2opt.decoding.decoder import Decoder, Greedy
 from gpt2opt.environment import CpuWatch
+from gpt2opt.measure.child import Child
 from gpt2opt.measure.results import Latency
+from gpt2opt.measure.turns import Contestants, Here, Start, in_child
 from gpt2opt.settings import is_whole
 
 TIMED_RUNS = 12
-"""Timed runs of each model, unless a caller asks for another number."""
-MAX_WARMUP_RUNS = 10
-"""Most untimed runs before them. There are at least two, since one run alone does not show whether runs still get faster."""
-STEADY = 0.95
-"""The warm-up ends with the first run that takes more than this share of the fastest run before it."""
+"""Timed runs of each model by default."""
 
 Timer = Callable[[Callable[[], None]], float]
 """Does some work and returns the seconds it took."""
@@ -62,7 +59,7 @@ def measure_latency(
 
 
 def compare_latency(
-    decoders: Mapping[str, Decoder],
+    decoders: Mapping[str, Decoder | Callable[[], Child]],
     *,
     prompt_tokens: int,
     new_tokens: int,
@@ -70,58 +67,56 @@ def compare_latency(
     batch_size: int = 1,
     timer: Timer = wall_time,
 ) -> dict[str, Latency]:
-    """Time several models in turns. In each round every model does one run; rounds come in pairs of a random order and its reverse.
+    """Time several models in turns, one run of each in every round; see `turns`.
 
     A slow minute of the machine then affects all models, and their samples can be paired run by run; see `stats.paired_ratio`.
 
     Args:
-        decoders: name -> a model with its prompt, the same prompt for all.
-        prompt_tokens, new_tokens, runs, batch_size, timer: as in `measure_latency`.
+        decoders: name -> `decoder_in_child(…)`, or a decoder in this process; the same prompt for all.
+        prompt_tokens, new_tokens, runs, batch_size: as in `measure_latency`.
+        timer: of the decoders in this process.
+
+    Returns:
+        The latency of each by name; that of the first one twice, the second time as "… again", unless it is the only one.
 
     Raises:
         ValueError: as `measure_latency`.
     """
     if not is_whole(new_tokens, 2) or not is_whole(runs, 1):
         raise ValueError(f"new_tokens={new_tokens}, runs={runs}: expected at least 2 tokens (TTFT and one TPOT) and 1 run")
-
-    def run(decoder: Decoder) -> list[float]:
-        greedy = Greedy(decoder)
-        return [timer(greedy.start), *(timer(greedy.step) for _ in range(new_tokens - 1))]
-
-    warmups = {name: warm_up(partial(run, decoder)) for name, decoder in decoders.items()}
-    samples: dict[str, list[list[float]]] = {name: [] for name in decoders}
-    watch = CpuWatch()
-    for order in turn_orders(list(decoders), runs):
-        for name in order:
-            samples[name].append(run(decoders[name]))
-    others = watch.others_share()
+    starts: dict[str, Start] = {name: each if callable(each) else Here(TimedDecoder(each, timer)) for name, each in decoders.items()}
+    with Contestants(starts) as contestants:
+        turns = contestants.take_turns("run", [new_tokens], rounds=runs, seconds=sum)
+        next(turns)
+        watch = CpuWatch()
+        *_, outcome = turns
+        others = watch.others_share()
     return {
         name: Latency(
-            tuple(times[0] for times in taken),
-            tuple(step for times in taken for step in times[1:]),
-            warmups[name][0], batch_size, prompt_tokens, new_tokens, warmups[name][1], others,
+            tuple(times[0] for times in samples[new_tokens]),
+            tuple(step for times in samples[new_tokens] for step in times[1:]),
+            outcome.warmups[name][new_tokens][0], batch_size, prompt_tokens, new_tokens, outcome.warmups[name][new_tokens][1], others,
         )
-        for name, taken in samples.items()
+        for name, samples in outcome.samples.items()
     }  # fmt: skip
 
 
-def turn_orders(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
-    """Yield the order of turns of each round: pairs of a random order and its reverse.
+class TimedDecoder:
+    """A model with its prompt, whose generations are timed token by token."""
 
-    Every second round reverses the order of the one before it, so that a steady drift of the machine favours nobody.
-    """
-    draw, order = random.Random(0), list(names)
-    for number in range(rounds):
-        order = order[::-1] if number % 2 else draw.sample(order, len(order))
-        yield order
+    def __init__(self, decoder: Decoder, timer: Timer = wall_time):
+        self.decoder, self.timer = decoder, timer
+
+    def run(self, new_tokens: int) -> list[float]:
+        """Generate greedily and return the seconds of each token; those of the first include reading the prompt."""
+        greedy = Greedy(self.decoder)
+        return [self.timer(greedy.start), *(self.timer(greedy.step) for _ in range(new_tokens - 1))]
 
 
-def warm_up(run: Callable[[], list[float]]) -> tuple[int, bool]:
-    """Run until runs stop getting faster; return the number of runs, and whether they stopped within `MAX_WARMUP_RUNS`."""
-    best = sum(run())
-    for done in range(2, MAX_WARMUP_RUNS + 1):
-        seconds = sum(run())
-        if seconds > STEADY * best:
-            return done, True
-        best = min(best, seconds)
-    return MAX_WARMUP_RUNS, False
+def decoder_in_child(make: Callable[..., Decoder], *arguments: Any, timer: Timer = wall_time) -> Callable[[], Child]:
+    """Return what starts a process that makes a decoder, `make(*arguments)`, and times it. `make` is a function of a module."""
+    return in_child(_timed_decoder, make, arguments, timer)
+
+
+def _timed_decoder(make: Callable[..., Decoder], arguments: tuple, timer: Timer) -> TimedDecoder:
+    return TimedDecoder(make(*arguments), timer)

@@ -28,8 +28,22 @@ class Estimate:
         """Return whether this ratio shows a difference: the interval does not contain 1."""
         return not self.low <= 1 <= self.high
 
+    @property
+    def reach(self) -> list[list[float]]:
+        """Return the interval as an error bar: below and above the value. One of no width may miss the value by rounding."""
+        return [[max(0.0, self.value - self.low)], [max(0.0, self.high - self.value)]]
+
+    def scaled(self, factor: float) -> "Estimate":
+        """Return the same in another unit."""
+        return Estimate(self.value * factor, self.low * factor, self.high * factor)
+
     def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self:.2f}"
+
+    def __format__(self, number: str) -> str:
+        """Show the value and its interval in a format of numbers, such as `+.1%`; without one, as `str` does."""
+        value, low, high = (format(each, number or ".2f") for each in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
 
 
 def paired_ratio(samples: Sequence[float], base: Sequence[float]) -> Estimate:

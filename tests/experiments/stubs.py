@@ -18,13 +18,6 @@ class Stub(Engine):
         return Timing(2 * self.seconds_a_token, (self.seconds_a_token,) * (new_tokens - 1))
 
 
-class Broken(Stub):
-    def generate(self, prompts, new_tokens):
-        if len(self.seen) > 2:
-            raise RuntimeError("first line\nno such kernel")
-        return super().generate(prompts, new_tokens)
-
-
 class Printing(Stub):
     """Writes on stdout, as libraries do, and dies when told to."""
 

@@ -23,11 +23,11 @@ from experiments.attribution.run import (
     _race,
     attribute,
 )
-from experiments.race.engines.base import Timing
+from experiments.race.engines.base import Timing, loaded
 from experiments.race.engines.ours import Ours, OursBf16
-from experiments.race.turns import loaded
 from gpt2opt import environment
 from gpt2opt.measure.results import Quality
+from gpt2opt.measure.turns import Here
 from gpt2opt.report.style import BETTER, SAME, WORSE
 from gpt2opt.runtime import ir_model
 from gpt2opt.runtime.compile import cpu_properties
@@ -73,19 +73,10 @@ def test_factor_is_over_the_step_before_that_was_not_left_out_and_slow_minutes_c
 
 def test_table_names_what_is_left_out_and_ends_with_the_whole_way(attribution):
     rows = {row[0]: row for row in attribution_table(attribution).rows}
-    assert rows["absent"] == ("absent", "left out: no such instructions", "", *["–"] * 8)
-    assert rows["first"][2:] == ("", "440", "", "44", "", "0.001", "", "66.69", "")
-    assert rows["all steps together"][2:] == (
-        "first",
-        "",
-        "0.25 [0.25, 0.25]",
-        "",
-        "0.25 [0.25, 0.25]",
-        "",
-        "0.25",
-        "",
-        "1.1107 [1.0423, 1.1836]",
-    )
+    assert rows["absent"] == ("absent", "left out: no such instructions", "", *["–"] * 4)
+    assert rows["first"][2:] == ("", "440", "44", "0.001", "66.69")
+    assert rows["last"][3:6] == ("110; 0.50 [0.49, 0.51]", "11; 0.50 [0.49, 0.51]", "0.00025; 0.25")
+    assert rows["all steps together"][2:] == ("first", "0.25 [0.25, 0.25]", "0.25 [0.25, 0.25]", "0.25", "1.1107 [1.0423, 1.1836]")
     assert "a CPU (AVX2 alone), 2 threads; prompt 256 tokens, 64 new, 5 rounds" in attribution_caption(attribution)
 
 
@@ -99,7 +90,7 @@ def test_a_branch_and_the_step_after_it_are_both_compared_with_what_the_branch_l
     assert [s.name for s in branched.chain] == ["first", "second", "same", "last"]
     rows = {row[0]: row for row in attribution_table(branched).rows}
     assert [rows[name][2] for name in ("first", "second", "branch", "same", "last")] == ["", "first", "second", "second", "same"]
-    assert rows["branch"][4] == "0.50 [0.50, 0.50]"
+    assert rows["branch"][3].endswith("; 0.50 [0.50, 0.50]")
     assert {name: row for name, row in rows.items() if name != "branch"} == {row[0]: row for row in attribution_table(attribution).rows}
     mpl.use("Agg")
     _, later, _, _ = plot_attribution(branched)
@@ -128,9 +119,10 @@ def test_a_step_that_fails_in_the_race_is_left_out_and_the_others_keep_their_tim
     engines = {"first": OursStub, "dying": Printing, "absent": OursStub}
     candidates = [Candidate(name, "", engine, tmp_path) for name, engine in engines.items()]
     steps = [Step(name, "", left_out="no such instructions" if name == "absent" else None) for name in engines]
-    first, dying, absent = _race(candidates, steps, case, 3, 50)
-    assert len(first.timings) == 3
-    assert (dying.timings, dying.left_out.split(":")[0]) == ((), "failed on 1×(256+9) tokens")
+    first, twice, dying, absent = _race(candidates, steps, case, 3, 50)
+    assert (len(first.timings), len(twice.timings)) == (3, 3)
+    assert (twice.name, twice.branch) == ("first again", True)
+    assert (dying.timings, dying.left_out.split(":")[0]) == ((), "failed on 1×(256+9)")
     assert (absent.timings, absent.left_out) == ((), "no such instructions")
 
 
@@ -138,17 +130,13 @@ def test_a_step_that_fails_in_the_race_is_left_out_and_the_others_keep_their_tim
 def test_attribution_of_a_tiny_model(model_dir, text_file, quantized, monkeypatch):
     """Quantization and processes take longest and have tests of their own: an INT8 model that is there and this process stand in."""
 
-    def in_this_process(engine, folder, threads):
-        contestant = loaded(engine, folder, threads)
-        contestant.close = lambda: None
-        return contestant
-
-    monkeypatch.setattr(attribution_module, "RemoteEngine", in_this_process)
+    monkeypatch.setattr(attribution_module, "started", lambda *given: Here(loaded(*given, 2)))
     monkeypatch.setattr(environment, "has_bf16", lambda: False)
     monkeypatch.setattr(attribution_module, "quantize_int8", lambda *arguments: shutil.copytree(quantized[0], arguments[3]))
     case = dataclasses.replace(CASE, prompt_tokens=16, new_tokens=3)
     found = attribute(str(model_dir), str(text_file), 2, case=case, score_bytes=2000, calibration_rows=8)
-    torch_fp32, fp32, bf16, pruned, int8 = found.steps
+    torch_fp32, twice, fp32, bf16, pruned, int8 = found.steps
+    assert TPOT.factor(twice, torch_fp32, case)
     assert (bf16.left_out, bf16.quality) == (NO_BF16, None)
     assert [len(s.timings) for s in found.chain] == [2] * 4
     assert fp32.quality.ratio_to(torch_fp32.quality) == pytest.approx(1, abs=1e-4)
@@ -156,7 +144,7 @@ def test_attribution_of_a_tiny_model(model_dir, text_file, quantized, monkeypatc
     assert abs(pruned.quality.ratio_to(fp32.quality) - 1) > 0.01
     assert int8.weight_bytes < pruned.weight_bytes < fp32.weight_bytes
     assert from_json(Attribution, json.loads(json.dumps(dataclasses.asdict(found)))) == found
-    assert len(attribution_table(found).rows) == 6
+    assert len(attribution_table(found).rows) == 7
 
 
 @pytest.mark.slow

@@ -23,9 +23,11 @@ from experiments.classifier.run import ClassifierResult, VariantResult, compare_
 from experiments.classifier.tasks import Labelled, Task, find_task
 from experiments.classifier.training import Recipe, train_small, train_tokenizer
 from experiments.classifier.variants import VARIANTS, Int8Layers, OnnxFp32, Subject, TorchInt8
-from experiments.contract import read_result_of
+from experiments.contract import read_result_of, slug
+from experiments.race.engines.base import loaded
 from gpt2opt.environment import installed
 from gpt2opt.measure.child import Child
+from gpt2opt.measure.turns import Here
 from gpt2opt.storage import from_json
 
 GOOD, BAD = "a fine film , warm and wise number {}", "a dull film , cold and slow number {}"
@@ -62,23 +64,15 @@ def sst2_dir(tmp_path_factory) -> Path:
     return folder
 
 
-class InThisProcess:
-    """A `Child` that is none: eight new processes would import their libraries for most of the time."""
-
-    def __init__(self, factory, *arguments, environment):
-        self.made = factory(*arguments)
-
-    def call(self, method: str, *arguments):
-        return getattr(self.made, method)(*arguments)
-
-    def close(self) -> None:
-        pass
+def in_this_process(variant, folder):
+    """Eight new processes would import their libraries for most of the time."""
+    return Here(loaded(variant, folder, 2))
 
 
 @pytest.fixture(scope="module")
 def measured(classifier_dir, sst2_dir) -> ClassifierResult:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "Child", InThisProcess)
+        patch.setattr(run, "started", in_this_process)
         return compare_variants(str(classifier_dir), str(sst2_dir), runs=3, tokens=8)
 
 
@@ -96,6 +90,8 @@ def test_every_variant_that_is_installed_answers_as_the_fp32_model_does(measured
     assert list(measured.base.answers) == expected
     left_out = {variant.name: variant.left_out for variant in measured.variants if variant.left_out}
     assert set(left_out) <= {"torch INT8 dynamic", "ONNX Runtime FP32", "ONNX Runtime INT8"}
+    assert len(measured.again_s) == 3
+    assert latency_table(measured).rows[1][0] == "torch FP32 again"
     assert from_json(ClassifierResult, json.loads(json.dumps(dataclasses.asdict(measured)))) == measured
 
 
@@ -134,14 +130,14 @@ def test_a_bert_is_calibrated_too(trained):
     torch.testing.assert_close(quantized, own, atol=0.05, rtol=0.2)
 
 
-# --- the troubleshooting cases of the seed
+# --- the troubleshooting cases of the original demo
 
 
 def test_without_a_quantization_engine_int8_is_left_out_and_fp16_never_takes_its_name(monkeypatch, classifier_dir, sst2_dir):
     monkeypatch.setattr(torch.backends.quantized.__class__, "supported_engines", ["none"])
     assert "no quantization engine" in TorchInt8().unavailable()
     monkeypatch.setattr(run, "VARIANTS", VARIANTS[:3])
-    monkeypatch.setattr(run, "Child", InThisProcess)
+    monkeypatch.setattr(run, "started", in_this_process)
     result = compare_variants(str(classifier_dir), str(sst2_dir), runs=2, tokens=8)
     fp16, int8 = result.variants[1:]
     assert (int8.size_bytes, int8.answers, int8.int8) == (None, (), None)
@@ -155,7 +151,7 @@ def test_without_a_quantization_engine_int8_is_left_out_and_fp16_never_takes_its
 
 @pytest.fixture
 def offline(monkeypatch):
-    monkeypatch.setattr(run, "Child", InThisProcess)
+    monkeypatch.setattr(run, "started", in_this_process)
     for module in (run, tasks):
         monkeypatch.setattr(module, "cached_snapshot", lambda *_, **__: None)
         monkeypatch.setattr(module, "download_snapshot", lambda *_, **__: None)
@@ -192,37 +188,13 @@ def test_with_little_memory_nothing_begins(monkeypatch, classifier_dir):
         compare_variants(str(classifier_dir))
 
 
-def test_the_bar_is_full_though_a_variant_fails_while_it_answers(monkeypatch, bars):
-    """It would end early, and with it what it says of how much is left."""
-
-    class Worker:
-        def __init__(self, fails: bool):
-            self.fails = fails
-
-        def call(self, _, chunk):
-            if self.fails and chunk == [[3]]:
-                raise RuntimeError("no memory")
-            return [0]
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr(run, "CHUNK", 1)
-    bench = object.__new__(run._Bench)
-    bench.subject = SimpleNamespace(classes=())
-    bench.workers, bench.facts = {"first": Worker(True), "second": Worker(False)}, {"first": {}, "second": {}}
-    bench.score([[1], [2], [3], [4]])
-    assert bars == [("answering 4 texts", 8, 8)]
-    assert bench.facts["second"]["answers"] == (0,) * 4
-
-
 def test_a_variant_whose_memory_ends_leaves_and_the_others_go_on(monkeypatch, classifier_dir, sst2_dir):
-    def limited(worker, variant, *arguments, environment):
+    def limited(variant, folder):
         if variant is variants.TorchFp32:
-            return InThisProcess(worker, variant, *arguments, environment=environment)
-        return Child(worker, variant, *arguments, environment=environment, address_space_bytes=300_000_000, timeout_s=20)
+            return in_this_process(variant, folder)
+        return partial(Child, loaded, variant, folder, 1, address_space_bytes=300_000_000, timeout_s=20)
 
-    monkeypatch.setattr(run, "Child", limited)
+    monkeypatch.setattr(run, "started", limited)
     result = compare_variants(str(classifier_dir), str(sst2_dir), runs=2, tokens=8, variants="torch-fp16")
     assert [variant.name for variant in result.measured] == ["torch FP32"]
     assert result.variants[1].left_out.startswith("failed: ")
@@ -240,7 +212,7 @@ def test_a_runtime_that_is_not_installed_is_left_out_or_refused_by_name(monkeypa
 
 
 def test_a_variant_brings_what_it_is_compared_with():
-    assert [variant.slug() for variant in run.choose_variants("openvino-int8-static")] == [
+    assert [slug(variant.name) for variant in run.choose_variants("openvino-int8-static")] == [
         "torch-fp32",
         "openvino-fp32",
         "openvino-int8-static",
@@ -338,7 +310,7 @@ def test_a_model_with_reversed_classes_scores_as_the_other_in_every_variant(trai
     reversed_model.config.id2label, reversed_model.config.label2id = {0: "POSITIVE", 1: "NEGATIVE"}, {"POSITIVE": 0, "NEGATIVE": 1}
     for part in (reversed_model, tokenizer):
         part.save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(run, "Child", InThisProcess)
+    monkeypatch.setattr(run, "started", in_this_process)
     found = compare_variants(str(tmp_path / "model"), str(sst2_dir), runs=2, tokens=8)
     assert found.base.answers == measured.base.answers
     for variant in found.measured:

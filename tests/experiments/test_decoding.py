@@ -8,12 +8,11 @@ import matplotlib as mpl
 import pytest
 import torch
 
+from experiments.contract import CONFIRMED, OPEN, REFUTED, choose
 from experiments.decoding import run
-from experiments.decoding.findings import CONFIRMED, OPEN, REFUTED, find_all
-from experiments.decoding.loop import LOOP_STEPS, LoopContestant
-from experiments.decoding.methods import GREEDY, METHODS, SAMPLING, choose, settings_of
+from experiments.decoding.methods import GREEDY, METHODS, SAMPLING, settings_of
 from experiments.decoding.models import Candidate, find_candidates, random_model
-from experiments.decoding.report import all_tables, caption, plot_decoding
+from experiments.decoding.report import all_tables, caption, find_all, plot_decoding
 from experiments.decoding.results import (
     ITSELF,
     Decoding,
@@ -28,7 +27,7 @@ from experiments.decoding.results import (
     repetition,
     share,
 )
-from experiments.decoding.run import Writer, judge_by_others
+from experiments.decoding.run import LOOP_STEPS, Loop, Writer, judge_by_others
 from experiments.decoding.texts import judge, write_texts
 from gpt2opt.sources.models import load_model, save_model
 from gpt2opt.storage import from_json
@@ -107,8 +106,7 @@ def test_random_weights_have_a_distribution_like_that_of_a_trained_model():
 
 
 def test_both_loops_are_timed_on_an_ir(float_dir):
-    contestant = LoopContestant(float_dir, [5, 6, 7])
-    assert all(0 < seconds < 1 for seconds in (contestant.plain(4), contestant.loop(4)))
+    assert all(0 < Loop(float_dir, [5, 6, 7], way).tpot(4) < 1 for way in ("plain", "loop"))
 
 
 # --- findings, tables, charts

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from experiments import passes as experiment
 from experiments.passes import ALL, PassGains, Variant, measure_passes, passes_caption, passes_table, plot_passes, time_passes
-from experiments.race.engines.base import Timing
-from experiments.race.turns import Case
+from experiments.race.engines.base import Case, Timing
+from gpt2opt.measure.turns import again
 from gpt2opt.runtime.passes import CASES, PASSES
 from gpt2opt.storage import from_json
 
@@ -25,7 +25,7 @@ def test_each_pass_that_can_be_left_out_here_is_left_out_once(quantized, tmp_pat
         case, variants = time_passes(folder, 320, 2, bar)
     removable = [each.name for each in PASSES if case in each.cases and not each.required]
     assert case in CASES[1:]  # its inputs are quantized
-    assert [variant.name for variant in variants] == [ALL, *removable]
+    assert [variant.name for variant in variants] == [ALL, again(ALL), *removable]
     assert {(len(variant.one), len(variant.several), len(variant.one[0].later_s)) for variant in variants} == {(2, 2, 2)}
 
 
@@ -56,6 +56,9 @@ def test_rows_tell_how_many_times_as_long_it_takes_without_a_pass(gains):
     first, lookup, shapes = passes_table(gains).rows
     assert first == (ALL, "105 ms", "10.5 ms", "21 ms", "500")
     assert lookup == ("without `look_up_integers`", *["1.000 [1.000, 1.000]"] * 3, "+150")
+    same = dataclasses.replace(gains.variants[0], name=again(ALL))
+    twice = dataclasses.replace(gains, variants=(gains.variants[0], same, *gains.variants[1:]))
+    assert passes_table(twice).rows[1] == (again(ALL), *["1.000 [1.000, 1.000]"] * 3, "+0")
     assert shapes[2:] == ("1.500 [1.500, 1.500]", "1.000 [1.000, 1.000]", "–")
 
 

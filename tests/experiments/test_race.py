@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from experiments.contract import read_result_of, write_json
-from experiments.race import run, tables
+from experiments.race import report as tables
+from experiments.race import run
 from experiments.race.charts import plot_growth, plot_race
-from experiments.race.engines import LlamaCpp, OnnxFp32, OpenVinoFp32, TorchEagerAttention, TorchFp32
-from experiments.race.engines.base import Timing, timing
+from experiments.race.engines import LlamaCpp, OnnxFp32, OpenVinoFp32, TorchEagerAttention, TorchFp32, base
+from experiments.race.engines.base import Case, Timing, make_prompts, prompts_of, started, timing
 from experiments.race.results import (
     BATCHED,
     MAIN,
@@ -31,61 +32,29 @@ from experiments.race.results import (
     best_peer,
     throughput,
 )
-from experiments.race.turns import TOO_SLOW, Case, RemoteEngine, make_prompts, race
 from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.measure import limits
 from gpt2opt.measure.limits import Limits
 from gpt2opt.measure.memory import ChildRun
 from gpt2opt.measure.stats import Estimate, paired_ratio
-from tests.experiments.stubs import Broken, MissingStub, OursStub, PeerStub, Printing, Stub, UnconvertibleStub
+from gpt2opt.measure.turns import Contestants, Here
+from tests.experiments.stubs import MissingStub, OursStub, PeerStub, Printing, Stub, UnconvertibleStub
 
 SHAPE = Shape(block_weights=1000, head_weights=100)
 CASE = Case(4, 3)
 
 
-def race_of(contestants, rounds=3, cases=(CASE,)):
-    *_, outcome = race(contestants, dict.fromkeys(contestants, cases), rounds=rounds, vocab_size=50)
-    return outcome
+# --- the engines' part of the turns; the turns themselves are in tests/measure/test_turns.py
 
 
-# --- the race
-
-
-def test_all_engines_get_the_same_prompts_and_every_call_another():
+def test_all_engines_get_the_same_prompts_and_every_round_another():
     contestants = {name: Stub() for name in "abc"}
-    outcome = race_of(contestants, cases=(CASE, Case(4, 3, 2)))
+    with Contestants({name: Here(each) for name, each in contestants.items()}) as turns:
+        *_, outcome = turns.take_turns("timed", (CASE, Case(4, 3, 2)), rounds=3, seconds=run.total_s, arguments=prompts_of(50))
     seen = [contestant.seen for contestant in contestants.values()]
-    assert seen[0] == seen[1] == seen[2]
-    assert len(seen[0]) == len({str(prompts) for prompts in seen[0]})
-    assert [len(outcome.timings["a"][case]) for case in outcome.timings["a"]] == [3, 3]  # the warm-up is not among them
-
-
-def test_the_order_of_turns_changes():
-    turns = []
-
-    class Noting(Stub):
-        def generate(self, prompts, new_tokens):
-            turns.append(self)
-            return super().generate(prompts, new_tokens)
-
-    contestants = {name: Noting() for name in "abc"}
-    race_of(contestants, rounds=8)
-    rounds = [tuple(turns[i : i + 3]) for i in range(6, len(turns), 3)]
-    assert all(len(set(order)) == 3 for order in rounds)
-    assert len(set(rounds)) > 1
-
-
-def test_failing_engine_is_reported_and_the_race_goes_on():
-    outcome = race_of({"ours": Stub(), "broken": Broken()})
-    assert outcome.left == {"broken": "failed on 1×(4+3) tokens: no such kernel"}
-    assert outcome.timings["broken"] == {}
-    assert len(outcome.timings["ours"][CASE]) == 3
-
-
-def test_engine_that_would_take_most_of_the_race_leaves_it():
-    outcome = race_of({"ours": Stub(), "slow": Stub(0.001 * (TOO_SLOW + 1)), "slower than ours": Stub(0.005)})
-    assert outcome.left["slow"].startswith(f"too slow: {TOO_SLOW + 1} ×")
-    assert list(outcome.left) == ["slow"]
+    assert seen[1] == seen[2]
+    assert len({str(prompts) for prompts in seen[1]}) == 2 * (1 + 3)  # one prompt of each case for the warm-up, one for each round
+    assert outcome.samples["b"][CASE] == [Timing(0.002, (0.001, 0.001))] * 3
 
 
 def test_too_few_tokens_are_not_a_fast_engine():
@@ -93,7 +62,8 @@ def test_too_few_tokens_are_not_a_fast_engine():
         def generate(self, prompts, new_tokens):
             return super().generate(prompts, new_tokens - 1)
 
-    assert race_of({"ours": Stub(), "stops": Stops()}).left == {"stops": "made 2 tokens where 3 were asked for"}
+    with pytest.raises(RuntimeError, match="made 2 tokens where 3 were asked for"):
+        Stops().timed(make_prompts(CASE, 50, 0), 3)
 
 
 def test_repeating_prompt_repeats():
@@ -107,13 +77,10 @@ def test_repeating_prompt_repeats():
 
 
 def test_engine_in_its_own_process_answers_and_its_death_is_told():
-    engine = RemoteEngine(Printing, Path("."), 2)
-    try:
-        assert engine.generate(np.zeros((1, 4), np.int64), 3) == Timing(0.002, (0.001, 0.001))
+    with started(Printing, Path("."), 1)() as engine:
+        assert engine.call("timed", np.zeros((1, 4), np.int64), 3) == Timing(0.002, (0.001, 0.001))
         with pytest.raises(RuntimeError):
-            engine.generate(np.zeros((1, 4), np.int64), 9)
-    finally:
-        engine.close()
+            engine.call("timed", np.zeros((1, 4), np.int64), 9)
 
 
 @pytest.mark.slow
@@ -124,6 +91,7 @@ def test_run_names_what_is_missing_and_what_fails(model_dir, tmp_path, monkeypat
     result = run.run_race(str(model_dir), 2, "", tmp_path)
     assert {engine.name: engine.left_out for engine in result.engines} == {
         "ours": None,
+        "ours again": None,
         "peer": None,
         "missing": "no-such-package is not installed",
         "unconvertible": "failed: ValueError: pruned heads are not supported",
@@ -136,14 +104,14 @@ def test_run_names_what_is_missing_and_what_fails(model_dir, tmp_path, monkeypat
     assert result.ours.peak_rss_bytes > 10e6
     assert len(result.limits) == result.rounds
     assert result.limit("int8_ops_per_s") > 1e9
-    assert [(point.engine, len(point.timings)) for point in result.growth] == [("ours", run.GROWTH_ROUNDS)]
+    assert [(point.engine, len(point.timings)) for point in result.growth] == [
+        ("ours", run.GROWTH_ROUNDS), ("ours again", run.GROWTH_ROUNDS),
+    ]  # fmt: skip
     assert read_result_of("race", tmp_path) == result
 
 
 @pytest.mark.slow
 def test_a_race_that_is_interrupted_leaves_the_rounds_that_were_done(model_dir, tmp_path, monkeypatch):
-    from experiments.race import turns as race_module
-
     def prompts_of(case, vocab_size, *seed):
         if seed == (2,):
             raise KeyboardInterrupt
@@ -154,13 +122,13 @@ def test_a_race_that_is_interrupted_leaves_the_rounds_that_were_done(model_dir, 
 
     monkeypatch.setattr(run, "in_fresh_process", in_this_process)  # faster; another test starts the processes
     monkeypatch.setattr(run, "ENGINES", (OursStub, PeerStub))
-    monkeypatch.setattr(race_module, "make_prompts", prompts_of)
+    monkeypatch.setattr(base, "make_prompts", prompts_of)
     with pytest.raises(KeyboardInterrupt):
         run.run_race(str(model_dir), 3, "", tmp_path)
     found = read_result_of("race", tmp_path)
     assert (found.rounds, len(found.limits), found.growth) == (1, 1, ())
-    assert [len(engine.timings(SHORT)) for engine in found.raced] == [1, 1]
-    assert tables.speed_table(found).rows
+    assert [len(engine.timings(SHORT)) for engine in found.raced] == [1, 1, 1]
+    assert tables.engines_table(found).header
 
 
 def test_wrong_input_is_said_at_once(tmp_path):
@@ -233,9 +201,9 @@ def test_tables_show_limits_and_who_is_left_out(result):
     assert ours[2] == "5.25"  # 1050 bytes at 200 kB/s, the best of all rounds
     assert ours[3].startswith("2.10 [")  # 10, 11 and 20 ms measured
     assert ours[6] == "2.0%"  # one step beyond a usual one, TTFT is 50
-    assert "absent is not installed" in str(tables.engines_table(result))
-    assert "absent" not in str(tables.speed_table(result))
-    assert tables.memory_table(result).rows[1] == ("peer", "0.001", "1.00", "0.002", "1.00", "–")
+    assert "absent is not installed" in str(tables.remarks_table(result))
+    assert "absent" not in str(tables.ratio_table(result))
+    assert tables.engines_table(result).rows[1] == ("peer", "1100", "22", "3.92", "0.001", "0.002")
 
 
 def test_what_an_engine_beats_is_not_called_a_limit(result):
@@ -265,32 +233,24 @@ def test_rows_of_ours_are_no_peers(result):
     faster = (engine_result("ours, unpruned", 0.001, full_heads=True), engine_result("ours again", 0.001))
     extended = dataclasses.replace(result, engines=(*result.engines, *faster))
     assert best_peer(extended).name == "peer"
-    assert "unpruned" not in tables.verdict(extended)
+    assert "unpruned" not in str(tables.verdict_table(extended))
 
 
 def test_the_smallest_measurable_difference_comes_from_ours_against_itself(result):
-    assert "not known" in tables.resolution(result)
+    assert [row[2] for row in tables.verdict_table(result).rows] == ["–"] * 3
     again = dataclasses.replace(result, engines=(*result.engines, engine_result("ours again", 0.0103)))
-    said = tables.resolution(again)
-    assert "is 1.03 [1.03, 1.03]: a smaller difference could not be seen there" in said
-    assert "TTFT 512" in said.split("exclude 1")[1]
-    same = dataclasses.replace(result, engines=(*result.engines, engine_result("ours again", 0.01)))
-    assert tables.resolution(same).endswith("although nothing differs: none.")
+    assert [row[2] for row in tables.verdict_table(again).rows] == ["1.03 [1.03, 1.03]"] * 3
 
 
 def test_the_verdict_says_whom_ours_is_behind_even_with_and_ahead_of(result):
-    def said_of(*more: EngineResult) -> str:
-        lines = tables.verdict(dataclasses.replace(result, engines=(*result.engines, *more))).splitlines()
-        assert lines[0] == "On a CPU (AVX2 alone), 2 threads, gpt2, ours is"
-        assert len(lines) == 5  # of the figures that were measured alone
-        return next(line for line in lines if line.startswith("- TTFT 512"))
+    def said_of(*more: EngineResult) -> tuple[str, ...]:
+        rows = tables.verdict_table(dataclasses.replace(result, engines=(*result.engines, *more))).rows
+        assert len(rows) == 3  # of the figures that were measured alone
+        return next(row for row in rows if row[0] == "TTFT 512")
 
-    assert said_of() == "- TTFT 512, time ÷ ours: **ahead** of 2 of 2, the best of them peer 2.00 [2.00, 2.00]"
-    behind, even = engine_result("quick peer", 0.009), engine_result("twin", 0.01)
-    assert said_of(behind, even) == (
-        "- TTFT 512, time ÷ ours: **behind** quick peer 0.90 [0.90, 0.90]; **even with** twin 1.00 [1.00, 1.00]; "
-        "**ahead** of 2 of 4, the best of them peer 2.00 [2.00, 2.00]"
-    )
+    assert said_of() == ("TTFT 512", "550 ms", "–", "peer", "2.00 [2.00, 2.00]", "none", "0", "2")
+    behind, even = engine_result("quick peer", 0.009, full_heads=True), engine_result("twin", 0.01)
+    assert said_of(behind, even)[3:] == ("quick peer *", "0.90 [0.90, 0.90]", "quick peer *", "1", "2")
 
 
 def test_of_tokens_a_second_more_is_better(result):
@@ -300,8 +260,9 @@ def test_of_tokens_a_second_more_is_better(result):
 
     ours, peer, slow_peer, absent = result.engines
     raced = dataclasses.replace(result, engines=(with_batch(ours, 0.02), with_batch(peer, 0.01), with_batch(slow_peer, 0.03), absent))
-    last = tables.verdict(raced).splitlines()[-1]
-    assert last.startswith("- batch 4, tokens/s ÷ ours: **behind** peer 2.00 [2.00, 2.00]; **ahead** of 1 of 2, the best of them slow peer")
+    assert tables.verdict_table(raced).rows[-1] == (
+        "batch 4", "200 tokens/s", "–", "peer", "2.00 [2.00, 2.00]", "peer", "0", "1",
+    )  # fmt: skip
 
 
 def test_charts_show_every_engine_that_raced(result):

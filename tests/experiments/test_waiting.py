@@ -32,11 +32,12 @@ def result(monkeypatch, model_dir):
 
 @pytest.mark.slow
 def test_every_way_of_waiting_is_told_to_its_own_process_and_compared_with_the_first(result, tmp_path):
-    assert [waited.policy for waited in result.waited] == list(POLICIES)
-    for waited, asked in zip(result.waited, (300_000, 20_000, 1000, 1), strict=True):
+    first, *others = POLICIES
+    assert [waited.policy for waited in result.waited] == [first, f"{first} again", *others]
+    for waited, asked in zip(result.waited, (300_000, 300_000, 20_000, 1000, 1), strict=True):
         assert waited.alone == waited.beside == dict.fromkeys(WORKS, (asked, asked))
     tables = EXPERIMENT.tables(result)
-    assert tables["Quantizing"].rows[1] == (
+    assert tables["Quantizing"].rows[2] == (
         "GOMP_SPINCOUNT=20000", "2e+04", "0.067 [0.067, 0.067]", "2e+04", "0.067 [0.067, 0.067]",
     )  # fmt: skip
     assert "2 rounds in turns" in EXPERIMENT.caption(result)

@@ -7,17 +7,24 @@ import numpy as np
 import pytest
 
 from gpt2opt.environment import CpuWatch
-from gpt2opt.measure.latency import compare_latency, measure_latency
+from gpt2opt.measure.child import Child
+from gpt2opt.measure.latency import compare_latency, decoder_in_child, measure_latency
 from gpt2opt.measure.results import Comparison
 
 LOGITS = np.zeros((1, 2))
 
 
 class SleepingDecoder:
-    """Takes 50 ms to read the prompt and 20 ms a token, and counts its calls."""
+    """Takes 50 ms to read the prompt and 20 ms per token by default, and counts its calls."""
 
-    def __init__(self):
+    def __init__(self, seconds=0.020):
         self.starts = self.steps = 0
+        self.seconds = seconds
+
+    def spin(self, seconds):
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
 
     def prefill(self):
         self.starts += 1
@@ -26,7 +33,7 @@ class SleepingDecoder:
 
     def decode(self, ids):
         self.steps += 1
-        time.sleep(0.020)
+        time.sleep(self.seconds)
         return LOGITS
 
 
@@ -111,9 +118,31 @@ def test_models_take_turns_in_changing_order():
         def decode(self, ids):
             return LOGITS
 
-    compare_latency({name: Named(name) for name in "ab"}, prompt_tokens=1, new_tokens=2, runs=20)
-    rounds = ["".join(calls[-40:][i : i + 2]) for i in range(0, 40, 2)]
-    assert set(rounds) == {"ab", "ba"}
+    found = compare_latency({name: Named(name) for name in "ab"}, prompt_tokens=1, new_tokens=2, runs=20)
+    assert list(found) == ["a", "a again", "b"]
+    rounds = ["".join(calls[-60:][i : i + 3]) for i in range(0, 60, 3)]
+    assert set(rounds) == {"aab", "aba", "baa"}
+
+
+def make_sleeping(seconds):
+    return SleepingDecoder(seconds)
+
+
+def test_a_decoder_can_be_made_in_a_process_of_its_own():
+    decoders = {f"{seconds}": decoder_in_child(make_sleeping, seconds) for seconds in (0.01, 0.02)}
+    found = compare_latency(decoders, prompt_tokens=1, new_tokens=3, runs=3)
+    assert Comparison("", "", found["0.02"], found["0.01"]).tpot.value == pytest.approx(2, abs=0.5)
+    assert Comparison("", "", found["0.01 again"], found["0.01"]).tpot.value == pytest.approx(1, abs=0.3)
+    with pytest.raises(RuntimeError, match="TypeError"):
+        compare_latency({"broken": decoder_in_child(make_sleeping)}, prompt_tokens=1, new_tokens=3)
+
+
+def test_the_time_of_children_is_not_counted_as_that_of_others():
+    watch = CpuWatch()
+    with Child(SleepingDecoder) as child:
+        own = watch._read()[2]
+        child.call("spin", 0.5)
+        assert watch._read()[2] - own > 0.4
 
 
 def test_a_known_difference_of_5_percent_is_found():

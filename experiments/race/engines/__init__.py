@@ -6,12 +6,13 @@ from experiments.race.engines.llama import LlamaCpp
 from experiments.race.engines.onnx_runtime import OnnxFp32, OnnxInt8
 from experiments.race.engines.openvino_genai import GenAiFp32, GenAiPaged, GenAiSdpa
 from experiments.race.engines.openvino_ir import OpenVinoFp32, OpenVinoInt4, OpenVinoInt8
-from experiments.race.engines.ours import Ours, OursAgain, OursPromptLookup, OursUnpruned
+from experiments.race.engines.ours import Ours, OursPromptLookup, OursUnpruned
 from experiments.race.engines.pytorch import TorchBf16, TorchCompile, TorchEagerAttention, TorchFp32, TorchInt8, TorchInt8Compile
+from gpt2opt.measure.turns import again
 
 ENGINES: tuple[type[Engine], ...] = (
-    Ours, OursAgain, OursUnpruned, OursPromptLookup, TorchFp32, TorchEagerAttention, TorchBf16, TorchCompile, TorchInt8, TorchInt8Compile,
+    Ours, OursUnpruned, OursPromptLookup, TorchFp32, TorchEagerAttention, TorchBf16, TorchCompile, TorchInt8, TorchInt8Compile,
     OnnxFp32, OnnxInt8, OpenVinoFp32, OpenVinoInt8, OpenVinoInt4, GenAiFp32, GenAiSdpa, GenAiPaged, CTranslate2, LlamaCpp,
 )  # fmt: skip
-OURS = tuple(engine.name for engine in ENGINES if issubclass(engine, Ours))
+OURS = (again(Ours.name), *(engine.name for engine in ENGINES if issubclass(engine, Ours)))
 """The rows that are no peers."""

@@ -6,14 +6,47 @@ Nothing heavy is imported before an engine is asked to work: a process that race
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpt2opt import environment
 from gpt2opt.decoding.decoder import Decoder, Greedy, Logits
+from gpt2opt.decoding.generation import stream
+from gpt2opt.decoding.settings import DecodingSettings
+from gpt2opt.measure.turns import Start, in_child
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one call is asked: B prompts of T tokens, continued by `new_tokens` each.
+
+    text: `random`, every token drawn by itself, or `repeating`, a pattern of 16 tokens over and over.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    batch_size: int = 1
+    text: str = "random"
+
+    def __str__(self) -> str:
+        return f"{self.batch_size}×({self.prompt_tokens}+{self.new_tokens}){'' if self.text == 'random' else ' ' + self.text}"
+
+
+def make_prompts(case: Case, vocab_size: int, *seed: int) -> np.ndarray:
+    """Return (B, T) int64 ids, the same for the same seed."""
+    draw = np.random.default_rng((*seed, case.prompt_tokens, case.batch_size))
+    length = case.prompt_tokens if case.text == "random" else 16
+    ids = draw.integers(vocab_size, size=(case.batch_size, length))
+    return np.ascontiguousarray(np.tile(ids, (1, -(-case.prompt_tokens // length)))[:, : case.prompt_tokens])
+
+
+def prompts_of(vocab_size: int) -> Callable[[Case, int], tuple[np.ndarray, int]]:
+    """Return what `take_turns` calls for the arguments of `Engine.timed`: new prompts for every case and round."""
+    return lambda case, number: (make_prompts(case, vocab_size, number), case.new_tokens)
 
 
 @dataclass(frozen=True)
@@ -34,37 +67,68 @@ def timing(marks: Sequence[float]) -> Timing:
     return Timing(steps[0], tuple(steps[1:]))
 
 
-class Engine:
-    """One way to run GPT-2 on a CPU. The race calls `prepare` once, in a process of its own, then `load` and `generate` in another.
+class Runner:
+    """One way to run a model on a CPU: `prepare` converts it once, then `load` gets it ready in a process of its own.
 
-    name: in tables. package: the distribution it needs beyond ours; where that is not installed the engine is left out. made_from: the
-    engine whose folder `prepare` starts from; None for the model directory itself. full_heads: it can't run pruned heads and gets the
-    unpruned model. files: what of its folder counts as its size on disk. block_bytes, head_bytes: stored bytes per weight, scales
-    included, of the block matmuls and of the output head; decoding reads each of them once per token. texts: the kinds of prompt that
-    it races on.
+    name: in tables. package: the distribution it needs beyond ours; where that is not installed it is left out. files: what of its folder
+    counts as its size on disk.
     """
 
     name: str
     package: str
-    made_from: "type[Engine] | None" = None
-    full_heads = False
-    files = ("*",)
-    block_bytes: float = 4
-    head_bytes: float = 4
-    texts: tuple[str, ...] = ("random",)
+    files: tuple[str, ...] = ("*",)
     note = ""
 
-    def prepare(self, source: Path, folder: Path) -> str | None:
-        """Convert what lies in `source` into `folder`, which exists and is empty; return a remark on the result, or None."""
+    def prepare(self, source: Any, folder: Path) -> str | None:
+        """Convert a model, `source`, into `folder`, which exists and is empty; return a remark on the result, or None."""
         raise NotImplementedError
 
     def load(self, folder: Path, threads: int) -> None:
-        """Get ready to generate with that many threads."""
+        """Get ready to run with that many threads."""
         raise NotImplementedError
+
+    @classmethod
+    def disk_bytes(cls, folder: Path) -> int:
+        return sum(path.stat().st_size for pattern in cls.files for path in folder.glob(pattern) if path.is_file())
+
+
+class Engine(Runner):
+    """One way to run GPT-2, from the directory of a model.
+
+    made_from: the engine whose folder `prepare` starts from; None for the model directory itself. full_heads: it can't run pruned heads
+    and gets the unpruned model. block_bytes, head_bytes: stored bytes per weight, scales included, of the block matmuls and of the output
+    head; decoding reads each of them once per token. texts: the kinds of prompt that it races on.
+    """
+
+    made_from: "type[Engine] | None" = None
+    full_heads = False
+    block_bytes: float = 4
+    head_bytes: float = 4
+    texts: tuple[str, ...] = ("random",)
 
     def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
         """Continue (B, T) int64 prompts greedily by `new_tokens` each, at least 2, and time every token."""
         raise NotImplementedError
+
+    def timed(self, prompts: np.ndarray, new_tokens: int) -> Timing:
+        """Return what `generate` does, if it made every token: too few are not a fast engine."""
+        found = self.generate(prompts, new_tokens)
+        if len(found.later_s) != new_tokens - 1:
+            raise RuntimeError(f"made {len(found.later_s) + 1} tokens where {new_tokens} were asked for")
+        return found
+
+
+def loaded(engine: type[Runner], folder: Path, threads: int) -> Runner:
+    """Return an engine, ready to run."""
+    contestant = engine()
+    contestant.load(folder, threads)
+    return contestant
+
+
+def started(engine: type[Runner], folder: Path, threads: int | None = None) -> Start:
+    """Return what starts an engine in a process of its own, with all threads by default."""
+    count = threads or environment.threads()
+    return in_child(loaded, engine, folder, count, threads=count)
 
 
 class Driven(Engine):
@@ -76,6 +140,14 @@ class Driven(Engine):
     def decoder(self, prompts: np.ndarray, new_tokens: int) -> Decoder:
         """Return a decoder of (B, T) prompts, with room for so many new tokens; not timed."""
         raise NotImplementedError
+
+    def seconds(self, prompts: np.ndarray, settings: DecodingSettings) -> float:
+        """Continue (B, T) prompts by the generation loop and return the seconds of it all, prefill included."""
+        decoder = self.decoder(prompts, settings.max_new_tokens)
+        start = time.perf_counter()
+        for _ in stream(decoder, prompts.tolist(), settings):
+            pass
+        return time.perf_counter() - start
 
 
 class Stepwise(Driven):

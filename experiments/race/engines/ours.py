@@ -56,23 +56,16 @@ class OursUnpruned(Ours):
     name, full_heads, texts = "ours, unpruned", True, ("random",)
 
 
-class OursAgain(Ours):
-    """Ours against itself, the same files in another process: the ratio shows how small a difference this race can measure."""
+class OursPromptLookup(Ours):
+    """The same files, several tokens per step where the text repeats itself."""
 
-    name, made_from, texts = "ours again", Ours, ("random",)
-    note = "the same files as ours, in another process"
+    name, made_from, texts = "ours, prompt lookup", Ours, ("repeating",)
+    note = "several tokens per step where they can be guessed, each with an equal share of the time"
 
     def prepare(self, source: Path, folder: Path) -> None:
         import shutil
 
         shutil.copytree(source, folder, dirs_exist_ok=True)
-
-
-class OursPromptLookup(OursAgain):
-    """The same files, several tokens per step where the text repeats itself."""
-
-    name, texts = "ours, prompt lookup", ("repeating",)
-    note = "several tokens per step where they can be guessed, each with an equal share of the time"
 
     def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
         from gpt2opt.decoding.prompt_lookup import PromptLookup

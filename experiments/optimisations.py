@@ -1,0 +1,255 @@
+"""The race's engines on one model with two more columns: each with one thread and with all, and greedy and sampling.
+
+The generation loop drives all of them, so sampling differs from greedy decoding in nothing but the choice of the token. BetterTransformer,
+whose gain the project GPT2_Task measured too, has left optimum: what it did is the fused attention (SDPA) that transformers uses today,
+and the row without it shows what it is worth.
+"""
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from experiments.contract import CONFIRMED, REFUTED, Experiment, Finding, choose, decide, findings_table, now, progress
+from experiments.decoding.methods import GREEDY, settings_of
+from experiments.race.engines import OnnxFp32, OnnxInt8, TorchCompile, TorchEagerAttention, TorchFp32, TorchInt8, TorchInt8Compile
+from experiments.race.engines.base import Case, Driven, Engine, make_prompts, started
+from experiments.race.results import Models
+from experiments.race.run import check_size, enter, folder_of, prepare_models
+from gpt2opt import environment
+from gpt2opt.environment import machine_label
+from gpt2opt.measure.stats import PERCENT, median, paired_ratio
+from gpt2opt.measure.turns import Contestants, again
+from gpt2opt.report.style import OUR_ENGINE, PEER_ENGINE
+from gpt2opt.report.table import MISSING, Table, milliseconds, table
+from gpt2opt.settings import check_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SCHEMA = "gpt2opt.optimisations/1"
+ENGINES: tuple[type[Driven], ...] = (TorchFp32, TorchEagerAttention, TorchCompile, TorchInt8, TorchInt8Compile, OnnxFp32, OnnxInt8)
+COMPILED = (TorchCompile, TorchInt8Compile)
+"""Compiling takes most of a minute, so these run with all threads only."""
+SAMPLING = "top-k"
+"""What transformers' sampling does by default."""
+CASE = Case(32, 12)
+LITTLE = 0.1
+"""A gain of less than this share of the time is little."""
+
+
+@dataclass(frozen=True)
+class EngineTimes:
+    """One engine with so many threads. greedy_s, sampling_s: seconds of whole generations, one per round. left_out: why there are none."""
+
+    name: str
+    note: str
+    package: str
+    version: str | None
+    threads: int
+    greedy_s: tuple[float, ...] = ()
+    sampling_s: tuple[float, ...] = ()
+    left_out: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.threads} thread{'s' * (self.threads > 1)}"
+
+
+@dataclass(frozen=True)
+class Optimisations:
+    """All engines on one model. weights: where its weights are from, in words. case: prompt and new tokens of each generation."""
+
+    created: str
+    environment: dict[str, Any]
+    size: str
+    weights: str
+    case: Case
+    rounds: int
+    rows: tuple[EngineTimes, ...]
+    schema: str = SCHEMA
+
+    @property
+    def timed(self) -> list[EngineTimes]:
+        return [row for row in self.rows if not row.left_out]
+
+    @property
+    def most_threads(self) -> int:
+        return max(row.threads for row in self.rows)
+
+    def row(self, engine: type[Engine], threads: int) -> EngineTimes | None:
+        """Return a row that was timed, None where there is none."""
+        return next((row for row in self.timed if (row.name, row.threads) == (engine.name, threads)), None)
+
+
+def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 6) -> Optimisations:
+    """Time the engines in turns, each greedy and sampling, with one thread and with all; progress goes to stderr.
+
+    Args:
+        size: as in `run_race`: a size, the bundled model stretched to it where there are no real weights, or a directory with a GPT-2.
+        engines: names with commas between them, such as `torch-dynamic-int8`; all where empty. Torch in FP32 always takes part.
+        rounds: timed rounds, at least 2.
+
+    Raises:
+        ValueError: rounds < 2, or an unknown size or engine.
+        RuntimeError: the model can't be made.
+    """
+    check_whole("rounds", rounds, 2, "an interval is drawn over them")
+    check_size(size)
+    names = choose("engine", engines, [engine.name for engine in ENGINES], TorchFp32.name)
+    chosen = [engine for engine in ENGINES if engine.name in names]
+    # The model, a conversion for each engine, the start, and the rounds.
+    with progress(1 + len(chosen) + 1 + rounds) as step, tempfile.TemporaryDirectory() as scratch:
+        step(f"model {size}")
+        models = prepare_models(size, Path(scratch))
+        tqdm.write(f"{size}, weights: {models.weights}", file=sys.stderr)
+        rows = time_engines(chosen, models, Path(scratch), CASE, rounds, step)
+    return Optimisations(now(), environment.describe(), size, models.weights, CASE, rounds, tuple(rows))
+
+
+def time_engines(
+    engines: list[type[Driven]], models: Models, out: Path, case: Case, rounds: int, step: Callable[[str], None]
+) -> list[EngineTimes]:
+    """Convert the unpruned model in `out` for each engine and time them in turns; `step` is called with what is done next."""
+    rows, starts, most = {}, {}, environment.threads()
+    for engine in engines:
+        step(f"converting for {engine.name}")
+        entry = enter(engine, models, out, "full")
+        for threads in range(most if engine in COMPILED else 1, most + 1):
+            row = EngineTimes(engine.name, engine.note, engine.package, entry.version, threads, left_out=entry.left_out)
+            rows[str(row)] = row
+            if not entry.left_out:
+                starts[str(row)] = started(engine, folder_of(engine, out), threads)
+    step("starting the engines, and a warm-up of each")
+    with Contestants(starts, may_fail=True) as contestants:
+        turns = contestants.take_turns(
+            "seconds", (GREEDY, SAMPLING), rounds=rounds,
+            arguments=lambda method, number: (make_prompts(case, models.vocab_size, number), settings_of(method, case.new_tokens)),
+        )  # fmt: skip
+        for number, outcome in enumerate(turns, 1):  # noqa: B007
+            if number <= rounds:
+                step(f"engines, round {number} of {rounds}")
+    first, *others = rows.values()
+    first_again = replace(first, name=again(first.name), note="the same in another process")
+    rows = {str(first): first, again(str(first)): first_again, **{str(row): row for row in others}}
+    samples = {name: {method: tuple(taken) for method, taken in found.items()} for name, found in outcome.samples.items() if found}
+    return [
+        replace(row, greedy_s=samples[key][GREEDY], sampling_s=samples[key][SAMPLING])
+        if key in samples
+        else replace(row, left_out=row.left_out or contestants.left.get(key))
+        for key, row in rows.items()
+    ]
+
+
+def find_all(result: Optimisations) -> list[Finding]:
+    """Judge what the project GPT2_Task says of these optimisations."""
+    pairs = (("torch.compile", TorchCompile, TorchFp32), ("SDPA", TorchFp32, TorchEagerAttention))
+    return [*dynamic_int8_gains(result), *(gains_little(result, *pair) for pair in pairs)]
+
+
+def dynamic_int8_gains(result: Optimisations) -> list[Finding]:
+    """Ask three things of dynamic INT8, each by its own ratio: is it faster than FP32, do threads help it, and is nothing else as fast."""
+    gains, helped, fastest = (
+        "dynamic INT8 is faster than FP32",
+        "threads make dynamic INT8 faster",
+        "dynamic INT8 with threads is the fastest",
+    )
+    most = result.most_threads
+    int8, fp32 = (result.row(engine, most) for engine in (TorchInt8, TorchFp32))
+    if not int8 or not fp32:
+        return [Finding(claim, f"not measured here: needs {TorchInt8.name} and {TorchFp32.name}", "") for claim in (gains, helped, fastest)]
+    ratio = paired_ratio(int8.greedy_s, fp32.greedy_s)
+    found = [Finding(gains, decide(ratio.high < 1, ratio.low > 1), f"its time ÷ FP32's, {most} threads: {ratio}")]
+    int8_alone, fp32_alone = (result.row(engine, 1) for engine in (TorchInt8, TorchFp32))
+    if most > 1 and int8_alone and fp32_alone:
+        own, others = paired_ratio(int8.greedy_s, int8_alone.greedy_s), paired_ratio(fp32.greedy_s, fp32_alone.greedy_s)
+        figure = f"time with {most} threads ÷ with one: INT8 {own}, FP32 {others}"
+        found.append(Finding(helped, decide(own.high < 1, own.low > 1), figure))
+    else:
+        found.append(Finding(helped, "not measured here: needs both with one thread and with several", ""))
+    ratios = [(row, paired_ratio(row.greedy_s, int8.greedy_s)) for row in result.timed if row is not int8]
+    row, closest = min(ratios, key=lambda pair: pair[1].low)
+    verdict = decide(all(ratio.low > 1 for _, ratio in ratios), any(ratio.high < 1 for _, ratio in ratios))
+    if verdict == REFUTED:
+        row, closest = min((pair for pair in ratios if pair[1].high < 1), key=lambda pair: pair[1].value)
+    place = f"{row.name} with {row.threads} thread{'s' * (row.threads > 1)}"
+    return [*found, Finding(fastest, verdict, f"time of {place} ÷ its time: {closest}")]
+
+
+def gains_little(result: Optimisations, what: str, with_it: type[Engine], without: type[Engine]) -> Finding:
+    """Ask if something that is to make torch faster gains less than `LITTLE` of the time."""
+    claim = f"{what} gains little (less than {LITTLE:.0%})"
+    row, base = (result.row(engine, result.most_threads) for engine in (with_it, without))
+    if not row or not base:
+        return Finding(claim, f"not measured here: needs {with_it.name} and {without.name}", "")
+    ratio = paired_ratio(row.greedy_s, base.greedy_s)
+    if ratio.high < 1 - LITTLE:
+        verdict = f"{REFUTED}: it gains more"
+    elif ratio.low > 1:
+        verdict = f"{REFUTED}: it loses"
+    elif ratio.low < 1 - LITTLE:
+        verdict = f"neither confirmed nor refuted: the interval reaches beyond {LITTLE:.0%}"
+    else:
+        verdict = CONFIRMED
+    return Finding(claim, verdict, f"time with it ÷ without it: {ratio}")
+
+
+def speed_table(result: Optimisations) -> Table:
+    """Show every engine with each number of threads, greedy and sampling; and what was left out, and why."""
+    base, rows = result.row(TorchFp32, 1), []
+    for row in result.rows:
+        package = f"{row.package} {row.version or ''}".strip()
+        if row.left_out:
+            rows.append((row.name, str(row.threads), *[MISSING] * 4, package, f"left out: {row.left_out}"))
+            continue
+        per_token = [milliseconds(statistics.median(taken) / result.case.new_tokens) for taken in (row.greedy_s, row.sampling_s)]
+        ratio = str(paired_ratio(row.greedy_s, base.greedy_s)) if base else MISSING
+        remark = row.note or MISSING
+        rows.append((row.name, str(row.threads), *per_token, ratio, str(paired_ratio(row.sampling_s, row.greedy_s)), package, remark))
+    ratios = (f"greedy ÷ {TorchFp32.name} with 1 thread [{PERCENT}]", f"sampling ÷ greedy [{PERCENT}]")
+    return table(("engine", "threads", "greedy, ms per token", "sampling, ms per token", *ratios, "package", "remark"), rows)
+
+
+def caption(result: Optimisations) -> str:
+    return (
+        f"{result.size}, weights: {result.weights}. Whole generations of one prompt of {result.case.prompt_tokens} tokens, "
+        f"{result.case.new_tokens} new ones, prefill included; {result.rounds} rounds in turns, each engine in its own process. "
+        f"Sampling is {SAMPLING} with k = 50. BetterTransformer has left optimum; SDPA is what it did. Measured on "
+        f"{machine_label(result.environment)}."
+    )
+
+
+def plot_optimisations(result: Optimisations) -> "Axes":
+    """Draw the time per token of every engine and number of threads, greedy and sampling; whiskers are intervals over the rounds."""
+    import matplotlib.pyplot as plt
+
+    rows = sorted(result.timed, key=lambda row: statistics.median(row.greedy_s))
+    _, axes = plt.subplots(figsize=(10, 1.6 + 0.55 * len(rows)), layout="constrained")
+    for offset, of, own, label in ((-0.2, "greedy_s", OUR_ENGINE, "greedy"), (0.2, "sampling_s", PEER_ENGINE, f"sampling ({SAMPLING})")):
+        found = [median(getattr(row, of)).scaled(1e3 / result.case.new_tokens) for row in rows]
+        places = [place + offset for place in range(len(rows))]
+        axes.barh(places, [each.value for each in found], height=0.38, color=own, label=label)
+        for place, each in zip(places, found, strict=True):
+            axes.errorbar(each.value, place, xerr=each.reach, fmt="none", color="black", capsize=2, linewidth=1)
+    axes.set_yticks(range(len(rows)), list(map(str, rows)))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    shape = "" if "stretched" not in result.weights else " (stand-in: the bundled model, stretched)"
+    axes.set(title=f"{result.size}{shape} on {machine_label(result.environment)}", xlabel="ms per token, prefill included; less is better")
+    axes.legend()
+    return axes
+
+
+EXPERIMENT = Experiment(
+    Optimisations,
+    compare_optimisations,
+    tables=lambda result: {
+        "Claims of the project GPT2_Task on optimisations": findings_table(find_all(result)),
+        "Engines, threads and sampling": speed_table(result),
+    },
+    charts=lambda result: {"optimisations": plot_optimisations(result).figure},
+    caption=caption,
+)
