@@ -15,9 +15,8 @@ let_waiting_threads_sleep()
 _NAMES = {
     "decoding.generation": "generate stream",
     "decoding.settings": "DecodingSettings",
-    "decoding.text_generation": "generate_text stream_text",
     "apps.deployed.model": "GPT2Deployed",
-    "apps.doctor.diagnosis": "check_machine",
+    "apps.doctor.checks": "check_machine",
     "environment": "device give_back_memory quiet set_seed",
     "finetune": "TRAINING VALIDATION batch_sizes create_training_arguments fused_gelu loss_curves prepare_tokenizer_for_padding "
     "run_fine_tuning tokenize_dataset",
@@ -25,6 +24,7 @@ _NAMES = {
     "measure.memory": "in_fresh_process peak_ram peak_vram",
     "measure.quality": "measure_agreement perplexity prepare_text",
     "measure.trace": "read_trace record_trace trace_handler",
+    "report.profile.flame": "flame_graph",
     "report.profile.page": "write_pages",
     "prune": "head_importance importance_batches prune_attention_heads pruned_heads",
     "export.openvino": "export_ir",

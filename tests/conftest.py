@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
+from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.prune import prune_attention_heads
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
@@ -124,6 +125,11 @@ def ids(calibration) -> np.ndarray:
 
 
 @torch.inference_mode()
+def greedy_tokens(model, prompts, new_tokens: int) -> np.ndarray:
+    """Return the tokens (B, new_tokens) that a loaded model generates greedily."""
+    return np.array(Greedy(model.decoder(prompts, new_tokens)).generate(new_tokens))
+
+
 def torch_logits(model, ids) -> np.ndarray:
     return model(torch.from_numpy(ids), use_cache=False).logits.numpy()
 

@@ -11,7 +11,8 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from experiments.contract import choose, now, progress
-from experiments.decoding.methods import CONTRASTIVE, GREEDY, METHODS, settings_of
+from experiments.decoding.contrastive import model_of
+from experiments.decoding.methods import GREEDY, METHODS, settings_of
 from experiments.decoding.models import Candidate, find_candidates, tell_stand_ins
 from experiments.decoding.results import ITSELF, Decoding, LoopTimes, MethodTexts, MethodTimes, ModelResult, Output
 from experiments.decoding.texts import find_prompts, judge, judge_again, write_texts
@@ -25,7 +26,6 @@ from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import save_model
 from gpt2opt.sources.texts import find_texts
-from gpt2opt.torch_model import TorchModel
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 48
 TIMED = Case(16, 6)
@@ -180,12 +180,12 @@ class TimedMethod:
     """One method on a model. All share the model of this process: a copy for each of ten would not fit into memory."""
 
     def __init__(self, model: GPT2LMHeadModel, method: str):
-        self.method, self.model = method, TorchModel(model, hidden=method == CONTRASTIVE)
+        self.method, self.model = method, model_of(method, model)
 
     def seconds(self, prompt: list[list[int]]) -> float:
         """Return the seconds of a whole generation, prefill included."""
         start = time.perf_counter()
-        generate(self.model.decoder(prompt, TIMED.new_tokens), prompt, settings_of(self.method, TIMED.new_tokens))
+        generate(self.model, prompt, settings_of(self.method, TIMED.new_tokens))
         return time.perf_counter() - start
 
 
@@ -213,13 +213,12 @@ class Loop:
 
     def tpot(self, new_tokens: int) -> float:
         """Return the seconds per output token."""
-        decoder = self.model.decoder(self.prompts, new_tokens)
         if self.way == "plain":
-            greedy = Greedy(decoder)
+            greedy = Greedy(self.model.decoder(self.prompts, new_tokens))
             greedy.start()
             steps: Iterable = (greedy.step() for _ in range(new_tokens - 1))
         else:
-            steps = stream(decoder, self.prompts, settings_of(GREEDY, new_tokens))
+            steps = stream(self.model, self.prompts, settings_of(GREEDY, new_tokens))
             next(steps)
         start = time.perf_counter()
         for _ in steps:

@@ -6,13 +6,14 @@ from dataclasses import replace
 import torch
 from transformers import GPT2LMHeadModel
 
-from experiments.decoding.methods import CONTRASTIVE, SAMPLING, settings_of
+from experiments.decoding.contrastive import model_of
+from experiments.decoding.methods import SAMPLING, settings_of
 from experiments.decoding.results import Output
 from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.text import decoder_of, encode, end_of_text
 from gpt2opt.measure.quality import token_nll
 from gpt2opt.sources.texts import Texts
-from gpt2opt.torch_model import TorchModel, logits_of
+from gpt2opt.torch_model import logits_of
 
 
 def find_prompts(texts: Texts, tokenizer, count: int, prompt_tokens: int, new_tokens: int) -> list[tuple[list[int], list[int]]]:
@@ -41,8 +42,7 @@ def write_texts(model: GPT2LMHeadModel, method: str, prompt: list[int], draws: i
     Copies of one prompt in one batch draw different numbers, and another seed for each prompt keeps the prompts independent.
     """
     prompts = [prompt] * (draws if method in SAMPLING else 1)
-    decoder = TorchModel(model, hidden=method == CONTRASTIVE).decoder(prompts, new_tokens)
-    return [list(found.ids) for found in generate(decoder, prompts, settings_of(method, new_tokens, seed))]
+    return [list(found.ids) for found in generate(model_of(method, model), prompts, settings_of(method, new_tokens, seed))]
 
 
 def judge(model: GPT2LMHeadModel, tokenizer, number: int, prompt: list[int], written: Sequence[list[int]]) -> list[Output]:

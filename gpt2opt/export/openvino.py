@@ -16,8 +16,7 @@ from gpt2opt.environment import at_least
 from gpt2opt.quantize.fake_quant import quantized_linears
 from gpt2opt.runtime.graph import matmuls, over_same_memory, stored_weight
 from gpt2opt.runtime.manifest import IR_NAME, write_manifest
-from gpt2opt.sources.gpt2 import check_finite, check_ids, heads_per_layer
-from gpt2opt.sources.models import source_weights
+from gpt2opt.sources.gpt2 import check_finite, check_ids, heads_per_layer, source_weights
 from gpt2opt.storage import new_folder
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from gpt2opt import environment
-from gpt2opt.decoding.decoder import Decoder
+from gpt2opt.decoding.decoder import Decoder, Greedy
 from gpt2opt.decoding.text import token_text
 from gpt2opt.environment import device
 from gpt2opt.measure.latency import compare_latency, cuda_time, decoder_in_child, wall_time
@@ -77,7 +77,7 @@ def measure_answers(name: str, folder: Path, models: Mapping[str, Any], tokenize
         described: dict[str, Any] = {"device": device_name(), "runtime": "torch", "dtype": "float16", "parameters": model.num_parameters()}
         described["quality_dtype"] = str(model.dtype).removeprefix("torch.")
     else:
-        rows = [model.generate(np.array([prompt]), new_tokens)[0].tolist() for prompt in workload.samples]
+        rows = [Greedy(model.decoder([prompt], new_tokens)).generate(new_tokens)[0] for prompt in workload.samples]
         dtype = {"f32": "float32", "i8": "int8", "i4": "int4"}[read_manifest(folder).weights]
         described = {"device": environment.describe()["cpu"], "runtime": "openvino", "dtype": dtype, "quality_dtype": dtype}
     for each in in_torch:

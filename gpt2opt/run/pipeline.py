@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.decoding.prompt_lookup import PromptLookup
 from gpt2opt.decoding.text import window_length
 from gpt2opt.environment import device, set_seed
@@ -175,7 +176,7 @@ def prompt_lookup(run: Run, folder: Path) -> dict[str, Any]:
     context = window_length(run.tokenizer)
     count = min(context // 4, context - ids.shape[1])
     model = load_ir(folder)
-    plain = model.generate(ids, count)[0].tolist()
+    plain = Greedy(model.decoder(ids, count)).generate(count)[0]
     lookup = PromptLookup(model.decoder(ids))
     return {"new_tokens": count, "same_tokens": lookup.generate(count) == plain, "accepted": lookup.accepted}
 
@@ -211,4 +212,4 @@ def optimum_generates_the_same(run: Run, folder: Path) -> bool:
     generated = theirs.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=run.tokenizer.eos_token_id
     )
-    return generated[0, ids.shape[1] :].tolist() == load_ir(folder).generate(ids.numpy(), count)[0].tolist()
+    return generated[0, ids.shape[1] :].tolist() == Greedy(load_ir(folder).decoder(ids.numpy(), count)).generate(count)[0]

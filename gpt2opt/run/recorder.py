@@ -25,8 +25,8 @@ from gpt2opt.run.record import ROLES, Measurement, Record, folder_name, referenc
 from gpt2opt.run.workload import Workload, make_workload
 from gpt2opt.runtime.manifest import is_ir, read_manifest
 from gpt2opt.settings import FINETUNE, MIN_CALIBRATION_SEQUENCES, PROFILE, STAGES, Settings
-from gpt2opt.sources.gpt2 import heads_per_layer
-from gpt2opt.sources.models import FoundModel, find_model, load_model, save_model, source_weights
+from gpt2opt.sources.gpt2 import heads_per_layer, source_weights
+from gpt2opt.sources.models import FoundModel, find_model, load_model, save_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes
 from gpt2opt.storage import check_file, check_folder, claim_folder, hash_weights, remove_folder, take_lock
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import openvino
 
-from gpt2opt.decoding.decoder import Greedy, check_fits, check_prompts
-from gpt2opt.decoding.prompt_lookup import PromptLookup
+from gpt2opt.decoding.decoder import check_fits, check_prompts
 from gpt2opt.runtime.compile import CompiledIr, compile_ir, give_back_pages
 from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache, texts_cut_at_blocks, token_by_token, whole_texts
 from gpt2opt.runtime.manifest import IR_WEIGHTS, read_config
@@ -124,22 +123,6 @@ class IrModel:
         logits = rows.reshape(*np.shape(texts), -1).copy()  # the next call overwrites the rows
         self._return_cache(cache)
         return logits
-
-    def generate(self, input_ids: np.ndarray, max_new_tokens: int, prompt_lookup: bool = False) -> np.ndarray:
-        """Continue (B, T) prompts greedily; return the new tokens (B, max_new_tokens). No token ends the text earlier.
-
-        With `prompt_lookup`, for one prompt, several tokens are decoded per step if the text repeats itself; the tokens stay the same.
-
-        Raises:
-            ValueError: prompt and new tokens don't fit into the context, `input_ids` are no token ids of this model, `max_new_tokens` is
-                less than 1 or no integer, or `prompt_lookup` is asked for several prompts.
-        """
-        if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={max_new_tokens!r}, expected an integer of at least 1")
-        decoder = self.decoder(input_ids, max_new_tokens)
-        if prompt_lookup:
-            return np.array([PromptLookup(decoder).generate(max_new_tokens)])
-        return np.array(Greedy(decoder).generate(max_new_tokens))
 
     def decoder(self, prompts: np.ndarray | Sequence[Sequence[int]], max_new_tokens: int = 0) -> "IrDecoder":
         """Return a decoder of B prompts of any lengths; several decoders may be in use at once.

@@ -42,16 +42,14 @@ def test_then_the_variable(model_dir, monkeypatch):
 
 
 def test_at_last_the_bundled_model_named_as_a_stand_in(monkeypatch):
-    monkeypatch.setattr(models, "cached_snapshot", lambda *_: None)
-    monkeypatch.setattr(models, "download_snapshot", lambda *_: None)
+    monkeypatch.setattr(models, "find_snapshot", lambda *_: None)
     found = find_model()
     assert found.stand_in
     assert "stand-in for gpt2" in str(found)
 
 
 def test_a_model_asked_for_has_no_stand_in(monkeypatch):
-    monkeypatch.setattr(models, "cached_snapshot", lambda *_: None)
-    monkeypatch.setattr(models, "download_snapshot", lambda *_: None)
+    monkeypatch.setattr(models, "find_snapshot", lambda *_: None)
     with pytest.raises(ValueError, match="'gpt2-medium' is no directory"):
         find_model("gpt2-medium")
     with pytest.raises(ValueError, match=r"no directory '\./missing/model'"):
@@ -129,7 +127,7 @@ def test_a_model_in_shards_is_the_model(model_dir, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=rf"lacks 1 of \d+ shards of its weights \({shard.name}"):
         find_model(str(tmp_path))
     (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"index\.json does not tell the files"):
+    with pytest.raises(ValueError, match=r"index\.json does not name the files"):
         load_model(tmp_path)
 
 
