@@ -8,17 +8,30 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt import environment
 from gpt2opt.decoding.decoder import Greedy, check_prompts
 from gpt2opt.environment import device
 from gpt2opt.measure.memory import Vram, read_peak_vram
 from gpt2opt.measure.quality import Logits
-from gpt2opt.sources.models import load_model
+from gpt2opt.sources.models import find_model, load_model
 
 if TYPE_CHECKING:
     from gpt2opt.runtime.ir_model import IrModel
+
+
+def load_fp16_model(model_id: str | Path = "auto") -> tuple[PreTrainedTokenizerBase, GPT2LMHeadModel]:
+    """Load a GPT-2 with FP16 parameters, on the GPU if there is one.
+
+    Args:
+        model_id: a directory, a hub id, `bundled` or `auto`; see `find_model`.
+
+    Raises:
+        ValueError: the model can't be found, is damaged or is not a GPT-2.
+    """
+    tokenizer, model = load_model(find_model(str(model_id)).path, "float16")
+    return tokenizer, model.to(device())
 
 
 def device_name() -> str:

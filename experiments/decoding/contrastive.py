@@ -13,30 +13,37 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from experiments.decoding.methods import CONTRASTIVE, METHODS
-from gpt2opt.decoding.decoder import as_numpy
+from gpt2opt.decoding.decoder import Model, as_numpy
 from gpt2opt.decoding.processors import log_softmax
 from gpt2opt.torch_model import TorchDecoder, TorchModel
 
 
-def model_of(method: str, model: GPT2LMHeadModel) -> TorchModel:
+def model_of(method: str, model: GPT2LMHeadModel) -> Model:
     """Return a model as the generation loop takes it for a method."""
     return ContrastiveModel(model, **METHODS[method]) if method == CONTRASTIVE else TorchModel(model)
 
 
-class ContrastiveModel(TorchModel):
+class ContrastiveModel:
     """A torch model that is decoded by contrastive search. penalty_alpha: α. top_k: k, the candidates of each step."""
 
     def __init__(self, model: GPT2LMHeadModel, penalty_alpha: float, top_k: int):
-        super().__init__(model)
+        self.torch, self.context = TorchModel(model), model.config.n_positions
         self.penalty_alpha, self.top_k = penalty_alpha, top_k
 
     def decoder(self, prompts: Sequence[Sequence[int]], max_new_tokens: int = 0) -> "ContrastiveDecoder":
-        super().decoder(prompts, max_new_tokens)  # checks the prompts
-        return ContrastiveDecoder(_HiddenStates(self.model, prompts), self.penalty_alpha, self.top_k)
+        self.torch.decoder(prompts, max_new_tokens)  # checks the prompts
+        return ContrastiveDecoder(_HiddenStates(self.torch.model, prompts), self.penalty_alpha, self.top_k)
 
 
 class ContrastiveDecoder:
-    """A `Decoder` that reads all candidates of the next token ahead, as one batch, and returns their scores; -inf for other tokens."""
+    """A `Decoder` that reads all candidates of the next token ahead, as one batch, and returns their scores; -inf for other tokens.
+
+    candidates: (B, k) tokens. directions: (B, k, D), of their hidden states. next_logits: (B · k, V) behind them.
+    """
+
+    candidates: np.ndarray
+    directions: np.ndarray
+    next_logits: np.ndarray
 
     def __init__(self, decoder: "_HiddenStates", alpha: float, k: int):
         self.ahead, self.alpha, self.k = decoder, alpha, k

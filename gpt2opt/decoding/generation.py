@@ -54,7 +54,7 @@ class Generated:
 
 def stream(
     model: Model,
-    prompts: Sequence[Any],
+    prompts: Sequence[Any] | np.ndarray,
     settings: DecodingSettings,
     tokenizer: Any = None,
     *,
@@ -81,16 +81,18 @@ def stream(
     """
     if settings.stop_strings and tokenizer is None:
         raise ValueError("stop_strings without a tokenizer: text is needed to find them, pass the tokenizer")
+    ids: Any = prompts
     if tokenizer is not None:
         room = model.context - settings.max_new_tokens
-        prompts = [prompt if isinstance(prompt, list) else encode_prompt(tokenizer, prompt, room, truncate) for prompt in prompts]
+        ids = [prompt if isinstance(prompt, list) else encode_prompt(tokenizer, prompt, room, truncate) for prompt in prompts]
         if settings.eos_token_id is None:
             settings = dataclasses.replace(settings, eos_token_id=tokenizer.eos_token_id)
-    decoder = model.decoder(prompts, settings.max_new_tokens)
-    return _tokens(decoder, prompts, settings, tokenizer, stop)
+    return _tokens(model.decoder(ids, settings.max_new_tokens), ids, settings, tokenizer, stop)
 
 
-def generate(model: Model, prompts: Sequence[Any], settings: DecodingSettings, tokenizer: Any = None, **options: Any) -> list[Generated]:
+def generate(
+    model: Model, prompts: Sequence[Any] | np.ndarray, settings: DecodingSettings, tokenizer: Any = None, **options: Any
+) -> list[Generated]:
     """Continue B prompts and return what was generated from each. Arguments and errors are those of `stream`."""
     return collect(len(prompts), stream(model, prompts, settings, tokenizer, **options))
 

@@ -76,9 +76,8 @@ def _notes(record: Record) -> dict[str, str]:
         "Trade-off": "A model is dominated if another on the same device, text and prompt is no worse in TPOT, perplexity and size, and "
         "better in one; the others are the Pareto front. Perplexities count as different if their paired interval shows it.",
         "Provenance": f"Schema {record.schema}, commit {record.environment['commit'] or 'unknown'}, seed {settings.seed}. Weights by the "
-        "first 16 of the 64 digits of their SHA-256.",
-        "Raw samples": "All on this page is drawn from the record, run.json, which holds every sample: times of single tokens in "
-        "latency, summed loss of single windows in quality, divergence from FP32 in agreement.",
+        "first 16 of the 64 digits of their SHA-256. All on this page is drawn from the record, run.json, which holds every sample: times "
+        "of single tokens in latency, summed loss of documents in quality, their divergence from the reference model in agreement.",
     }
 
 

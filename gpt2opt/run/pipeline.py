@@ -37,24 +37,10 @@ from gpt2opt.runtime.compile import cpu_properties
 from gpt2opt.runtime.generate import generate_from_ir
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.settings import FINETUNE, PROFILE, PRUNE, QUANTIZE, Settings
-from gpt2opt.sources.models import find_model, load_model
-from gpt2opt.torch_model import generate_tokens, logits_from_torch
+from gpt2opt.torch_model import generate_tokens, load_fp16_model, logits_from_torch
 
 SMALL_MACHINE_BYTES = 4_000_000_000
 """Memory of the machine that stage 4 is for."""
-
-
-def load_fp16_model(model_id: str | Path = "auto") -> tuple[PreTrainedTokenizerBase, GPT2LMHeadModel]:
-    """Load a GPT-2 with FP16 parameters, on the GPU if there is one.
-
-    Args:
-        model_id: a directory, a hub id, `bundled` or `auto`; see `find_model`.
-
-    Raises:
-        ValueError: the model can't be found, is damaged or is not a GPT-2.
-    """
-    tokenizer, model = load_model(find_model(str(model_id)).path, "float16")
-    return tokenizer, model.to(device())
 
 
 def run_profile(run: Run) -> None:
