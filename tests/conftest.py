@@ -128,12 +128,12 @@ def ids(calibration) -> np.ndarray:
     return np.array(calibration["input_ids"][:2])
 
 
-@torch.inference_mode()
 def greedy_tokens(model, prompts, new_tokens: int) -> np.ndarray:
     """Return the tokens (B, new_tokens) that a loaded model generates greedily."""
     return np.array(Greedy(model.decoder(prompts, new_tokens)).generate(new_tokens))
 
 
+@torch.inference_mode()
 def torch_logits(model, ids) -> np.ndarray:
     return model(torch.from_numpy(ids), use_cache=False).logits.numpy()
 
