@@ -11,8 +11,10 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from experiments.contract import CONFIRMED, REFUTED, Experiment, Finding, choose, decide, findings_table, now, progress
@@ -28,9 +30,6 @@ from gpt2opt.measure.turns import Contestants, again
 from gpt2opt.report.style import OUR_ENGINE, PEER_ENGINE
 from gpt2opt.report.table import MISSING, Table, milliseconds, table
 from gpt2opt.settings import check_whole
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 SCHEMA = "gpt2opt.optimisations/1"
 ENGINES: tuple[type[Driven], ...] = (TorchFp32, TorchEagerAttention, TorchCompile, TorchInt8, TorchInt8Compile, OnnxFp32, OnnxInt8)
@@ -223,10 +222,8 @@ def caption(result: Optimisations) -> str:
     )
 
 
-def plot_optimisations(result: Optimisations) -> "Axes":
+def plot_optimisations(result: Optimisations) -> Axes:
     """Draw the time per token of every engine and number of threads, greedy and sampling; whiskers are intervals over the rounds."""
-    import matplotlib.pyplot as plt
-
     rows = sorted(result.timed, key=lambda row: statistics.median(row.greedy_s))
     _, axes = plt.subplots(figsize=(10, 1.6 + 0.55 * len(rows)), layout="constrained")
     for offset, of, own, label in ((-0.2, "greedy_s", OUR_ENGINE, "greedy"), (0.2, "sampling_s", PEER_ENGINE, f"sampling ({SAMPLING})")):

@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import GPT2LMHeadModel
 
-from experiments.contract import Experiment, say
+from experiments.contract import Experiment, columns, say
 from gpt2opt import environment
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, perplexity, prepare_text
@@ -25,7 +25,7 @@ from gpt2opt.quantize.calibration import calibrate, calibrate_static
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.recipes import RECIPES
-from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table, with_interval
+from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, with_interval
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
@@ -141,16 +141,9 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
             start = time.perf_counter()
             done = quantize_int8(linear, tokenizer, calibration, folder, recipe)
             seconds = time.perf_counter() - start
-            results.append(
-                RecipeResult(
-                    name,
-                    recipe_name,
-                    *measure_agreement(logits_of(load_ir(folder)), reference, scored, reference_name="FP32"),
-                    done.audit.float_inputs,
-                    (folder / "openvino_model.bin").stat().st_size,
-                    seconds,
-                )
-            )
+            measured = measure_agreement(logits_of(load_ir(folder)), reference, scored, reference_name="FP32")
+            size = (folder / "openvino_model.bin").stat().st_size
+            results.append(RecipeResult(name, recipe_name, *measured, done.audit.float_inputs, size, seconds))
     safe_sums = []
     for name, linear in models.items():
         say(f"{name}: weights with and without room for sums of 16 bits …")
@@ -170,35 +163,41 @@ def _agreement_in_floats(
 
 def recipes_table(comparison: RecipeComparison) -> Table:
     """Show every recipe on both models, with intervals over documents."""
-    rows = []
-    for result in comparison.results:
-        agreement = result.agreement
-        rows.append(
-            (
-                result.model,
-                result.recipe,
-                perplexity_ratio(result.quality, comparison.reference),
-                with_interval(agreement.mean_kl, agreement.mean_kl_interval(), ".4f"),
-                with_interval(agreement.top1, agreement.top1_interval(), ".1%"),
-                str(len(result.float_inputs)),
-                megabytes(result.bin_bytes),
-                f"{result.seconds:.0f}",
-            )
-        )
-    return table(("model", "recipe", "perplexity / FP32", "mean KL, nats", "same top token", "float inputs", "bin MB", "s"), rows)
+    return columns(
+        comparison.results,
+        {
+            "model": lambda result: result.model,
+            "recipe": lambda result: result.recipe,
+            "perplexity / FP32": lambda result: perplexity_ratio(result.quality, comparison.reference),
+            "mean KL, nats": lambda result: _mean_kl(result.agreement, ".4f"),
+            "same top token": lambda result: _top1(result.agreement, ".1%"),
+            "float inputs": lambda result: str(len(result.float_inputs)),
+            "bin MB": lambda result: megabytes(result.bin_bytes),
+            "s": lambda result: f"{result.seconds:.0f}",
+        },
+    )
 
 
 def safe_sums_table(comparison: RecipeComparison) -> Table:
     """Show what weights that are safe for sums of 16 bits cost where nothing saturates, with intervals over documents."""
-    rows = [
-        (
-            found.model,
-            *(with_interval(agreement.mean_kl, agreement.mean_kl_interval(), ".5f") for agreement in (found.unsafe, found.safe)),
-            *(with_interval(agreement.top1, agreement.top1_interval(), ".2%") for agreement in (found.unsafe, found.safe)),
-        )
-        for found in comparison.safe_sums
-    ]
-    return table(("model", "mean KL, nats: steps of INC", "safe steps", "same top token: steps of INC", "safe steps"), rows)
+    return columns(
+        comparison.safe_sums,
+        {
+            "model": lambda found: found.model,
+            "mean KL, nats: steps of INC": lambda found: _mean_kl(found.unsafe, ".5f"),
+            "mean KL: safe steps": lambda found: _mean_kl(found.safe, ".5f"),
+            "same top token: steps of INC": lambda found: _top1(found.unsafe, ".2%"),
+            "same top token: safe steps": lambda found: _top1(found.safe, ".2%"),
+        },
+    )
+
+
+def _mean_kl(agreement: Agreement, digits: str) -> str:
+    return with_interval(agreement.mean_kl, agreement.mean_kl_interval(), digits)
+
+
+def _top1(agreement: Agreement, digits: str) -> str:
+    return with_interval(agreement.top1, agreement.top1_interval(), digits)
 
 
 def recipes_caption(comparison: RecipeComparison) -> str:

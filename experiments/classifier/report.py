@@ -2,9 +2,10 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 
 from experiments.classifier.run import ClassifierResult, VariantResult, compare_variants
 from experiments.contract import Experiment
@@ -23,9 +24,6 @@ from gpt2opt.measure.stats import (
 from gpt2opt.measure.turns import again
 from gpt2opt.report.style import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 PRECISION_COLORS = {32: COLORS["FP32"], 16: COLORS["Baseline"], 8: COLORS["INT8"]}
 
@@ -153,10 +151,8 @@ def _share_difference(result: ClassifierResult, variant: VariantResult) -> Estim
     return paired_share_difference(hits(result, variant), hits(result, result.base))
 
 
-def plot_classifier(result: ClassifierResult) -> list["Axes"]:
+def plot_classifier(result: ClassifierResult) -> list[Axes]:
     """Draw size, latency (bar: p50, whisker: p95, dot: p99) and the difference of accuracy to torch FP32, a row for each variant."""
-    import matplotlib.pyplot as plt
-
     variants = result.measured
     figure, (size, latency, answers) = plt.subplots(1, 3, figsize=(14, 1.8 + 0.5 * len(variants)), layout="constrained")
     for row, variant in enumerate(variants):
@@ -180,12 +176,12 @@ def plot_classifier(result: ClassifierResult) -> list["Axes"]:
     return [size, latency, answers]
 
 
-def _bar(axes: "Axes", row: int, value: float, end: float, color: str, text: str) -> None:
+def _bar(axes: Axes, row: int, value: float, end: float, color: str, text: str) -> None:
     axes.barh(row, value, height=0.6, color=color)
     axes.annotate(text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
 
 
-def _rows(grid: Sequence["Axes"], names: list[str]) -> None:
+def _rows(grid: Sequence[Axes], names: list[str]) -> None:
     for axes in grid:
         axes.set_yticks(range(len(names)), names if axes is grid[0] else [""] * len(names))
         axes.set_ylim(len(names) - 0.4, -0.6)

@@ -2,17 +2,21 @@
 
 import math
 import statistics
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
-from experiments.contract import Experiment, Finding, decide, findings_table
+from experiments.contract import Experiment, Finding, columns, decide, findings_table
 from experiments.decoding.methods import GREEDY, METHODS, SAMPLING
 from experiments.decoding.results import (
     ITSELF,
     Decoding,
     ModelResult,
+    Output,
     explained,
     explained_to_judge,
     exponential,
@@ -30,12 +34,8 @@ from gpt2opt.measure.turns import again
 from gpt2opt.report.style import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, milliseconds, table, with_interval
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 SMALL, MEDIUM, LARGE = "gpt2", "gpt2-medium", "gpt2-large"
-SAMPLE_PROMPTS = 2
+SAMPLE_PROMPTS = 1
 LOOP_MOST = 1.03
 
 
@@ -134,50 +134,35 @@ def _needs(names: Sequence[str]) -> str:
 
 def texts_table(model: ModelResult) -> Table:
     """Show repetition, diversity, perplexity, and what the prompt explains, of every method and of the text itself."""
-    rows = []
-    for method in (ITSELF, *model.methods):
-        rows.append(
-            (
-                method,
-                f"{model.by_prompt(method, lambda output: repetition(output.tokens, 2)).mean():.1%}",
-                with_interval(*share(model.by_prompt(method, rep4)), ".1%"),
-                f"{model.distinct(method, 1):.3f}",
-                f"{model.distinct(method, 2):.3f}",
-                str(exponential(mean(model.by_prompt(method, nats)))),
-                str(mean(model.by_prompt(method, explained))),
-            )
-        )
-    return table(
-        (
-            "method",
-            "rep-2",
-            f"rep-4 [{PERCENT}]",
-            "distinct-1",
-            "distinct-2",
-            f"perplexity [{PERCENT}]",
-            f"prompt explains to the writer, nats [{PERCENT}]",
-        ),
-        rows,
+    return columns(
+        (ITSELF, *model.methods),
+        {
+            "method": str,
+            "rep-2": lambda method: f"{model.by_prompt(method, lambda output: repetition(output.tokens, 2)).mean():.1%}",
+            f"rep-4 [{PERCENT}]": lambda method: with_interval(*share(model.by_prompt(method, rep4)), ".1%"),
+            "distinct-1": lambda method: f"{model.distinct(method, 1):.3f}",
+            "distinct-2": lambda method: f"{model.distinct(method, 2):.3f}",
+            f"perplexity [{PERCENT}]": lambda method: str(exponential(mean(model.by_prompt(method, nats)))),
+            f"prompt explains to the writer, nats [{PERCENT}]": lambda method: str(mean(model.by_prompt(method, explained))),
+        },
     )
 
 
 def paired_table(model: ModelResult) -> Table:
-    """Show every method against greedy decoding, paired by prompt (texts) or by round (times)."""
-    rows = []
-    for method in model.methods:
-        if method == GREEDY:
-            continue
-        repeats, cost, more = (mean(model.by_prompt(method, of) - model.by_prompt(GREEDY, of)) for of in (rep4, nats, explained))
-        rows.append((method, f"{repeats:+.1%}", str(exponential(cost)), f"{more:+.2f}", str(slower_than_greedy(model, method))))
-    return table(
-        (
-            "method against greedy",
-            f"rep-4, difference [{PERCENT}]",
-            f"perplexity, ratio [{PERCENT}]",
-            f"prompt explains to the writer, difference [{PERCENT}]",
-            f"time, ratio [{PERCENT}]",
-        ),
-        rows,
+    """Show every method compared with greedy decoding, paired by prompt (texts) or by round (times)."""
+
+    def more(method: str, of: Callable[[Output], float]) -> Estimate:
+        return mean(model.by_prompt(method, of) - model.by_prompt(GREEDY, of))
+
+    return columns(
+        [method for method in model.methods if method != GREEDY],
+        {
+            "method against greedy": str,
+            f"rep-4, difference [{PERCENT}]": lambda method: f"{more(method, rep4):+.1%}",
+            f"perplexity, ratio [{PERCENT}]": lambda method: str(exponential(more(method, nats))),
+            f"prompt explains to the writer, difference [{PERCENT}]": lambda method: f"{more(method, explained):+.2f}",
+            f"time, ratio [{PERCENT}]": lambda method: str(slower_than_greedy(model, method)),
+        },
     )
 
 
@@ -197,18 +182,15 @@ def speed_table(result: Decoding) -> Table:
 def loop_table(result: Decoding) -> Table:
     """Show what the generation loop adds to the time per token of our INT8 runtime."""
     loop = result.loop
-    rows = [
-        ("plain loop (`Greedy`)", milliseconds(median(loop.plain_s).value), MISSING),
-        *(
-            ("plain loop again", milliseconds(median(loop.again_s).value), f"{paired_ratio(loop.again_s, loop.plain_s):.3f}")
-            for _ in loop.again_s[:1]
-        ),
-        ("generation loop (`stream`, greedy)", milliseconds(median(loop.loop_s).value), f"{loop.ratio:.3f}"),
-    ]
-    if loop.again_s:
-        twice = (again("plain loop"), milliseconds(median(loop.again_s).value), f"{paired_ratio(loop.again_s, loop.plain_s):.3f}")
-        rows.insert(1, twice)
-    return table(("INT8 IR driven by the", "TPOT, ms", f"÷ plain loop [{PERCENT}]"), rows)
+    loops = {"plain loop (`Greedy`)": loop.plain_s, again("plain loop"): loop.again_s, "generation loop (`stream`, greedy)": loop.loop_s}
+    return columns(
+        [(name, taken) for name, taken in loops.items() if taken],
+        {
+            "INT8 IR driven by the": lambda row: row[0],
+            "TPOT, ms": lambda row: milliseconds(median(row[1]).value),
+            f"÷ plain loop [{PERCENT}]": lambda row: MISSING if row[1] is loop.plain_s else f"{paired_ratio(row[1], loop.plain_s):.3f}",
+        },
+    )
 
 
 def samples_table(result: Decoding) -> Table:
@@ -261,11 +243,8 @@ def caption(result: Decoding) -> str:
     )
 
 
-def plot_decoding(result: Decoding) -> list["Axes"]:
+def plot_decoding(result: Decoding) -> list[Axes]:
     """Draw, for each model that writes, perplexity over repetition and over the time per token; whiskers are intervals."""
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator
-
     writers = result.writers
     figure, grid = plt.subplots(len(writers), 2, figsize=(13, 5.2 * len(writers)), layout="constrained", squeeze=False, sharey="row")
     for (repeats, times), model in zip(grid, writers, strict=True):
@@ -290,7 +269,7 @@ def plot_decoding(result: Decoding) -> list["Axes"]:
     return list(grid.flat)
 
 
-def charts(result: Decoding) -> dict[str, "Figure"]:
+def charts(result: Decoding) -> dict[str, Figure]:
     return {"decoding": plot_decoding(result)[0].figure}
 
 
@@ -301,7 +280,7 @@ def _style(method: str, number: int) -> dict:
     return {"color": own, "marker": "ov^s<Dp>XP"[number], "markersize": 8}
 
 
-def _point(axes: "Axes", x: Estimate, y: Estimate, label: str, style: dict) -> None:
+def _point(axes: Axes, x: Estimate, y: Estimate, label: str, style: dict) -> None:
     axes.errorbar(x.value, y.value, xerr=x.reach, yerr=y.reach, label=label, linestyle="none", elinewidth=0.8, **style)
 
 

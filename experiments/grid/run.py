@@ -20,7 +20,7 @@ from experiments.contract import now, say
 from experiments.grid.results import AFTER, BEFORE, DENSE, FP32, INT8, Cell, Control, Grid, Tuning
 from experiments.grid.reviews import find_reviews
 from experiments.grid.sparsity import RULES, Rule, count_zeros, export_fp32, held_at_zero, masks_of, prune_integers
-from experiments.pruning.run import fine_tuned
+from experiments.pruning import fine_tuned
 from gpt2opt import environment
 from gpt2opt.finetune import prepare_tokenizer_for_padding, tokenize_dataset
 from gpt2opt.measure.memory import peak_ram

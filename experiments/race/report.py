@@ -1,9 +1,10 @@
 """The race as an experiment: its tables, charts and caption."""
 
 import statistics
-from typing import TYPE_CHECKING
 
-from experiments.contract import Experiment
+from matplotlib.figure import Figure as Drawn
+
+from experiments.contract import Experiment, columns
 from experiments.race.charts import plot_growth, plot_race
 from experiments.race.engines.ours import Ours, OursPromptLookup
 from experiments.race.results import (
@@ -25,9 +26,6 @@ from gpt2opt.environment import machine_label
 from gpt2opt.measure.stats import PERCENT
 from gpt2opt.measure.turns import again
 from gpt2opt.report.table import MISSING, Table, megabytes, milliseconds, table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawn
 
 SHOW = {"ms": milliseconds, "s": "{:.2f}".format, "tokens/s": "{:.0f}".format}
 VERDICTS, ENGINES = "Ours beside the other engines", "Time and memory of every engine"
@@ -101,12 +99,15 @@ def first_step_share(engine: EngineResult) -> float:
 
 def remarks_table(result: RaceResult) -> Table:
     """Show what took part, in which version and how, and the memory of converting; and what did not take part, and why."""
-    rows = []
-    for each in result.engines:
-        converting = megabytes(each.prepare_peak_rss_bytes) if each.prepare_peak_rss_bytes else MISSING
-        remark = f"left out: {each.left_out}" if each.left_out else each.note
-        rows.append((each.name, f"{each.package} {each.version or ''}".strip(), converting, remark))
-    return table(("engine", "package", "peak RSS of converting, MB", "remark"), rows)
+    return columns(
+        result.engines,
+        {
+            "engine": lambda each: each.name,
+            "package": lambda each: f"{each.package} {each.version or ''}".strip(),
+            "peak RSS of converting, MB": lambda each: megabytes(each.prepare_peak_rss_bytes) if each.prepare_peak_rss_bytes else MISSING,
+            "remark": lambda each: f"left out: {each.left_out}" if each.left_out else each.note,
+        },
+    )
 
 
 def caption(result: RaceResult) -> str:
@@ -151,7 +152,7 @@ def all_tables(result: RaceResult) -> dict[str, Table]:
     }
 
 
-def charts(result: RaceResult) -> "dict[str, Drawn]":
+def charts(result: RaceResult) -> dict[str, Drawn]:
     growth = {"growth": plot_growth(result)[0].figure} if result.growth else {}
     return {"race": plot_race(result)[0].figure, **growth}
 

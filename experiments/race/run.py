@@ -145,6 +145,20 @@ def generate_once(engine: type[Engine], folder: Path, threads: int, prompts: np.
     loaded(engine, folder, threads).generate(prompts, new_tokens)
 
 
+def quantize(source: Path, folder: Path, recipe: str) -> None:
+    """Quantize a model by a recipe without the gate, which takes minutes: the time of what comes out depends on shapes and types alone."""
+    environment.quiet()
+    from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
+    from gpt2opt.settings import MIN_CALIBRATION_SEQUENCES
+    from gpt2opt.sources.models import load_model
+    from gpt2opt.sources.texts import find_texts
+
+    tokenizer, model = load_model(source)
+    texts = [document.text for document in find_texts().calibration]
+    rows = prepare_calibration_dataset(texts, tokenizer, length=128, limit=MIN_CALIBRATION_SEQUENCES)
+    quantize_int8(model, tokenizer, rows, folder, recipe)
+
+
 # The steps of a run, in order.
 
 

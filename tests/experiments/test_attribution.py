@@ -7,9 +7,8 @@ import shutil
 import matplotlib as mpl
 import pytest
 
-from experiments.attribution import run as attribution_module
-from experiments.attribution.report import attribution_caption, attribution_table, plot_attribution
-from experiments.attribution.run import (
+from experiments import attribution as attribution_module
+from experiments.attribution import (
     CASE,
     NO_BF16,
     PERPLEXITY,
@@ -22,6 +21,9 @@ from experiments.attribution.run import (
     _make_models,
     _race,
     attribute,
+    attribution_caption,
+    attribution_table,
+    plot_attribution,
 )
 from experiments.race.engines.base import Timing, loaded
 from experiments.race.engines.ours import Ours, OursBf16

@@ -6,10 +6,10 @@ import matplotlib.pyplot as plt
 import pytest
 
 from experiments import docs
-from experiments.attribution.run import PERPLEXITY, TPOT
+from experiments.attribution import PERPLEXITY, TPOT
 from experiments.bundled_model import score_held_out
 from experiments.contract import EXPERIMENTS, hash_of, read_result_of
-from experiments.pruning.run import IMPORTANCE, RANDOM
+from experiments.pruning import IMPORTANCE, RANDOM
 from gpt2opt.environment import cpu_kind
 from gpt2opt.measure.trace import check_trace
 from gpt2opt.run.record import PROFILE, PRUNE, QUANTIZE, read_record

@@ -27,8 +27,7 @@ from experiments.decoding.results import (
     repetition,
     share,
 )
-from experiments.decoding.run import LOOP_STEPS, Loop, Writer, judge_by_others
-from experiments.decoding.texts import judge, write_texts
+from experiments.decoding.run import LOOP_STEPS, Loop, Writer, judge, judge_by_others, write_texts
 from gpt2opt.sources.models import load_model, save_model
 from gpt2opt.storage import from_json
 from tests.conftest import END_OF_TEXT, sample_text

@@ -9,8 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.pruning.report import curve_table, plot_pruning, ratio_table, recovery_caption, recovery_table
-from experiments.pruning.run import IMPORTANCE, RANDOM, PruningControls, Recovery, Score, compare_pruning, head_choices, head_magnitude
+from experiments.pruning import (
+    IMPORTANCE,
+    RANDOM,
+    PruningControls,
+    Recovery,
+    Score,
+    compare_pruning,
+    curve_table,
+    head_choices,
+    head_magnitude,
+    plot_pruning,
+    ratio_table,
+    recovery_caption,
+    recovery_table,
+)
 from gpt2opt.measure.results import Quality
 from gpt2opt.measure.stats import Estimate
 from gpt2opt.storage import from_json

@@ -1,12 +1,16 @@
 """This project's runtime: the IR that stage 4 writes, and the rows of the race that tell what it is worth."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from experiments.race.engines.base import Driven, Timing
+from gpt2opt import environment
 from gpt2opt.decoding.decoder import Decoder
+from gpt2opt.measure.memory import read_resident
+from gpt2opt.measure.results import Resident
 
 CALIBRATION_ROWS = 32
 
@@ -48,6 +52,18 @@ class OursBf16(Ours):
     """The same runtime with float arithmetic in bf16; on CPUs that have it. No engine of the race, but a step of `attribution`."""
 
     name, precision = "ours, bf16", "bf16"
+
+
+class OursWithout(Ours):
+    """The same runtime with graph passes left out, ready to generate; for `passes`."""
+
+    def __init__(self, leave_out: Sequence[str], folder: Path):
+        from gpt2opt.runtime.ir_model import load_ir
+
+        self.model = load_ir(folder, environment.threads(), leave_out=leave_out)
+
+    def resident(self) -> Resident | None:
+        return read_resident()
 
 
 class OursUnpruned(Ours):
