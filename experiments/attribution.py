@@ -136,19 +136,29 @@ def _timed(name: str, of: Callable[[Timing, Case], float]) -> Column:
     return Column(name, "ms", middle, milliseconds, ratio)
 
 
+def _size(step: Step, case: Case) -> int:
+    assert step.weight_bytes
+    return step.weight_bytes
+
+
+def _quality(step: Step) -> Quality:
+    assert step.quality
+    return step.quality
+
+
 def _size_ratio(step: Step, before: Step, case: Case) -> Estimate:
-    value = step.weight_bytes / before.weight_bytes
+    value = _size(step, case) / _size(before, case)
     return Estimate(value, value, value)
 
 
 def _perplexity_ratio(step: Step, before: Step, case: Case) -> Estimate:
-    interval = step.quality.ratio_interval(before.quality) or (0.0, math.inf)  # one document tells nothing of another
-    return Estimate(step.quality.ratio_to(before.quality), *interval)
+    quality, base = _quality(step), _quality(before)
+    return Estimate(quality.ratio_to(base), *(quality.ratio_interval(base) or (0.0, math.inf)))  # one document says nothing of another
 
 
 TTFT, TPOT = _timed("TTFT", ttft), _timed("TPOT", tpot)
-SIZE = Column("on disk", "MB", lambda step, case: step.weight_bytes, megabytes, _size_ratio, exact=True)
-PERPLEXITY = Column("perplexity", "", lambda step, case: step.quality.perplexity, "{:.2f}".format, _perplexity_ratio, digits=4)
+SIZE = Column("on disk", "MB", _size, lambda size: megabytes(int(size)), _size_ratio, exact=True)
+PERPLEXITY = Column("perplexity", "", lambda step, case: _quality(step).perplexity, "{:.2f}".format, _perplexity_ratio, digits=4)
 COLUMNS = (TTFT, TPOT, SIZE, PERPLEXITY)
 
 
@@ -238,7 +248,9 @@ def _score(candidate: Candidate, reference, text: ScoredText) -> Step:
     if candidate.engine is OursBf16 and not environment.has_bf16():
         return dataclasses.replace(step, left_out=NO_BF16 if environment.has_bf16() is False else environment.UNTOLD)
     say(f"scoring {candidate.name}")
-    model = reference if candidate.engine is TorchFp32 else load_ir(candidate.folder, precision=candidate.engine.precision)
+    model = (
+        reference if candidate.engine is TorchFp32 else load_ir(candidate.folder, precision=getattr(candidate.engine, "precision", "f32"))
+    )
     quality = perplexity(logits_of(model), text)
     return dataclasses.replace(step, weight_bytes=candidate.engine.disk_bytes(candidate.folder), quality=quality)
 
@@ -286,7 +298,7 @@ def attribution_caption(attribution: Attribution) -> str:
         f"Model: {attribution.model}. {machine_label(attribution.environment)}; prompt {case.prompt_tokens} tokens, "
         f"{case.new_tokens} new, {attribution.rounds} rounds in which all steps take turns. "
         "Times are medians, factors medians of the ratios within a round. Perplexity, paired document by document: "
-        f"{attribution.chain[0].quality.protocol}."
+        f"{_quality(attribution.chain[0]).protocol}."
     )
 
 

@@ -14,15 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from gpt2opt.report.table import Table, table
 from gpt2opt.storage import check_file, check_folder, from_json, read_json, write_chart, write_result
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -30,14 +27,15 @@ class Experiment:
     """One experiment. A module that defines one binds it to the name EXPERIMENT.
 
     result: the frozen dataclass that it returns; it names its `schema` and the `environment` it was measured in. run: takes the options of
-    its `Entry`, and the folder of the result if the entry says so. tables: by title. charts: by the name of the file. caption: what it
-    was measured on, and what it shows, in Markdown. in_documents: titles of the tables that documents show; all if there are none.
+    its `Entry`, and the folder of the result if the entry says so. tables: by title. charts: figures of matplotlib, by the name of the
+    file. caption: what it was measured on, and what it shows, in Markdown. in_documents: titles of the tables that documents show; all if
+    there are none.
     """
 
-    result: type
+    result: Any
     run: Callable[..., Any]
     tables: Callable[[Any], Mapping[str, Table]]
-    charts: Callable[[Any], Mapping[str, "Figure"]]
+    charts: Callable[[Any], Mapping[str, Any]]
     caption: Callable[[Any], str]
     in_documents: tuple[str, ...] = ()
 
@@ -203,7 +201,7 @@ def read_result_of(name: str, folder: Path) -> Any:
         raise ValueError(f"{path} is not a whole result ({type(error).__name__}: {error}); the same command writes it anew") from error
 
 
-def write_charts(charts: Mapping[str, "Figure"], folder: Path, source: Path) -> None:
+def write_charts(charts: Mapping[str, Any], folder: Path, source: Path) -> None:
     """Write charts as PNG; each holds the hash of the JSON file that it was drawn from."""
     import matplotlib.pyplot as plt
 

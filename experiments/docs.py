@@ -6,7 +6,9 @@ A block stands between `<!-- WHAT-KIND -->` and `<!-- /WHAT-KIND -->`: what was 
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from experiments.contract import EXPERIMENTS, hash_of, json_path, read_result_of, write_charts
 from experiments.doctor import measured
@@ -57,7 +59,7 @@ def draw_missing(folder: Path) -> None:
         if drawn and all(digest in path.read_bytes() for path in drawn):
             continue
         if source.name == "run.json":
-            charts = {f"run-{name}": figure for name, figure in draw_charts(read_record(source))}
+            charts: Mapping[str, Any] = {f"run-{name}": figure for name, figure in draw_charts(read_record(source))}
         else:
             charts = EXPERIMENTS[source.stem].load().charts(read_result_of(source.stem, folder))
         write_charts(charts, folder, source)
@@ -121,6 +123,7 @@ def _first_page(record: Record, link: str) -> str:
 def _taken_on(record: Record) -> str:
     facts, sources, settings = record.environment, record.sources, record.settings
     quality = record.measured("Baseline").quality
+    assert quality
     return (
         f"Measured on {machine_label(facts)}, {facts['gpu'] or 'no GPU'}. Model: {sources['model']['name']}; text: "
         f"{sources['text']['name']}, {quality.num_tokens:,} tokens scored. Prompt {settings.prompt_tokens} tokens, {settings.new_tokens} "
@@ -132,6 +135,8 @@ def _summary(record: Record, link: str) -> str:
     parts = [_taken_on(record)]
     if record.stages[-1].name == QUANTIZE:
         int8, fp32 = record.measured("INT8").quality, record.measured("FP32").quality
+        assert int8
+        assert fp32
         parts.append(f"Perplexity of INT8 ÷ that of its FP32 control: {perplexity_ratio(int8, fp32)}.")
     parts.append(f"Every number comes from [`run.json`]({link}/run.json), which also holds the raw samples.")
     return f"{summary_table(record).markdown()}\n\n{' '.join(parts)}"

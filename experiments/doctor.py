@@ -25,7 +25,8 @@ def measured(results: Path) -> str:
         _keep_largest(ram, race.size, GENERATE, race.ours.peak_rss_bytes, kind)
     for kind in kinds:
         if (path := results / kind / "run.json").exists() and (record := read_record(path)).stages[-1].name == QUANTIZE:
-            _keep_largest(ram, record.sources["model"]["name"], GENERATE, record.measured("INT8").memory.peak_rss_bytes, kind)
+            memory = record.measured("INT8").memory
+            _keep_largest(ram, record.sources["model"]["name"], GENERATE, memory.peak_rss_bytes if memory else None, kind)
     content = {"int8": {kind: int8_gain(race) for kind, race in races.items()}, "ram": ram}
     return json.dumps(content, indent=1) + "\n"
 
@@ -40,7 +41,7 @@ def int8_gain(race: RaceResult) -> dict[str, Any]:
 def _gain(race: RaceResult, figure: Figure) -> dict[str, Any]:
     """Compare with the fastest of the engines that run the same pruned model in FP32: what else a user of this CPU would take."""
     in_fp32 = [engine for engine in race.raced if engine.block_bytes == FP32_BYTES and not engine.full_heads and figure.per_round(engine)]
-    fastest = min(in_fp32, key=figure.median, default=None)
+    fastest = min(in_fp32, key=figure.order, default=None)
     times = fastest and figure.ratio(fastest, race.ours)
     return {
         "int8_s": figure.median(race.ours),

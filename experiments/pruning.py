@@ -46,6 +46,7 @@ def head_magnitude(model: GPT2LMHeadModel) -> np.ndarray:
         float64 array (layers, heads).
     """
     norms = []
+    block: Any
     for block in model.transformer.h:
         heads = block.attn.num_heads
         made = block.attn.c_attn.weight.double().square().sum(0)  # (3 × H × head_dim,): Conv1D keeps its weight (in, out)
@@ -206,7 +207,7 @@ def fine_tuned(model: GPT2LMHeadModel, tokenizer, rows: Dataset, settings: Setti
     return model.cpu().eval()
 
 
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     IMPORTANCE: {"color": color("Pruned"), "marker": "o"},
     "magnitude": {"color": SAME, "marker": "s", "linestyle": "--"},
     "first heads": {"color": SAME, "marker": "^", "linestyle": ":"},

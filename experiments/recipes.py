@@ -45,7 +45,8 @@ def inject_outliers(linear: GPT2LMHeadModel, k: float = 64, share: float = 0.01,
         seed: which.
     """
     generator = torch.Generator().manual_seed(seed)
-    pairs = [(getattr(b, norm), layer) for b in linear.transformer.h for norm, layer in (("ln_1", b.attn.c_attn), ("ln_2", b.mlp.c_fc))]
+    blocks: Any = linear.transformer.h
+    pairs = [(getattr(b, norm), layer) for b in blocks for norm, layer in (("ln_1", b.attn.c_attn), ("ln_2", b.mlp.c_fc))]
     for norm, projection in [*pairs, (linear.transformer.ln_f, linear.lm_head)]:
         width = len(norm.weight)
         channels = torch.randperm(width, generator=generator)[: max(1, round(share * width))]

@@ -80,7 +80,7 @@ class Work:
         from gpt2opt.torch_model import generate_tokens
 
         torch.set_num_threads(environment.threads())
-        tokenizer, loaded = load_model(model)
+        tokenizer, loaded = load_model(Path(model))
         rows = prepare_calibration_dataset([text.text for text in find_texts().calibration], tokenizer, ROW_TOKENS, ROWS)
         batch = torch.tensor(rows["input_ids"][:STEP_ROWS])
 

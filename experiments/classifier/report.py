@@ -72,6 +72,9 @@ def size_table(result: ClassifierResult) -> Table:
         if variant.left_out:
             rows.append((variant.name, *[MISSING] * 5, f"left out: {variant.left_out}"))
             continue
+        assert variant.size_bytes
+        assert variant.int8
+        assert result.base.size_bytes
         smaller = f"{result.base.size_bytes / variant.size_bytes:.2f}"
         layers = [f"{count} of {result.linears}" for count in (variant.int8.stored, variant.int8.multiplied)]
         rows.append((variant.name, megabytes(variant.size_bytes), smaller, *layers, f"{variant.package} {variant.version}", variant.note))
@@ -157,6 +160,7 @@ def plot_classifier(result: ClassifierResult) -> list[Axes]:
     figure, (size, latency, answers) = plt.subplots(1, 3, figsize=(14, 1.8 + 0.5 * len(variants)), layout="constrained")
     for row, variant in enumerate(variants):
         own = PRECISION_COLORS.get(variant.bits, CONTROL)
+        assert variant.size_bytes
         _bar(size, row, variant.size_bytes / 1e6, variant.size_bytes / 1e6, own, megabytes(variant.size_bytes))
         p50, p95, p99 = (percentile(variant.samples_s, share) * 1e3 for share in (0.5, 0.95, 0.99))
         _bar(latency, row, p50, p99, own, f"p50 {p50:.3g}")

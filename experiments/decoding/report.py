@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from experiments.contract import Experiment, Finding, columns, decide, findings_table
@@ -269,10 +268,6 @@ def plot_decoding(result: Decoding) -> list[Axes]:
     return list(grid.flat)
 
 
-def charts(result: Decoding) -> dict[str, Figure]:
-    return {"decoding": plot_decoding(result)[0].figure}
-
-
 def _style(method: str, number: int) -> dict:
     if method == ITSELF:
         return {"color": "black", "marker": "*", "markersize": 13}
@@ -296,4 +291,6 @@ def _in_one_line(text: str) -> str:
     return "`" + " ".join(text.replace("`", "'").split()) + "`"
 
 
-EXPERIMENT = Experiment(Decoding, compare_decoding, all_tables, charts, caption)
+EXPERIMENT = Experiment(
+    Decoding, compare_decoding, all_tables, charts=lambda result: {"decoding": plot_decoding(result)[0].figure}, caption=caption
+)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import expit
 
 from experiments.decoding.methods import GREEDY
-from gpt2opt.measure.stats import Estimate, over_documents, paired_ratio
+from gpt2opt.measure.stats import Estimate, Numbers, over_documents, paired_ratio
 from gpt2opt.measure.turns import again
 
 SCHEMA = "gpt2opt.decoding/1"
@@ -188,13 +188,13 @@ def explained_to_judge(output: Output) -> float:
     return (output.judged_alone - output.judged) / len(output.tokens)
 
 
-def mean(values: Sequence[float] | np.ndarray) -> Estimate:
+def mean(values: Numbers) -> Estimate:
     """Return the mean over prompts, and its interval over other prompts of this kind."""
     ones = np.ones(len(values))
     return over_documents(np.divide, values, ones, tokens=ones)
 
 
-def share(values: Sequence[float] | np.ndarray) -> tuple[float, tuple[float, float] | None]:
+def share(values: Numbers) -> tuple[float, tuple[float, float] | None]:
     """Return the mean of shares over prompts, and its interval, taken on the scale of log-odds so that it stays between 0 and 1.
 
     It is None for fewer than two prompts, and if all of the share, or all that is left of it, is one prompt's.

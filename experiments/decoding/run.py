@@ -3,8 +3,9 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -216,16 +217,12 @@ class Loop:
     def tpot(self, new_tokens: int) -> float:
         """Return the seconds per output token."""
         decoder = self.model.decoder(self.prompts, new_tokens)
-        if self.way == "plain":
-            greedy = Greedy(decoder)
-            greedy.start()
-            steps: Iterable = (greedy.step() for _ in range(new_tokens - 1))
-        else:
-            steps = stream(decoder, self.prompts, settings_of(GREEDY, new_tokens))
-            next(steps)
+        greedy, tokens = Greedy(decoder), stream(decoder, self.prompts, settings_of(GREEDY, new_tokens))
+        begin, step = (greedy.start, greedy.step) if self.way == "plain" else (partial(next, tokens), partial(next, tokens, None))
+        begin()
         start = time.perf_counter()
-        for _ in steps:
-            pass
+        for _ in range(new_tokens - 1):
+            step()
         return (time.perf_counter() - start) / (new_tokens - 1)
 
 

@@ -62,7 +62,7 @@ def _changed(ratio: float, less: str, more: str) -> str:
 def cells_table(grid: Grid) -> Table:
     """Show every cell: loss and time with their paired intervals, zeros, bytes, memory, and the fronts that it is on."""
     fronts = {name: front(grid.cells, figure) for name, figure in FIGURES.items()}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for cell in grid.cells:
         rows.append(
             (

@@ -15,7 +15,7 @@ from gpt2opt.report.style import OUR_ENGINE, OUR_ENGINE_PALE, PEER_ENGINE, PEER_
 
 def plot_race(result: RaceResult) -> list[Axes]:
     """Draw TTFT, TPOT, a whole call, and memory of every engine; whiskers span the rounds, dotted lines are the probe's best rates."""
-    engines = sorted((e for e in result.raced if WHOLE.per_round(e)), key=WHOLE.median)
+    engines = sorted((e for e in result.raced if WHOLE.per_round(e)), key=WHOLE.order)
     figure, grid = plt.subplots(2, 2, figsize=(12, 2 + 0.62 * len(engines)), layout="constrained")
     first, later, whole, memory = grid.flat
     compute, reading = (bound.least(result, result.ours) * 1e3 for bound in (COMPUTING, READING))

@@ -1,8 +1,7 @@
 """The race as an experiment: its tables, charts and caption."""
 
 import statistics
-
-from matplotlib.figure import Figure as Drawn
+from typing import Any
 
 from experiments.contract import Experiment, columns
 from experiments.race.charts import plot_growth, plot_race
@@ -152,7 +151,7 @@ def all_tables(result: RaceResult) -> dict[str, Table]:
     }
 
 
-def charts(result: RaceResult) -> dict[str, Drawn]:
+def charts(result: RaceResult) -> dict[str, Any]:
     growth = {"growth": plot_growth(result)[0].figure} if result.growth else {}
     return {"race": plot_race(result)[0].figure, **growth}
 

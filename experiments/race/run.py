@@ -115,7 +115,7 @@ def make_models(size: str, folder: Path) -> Models:
         matmuls = [p.numel() for block in model.transformer.h for p in block.parameters() if p.ndim == 2]
         shapes.append(Shape(sum(matmuls), model.lm_head.weight.numel()))
         heads.append(heads_per_layer(model))
-    return Models(weights, *heads, model.config.vocab_size, model.config.n_positions, *shapes)
+    return Models(weights, heads[0], heads[1], model.config.vocab_size, model.config.n_positions, shapes[0], shapes[1])
 
 
 def _stretched_bundled(layers: int, heads: int, width: int) -> tuple[tuple, str]:
@@ -142,7 +142,7 @@ def convert(engine: type[Engine], source: Path, folder: Path) -> str | None:
 def generate_once(engine: type[Engine], folder: Path, threads: int, prompts: np.ndarray, new_tokens: int) -> None:
     """Load an engine and generate, for the memory that takes."""
     environment.quiet()
-    loaded(engine, folder, threads).generate(prompts, new_tokens)
+    loaded(engine, folder, threads).timed(prompts, new_tokens)
 
 
 def quantize(source: Path, folder: Path, recipe: str) -> None:

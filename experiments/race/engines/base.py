@@ -118,7 +118,7 @@ class Engine(Runner):
         return found
 
 
-def loaded(engine: type[Runner], folder: Path, threads: int) -> Runner:
+def loaded(engine: type[Runner], folder: Path, threads: int) -> Any:
     """Return an engine, ready to run."""
     contestant = engine()
     contestant.load(folder, threads)
@@ -166,8 +166,8 @@ class Stepwise(Driven):
         raise NotImplementedError
 
 
-class StepwiseDecoder:
-    """A `Decoder` over an engine that is read step by step."""
+class StepwiseDecoder(Decoder):
+    """A decoder over an engine that is read step by step. It can't drop sequences."""
 
     def __init__(self, engine: Stepwise, prompts: np.ndarray):
         self.engine, self.prompts = engine, prompts
@@ -179,6 +179,9 @@ class StepwiseDecoder:
     def decode(self, ids: Any) -> Logits:
         self.past += 1
         return self.engine.read(ids, self.past - 1)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        raise NotImplementedError
 
 
 def time_greedy(decoder: Decoder, new_tokens: int) -> Timing:

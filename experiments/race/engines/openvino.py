@@ -50,9 +50,12 @@ class OpenVinoFp32(Stepwise):
 class OpenVinoInt8(OpenVinoFp32):
     name, package, made_from = "OpenVINO INT8", "optimum-intel", OpenVinoFp32
     properties = DEFAULTS
-    block_bytes = head_bytes = 1
+    block_bytes: float = 1
+    head_bytes: float = 1
     note = "weight-only, asymmetric per channel: optimum-intel's load_in_8bit; logits of every position"
-    bits, symmetric, group_size = 8, False, None
+    bits: int = 8
+    symmetric: bool = False
+    group_size: int | None = None
 
     def prepare(self, source: Path, folder: Path) -> None:
         from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
@@ -72,7 +75,8 @@ class OpenVinoInt4(OpenVinoInt8):
 
 
 class GenAiSdpa(Engine):
-    name, package, made_from = "OpenVINO GenAI SDPA", "openvino-genai", OpenVinoInt8
+    name, package = "OpenVINO GenAI SDPA", "openvino-genai"
+    made_from: type[Engine] = OpenVinoInt8
     files = ("openvino_model.*",)
     block_bytes = head_bytes = 1
     backend, properties = "SDPA", DEFAULTS

@@ -21,11 +21,11 @@ class Ours(Driven):
     name, package = "ours", "openvino"
     files = ("openvino_model.*",)
     block_bytes = head_bytes = 1
-    texts = ("random", "repeating")
+    texts: tuple[str, ...] = ("random", "repeating")
     note = "W8A8 by the default recipe"
     precision = "f32"
 
-    def prepare(self, source: Path, folder: Path) -> str:
+    def prepare(self, source: Path, folder: Path) -> str | None:
         from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
         from gpt2opt.sources.models import load_model
         from gpt2opt.sources.texts import find_texts
@@ -34,6 +34,7 @@ class Ours(Driven):
         texts = find_texts()
         rows = prepare_calibration_dataset([document.text for document in texts.calibration], tokenizer, limit=CALIBRATION_ROWS)
         found = quantize_int8(model, tokenizer, rows, folder).sensitivity
+        assert found
         return (
             f"calibrated on {len(rows)} rows of {texts.name}; the gate left {len(found.float_inputs)} of {len(found.only_this)} inputs "
             f"float (the KV cache counts as one), the rest costs {found.left:.5f} nats per token of KL"
@@ -95,7 +96,7 @@ class OursPromptLookup(Ours):
             marks.append(time.perf_counter())
             return logits
 
-        decoder.prefill = prefill
+        decoder.prefill = prefill  # type: ignore[method-assign]
         PromptLookup(decoder).generate(new_tokens)
         later = time.perf_counter() - marks[1]
         return Timing(marks[1] - marks[0], (later / (new_tokens - 1),) * (new_tokens - 1))
