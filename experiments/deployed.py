@@ -114,8 +114,9 @@ def deployed_tables(result: DeployedResult) -> dict[str, Table]:
 
 def _by_backend(model: DeployedModel, tables: list[Table]) -> Table:
     names = [f"{each.statistics.backend} {each.version}" for each in model.deployments]
-    rows = [(name, *row) for name, shown in zip(names, tables, strict=True) for row in shown.rows]
-    return table(("back-end", *tables[0].header), rows)
+    rows = [(f"{name}: {row[0]}", *row[1:]) for name, shown in zip(names, tables, strict=True) for row in shown.rows]
+    first, *others = tables[0].header
+    return table((f"back-end: {first}", *others), rows)
 
 
 def deployed_charts(result: DeployedResult) -> dict[str, Any]:

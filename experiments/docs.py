@@ -15,7 +15,8 @@ from experiments.doctor import measured
 from gpt2opt.environment import cpu_kind, machine_label
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.conclusions import conclude_finetune, conclude_profile, conclude_prune, conclude_quantize, machine_changes
-from gpt2opt.report.tables import memory_table, perplexity_ratio, quality_table, speed_table, summary_table, table
+from gpt2opt.report.table import Table, table
+from gpt2opt.report.tables import memory_table, perplexity_ratio, quality_table, speed_table, summary_table
 from gpt2opt.run.record import QUANTIZE, Record, read_record
 from gpt2opt.storage import write_whole
 
@@ -112,12 +113,17 @@ def _link(folder: Path, place: Path) -> str:
 
 def _first_page(record: Record, link: str) -> str:
     """Show five models of a run in one table, and one chart."""
-    shown = summary_table(record)
-    columns = [shown.header.index(name) for name in shown.header if name not in ("bits/byte", "device")]
+    shown = _models(record)
     by_name = {row[0].removesuffix(" (control)"): row for row in shown.rows}
-    rows = [[by_name[name][column] for column in columns] for name in FIRST_PAGE]
-    short = table([shown.header[column] for column in columns], rows)
+    short = table(shown.header, [by_name[name] for name in FIRST_PAGE])
     return f"{short.markdown()}\n\n![Latency of the five models]({link}/run-latency.png)\n\n{_taken_on(record)}"
+
+
+def _models(record: Record) -> Table:
+    """Return the summary of a run without the columns that are the same in all rows, or follow from another."""
+    shown = summary_table(record)
+    columns = [number for number, name in enumerate(shown.header) if name not in ("bits/byte", "device")]
+    return table([shown.header[column] for column in columns], [[row[column] for column in columns] for row in shown.rows])
 
 
 def _taken_on(record: Record) -> str:
@@ -139,7 +145,7 @@ def _summary(record: Record, link: str) -> str:
         assert fp32
         parts.append(f"Perplexity of INT8 ÷ that of its FP32 control: {perplexity_ratio(int8, fp32)}.")
     parts.append(f"Every number comes from [`run.json`]({link}/run.json), which also holds the raw samples.")
-    return f"{summary_table(record).markdown()}\n\n{' '.join(parts)}"
+    return f"{_models(record).markdown()}\n\n{' '.join(parts)}"
 
 
 def _conclusions(record: Record, link: str) -> str:

@@ -114,16 +114,15 @@ def caption(result: RaceResult) -> str:
     models = result.models
     lookup = next((EFFECTIVE_TPOT.ratio(each, result.ours) for each in result.raced if each.name == OursPromptLookup.name), None)
     return (
-        f"{result.size}, weights: {models.weights}. {models.pruned_share} of each layer pruned, but none where marked *: these engines "
-        f"compute all heads. Ours: {result.ours.note}. {machine_label(result.environment)}, {result.rounds} rounds. "
-        f"{_rate(result, READING, 'reads', 'GB/s')} {_rate(result, COMPUTING, 'computes', 'GOPS in INT8')} In FP32 it is "
-        f"{result.limit('fp32_ops_per_s') / 1e9:.0f} GOPS."
+        f"{machine_label(result.environment)}, {result.rounds} rounds. {result.size}, weights: {models.weights}. {models.pruned_share} of "
+        f"each layer pruned; engines marked * compute all heads. Ours: {result.ours.note}. {_rate(result, READING, 'reads', 'GB/s')} "
+        f"{_rate(result, COMPUTING, 'computes', 'GOPS in INT8')} In FP32 it is {result.limit('fp32_ops_per_s') / 1e9:.0f} GOPS."
         + (f" On a text that repeats itself, prompt lookup takes {lookup} times as long per token as ours without it." if lookup else "")
     )
 
 
 def _rate(result: RaceResult, bound: Bound, does: str, unit: str) -> str:
-    rate = f"At its best in the whole race, the probe {does} {result.limit(bound.rate) / 1e9:{'.1f' if unit == 'GB/s' else '.0f'}} {unit}"
+    rate = f"At its best, the probe {does} {result.limit(bound.rate) / 1e9:{'.1f' if unit == 'GB/s' else '.0f'}} {unit}"
     faster = ", ".join(engine.name for engine in bound.faster(result))
     return (
         f"{rate}, which is not the limit of the machine, since some engines were faster: {faster}."
