@@ -14,7 +14,7 @@ try:
     from experiments.contract import EXPERIMENTS, check_outputs, json_path, write_charts, write_json
     from gpt2opt.errors import guarded, place
     from gpt2opt.storage import claim_folder
-except KeyboardInterrupt:  # as it is told once the command runs
+except KeyboardInterrupt:  # with the message of a command that already runs
     print("gpt2opt: interrupted", file=sys.stderr)
     sys.exit(130)
 

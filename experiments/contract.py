@@ -198,7 +198,7 @@ def read_result_of(name: str, folder: Path) -> Any:
     try:
         return from_json(kind, content)
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a whole result ({type(error).__name__}: {error}); the same command writes it anew") from error
+        raise ValueError(f"{path} is not a whole result ({type(error).__name__}: {error}); the same command writes it again") from error
 
 
 def write_charts(charts: Mapping[str, Any], folder: Path, source: Path) -> None:
@@ -216,7 +216,7 @@ def hash_of(source: Path) -> str:
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Show a bar of so many steps on stderr; yield a function that is told which step begins, and counts the one before it."""
+    """Show a bar of `total` steps on stderr; yield a function to call with the step that begins, which counts the one before it."""
     with tqdm(total=total, unit="step", file=sys.stderr) as bar:
 
         def step(what: str) -> None:

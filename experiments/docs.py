@@ -82,7 +82,7 @@ def drawn_from(source: Path) -> list[Path]:
 
 
 def fill(text: str, place: Path) -> str:
-    """Return a document that lies in a folder with every block made anew.
+    """Return a document that lies in a folder with every block made again.
 
     Raises:
         ValueError: a block has a name that is not known, or there is no such result.

@@ -44,7 +44,7 @@ LITTLE = 0.1
 
 @dataclass(frozen=True)
 class EngineTimes:
-    """One engine with so many threads. greedy_s, sampling_s: seconds of whole generations, one per round. left_out: why there are none."""
+    """One engine with its threads. greedy_s, sampling_s: seconds of whole generations, one per round. left_out: why there are none."""
 
     name: str
     note: str
@@ -89,9 +89,7 @@ def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 6
     """Time the engines in turns, each greedy and sampling, with one thread and with all; progress goes to stderr.
 
     Args:
-        size: as in `run_race`: a size, the bundled model stretched to it where there are no real weights, or a directory with a GPT-2.
-        engines: names with commas between them, such as `torch-dynamic-int8`; all where empty. Torch in FP32 always takes part.
-        rounds: timed rounds, at least 2.
+        size, engines: as in `run_race`. Torch in FP32 always takes part.
 
     Raises:
         ValueError: rounds < 2, or an unknown size or engine.

@@ -62,11 +62,7 @@ class PassGains:
 
 
 def measure_passes(size: str = "gpt2", rounds: int = 12) -> PassGains:
-    """Quantize a model and time its variants; progress goes to stderr.
-
-    Args:
-        size: as in `run_race`.
-        rounds: timed rounds, at least 2.
+    """Quantize a model, of a size as in `run_race`, and time its variants; progress goes to stderr.
 
     Raises:
         ValueError: rounds < 2, or an unknown size.

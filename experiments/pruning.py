@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -118,12 +117,12 @@ class PruningControls:
         nats = [model.document_nats for model in (self.unpruned, self.pruned, self.recovery.tuned_pruned, self.recovery.tuned_unpruned)]
         tokens = self.unpruned.document_tokens
         statistics: dict[str, Callable[..., np.ndarray]] = {
-            "cost": lambda base, pruned, tuned, control, tokens: (pruned - base) / tokens,
-            "cost left": lambda base, pruned, tuned, control, tokens: (tuned - control) / tokens,
-            "gain of pruned": lambda base, pruned, tuned, control, tokens: (pruned - tuned) / tokens,
-            "gain of unpruned": lambda base, pruned, tuned, control, tokens: (base - control) / tokens,
-            "without control": lambda base, pruned, tuned, control, tokens: (pruned - tuned) / (pruned - base),
-            "recovered": lambda base, pruned, tuned, control, tokens: 1 - (tuned - control) / (pruned - base),
+            "cost": lambda base, pruned, tuned, control, n: (pruned - base) / n,
+            "cost left": lambda base, pruned, tuned, control, n: (tuned - control) / n,
+            "gain of pruned": lambda base, pruned, tuned, control, n: (pruned - tuned) / n,
+            "gain of unpruned": lambda base, pruned, tuned, control, n: (base - control) / n,
+            "without control": lambda base, pruned, tuned, control, n: (pruned - tuned) / (pruned - base),
+            "recovered": lambda base, pruned, tuned, control, n: 1 - (tuned - control) / (pruned - base),
         }
         return {name: over_documents(statistic, *nats, tokens, tokens=tokens) for name, statistic in statistics.items()}
 
@@ -142,11 +141,8 @@ def compare_pruning(
     Heads are chosen and models are tuned on the fine-tuning part of the text, with the settings of a run; the scored part is another.
 
     Args:
-        model, text: see `find_model` and `find_texts`.
         fractions: shares of each layer's heads, in [0, 1); those that come to the same number of heads are one.
-        seeds: how many random choices, at least 5: the range of fewer says little.
-        score_bytes: how much of the text's scored part.
-        epochs: of fine-tuning.
+        seeds: how many random choices, at least 5.
 
     Raises:
         ValueError: a source can't be found or is too short, a fraction is outside [0, 1), fewer than 5 seeds, or no epochs.
@@ -260,30 +256,21 @@ def recovery_table(controls: PruningControls) -> Table:
 def recovery_caption(controls: PruningControls) -> str:
     """Say what share of the cost fine-tuning recovers, compared with the control, and what all tables were measured on."""
     found = controls.estimates
-
-    def nats(name: str) -> str:
-        return f"{found[name].value:.4f} [{found[name].low:.4f}, {found[name].high:.4f}] nats per token"
-
-    cost = f"Pruning costs {nats('cost')}"
+    cost = f"Pruning costs {found['cost']:.4f} nats per token"
     if found["cost"].low <= 0:
         verdict = f"{cost}, which is not measurably different from 0, so there is no share of it to recover."
     else:
         verdict = (
-            f"{cost}. Fine-tuning then gains the pruned model {nats('gain of pruned')}, but the unpruned one on the same budget "
-            f"{nats('gain of unpruned')}: that part is learning the text, not recovery. Compared with the fine-tuned control, "
-            f"{nats('cost left')} of the cost remain, so {_share(found['recovered'])} is recovered; without the control it would seem "
-            "to be "
-            f"{_share(found['without control'])}."
+            f"{cost}. Fine-tuning then gains the pruned model {found['gain of pruned']:.4f} nats per token, but the unpruned one on the "
+            f"same budget {found['gain of unpruned']:.4f}: that part is learning the text, not recovery. Compared with the fine-tuned "
+            f"control, {found['cost left']:.4f} nats per token of the cost remain, so {found['recovered']:.0%} is recovered; without the "
+            f"control it would seem to be {found['without control']:.0%}."
         )
     recovery = controls.recovery
     return (
         f"{verdict} Model: {controls.model}; {controls.unpruned.protocol}; tuned on {recovery.rows} rows, epochs: {recovery.epochs:g}. "
         f"Intervals are {PERCENT}, over documents and paired; the variance between training runs is not in them."
     )
-
-
-def _share(estimate: Estimate) -> str:
-    return f"{estimate.value:.0%} [{estimate.low:.0%}, {estimate.high:.0%}]"
 
 
 def plot_pruning(controls: PruningControls) -> list[Axes]:
@@ -300,13 +287,11 @@ def _curves(axes: Axes, controls: PruningControls) -> None:
     x = [0, *(count / controls.heads for count in counts)]
     for rule in controls.rules:
         each = [[quality.perplexity for quality in controls.of(rule, count)] for count in counts]
+        label = rule
         if len(each[0]) > 1:
-            low, high = [base, *map(min, each)], [base, *map(max, each)]
-            axes.fill_between(
-                x, low, high, color=STYLES[rule]["color"], alpha=0.25, linewidth=0, label=f"{rule}, {len(each[0])} seeds: range"
-            )
+            low, high, label = [base, *map(min, each)], [base, *map(max, each)], f"{rule}: mean, and range of {len(each[0])} seeds"
+            axes.fill_between(x, low, high, color=STYLES[rule]["color"], alpha=0.25, linewidth=0)
         means = [base, *(controls.mean(rule, count).perplexity for count in counts)]
-        label = f"{rule}: mean" if len(each[0]) > 1 else rule
         axes.plot(x, means, markersize=4, label=label, **STYLES[rule])
     axes.set(title="Heads pruned, not tuned", xlabel="share of each layer's heads pruned", ylabel="perplexity, logarithmic; less is better")
     axes.set_yscale("log")
@@ -325,24 +310,17 @@ def _recovery(axes: Axes, controls: PruningControls) -> None:
         "unpruned,\ntuned (control)": (recovery.tuned_unpruned, CONTROL),
     }
     for row, (quality, own) in enumerate(bars.values()):
-        value = math.log(quality.ratio_to(controls.unpruned))
-        low, high = (math.log(bound) for bound in quality.ratio_interval(controls.unpruned) or [quality.ratio_to(controls.unpruned)] * 2)
-        axes.barh(row, value, height=0.55, color=own)
-        axes.errorbar(
-            value,
-            row,
-            xerr=[[max(0.0, value - low)], [max(0.0, high - value)]],  # an interval of no width may miss by rounding
-            fmt="none",
-            color="black",
-            capsize=3,
-        )
-        axes.annotate(f"{value:+.4f}", (max(high, 0), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+        ratio = quality.ratio_to(controls.unpruned)
+        cost = Estimate(*np.log([ratio, *(quality.ratio_interval(controls.unpruned) or [ratio] * 2)]).tolist())
+        axes.barh(row, cost.value, height=0.55, color=own)
+        axes.errorbar(cost.value, row, xerr=cost.reach, fmt="none", color="black", capsize=3)
+        axes.annotate(f"{cost.value:+.4f}", (max(cost.high, 0), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(bars)), list(bars))
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.margins(x=0.22)
     found = controls.estimates
-    recovered = "no measurable cost" if found["cost"].low <= 0 else f"{_share(found['recovered'])} recovered"
+    recovered = "no measurable cost" if found["cost"].low <= 0 else f"{found['recovered']:.0%} recovered"
     axes.set(title=f"{recovery.pruned_heads} of {controls.heads} heads: {recovered}", xlabel="nats per token against the unpruned model")
 
 

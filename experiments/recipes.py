@@ -33,18 +33,16 @@ from gpt2opt.torch_model import logits_of
 
 
 @torch.no_grad()
-def inject_outliers(linear: GPT2LMHeadModel, k: float = 64, share: float = 0.01, seed: int = 0) -> GPT2LMHeadModel:
+def inject_outliers(linear: GPT2LMHeadModel, k: float = 64, share: float = 0.01) -> GPT2LMHeadModel:
     """Multiply some channels of every LayerNorm by k and divide the weights that read them: the same function with activation outliers.
 
     Large GPT-2s have such channels by themselves; SmoothQuant (Xiao et al. 2022) was made for them.
 
     Args:
         linear: a linearized GPT-2; changed in place. Its head is no longer tied to its embedding.
-        k: the factor.
-        share: of the channels of a LayerNorm, at least one.
-        seed: which.
+        k, share: the factor, and the share of the channels of a LayerNorm.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     blocks: Any = linear.transformer.h
     pairs = [(getattr(b, norm), layer) for b in blocks for norm, layer in (("ln_1", b.attn.c_attn), ("ln_2", b.mlp.c_fc))]
     for norm, projection in [*pairs, (linear.transformer.ln_f, linear.lm_head)]:
@@ -116,11 +114,6 @@ class RecipeComparison:
 
 def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 100_000, calibration_rows: int = 32) -> RecipeComparison:
     """Quantize a model by every recipe, as it comes and with injected outliers, and score each result on held-out text.
-
-    Args:
-        model, text: see `find_model` and `find_texts`.
-        score_bytes: how much of the text's scored part.
-        calibration_rows: rows of the model's context that INC and the gate get.
 
     Raises:
         ValueError: a source can't be found or is too short.

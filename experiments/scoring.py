@@ -116,12 +116,7 @@ CONTESTANTS: dict[str, tuple[type[Ours], int]] = {
 
 
 def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> ScoringComparison:
-    """Let all contestants score one text with one model, in turns; progress goes to stderr.
-
-    Args:
-        size: as in `run_race`: a size, the bundled model stretched to it where there are no real weights, or a directory with a GPT-2.
-        text: see `find_texts`; the first documents of its scored part.
-        rounds: timed turns of each; at least 2.
+    """Let all contestants score the first held-out documents of a text with a model of a size as in `run_race`, in turns.
 
     Raises:
         ValueError: rounds < 2, an unknown size, or no such text.

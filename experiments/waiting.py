@@ -137,10 +137,6 @@ def compare_waiting(model: str = "auto", rounds: int = 5) -> Waiting:
 
     Every run is in a new process, which starts with the variables of its way of waiting; so nothing is warmed up between runs.
 
-    Args:
-        model: as in `find_model`.
-        rounds: timed rounds, at least 2.
-
     Raises:
         ValueError: rounds < 2, or there is no such model.
         RuntimeError: a work failed.

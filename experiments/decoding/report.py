@@ -217,7 +217,7 @@ def all_tables(result: Decoding) -> dict[str, Table]:
 
 
 def caption(result: Decoding) -> str:
-    """Say what was measured on what, and what stands in for what."""
+    """Say what was measured on what, and what was replaced by what."""
     methods = ", ".join(f"{method} ({_settings(method)})" for method in result.models[0].methods)
     models = "; ".join(f"{model.name}: {model.weights}, {model.parameters / 1e6:.0f} M parameters" for model in result.models)
     sampling = [method for method in result.models[0].methods if method in SAMPLING]

@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel
 
 from experiments.contract import choose, now, progress
 from experiments.decoding.methods import CONTRASTIVE, GREEDY, METHODS, SAMPLING, settings_of
-from experiments.decoding.models import Candidate, find_candidates, tell_stand_ins
+from experiments.decoding.models import Candidate, find_candidates, name_stand_ins
 from experiments.decoding.results import ITSELF, Decoding, LoopTimes, MethodTexts, MethodTimes, ModelResult, Output
 from experiments.race.engines.base import Case, make_prompts
 from experiments.race.run import quantize
@@ -63,7 +63,7 @@ def compare_decoding(
         check_whole(name, found, least, "intervals and ranges over fewer say little")
     chosen = choose("method", methods, METHODS, GREEDY)
     candidates, texts = find_candidates(models), find_texts(text)
-    tell_stand_ins(candidates, texts)
+    name_stand_ins(candidates, texts)
     torch.set_num_threads(environment.threads())
     steps = sum((prompts * len(chosen) if writes(each) else 0) + LEAST_ROUNDS * len(chosen) for each in candidates)
     steps += len(LOOP_STEPS)

@@ -108,9 +108,9 @@ def test_every_step_is_in_the_committed_attribution_or_says_why_not(kind):
     assert (attribution.steps[0].name, attribution.steps[-1].name) == ("torch FP32", "INT8")
     assert all(len(step.timings) == attribution.rounds for step in attribution.chain)
     first, last = attribution.chain[0], attribution.chain[-1]
-    assert TPOT.ratio(last, first, attribution.case).high < 1
+    assert TPOT.ratio(last, first).high < 1
     (runtime, before), *_ = attribution.pairs
-    assert not PERPLEXITY.measurable(runtime, before, attribution.case)
+    assert not PERPLEXITY.measurable(runtime, before)
 
 
 @of_every_kind("pruning")

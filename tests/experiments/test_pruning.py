@@ -109,7 +109,7 @@ def test_tables_show_mean_and_range_of_the_seeds_and_paired_ratios(controls):
 def test_chart_has_a_curve_for_each_rule_and_a_band_for_the_seeds(controls):
     mpl.use("Agg")
     curves, recovery = plot_pruning(controls)
-    assert [line.get_label() for line in curves.lines] == [IMPORTANCE, "first heads", "random: mean"]
+    assert [line.get_label() for line in curves.lines] == [IMPORTANCE, "first heads", "random: mean, and range of 5 seeds"]
     assert curves.lines[0].get_xdata() == pytest.approx([0, 2 / 12, 0.5])
     assert curves.lines[0].get_ydata() == pytest.approx(np.exp([4, 4.2, 4.6]))
     (band,) = curves.collections

@@ -138,7 +138,7 @@ class Driven(Engine):
         return time_greedy(self.decoder(prompts, new_tokens), new_tokens)
 
     def decoder(self, prompts: np.ndarray, new_tokens: int) -> Decoder:
-        """Return a decoder of (B, T) prompts, with room for so many new tokens; not timed."""
+        """Return a decoder of (B, T) prompts, with room for the new tokens; not timed."""
         raise NotImplementedError
 
     def seconds(self, prompts: np.ndarray, settings: DecodingSettings) -> float:
