@@ -12,7 +12,7 @@ from packaging.requirements import Requirement as Packaged
 
 import gpt2opt
 from experiments import docs
-from experiments.doctor import measured
+from experiments.docs import measured
 from gpt2opt import environment, versions
 from gpt2opt.apps.doctor import checks, needs
 from gpt2opt.apps.doctor.checks import check_container, check_cpu, check_gpu, check_packages, check_python, check_sources
