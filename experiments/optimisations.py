@@ -130,15 +130,17 @@ def time_engines(
         for number, outcome in enumerate(turns, 1):  # noqa: B007
             if number <= rounds:
                 step(f"engines, round {number} of {rounds}")
-    first, *others = rows.values()
-    first_again = replace(first, name=again(first.name), note="the same in another process")
-    rows = {str(first): first, again(str(first)): first_again, **{str(row): row for row in others}}
-    samples = {name: {method: tuple(taken) for method, taken in found.items()} for name, found in outcome.samples.items() if found}
+    found: list[tuple[str, EngineTimes]] = []
+    for key, row in rows.items():
+        found.append((key, row))
+        if key == next(iter(starts), None):
+            found.append((again(key), replace(row, name=again(row.name), note="the same in another process")))
+    samples = {name: {way: tuple(taken) for way, taken in given.items()} for name, given in outcome.samples.items() if given}
     return [
         replace(row, greedy_s=samples[key][GREEDY], sampling_s=samples[key][SAMPLING])
         if key in samples
         else replace(row, left_out=row.left_out or contestants.left.get(key))
-        for key, row in rows.items()
+        for key, row in found
     ]
 
 

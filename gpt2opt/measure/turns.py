@@ -83,10 +83,9 @@ class Contestants:
         """
         self.left: dict[str, str] = {}
         self._may_fail, self._reserve_bytes = may_fail, reserve_bytes
-        self._first, *others = starts
-        self._starts = {self._first: starts[self._first]}
-        self._starts |= {again(self._first): starts[self._first]} if others else {}
-        self._starts |= starts
+        self._first = next(iter(starts), "")
+        twice = {again(self._first): starts[self._first]} if len(starts) > 1 else {}
+        self._starts = {**dict(list(starts.items())[:1]), **twice, **starts}
         self._workers: dict[str, Child | Here] = {}
         try:
             with ThreadPoolExecutor(STARTED_AT_ONCE) as pool:
