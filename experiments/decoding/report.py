@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,21 +11,7 @@ from matplotlib.ticker import LogLocator
 
 from experiments.contract import Experiment, Finding, columns, decide, findings_table
 from experiments.decoding.methods import GREEDY, METHODS, SAMPLING
-from experiments.decoding.results import (
-    ITSELF,
-    Decoding,
-    ModelResult,
-    Output,
-    explained,
-    explained_to_judge,
-    exponential,
-    mean,
-    nats,
-    rep4,
-    repetition,
-    share,
-    slower_than_greedy,
-)
+from experiments.decoding.results import ITSELF, Decoding, ModelResult, exponential, mean, share, slower_than_greedy
 from experiments.decoding.run import compare_decoding
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.stats import PERCENT, Estimate, median, over_documents, paired_ratio, ratio_of_medians
@@ -57,15 +43,15 @@ def sampling_is_coherent(model: ModelResult) -> list[Finding]:
     if not methods:
         return [Finding(claim, "not measured here: no method that samples was asked for", "") for claim in (repeats, coherent)]
 
-    def gain(of) -> Estimate:
-        sampled = np.mean([model.by_prompt(method, of) for method in methods], axis=0)
-        return mean(sampled - model.by_prompt(GREEDY, of))
+    def gain(figure: str) -> Estimate:
+        sampled = np.mean([model.by_prompt(method, figure) for method in methods], axis=0)
+        return mean(sampled - model.by_prompt(GREEDY, figure))
 
-    less, nll = gain(rep4), gain(nats)
+    less, nll = gain("rep4"), gain("nll")
     cost = f"the texts cost {nll:+.2f} nats per token more under the model that wrote them"
     verdict, figure = "not judged here: needs a second model that writes, with the same vocabulary", cost
     if model.judge:
-        more, itself = gain(explained_to_judge), mean(model.by_prompt(ITSELF, explained_to_judge)).value
+        more, itself = gain("explained_to_judge"), mean(model.by_prompt(ITSELF, "explained_to_judge")).value
         verdict = decide(more.low > 0, more.high < 0)
         figure = (
             f"to {model.judge} the prompt explains {more:+.2f} nats per token more than with greedy (of the text itself it explains "
@@ -88,7 +74,7 @@ def medium_is_balanced(result: Decoding) -> Finding:
     real = [model for model in sizes if model and model.texts]
     if len(real) < 3:
         return Finding(claim, _needs([MEDIUM, LARGE]), _speeds([model for model in sizes if model]))
-    (small, medium, large), costs = real, [model.by_prompt(ITSELF, nats) for model in real]
+    (small, medium, large), costs = real, [model.by_prompt(ITSELF, "nll") for model in real]
     first, second = (math.log2(_slower(*pair).value) for pair in ((medium, small), (large, medium)))
     ones = np.ones(len(costs[0]))
     better = over_documents(
@@ -108,7 +94,7 @@ def larger_is_slower(result: Decoding) -> list[Finding]:
     real = [model for model in sizes if model.texts]
     if len(real) < 2:
         return [found, Finding(no_better, _needs([MEDIUM, LARGE]), "")]
-    gain = mean(real[0].by_prompt(ITSELF, nats) - real[-1].by_prompt(ITSELF, nats))
+    gain = mean(real[0].by_prompt(ITSELF, "nll") - real[-1].by_prompt(ITSELF, "nll"))
     figure = f"the text itself costs {real[-1].name} {gain:+.2f} nats per token less than {real[0].name}"
     return [found, Finding(no_better, decide(gain.low <= 0, gain.low > 0), figure)]
 
@@ -137,12 +123,12 @@ def texts_table(model: ModelResult) -> Table:
         (ITSELF, *model.methods),
         {
             "method": str,
-            "rep-2": lambda method: f"{model.by_prompt(method, lambda output: repetition(output.tokens, 2)).mean():.1%}",
-            f"rep-4 [{PERCENT}]": lambda method: with_interval(*share(model.by_prompt(method, rep4)), ".1%"),
+            "rep-2": lambda method: f"{model.by_prompt(method, 'rep2').mean():.1%}",
+            f"rep-4 [{PERCENT}]": lambda method: with_interval(*share(model.by_prompt(method, "rep4")), ".1%"),
             "distinct-1": lambda method: f"{model.distinct(method, 1):.3f}",
             "distinct-2": lambda method: f"{model.distinct(method, 2):.3f}",
-            f"perplexity [{PERCENT}]": lambda method: str(exponential(mean(model.by_prompt(method, nats)))),
-            f"prompt explains to the writer, nats [{PERCENT}]": lambda method: str(mean(model.by_prompt(method, explained))),
+            f"perplexity [{PERCENT}]": lambda method: str(exponential(mean(model.by_prompt(method, "nll")))),
+            f"prompt explains to the writer, nats [{PERCENT}]": lambda method: str(mean(model.by_prompt(method, "explained"))),
         },
     )
 
@@ -150,16 +136,16 @@ def texts_table(model: ModelResult) -> Table:
 def paired_table(model: ModelResult) -> Table:
     """Show every method compared with greedy decoding, paired by prompt (texts) or by round (times)."""
 
-    def more(method: str, of: Callable[[Output], float]) -> Estimate:
-        return mean(model.by_prompt(method, of) - model.by_prompt(GREEDY, of))
+    def more(method: str, figure: str) -> Estimate:
+        return mean(model.by_prompt(method, figure) - model.by_prompt(GREEDY, figure))
 
     return columns(
         [method for method in model.methods if method != GREEDY],
         {
             "method against greedy": str,
-            f"rep-4, difference [{PERCENT}]": lambda method: f"{more(method, rep4):+.1%}",
-            f"perplexity, ratio [{PERCENT}]": lambda method: str(exponential(more(method, nats))),
-            f"prompt explains to the writer, difference [{PERCENT}]": lambda method: f"{more(method, explained):+.2f}",
+            f"rep-4, difference [{PERCENT}]": lambda method: f"{more(method, 'rep4'):+.1%}",
+            f"perplexity, ratio [{PERCENT}]": lambda method: str(exponential(more(method, "nll"))),
+            f"prompt explains to the writer, difference [{PERCENT}]": lambda method: f"{more(method, 'explained'):+.2f}",
             f"time, ratio [{PERCENT}]": lambda method: str(slower_than_greedy(model, method)),
         },
     )
@@ -249,12 +235,12 @@ def plot_decoding(result: Decoding) -> list[Axes]:
     for (repeats, times), model in zip(grid, writers, strict=True):
         for number, method in enumerate((ITSELF, *model.methods)):
             style = _style(method, number)
-            quality = exponential(mean(model.by_prompt(method, nats)))
-            value, interval = share(model.by_prompt(method, rep4))
+            quality = exponential(mean(model.by_prompt(method, "nll")))
+            value, interval = share(model.by_prompt(method, "rep4"))
             _point(repeats, Estimate(value, *(interval or (value, value))).scaled(100), quality, method, style)
             if method != ITSELF:
                 _point(times, median(model.seconds(method)).scaled(1e3 / result.timed_new_tokens), quality, method, style)
-        times.axhline(exponential(mean(model.by_prompt(ITSELF, nats))).value, color="black", linestyle=":", linewidth=1)
+        times.axhline(exponential(mean(model.by_prompt(ITSELF, "nll"))).value, color="black", linestyle=":", linewidth=1)
         repeats.set(title=f"{model.name}: perplexity and repetition", xlabel="rep-4, %", ylabel="perplexity, logarithmic")
         times.set(title=f"{model.name}: perplexity and time", xlabel="ms per token, prefill included; dotted: the text itself")
         repeats.set_yscale("log")
