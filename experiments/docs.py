@@ -20,7 +20,7 @@ from gpt2opt.environment import cpu_kind, machine_label
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.conclusions import conclude_finetune, conclude_profile, conclude_prune, conclude_quantize, machine_changes
 from gpt2opt.report.table import Table, table
-from gpt2opt.report.tables import memory_table, perplexity_ratio, quality_table, speed_table, summary_table
+from gpt2opt.report.tables import chain_table, memory_table, perplexity_ratio, quality_table, speed_table, summary_table
 from gpt2opt.run.record import QUANTIZE, Record, read_record
 from gpt2opt.storage import write_whole
 
@@ -30,7 +30,6 @@ DOCUMENTS = ("README.md", "docs/*.md")
 OF_DOCTOR = "gpt2opt/apps/doctor/measured.json"
 BLOCK = re.compile(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
 FP32_BYTES = 4
-FIRST_PAGE = ("Baseline", "Pruned", "Fine-tuned", "FP32", "INT8")
 
 
 def fill_documents() -> list[str]:
@@ -118,10 +117,7 @@ def _link(folder: Path, place: Path) -> str:
 
 def _first_page(record: Record, link: str) -> str:
     """Show five models of a run in one table, and one chart."""
-    shown = _models(record)
-    by_name = {row[0].removesuffix(" (control)"): row for row in shown.rows}
-    short = table(shown.header, [by_name[name] for name in FIRST_PAGE])
-    return f"{short.markdown()}\n\n![Latency of the five models]({link}/run-latency.png)\n\n{_taken_on(record)}"
+    return f"{chain_table(record).markdown()}\n\n![Latency of the five models]({link}/run-latency.png)\n\n{_taken_on(record)}"
 
 
 def _models(record: Record) -> Table:
@@ -144,7 +140,7 @@ def _taken_on(record: Record) -> str:
 
 def _summary(record: Record, link: str) -> str:
     parts = [_taken_on(record)]
-    if record.stages[-1].name == QUANTIZE:
+    if record.stages[-1] == QUANTIZE:
         int8, fp32 = record.measured("INT8").quality, record.measured("FP32").quality
         assert int8
         assert fp32
@@ -184,7 +180,7 @@ def measured(results: Path) -> str:
         _keep_largest(ram, race.size, QUANTIZE, race.ours.prepare_peak_rss_bytes, kind)
         _keep_largest(ram, race.size, GENERATE, race.ours.peak_rss_bytes, kind)
     for kind in kinds:
-        if (path := results / kind / "run.json").exists() and (record := read_record(path)).stages[-1].name == QUANTIZE:
+        if (path := results / kind / "run.json").exists() and (record := read_record(path)).stages[-1] == QUANTIZE:
             memory = record.measured("INT8").memory
             _keep_largest(ram, record.sources["model"]["name"], GENERATE, memory.peak_rss_bytes if memory else None, kind)
     content = {"int8": {kind: int8_gain(race) for kind, race in races.items()}, "ram": ram}

@@ -37,7 +37,7 @@ _NAMES = {
     "quantize.ranges": "smooth_untied_head",
     "run.record": "read_record",
     "report.charts": "plot_importance plot_latency plot_loss plot_memory plot_operators plot_perplexity plot_sensitivity plot_tradeoff",
-    "report.conclusions": "conclude_finetune conclude_profile conclude_prune conclude_quantize machine_changes",
+    "report.conclusions": "conclude_finetune conclude_profile conclude_prune conclude_quantize conclude_run machine_changes",
     "report.page": "write_report",
     "report.tables": "audit_table environment_table explain_products memory_table perplexity_ratio quality_table samples_table "
     "speed_table stage_table stand_in_notice summary_table",
@@ -49,10 +49,8 @@ _NAMES = {
     "sources.models": "find_model load_model",
     "sources.texts": "find_texts",
     "apps.commands": "finetune_model score_model",
-    "run.finetune": "run_finetune",
-    "run.profile": "load_fp16_model profile_facts run_profile",
-    "run.prune": "reload_difference run_prune",
-    "run.quantize": "int8_facts optimum_generates_the_same run_quantize",
+    "run.pipeline": "generate_within load_fp16_model optimum_generates_the_same prompt_lookup reload_difference",
+    "run.published": "compare_with_published",
     "run.recorder": "start_run",
     "torch_model": "TorchModel generate_from_torch generate_tokens logits_of",
 }

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import string
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,26 +40,23 @@ def doctor(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     from gpt2opt.report.conclusions import machine_changes
     from gpt2opt.report.tables import environment_table, stage_table, stand_in_notice, summary_table
-    from gpt2opt.run.finetune import run_finetune
-    from gpt2opt.run.profile import run_profile
-    from gpt2opt.run.prune import run_prune
-    from gpt2opt.run.quantize import run_quantize
+    from gpt2opt.run.pipeline import RUN_STAGE
     from gpt2opt.run.recorder import start_run
-    from gpt2opt.settings import STAGES
 
     current = start_run(
         options.model, options.text, options.out, options.out / "traces", prune_fraction=options.prune_fraction, epochs=options.epochs
     )
     record = current.record
     print(f"{stand_in_notice(record)}\n\n{environment_table(record)}\n", file=sys.stderr)
-    for name, step in zip(STAGES, (run_profile, run_prune, run_finetune, run_quantize), strict=True):
+    for name, step in RUN_STAGE.items():
+        begun = time.perf_counter()
         print(f"stage {name} …", file=sys.stderr, flush=True)
         with contextlib.redirect_stdout(sys.stderr):  # Trainer's progress bar writes to stdout
             step(current)
-        print(f"stage {name} took {record.stage(name).seconds:.0f} s\n{stage_table(record, name)}\n", file=sys.stderr, flush=True)
+        print(f"stage {name} took {time.perf_counter() - begun:.0f} s\n{stage_table(record, name)}\n", file=sys.stderr, flush=True)
         if _short(name) == options.until:
             break
-    current.write_tensorboard()
+    current.draw()
     print(f"{summary_table(record)}\n{machine_changes(record)}")
     _print_json(
         {"record": str(options.out / "run.json"), "sources": record.sources, "stages": [_stage_json(stage) for stage in record.stages]}

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import copy
 import json
 import logging
 import os
@@ -15,13 +14,17 @@ from typing import Any
 
 from gpt2opt.storage import write_whole
 
-OUTPUT_KEYS: dict[str, dict[str, Any]] = {
+CELL: dict[str, Any] = {"metadata": {}, "source": ""}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "code": {**CELL, "execution_count": None, "outputs": []},
+    "markdown": CELL,
+    "raw": CELL,
     "stream": {"name": "stdout", "text": ""},
     "display_data": {"data": {}, "metadata": {}},
     "execute_result": {"data": {}, "metadata": {}, "execution_count": None},
     "error": {"ename": "", "evalue": "", "traceback": []},
 }
-"""Kind of an output -> the keys that it must have, with what stands for them where they are missing."""
+"""Kind of a cell or of an output -> the keys that it must have, with the values that they get where they are missing."""
 LONGEST_REASON = 160
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -44,14 +47,23 @@ def execute_notebook(path: Path) -> int:
     notebook = read_notebook(path)
     if not any(cell.cell_type == "code" for cell in notebook.cells):
         raise ValueError(f"the notebook {path} has no cell to run; name one with code cells")
-    progress = _Progress(notebook)
+    headings, start = _headings(notebook), time.perf_counter()
+
+    def elapsed() -> str:
+        minutes, seconds = divmod(int(time.perf_counter() - start), 60)
+        return f"{minutes}:{seconds:02d}"
+
+    def show_heading(cell_index: int, **_) -> None:
+        if cell_index in headings:
+            print(f"{elapsed()}  {headings[cell_index]}", file=sys.stderr, flush=True)
+
     client = NotebookClient(
         notebook,
         timeout=None,
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
         on_notebook_start=_interrupt_as_usual,
-        on_cell_start=progress.on_cell_start,
+        on_cell_start=show_heading,
         # Since ipykernel 7.4 the kernel warns that its messages are not encrypted. They stay on this machine, and are signed.
         extra_arguments=["--log-level=ERROR"],
     )
@@ -59,26 +71,45 @@ def execute_notebook(path: Path) -> int:
     try:
         client.execute()
     except KeyboardInterrupt:
-        client.shutdown_kernel = "immediate"  # it ends with this process; asked to, it would complain of what it was doing
+        client.shutdown_kernel = "immediate"  # a kernel that is asked to end would first report the error of its cell
         raise
     except CellExecutionError as error:
-        print(f"\ngpt2opt: a cell failed after {progress.elapsed()}; {path.name} is left as it was\n{error}", file=sys.stderr)
+        print(f"\ngpt2opt: a cell failed after {elapsed()}; {path.name} is left as it was\n{error}", file=sys.stderr)
         return 1
-    for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # time stamps, which differ on every run
-    _drop_progress_bars(notebook)
+    _drop_transient(notebook)
     write_whole(path, notebook_text(notebook))
-    print(f"{progress.elapsed()}  done: {path.name} holds {_count_charts(notebook)} charts", file=sys.stderr)
+    charts = sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
+    print(f"{elapsed()}  done: {path.name} holds {charts} charts", file=sys.stderr)
     return 0
 
 
+def _headings(notebook: Any) -> dict[int, str]:
+    """Return each heading by the index of the first code cell below it."""
+    headings, heading = {}, ""
+    for index, cell in enumerate(notebook.cells):
+        if cell.cell_type == "markdown" and cell.source.startswith("#"):
+            heading = cell.source.splitlines()[0].lstrip("# ")
+        elif cell.cell_type == "code" and heading:
+            headings[index], heading = heading, ""
+    return headings
+
+
+def _drop_transient(notebook: Any) -> None:
+    """Remove time stamps, which differ on every run, and progress bars, which a file would show as they were at first."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+
+
 def _interrupt_as_usual(**_) -> None:
-    """Let an interrupt raise KeyboardInterrupt: nbclient would end the kernel alone, and report that as a failure of its own."""
+    """Let an interrupt raise KeyboardInterrupt: nbclient would only end the kernel, and report that as a failure of its own."""
     asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
 
 def read_notebook(path: Path) -> Any:
-    """Read a notebook as Jupyter does: what it can do without is added, and what its format does not allow is told in one warning.
+    """Read a notebook as Jupyter does: missing keys are added, and one warning says what its format does not allow.
 
     Returns:
         The notebook in format 4. Every cell has metadata and a source, every code cell outputs and an execution count, and no id occurs
@@ -102,36 +133,39 @@ def read_notebook(path: Path) -> Any:
     else:
         if strange:
             logger.warning("%s is not quite a notebook by its format (%s); it is read all the same, as Jupyter does", path, strange)
-        return _with_own_ids(notebook)
+        return notebook
     raise ValueError(f"can't read the notebook {path}: {reason}; name an .ipynb file")
 
 
 def notebook_text(notebook: Any) -> str:
     """Return a notebook as the text of its file."""
-    from nbformat.v4 import writes  # unlike nbformat.writes, it does not complain once more of what reading it allowed
+    from nbformat.v4 import writes  # unlike nbformat.writes, it does not log once more what is wrong by the format
 
     return writes(notebook) + "\n"
 
 
 def _first_problem(content: Any) -> str:
-    """Return what the format does not allow in a notebook; nothing if it is as it should be, or if it can't be read at all."""
+    """Return what the format does not allow in a notebook; nothing if it can't be read at all. Cells get ids of their own."""
     import nbformat
     from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
         for kind in (DuplicateCellId, MissingIDFieldWarning):
-            warnings.simplefilter("error", kind)
+            warnings.simplefilter("always", kind)
         try:
-            nbformat.validate(copy.deepcopy(content))
-        except (nbformat.ValidationError, DuplicateCellId, MissingIDFieldWarning) as problem:
+            nbformat.validate(content)
+        except nbformat.ValidationError as problem:
             return _first_line(problem)
         except (AttributeError, KeyError, TypeError):
             pass
-    return ""
+    return str(caught[0].message).splitlines()[0] if caught else ""
 
 
 def _completed(content: Any) -> dict[str, Any]:
     """Return parsed JSON with what a notebook of format 4 must have, as empty values where it is missing."""
+    import nbformat
+
     _check_object(content, "it")
     if content.get("nbformat") != 4:
         return content
@@ -139,12 +173,19 @@ def _completed(content: Any) -> dict[str, Any]:
         raise ValueError("it has no list of cells")
     for number, cell in enumerate(content["cells"], 1):
         _check_object(cell, f"cell {number}")
-        of_code: dict[str, Any] = {"execution_count": None, "outputs": []} if cell.get("cell_type") == "code" else {}
-        cell |= {"metadata": {}, "source": "", **of_code} | cell
-        for output in cell["outputs"] if of_code and isinstance(cell["outputs"], list) else ():
+        if (kind := cell.get("cell_type")) not in ("code", "markdown", "raw"):
+            raise ValueError(f"cell {number} is of type {kind!r}, expected code, markdown or raw")
+        cell |= REQUIRED[kind] | cell
+        _check_object(cell["metadata"], f"the metadata of cell {number}")
+        for output in cell["outputs"] if kind == "code" and isinstance(cell["outputs"], list) else ():
             _check_object(output, f"an output of cell {number}")
-            output |= OUTPUT_KEYS.get(output.get("output_type", ""), {}) | output
-        _check_cell(cell, number)
+            output |= REQUIRED.get(output.get("output_type", ""), {}) | output
+        try:
+            nbformat.validate(
+                cell | {"metadata": {}}, ref=f"{kind}_cell", version=4, version_minor=4, relax_add_props=True
+            )  # other keys may be there
+        except nbformat.ValidationError as error:
+            raise ValueError(f"cell {number}: {_first_line(error)}") from error
     content = {"metadata": {}, "nbformat_minor": 0, **content}
     _check_object(content["metadata"], "its metadata")
     return content
@@ -155,68 +196,9 @@ def _check_object(content: Any, name: str) -> None:
         raise ValueError(f"{name} holds a JSON {type(content).__name__}, expected an object")
 
 
-def _check_cell(cell: dict[str, Any], number: int) -> None:
-    """Raise ValueError unless a cell has a kind, a source and outputs of the types that the format says. Other keys may be there."""
-    import nbformat
-
-    kind = cell.get("cell_type")
-    if kind not in ("code", "markdown", "raw"):
-        raise ValueError(f"cell {number} is of type {kind!r}, expected code, markdown or raw")
-    _check_object(cell["metadata"], f"the metadata of cell {number}")
-    content = {name: value for name, value in cell.items() if name != "id"} | {"metadata": {}}
-    try:
-        nbformat.validate(content, ref=f"{kind}_cell", version=4, version_minor=4, relax_add_props=True)
-    except nbformat.ValidationError as error:
-        raise ValueError(f"cell {number}: {_first_line(error)}") from error
-
-
-def _with_own_ids(notebook: Any) -> Any:
-    from nbformat.validator import normalize
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it was said before
-        return normalize(notebook)[1]
-
-
 def _first_line(error: Exception) -> str:
     lines = str(getattr(error, "message", error)).splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= LONGEST_REASON else f"{lines[0][:LONGEST_REASON]}…"
-
-
-def _drop_progress_bars(notebook) -> None:
-    """Remove the widgets of progress bars: in a file nothing moves them, and a reader would see them where they stood at first."""
-    notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
-
-
-def _count_charts(notebook) -> int:
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    return sum("image/png" in output.get("data", {}) for output in outputs)
-
-
-class _Progress:
-    """Prints each heading when the first code cell below it starts."""
-
-    def __init__(self, notebook):
-        self.start = time.perf_counter()
-        self.headings: dict[int, str] = {}
-        heading = None
-        for index, cell in enumerate(notebook.cells):
-            lines = cell.source.splitlines()
-            if cell.cell_type == "markdown" and lines and lines[0].startswith("#"):
-                heading = lines[0].lstrip("# ")
-            elif cell.cell_type == "code" and heading:
-                self.headings[index], heading = heading, None
-
-    def elapsed(self) -> str:
-        minutes, seconds = divmod(int(time.perf_counter() - self.start), 60)
-        return f"{minutes}:{seconds:02d}"
-
-    def on_cell_start(self, cell, cell_index: int, **_) -> None:
-        if cell_index in self.headings:
-            print(f"{self.elapsed()}  {self.headings[cell_index]}", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

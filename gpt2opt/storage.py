@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -243,13 +243,14 @@ def _remove(folder: Path, names) -> None:
                 (folder / above).rmdir()
 
 
-def read_json(path: Path, schema: str, command: str) -> dict[str, Any]:
+def read_json(path: Path, schema: str, command: str, older: Sequence[str] = ()) -> dict[str, Any]:
     """Read a JSON object of a schema.
 
     Args:
         path: the file.
         schema: the schema that it must name.
         command: the command that writes such a file; the error names it.
+        older: schemas of earlier editions that the caller reads too.
 
     Raises:
         ValueError: the file is missing, is not JSON or has another schema.
@@ -261,7 +262,7 @@ def read_json(path: Path, schema: str, command: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); `{command}` writes it anew") from error
     found = content.get("schema") if isinstance(content, dict) else None
-    if found != schema:
+    if found not in (schema, *older):
         raise ValueError(f"{path} has schema {found!r}, expected {schema!r}; `{command}` writes it anew")
     return content
 

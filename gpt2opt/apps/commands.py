@@ -11,7 +11,7 @@ from gpt2opt.environment import device, is_main_process, set_seed
 from gpt2opt.finetune import prepare_tokenizer_for_padding, tokenize_dataset
 from gpt2opt.measure.quality import JOIN, STANDARD, Protocol, perplexity, prepare_text
 from gpt2opt.measure.results import Quality
-from gpt2opt.run.finetune import train_model
+from gpt2opt.run.pipeline import train_model
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.settings import Settings
 from gpt2opt.sources.models import find_model, load_model, load_tokenizer, save_model

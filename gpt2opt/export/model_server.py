@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt2opt.environment import installed
 from gpt2opt.runtime.manifest import Manifest, read_manifest
-from gpt2opt.storage import PREFIX, hash_weights, new_folder
+from gpt2opt.storage import PREFIX, new_folder
 
 IR = "openvino_model.xml"
 INT8_OF_A_RUN = "4-quantize"
@@ -121,7 +121,6 @@ def _write_model(model: str, folder: Path) -> str:
     found = find_model(model)
     tokenizer, loaded = load_model(found.path)
     linear: Any = linearize(loaded)
-    linear.made_from = hash_weights(found.path)
     write_ir(linear, tokenizer, folder, "f32")
     return str(found)
 

@@ -16,6 +16,7 @@ from gpt2opt.export.passes import group_scales, halve_positions
 from gpt2opt.quantize.fake_quant import FakeQuantLinear, quantized_linears
 from gpt2opt.runtime.manifest import write_manifest
 from gpt2opt.sources.gpt2 import check_finite, check_ids, heads_per_layer
+from gpt2opt.sources.models import source_weights
 from gpt2opt.storage import new_folder
 
 IR_NAME = "openvino_model.xml"
@@ -71,7 +72,7 @@ def write_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, folder:
         save_model(graph, folder / IR_NAME, compress_to_fp16=False)
         bits = {8 if linear.highest == 127 else 4 for name, linear in linears.items() if name != "lm_head"}
         weights, kept_in = (f"i{min(bits)}", kv_cache) if bits else ("f32", "f32")
-        write_manifest(folder, weights, kept_in, has_centered_residual(model), getattr(model, "made_from", None))
+        write_manifest(folder, weights, kept_in, has_centered_residual(model), source_weights(model))
 
 
 def _keep_dropped_names() -> None:

@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gpt2opt.measure.results import Quality
 from gpt2opt.measure.stats import PERCENT, Estimate
 from gpt2opt.report.chart import Chart
 from gpt2opt.report.style import FIRST, SECOND, color
 from gpt2opt.report.tables import megabytes
-from gpt2opt.run.record import FINETUNE, PROFILE, PRUNE, QUANTIZE, ROLES, Measurement, Record, dominated_by
+from gpt2opt.run.record import FINETUNE, PROFILE, PRUNE, QUANTIZE, Measurement, Record, dominated_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,12 +24,12 @@ def plot_latency(record: Record) -> Chart:
     """
     import matplotlib.pyplot as plt
 
-    groups = _by_runtime([m for m, _ in record.measurements() if m.latency])
+    groups = _by_runtime([m for m in record.measurements() if m.latency])
     heights = [1.1 + 0.55 * len(group) for group in groups.values()]
     size = (12, 0.4 + sum(heights))
     figure, grid = plt.subplots(len(groups), 2, figsize=size, height_ratios=heights, squeeze=False, layout="constrained")
     for ((device, runtime), group), (first, later) in zip(groups.items(), grid, strict=True):
-        latencies = [m.latency for m in group]
+        latencies = [m.timed for m in group]
         prompt, new = latencies[0].prompt_tokens, latencies[0].new_tokens
         ratios = _turns(record)
         for axes, of, p95, ratio in (
@@ -44,7 +46,7 @@ def plot_latency(record: Record) -> Chart:
 
 def _turns(record: Record) -> dict[str, tuple[str, ...]]:
     """Return name -> the ratios of TTFT and of TPOT to its reference model, for a reader, if the times shown are of the ratio's rounds."""
-    shown = {measurement.name: measurement.latency for measurement, _ in record.measurements()}
+    shown = {measurement.name: measurement.latency for measurement in record.measurements()}
     pairs = [pair for pair in record.comparisons() if all(shown.get(name) == latency for name, latency in pair.latencies.items())]
     return {
         pair.name: tuple(f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] × {pair.base}" for ratio in (pair.ttft, pair.tpot))
@@ -72,12 +74,12 @@ def plot_perplexity(record: Record) -> Chart:
             fill = "white" if control else own
             axes.errorbar(ratio.value, row, xerr=reach, fmt="o", color=own, capsize=4, markersize=8, mfc=fill)
             axes.annotate(f"{ratio.value:.4f}", (ratio.value, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
-        labels = [f"{m.name}{' (control)' if control else ''}: {m.quality.perplexity:.2f}" for m, control, _ in rows]
+        labels = [f"{m.name}{' (control)' if control else ''}: {m.scored.perplexity:.2f}" for m, control, _ in rows]
         axes.set_yticks(range(len(rows)), labels)
         axes.set_ylim(len(rows) - 0.5, -0.8)
         axes.axvline(1, color="black", linewidth=0.8)
         reference = record.measured(base)
-        axes.set(xlabel=f"perplexity ÷ that of {base}, {reference.quality.perplexity:.2f}; less is better; left of the line it fell")
+        axes.set(xlabel=f"perplexity ÷ that of {base}, {reference.scored.perplexity:.2f}; less is better; left of the line it fell")
         axes.grid(axis="x", alpha=0.3)
     figure.suptitle(f"Perplexity on held-out text, over that of the reference model ({PERCENT} paired intervals over documents)")
     return Chart(grid[:, 0])
@@ -85,19 +87,13 @@ def plot_perplexity(record: Record) -> Chart:
 
 def _ratios(record: Record) -> dict[str, list[tuple[Measurement, bool, Estimate]]]:
     """Return reference -> the models that are compared with it and scored by the same runtime, controls marked, and their ratios."""
-    scored = {m.name: (m, control) for m, control in record.measurements() if m.quality}
+    scored = {m.name: (m, record.role(m.name).control) for m in record.measurements() if m.quality}
     groups: dict[str, list[tuple[Measurement, bool, Estimate]]] = {}
     for name, (measurement, control) in scored.items():
-        base = _compared_with(name, measurement)
+        base = measurement.agreement.reference if measurement.agreement else record.role(name).made_from
         if base in scored and scored[base][0].runtime == measurement.runtime:
-            groups.setdefault(base, []).append((measurement, control, _ratio(measurement.quality, scored[base][0].quality)))
+            groups.setdefault(base, []).append((measurement, control, _ratio(measurement.scored, scored[base][0].scored)))
     return groups
-
-
-def _compared_with(name: str, measurement: Measurement) -> str | None:
-    if measurement.agreement:
-        return measurement.agreement.reference
-    return ROLES[name].made_from if name in ROLES else None
 
 
 def _ratio(quality: Quality, base: Quality) -> Estimate:
@@ -109,17 +105,17 @@ def plot_memory(record: Record) -> Chart:
     """Draw weights on disk, and the peak memory of generation: VRAM on a GPU, RSS of a fresh process on a CPU, its libraries apart."""
     import matplotlib.pyplot as plt
 
-    groups = _by_device([m for m, _ in record.measurements() if m.memory])
+    groups = _by_device([m for m in record.measurements() if m.memory])
     height = 0.9 + 0.5 * max(len(group) for group in groups.values())
     figure, grid = plt.subplots(len(groups), 2, figsize=(11, height * len(groups)), squeeze=False, layout="constrained")
     for (device, group), (disk, peak) in zip(groups.items(), grid, strict=True):
-        _bars(disk, group, [m.memory.weight_bytes / 1e6 for m in group], None, "MB")
+        _bars(disk, group, [m.sized.weight_bytes / 1e6 for m in group], None, "MB")
         disk.set(title="Weights on disk", xlabel="MB, less is better")
-        on_gpu = group[0].memory.peak_vram_bytes is not None
-        peaks = [m.memory.peak_vram_bytes if on_gpu else m.memory.peak_rss_bytes for m in group]
+        on_gpu = group[0].sized.peak_vram_bytes is not None
+        peaks = [m.sized.peak_vram_bytes if on_gpu else m.sized.peak_rss_bytes for m in group]
         _bars(peak, group, [None if value is None else value / 1e6 for value in peaks], None, "MB")
         if not on_gpu:
-            started = {row: m.memory.start_rss_bytes / 1e6 for row, m in enumerate(group) if m.memory.start_rss_bytes is not None}
+            started = {row: m.sized.start_rss_bytes / 1e6 for row, m in enumerate(group) if m.sized.start_rss_bytes is not None}
             style = {"height": 0.6, "color": "white", "alpha": 0.55, "hatch": "//", "edgecolor": "grey"}
             peak.barh(list(started), list(started.values()), label="libraries, no model yet", **style)
             peak.legend(loc="lower right", fontsize=8)
@@ -133,12 +129,12 @@ def plot_tradeoff(record: Record) -> Chart:
     """Draw quality against speed, one axes a device; the area of a point is its size on disk, dominated points are hollow (Pareto)."""
     import matplotlib.pyplot as plt
 
-    groups = _by_device([m for m, _ in record.measurements() if m.latency and m.quality and m.memory])
-    largest = max(m.memory.weight_bytes for group in groups.values() for m in group)
+    groups = _by_device([m for m in record.measurements() if m.latency and m.quality and m.memory])
+    largest = max(m.sized.weight_bytes for group in groups.values() for m in group)
     figure, grid = plt.subplots(1, len(groups), figsize=(9.5 * len(groups), 4.5), squeeze=False, layout="constrained")
     for (device, group), axes in zip(groups.items(), grid[0], strict=True):
         for measurement in group:
-            x, y, size = measurement.latency.tpot_s * 1e3, measurement.quality.perplexity, measurement.memory.weight_bytes
+            x, y, size = measurement.timed.tpot_s * 1e3, measurement.scored.perplexity, measurement.sized.weight_bytes
             dominated = bool(dominated_by(measurement, group))
             own = color(measurement.name)
             style = (
@@ -184,9 +180,8 @@ def plot_loss(record: Record) -> Chart:
     """Draw the loss of stage 3 over its steps: of the pruned model and of the unpruned control, in training and on validation rows."""
     import matplotlib.pyplot as plt
 
-    stage = record.stage(FINETUNE)
     _figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
-    for measurement in (stage.measurement, *stage.controls):
+    for measurement in (m for m in record.measurements() if record.role(m.name).stage == FINETUNE):
         for curve, style in (("loss", {"linewidth": 1, "alpha": 0.6}), ("validation_loss", {"linewidth": 2, "marker": "o"})):
             if points := measurement.facts.get(curve):
                 kind = "training" if curve == "loss" else "validation"
@@ -212,7 +207,7 @@ def plot_operators(record: Record, most: int = 10) -> Chart:
     axes.margins(x=0.12)
     axes.set(
         title="Where the time goes: a prompt and three more tokens",
-        xlabel=f"own time on {record.stage(PROFILE).measurement.device}, ms",
+        xlabel=f"own time on {record.stage(PROFILE).device}, ms",
     )
     return Chart([axes])
 
@@ -255,16 +250,16 @@ def draw_charts(record: Record) -> Iterator[tuple[str, "Figure"]]:
     """Draw every chart that the stages of a record allow, by name; each figure is closed when the next is asked for."""
     import matplotlib.pyplot as plt
 
-    facts = {stage.name: stage.facts for stage in record.stages}
-    measured = [measurement for measurement, _ in record.measurements()]
+    measured = record.measurements()
+    facts = {name for stage in record.stages for name, value in record.stage(stage).facts.items() if value}
     charts = (
         (plot_latency, any(m.latency for m in measured)),
         (plot_perplexity, _ratios(record)),
         (plot_memory, any(m.memory for m in measured)),
-        (plot_operators, facts.get(PROFILE, {}).get("operator_seconds")),
-        (plot_importance, facts.get(PRUNE, {}).get("importance_nats")),
-        (plot_loss, facts.get(FINETUNE, {}).get("loss")),
-        (plot_sensitivity, facts.get(QUANTIZE, {}).get("sensitivity")),
+        (plot_operators, "operator_seconds" in facts),
+        (plot_importance, "importance_nats" in facts),
+        (plot_loss, "loss" in facts),
+        (plot_sensitivity, "sensitivity" in facts),
         (plot_tradeoff, any(m.latency and m.quality and m.memory for m in measured)),
     )
     for plot, possible in charts:
@@ -304,7 +299,7 @@ def _bars(
             axes.barh(row, value, height=0.6, color=color(measurement.name))
             end = max(value, p95[row]) if p95 else value
             if p95:
-                axes.errorbar(value, row, xerr=[[0], [end - value]], fmt="none", color="black", capsize=3)
+                axes.errorbar(value, row, xerr=np.array([[0.0], [end - value]]), fmt="none", color="black", capsize=3)
         text = "not measured" if value is None else f"{_shown(value)} {unit}\n{remarks[row] if remarks else ''}".rstrip()
         axes.annotate(text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(group)), [_label(m) for m in group])

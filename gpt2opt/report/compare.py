@@ -92,7 +92,7 @@ def differences_table(records: Sequence[Record]) -> Table:
 
 
 def _facts(record: Record) -> dict[str, Any]:
-    protocols = [m.quality.protocol for m, _ in record.measurements() if m.quality]
+    protocols = [m.quality.protocol for m in record.measurements() if m.quality]
     parts = {"setting": asdict(record.settings), "environment": record.environment, "source": record.sources}
     return {"created": record.created, **_flat(parts), "scored": "; ".join(dict.fromkeys(protocols)) or MISSING}
 
@@ -105,7 +105,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _models(record: Record) -> dict[tuple[str, str], Measurement]:
-    return {(stage.name, m.name): m for stage in record.stages for m in (stage.measurement, *stage.controls)}
+    return {(record.role(name).stage, name): model for name, model in record.models.items()}
 
 
 def _value(figure: _Figure, measurement: Measurement | None) -> float | None:

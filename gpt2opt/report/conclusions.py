@@ -2,25 +2,26 @@
 
 import math
 
-from gpt2opt.measure.results import Memory, Quality
+from gpt2opt.measure.results import Comparison, Memory, Quality
 from gpt2opt.measure.stats import PERCENT
 from gpt2opt.report.tables import NO_DIFFERENCE, megabytes, milliseconds, show_perplexity, show_ratio, with_interval
-from gpt2opt.run.record import FINETUNE, PROFILE, PRUNE, QUANTIZE, Record
+from gpt2opt.run.record import Record
 
+INT8_TYPES = ("i8", "u8")
 CHANGED = 1.2
 """From this factor between early and late runs of one model on, a reader is told that the machine changed."""
 
 
 def conclude_profile(record: Record) -> str:
     """Say what a prompt and a token cost, where the time goes, and how well the model predicts."""
-    measured = record.stage(PROFILE).measurement
-    latency, quality, operators = measured.latency, measured.quality, measured.facts["operator_seconds"]
+    measured = record.measured("Baseline")
+    latency, quality, operators = measured.timed, measured.scored, measured.facts["operator_seconds"]
     slowest, seconds = next(iter(operators.items()))
     lines = [
         f"Reading a prompt of {latency.prompt_tokens} tokens takes {milliseconds(latency.ttft_s)} ms, each further token "
         f"{milliseconds(latency.tpot_s)} ms (p95 {milliseconds(latency.tpot_p95_s)}).",
         f"{slowest} takes {seconds / sum(operators.values()):.0%} of the own time of all operators in the profile; no other takes as much.",
-        f"Generating takes {_peak(measured.memory)} at its peak; the weights are {megabytes(measured.memory.weight_bytes)} MB of it.",
+        f"Generating takes {_peak(measured.sized)} at its peak; the weights are {megabytes(measured.sized.weight_bytes)} MB of it.",
         f"The perplexity is {show_perplexity(quality)} over {quality.num_tokens:,} tokens ({PERCENT} interval over documents).",
     ]
     for known in measured.facts["known_perplexities"] or []:
@@ -31,19 +32,19 @@ def conclude_profile(record: Record) -> str:
 
 def conclude_prune(record: Record) -> str:
     """Say how many heads were removed, what that cost, what choosing them by importance was worth, and whether it made anything faster."""
-    base, stage = record.measured("Baseline"), record.stage(PRUNE)
-    pruned, first = stage.measurement, stage.control("Pruned, first heads")
+    base, pruned, first = (record.measured(name) for name in ("Baseline", "Pruned", "Pruned, first heads"))
     heads = len(pruned.facts["importance_nats"][0])
     removed = len(next(iter(pruned.facts["pruned_heads"].values()), []))
-    parameters = base.parameters - pruned.parameters
-    turns = stage.comparisons[0]
+    total = base.parameters or 0  # None is for IRs alone
+    parameters = total - (pruned.parameters or 0)
+    turns = _in_turns(record, "Pruned")
     return "\n".join(
         [
             f"{removed} of {heads} heads were removed per layer: {removed / heads:.1%}, where {record.settings.prune_fraction:.0%} were "
             "asked for, since only whole heads can leave.",
-            f"These are {parameters:,} of {base.parameters:,} parameters, {parameters / base.parameters:.1%}.",
-            f"The perplexity is {_changed(pruned.quality, base.quality)}.",
-            f"Removing the first heads by index instead, the perplexity is {_changed(first.quality, base.quality)}.",
+            f"These are {parameters:,} of {total:,} parameters, {parameters / total:.1%}.",
+            f"The perplexity is {_changed(pruned.scored, base.scored)}.",
+            f"Removing the first heads by index instead, the perplexity is {_changed(first.scored, base.scored)}.",
             f"TTFT over the baseline's: {show_ratio(turns.ttft)}; TPOT over the baseline's: {show_ratio(turns.tpot)}.",
         ]
     )
@@ -51,8 +52,7 @@ def conclude_prune(record: Record) -> str:
 
 def conclude_finetune(record: Record) -> str:
     """Say what fine-tuning gained, how much of that any model would have gained, and how much of the cost of pruning came back."""
-    base, pruned, stage = record.measured("Baseline").quality, record.measured("Pruned").quality, record.stage(FINETUNE)
-    tuned, control = stage.measurement.quality, stage.control("Fine-tuned, unpruned").quality
+    base, pruned, tuned, control = (record.measured(name).scored for name in ("Baseline", "Pruned", "Fine-tuned", "Fine-tuned, unpruned"))
     gained, without = _nats(pruned) - _nats(tuned), _nats(base) - _nats(control)
     cost, left = _nats(pruned) - _nats(base), _nats(tuned) - _nats(control)
     lines = [f"Fine-tuning {_gain(tuned, pruned)}; the unpruned control, on the same budget, {_gain(control, base)}."]
@@ -71,25 +71,57 @@ def conclude_finetune(record: Record) -> str:
 
 def conclude_quantize(record: Record) -> str:
     """Say what is INT8, how much smaller and faster that is than the same model in FP32, and what it costs."""
-    stage = record.stage(QUANTIZE)
-    int8, fp32, naive = stage.measurement, stage.control("FP32"), stage.control("INT8, naive")
-    facts, turns = int8.facts, stage.comparisons[0]
-    by_gate, divergence = facts["sensitivity"]["float_inputs"], int8.agreement.mean_kl
+    int8, fp32, naive = (record.measured(name) for name in ("INT8", "FP32", "INT8, naive"))
+    facts, turns = int8.facts, _in_turns(record, "INT8")
+    by_gate, divergence = facts["sensitivity"]["float_inputs"], int8.compared.mean_kl
     by_recipe = [name for name in facts["audit"]["float_inputs"] if name not in by_gate]
+    stored, sizes = facts["audit"]["in_file"], facts["audit"]["bytes_by_type"]
+    in_int8, share = sum(kind in INT8_TYPES for kind in stored.values()), sum(sizes.get(kind, 0) for kind in INT8_TYPES)
     lines = [
-        f"{facts['int8_matmuls']} of {facts['expected_matmuls']} matmuls have INT8 weights, {facts['int8_share_of_bytes']:.1%} of the "
-        f"file's bytes. The gate left these float: {', '.join(by_gate) or 'none'}; by the recipe, the inputs of these stay float: "
+        f"{in_int8} of {len(stored)} matmuls have INT8 weights, {share / sum(sizes.values()):.1%} of the file's bytes. The gate left "
+        f"these float: {', '.join(by_gate) or 'none'}; by the recipe, the inputs of these stay float: "
         f"{', '.join(by_recipe) or 'none'}. All other inputs are INT8 while a prompt is read.",
-        f"The file is {fp32.memory.weight_bytes / int8.memory.weight_bytes:.2f} times smaller than in FP32.",
+        f"The file is {fp32.sized.weight_bytes / int8.sized.weight_bytes:.2f} times smaller than in FP32.",
         f"TTFT over that in FP32: {show_ratio(turns.ttft)}; TPOT over that in FP32: {show_ratio(turns.tpot)}.",
-        f"The perplexity is {_changed(int8.quality, fp32.quality)}; on the scored text, the mean KL divergence from FP32 is "
-        f"{divergence:.5f} nats per token, and both expect the same token on {int8.agreement.top1:.1%} of positions.",
-        f"Without smoothing and without the gate, the divergence is {naive.agreement.mean_kl:.5f}, "
-        f"{naive.agreement.mean_kl / divergence:.1f} times as much.",
+        f"The perplexity is {_changed(int8.scored, fp32.scored)}; on the scored text, the mean KL divergence from FP32 is "
+        f"{divergence:.5f} nats per token, and both expect the same token on {int8.compared.top1:.1%} of positions.",
+        f"Without smoothing and without the gate, the divergence is {naive.compared.mean_kl:.5f}, "
+        f"{naive.compared.mean_kl / divergence:.1f} times as much.",
     ]
     if limited := facts["runs_in_4_gb"]:
         lines.append(f"Under a limit of {limited['limit_bytes'] / 1e9:g} GB of address space {limited['error'] or 'it runs'}.")
     return "\n".join(lines)
+
+
+def conclude_run(record: Record) -> str:
+    """Say in three sentences what the four stages gained and what they cost: size and memory, time, quality."""
+    base, pruned, tuned, fp32, int8 = (record.measured(name) for name in ("Baseline", "Pruned", "Fine-tuned", "FP32", "INT8"))
+    before, after = base.sized, int8.sized
+    size = (
+        f"The weights take {megabytes(after.weight_bytes)} MB instead of {megabytes(before.weight_bytes)} MB, "
+        f"{before.weight_bytes / after.weight_bytes:.2f} times less, and generating takes {_peak(after)} at its peak instead of "
+        f"{_peak(before)}."
+    )
+    ratio = show_ratio(_in_turns(record, "INT8").tpot)
+    time = f"The time for a token over that in FP32, in OpenVINO on the same CPU: {ratio}"
+    if base.device == int8.device:
+        was, now = base.timed.tpot_s, int8.timed.tpot_s
+        time = f"A token takes {milliseconds(now)} ms in OpenVINO instead of {milliseconds(was)} ms in torch; {time[0].lower()}{time[1:]}"
+    factors = ", ".join(
+        f"{what} {_factor(one.scored, other.scored)}"
+        for what, one, other in (("pruning", pruned, base), ("fine-tuning", tuned, pruned), ("INT8", int8, fp32))
+    )
+    return f"{size}\n{time}.\nThe perplexity is {_changed(int8.scored, base.scored)}; the factors are {factors}."
+
+
+def _factor(quality: Quality, base: Quality) -> str:
+    shown = with_interval(quality.ratio_to(base), quality.ratio_interval(base), ".4f")
+    return shown if _differs(quality, base) else f"{shown} ({NO_DIFFERENCE})"
+
+
+def _in_turns(record: Record, name: str) -> Comparison:
+    """Return the rounds in which a model was measured first, in turns with its reference model."""
+    return next(pair for pair in record.models[name].comparisons() if pair.name == name)
 
 
 def _peak(memory: Memory) -> str:
@@ -121,7 +153,7 @@ def machine_changes(record: Record) -> str:
     Such a change is the machine's, not the model's. Runs that stand beside each other in a ratio took turns, so ratios hold all the same.
     """
     lines = []
-    for measured, _ in record.measurements():
+    for measured in record.measurements():
         halves = [half for latency in record.timings(measured.name) for half in latency.halves]
         for figure, values in (("TTFT", [half.ttft_s for half in halves]), ("TPOT", [half.tpot_s for half in halves])):
             if values and max(values) > CHANGED * min(values):

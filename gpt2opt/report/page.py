@@ -83,15 +83,15 @@ def _run(record: Record, heading: str) -> list[str]:
 
 
 def _stages(record: Record) -> str:
-    names = ", ".join(stage.name for stage in record.stages) or "none"
-    stopped = "" if any(stage.name == QUANTIZE for stage in record.stages) else "; the run stopped there, and what comes later is not shown"
+    names = ", ".join(record.stages) or "none"
+    stopped = "" if QUANTIZE in record.stages else "; the run stopped there, and what comes later is not shown"
     return f"Taken {record.created}. Stages: {names}{stopped}."
 
 
 def _notes(record: Record) -> dict[str, str]:
     """Return what has to be said to some of the tables, by title."""
     settings = record.settings
-    protocols = dict.fromkeys(m.quality.protocol for m, _ in record.measurements() if m.quality)
+    protocols = dict.fromkeys(m.quality.protocol for m in record.measurements() if m.quality)
     return {
         "Summary": f"Prompt of {settings.prompt_tokens} tokens, {settings.new_tokens} new ones; TTFT and TPOT are medians. Intervals are "
         f"{PERCENT}: over documents, and of models timed in turns over the pairs of runs. Scored: {'; '.join(protocols) or 'nothing yet'}. "
@@ -112,7 +112,7 @@ def _notes(record: Record) -> dict[str, str]:
 
 
 def _products(record: Record) -> str:
-    audit = next((stage.facts["audit"] for stage in record.stages if "audit" in stage.facts), None)
+    audit = next((m.facts["audit"] for m in record.measurements() if "audit" in m.facts), None)
     return explain_products(audit["prefill"], audit["decode"]) if audit and "prefill" in audit else ""
 
 

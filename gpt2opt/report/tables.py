@@ -11,6 +11,7 @@ from gpt2opt.report.table import MISSING, Table, gigabytes, megabytes, milliseco
 from gpt2opt.run.record import QUANTIZE, Measurement, Record, dominated_by
 
 NO_DIFFERENCE = "no measurable difference"
+CHAIN = ("Baseline", "Pruned", "Fine-tuned", "FP32", "INT8")
 
 
 def environment_table(record: Record) -> Table:
@@ -61,14 +62,14 @@ def summary_table(record: Record) -> Table:
             "stage", "weights", "runtime", "device", "TTFT ms", "TPOT ms (p95)", f"perplexity [{PERCENT}]", "bits/byte", "file MB",
             "peak memory MB",
         ),
-        [_summary_row(measurement, control) for measurement, control in record.measurements()],
+        [_summary_row(record, measurement) for measurement in record.measurements()],
     )  # fmt: skip
 
 
-def _summary_row(measurement: Measurement, control: bool) -> tuple[str, ...]:
+def _summary_row(record: Record, measurement: Measurement) -> tuple[str, ...]:
     latency, memory, quality = measurement.latency, measurement.memory, measurement.quality
     return (
-        _named(measurement, control),
+        _named(record, measurement),
         measurement.dtype,
         measurement.runtime,
         measurement.device,
@@ -81,14 +82,20 @@ def _summary_row(measurement: Measurement, control: bool) -> tuple[str, ...]:
     )
 
 
+def chain_table(record: Record) -> Table:
+    """Show the models that the stages hand on, and FP32 beside INT8, without what the tables of the stages have besides."""
+    summary = summary_table(record)
+    columns = [place for place, name in enumerate(summary.header) if name not in ("device", "bits/byte")]
+    rows = [row for row in summary.rows if row[0].removesuffix(" (control)") in CHAIN]
+    return table([summary.header[place] for place in columns], [[row[place] for place in columns] for row in rows])
+
+
 def stage_table(record: Record, name: str) -> Table:
     """Show one stage beside the stage before it and beside its controls."""
-    stage = record.stage(name)
-    position = record.stages.index(stage)
-    before = [record.stages[position - 1].measurement.name] if position else []
-    names = [*before, stage.measurement.name, *(control.name for control in stage.controls)]
-    found = {measurement.name: _summary_row(measurement, control) for measurement, control in record.measurements(name)}
-    return table(summary_table(record).header, [found[name] for name in names])
+    record.stage(name)  # or it raises
+    before = [record.stage(stage).name for stage in record.stages if stage < name][-1:]
+    shown = [m for m in record.measurements(name) if m.name in before or record.role(m.name).stage == name]
+    return table(summary_table(record).header, [_summary_row(record, measurement) for measurement in shown])
 
 
 def memory_table(record: Record) -> Table:
@@ -102,17 +109,17 @@ def memory_table(record: Record) -> Table:
         "peak RSS MB",
         "VRAM MB: allocated / reserved / driver",
     )
-    return table(header, [_memory_row(measurement, control) for measurement, control in record.measurements() if measurement.memory])
+    return table(header, [_memory_row(record, measurement) for measurement in record.measurements() if measurement.memory])
 
 
-def _memory_row(measurement: Measurement, control: bool) -> tuple[str, ...]:
-    memory = measurement.memory
-    steady = memory.steady
+def _memory_row(record: Record, measurement: Measurement) -> tuple[str, ...]:
+    memory = measurement.sized
+    start, loaded, steady = memory.start_rss_bytes, memory.loaded, memory.steady
     vram = (memory.peak_vram_bytes, memory.peak_vram_reserved_bytes, memory.driver_vram_bytes)
     return (
-        _named(measurement, control),
+        _named(record, measurement),
         megabytes(memory.weight_bytes),
-        *(_size(memory.start_rss_bytes), _size(memory.loaded and memory.loaded.rss_bytes), _size(steady and steady.rss_bytes)),
+        *map(_size, (start, loaded.rss_bytes if loaded else None, steady.rss_bytes if steady else None)),
         _size(memory.peak_rss_bytes),
         MISSING if memory.peak_vram_bytes is None else " / ".join(map(_size, vram)),
     )
@@ -121,15 +128,15 @@ def _memory_row(measurement: Measurement, control: bool) -> tuple[str, ...]:
 def shared_memory_table(record: Record) -> Table:
     """Show how the RAM of each process at rest divides: all (RSS), shared pages by their share (PSS), unshared (USS), and of files."""
     rows = [
-        (_named(measurement, control), *map(megabytes, (steady.rss_bytes, steady.pss_bytes, steady.uss_bytes, steady.file_bytes)))
-        for measurement, control in record.measurements()
+        (_named(record, measurement), *map(megabytes, (steady.rss_bytes, steady.pss_bytes, steady.uss_bytes, steady.file_bytes)))
+        for measurement in record.measurements()
         if measurement.memory and (steady := measurement.memory.steady)
     ]
     return table(("stage", "RSS MB", "PSS MB", "USS MB", "file-backed MB"), rows)
 
 
-def _named(measurement: Measurement, control: bool) -> str:
-    return f"{measurement.name}{' (control)' if control else ''}"
+def _named(record: Record, measurement: Measurement) -> str:
+    return f"{measurement.name}{' (control)' if record.role(measurement.name).control else ''}"
 
 
 def _size(size: int | None) -> str:
@@ -171,7 +178,7 @@ def _products(executed: dict[str, Sequence[str]], names: list[str]) -> str:
 
 def quality_table(record: Record) -> Table:
     """Show how far each model is from its reference model on the scored text, at every stage that was run."""
-    measured = {measurement.name: measurement for measurement, _ in record.measurements()}
+    measured = {measurement.name: measurement for measurement in record.measurements()}
     rows = []
     for name, measurement in measured.items():
         if agreement := measurement.agreement:
@@ -179,7 +186,7 @@ def quality_table(record: Record) -> Table:
                 (
                     name,
                     agreement.reference,
-                    perplexity_ratio(measurement.quality, measured[agreement.reference].quality),
+                    perplexity_ratio(measurement.scored, measured[agreement.reference].scored),
                     with_interval(agreement.mean_kl, agreement.mean_kl_interval(), ".5f"),
                     with_interval(agreement.kl_p99, agreement.kl_p99_interval, ".4f"),
                     with_interval(agreement.top1, agreement.top1_interval(), ".2%"),
@@ -224,19 +231,18 @@ def samples_table(record: Record, most: int | None = None) -> Table:
 
     Args:
         record: of a run.
-        most: how many prompts, evenly spaced among all; all unless told.
+        most: how many prompts, evenly spaced among all; by default all.
     """
-    measured = [measurement for measurement, _ in record.measurements() if measurement.continuations]
-    by_name = {measurement.name: measurement for measurement in measured}
-    count = len(measured[0].continuations) if measured else 0
+    written = {name: model.continuations for name, model in record.models.items() if model.continuations}
+    count = len(next(iter(written.values()), ()))
     rows = []
-    for number in range(0, count, 1 if most is None else max(1, count // most)):
+    for number in range(0, count, 1 if most is None else max(1, count // most))[:most]:
         rows.append((f"prompt {number + 1}", " ".join(record.prompts[number].split())))
-        for measurement in measured:
-            tokens = measurement.continuations[number]
-            reference = by_name.get(measurement.agreement.reference) if measurement.agreement else None
-            compared = f" (‖ {reference.name})" if reference else ""
-            rows.append((f"{measurement.name}{compared}", _marked(tokens, reference.continuations[number] if reference else tokens)))
+        for name, texts in written.items():
+            agreement = record.models[name].agreement
+            reference = agreement.reference if agreement and agreement.reference in written else None
+            shown = _marked(texts[number], written[reference or name][number])
+            rows.append((f"{name} (‖ {reference})" if reference else name, shown))
     return table(("model (‖ its reference)", "text"), rows)
 
 
@@ -253,12 +259,12 @@ def _marked(tokens: Sequence[str], reference: Sequence[str]) -> str:
 
 def tradeoff_table(record: Record) -> Table:
     """Say of every measurement with all three figures whether it is on the Pareto front, or which others dominate it."""
-    whole = [m for m, _ in record.measurements() if m.latency and m.quality and m.memory]
+    whole = [m for m in record.measurements() if m.latency and m.quality and m.memory]
     rows = []
     for measurement in whole:
         better = [other.name for other in dominated_by(measurement, whole)]
         place = f"dominated by {', '.join(better)}" if better else "on the front"
-        latency, quality, memory = measurement.latency, measurement.quality, measurement.memory
+        latency, quality, memory = measurement.timed, measurement.scored, measurement.sized
         figures = (milliseconds(latency.tpot_s), f"{quality.perplexity:.2f}", megabytes(memory.weight_bytes))
         rows.append((measurement.name, measurement.device, *figures, place))
     return table(("model", "device", "TPOT ms", "perplexity", "file MB", "Pareto front"), rows)
@@ -279,56 +285,55 @@ def sources_table(record: Record) -> Table:
 
 def provenance_table(record: Record) -> Table:
     """Show which weights each stage read and wrote, by the first 16 of the 64 digits of their SHA-256."""
-    rows, before = [], None
+    rows: list[tuple[str, ...]] = []
+    before: Measurement | None = None
     for stage in record.stages:
-        if stage.weights_in is None:
+        found = record.stage(stage)
+        if found.weights_in is None:
             read = "not known"
         elif before is None:
             read = "the source"
         else:
-            read = before.name if stage.weights_in == before.weights_out else f"not what {before.name} wrote"
-        rows.append((stage.name, read, (stage.weights_in or MISSING)[:16], stage.weights_out[:16], f"{stage.seconds:.0f}"))
-        before = stage
-    return table(("stage", "read the weights of", "weights in", "weights out", "seconds"), rows)
+            read = before.name if found.weights_in == before.weights else f"not what {before.name} wrote"
+        seconds = MISSING if found.seconds is None else f"{found.seconds:.0f}"
+        rows.append((stage, found.name, read, (found.weights_in or MISSING)[:16], (found.weights or MISSING)[:16], seconds))
+        before = found
+    return table(("stage", "model", "made from", "weights in", "weights out", "seconds to measure"), rows)
 
 
 def raw_samples_table(record: Record) -> Table:
-    """Say where the raw samples of each measurement are in the record, and how many."""
+    """Say how many raw samples the record holds of each model, under `models`."""
     rows = []
-    for position, stage in enumerate(record.stages):
-        places = [("measurement", stage.measurement), *((f"controls[{n}]", control) for n, control in enumerate(stage.controls))]
-        for place, measurement in places:
-            latency, quality, agreement = measurement.latency, measurement.quality, measurement.agreement
-            counts = (
-                len(latency.ttft_samples_s) if latency else None,
-                len(latency.tpot_samples_s) if latency else None,
-                len(quality.document_nats) if quality else None,
-                len(agreement.document_kl_nats) if agreement else None,
-            )
-            shown = (MISSING if count is None else str(count) for count in counts)
-            rows.append((measurement.name, f"stages[{position}].{place}", *shown))
-    return table(("model", "in the record at", "TTFT samples", "TPOT samples", "documents scored", "documents compared"), rows)
+    for name, measurement in record.models.items():
+        latency, quality, agreement = measurement.latency, measurement.quality, measurement.agreement
+        counts = (
+            len(latency.ttft_samples_s) if latency else None,
+            len(latency.tpot_samples_s) if latency else None,
+            len(quality.document_nats) if quality else None,
+            len(agreement.document_kl_nats) if agreement else None,
+        )
+        rows.append((name, *(MISSING if count is None else str(count) for count in counts)))
+    return table(("model", "TTFT samples", "TPOT samples", "documents scored", "documents compared"), rows)
 
 
 def record_tables(record: Record) -> dict[str, Table]:
     """Return every table that the stages of a record allow, by title."""
     tables = {"Environment": environment_table(record), "Settings": settings_table(record), "Sources": sources_table(record)}
-    if record.stages:
+    if record.models:
         tables["Summary"] = summary_table(record)
-    if any(stage.comparisons for stage in record.stages):
+    if record.comparisons():
         tables["Timed in turns"] = speed_table(record)
-    if any(measurement.agreement for measurement, _ in record.measurements()):
+    if any(measurement.agreement for measurement in record.measurements()):
         tables["Distance from the reference model"] = quality_table(record)
-    if any(measurement.continuations for measurement, _ in record.measurements()):
+    if any(measurement.continuations for measurement in record.measurements()):
         tables["What each model writes"] = samples_table(record)
-    if any(measurement.memory for measurement, _ in record.measurements()):
+    if any(measurement.memory for measurement in record.measurements()):
         tables["Memory"] = memory_table(record)
-    if any(measurement.memory and measurement.memory.steady for measurement, _ in record.measurements()):
+    if any(measurement.memory and measurement.memory.steady for measurement in record.measurements()):
         tables["Memory at rest"] = shared_memory_table(record)
-    last = next((stage for stage in record.stages if stage.name == QUANTIZE), None)
-    if last and "prefill" in last.facts.get("audit", {}):
+    if QUANTIZE in record.stages and "prefill" in record.stage(QUANTIZE).facts.get("audit", {}):
         tables["INT8 audit"] = audit_table(record)
-    if record.stages:
+    if record.models:
         tables |= {"Trade-off": tradeoff_table(record), "Provenance": provenance_table(record), "Raw samples": raw_samples_table(record)}
     return tables
 

@@ -35,24 +35,21 @@ def write_tensorboard(record: Record, log_dir: Path) -> None:
 
     log_dir = Path(log_dir)
     _empty_runs(log_dir)
-    measured = [(stage.name, measurement, control) for stage in record.stages for measurement, control in _models(stage)]
+    measured = list(record.models.values())
     with SummaryWriter(str(log_dir)) as writer:
-        writer.file_writer.add_summary(_experiment([measurement for _, measurement, _ in measured]))
+        writer.file_writer.add_summary(_experiment(measured))
         for name, figure in draw_charts(record):
             writer.add_figure(name, figure, len(record.stages), close=False)
         writer.add_text("What stands in", stand_in_notice(record), len(record.stages))
         for title, table in record_tables(record).items():
             writer.add_text(title, table.markdown(), len(record.stages))
     drop_host_names(log_dir)
-    for step, (stage, measurement, control) in enumerate(measured, 1):
+    for step, measurement in enumerate(measured, 1):
+        role = record.role(measurement.name)
         folder = log_dir / measurement.name.replace("/", "-")
         with SummaryWriter(str(folder)) as writer:
-            _write_model(writer, step, stage, measurement, control)
+            _write_model(writer, step, role.stage, measurement, role.control)
         drop_host_names(folder)
-
-
-def _models(stage) -> list[tuple[Measurement, bool]]:
-    return [(stage.measurement, False), *((control, True) for control in stage.controls)]
 
 
 def _write_model(writer, step: int, stage: str, measurement: Measurement, control: bool) -> None:

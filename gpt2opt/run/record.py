@@ -1,18 +1,26 @@
-"""`run.json`: the record that every table and chart is drawn from."""
+"""`run.json`: the record that every table and chart is drawn from. It is flat: the name of a model -> what was measured of it.
+
+What a model is in a run (its stage, its reference model, whether it is a control) is not stored but looked up in `ROLES`.
+"""
 
 import dataclasses
 import json
 import typing
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpt2opt.measure.results import Agreement, Comparison, Latency, Memory, Quality
-from gpt2opt.settings import FINETUNE, PROFILE, PRUNE, QUANTIZE, Settings
+from gpt2opt.measure.turns import again
+from gpt2opt.settings import FINETUNE, PROFILE, PRUNE, QUANTIZE, STAGES, Settings
 from gpt2opt.storage import from_json, read_json, write_result
 
-SCHEMA = "gpt2opt.run/3"
+SCHEMA = "gpt2opt.run/4"
+BY_STAGE = "gpt2opt.run/3"
+"""The schema of the edition before, which nested models in stages; `read_record` reads it too."""
+
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,10 @@ class Measurement:
     """One model and what was measured of it, on one device.
 
     dtype is that of the weights and of the timed arithmetic; quality_dtype that of the arithmetic that scored the text.
-    continuations: what it generated from each of the run's sample prompts, token by token. facts: what else is to be told of it, such as
-    the importance of its heads or the loss while it was trained.
+    in_turns: the latency of the other models that were timed in turns with this one, by name, the first of them twice; see `turns.again`.
+    continuations: what it generated from each of the run's sample prompts, token by token. weights_in, weights: SHA-256 of the weight
+    files that it was made from, None if they are not known, and of its own. seconds: of wall time that measuring it took.
+    facts: what else is kept of it, such as the importance of its heads or the loss while it was trained.
     """
 
     name: str
@@ -79,7 +89,47 @@ class Measurement:
     quality_dtype: str | None = None
     agreement: Agreement | None = None
     continuations: tuple[tuple[str, ...], ...] | None = None
+    in_turns: dict[str, Latency] = field(default_factory=dict)
+    weights_in: str | None = None
+    weights: str | None = None
+    seconds: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def timed(self) -> Latency:
+        """Return the latency; where it was not measured, raise ValueError, as the three below do of theirs."""
+        return self._measured(self.latency, "timed")
+
+    @property
+    def sized(self) -> Memory:
+        return self._measured(self.memory, "run in a process of its own")
+
+    @property
+    def scored(self) -> Quality:
+        return self._measured(self.quality, "scored")
+
+    @property
+    def compared(self) -> Agreement:
+        return self._measured(self.agreement, "compared with a reference model")
+
+    def _measured(self, part: Part | None, how: str) -> Part:
+        if part is None:
+            raise ValueError(f"{self.name!r} was not {how} in this run")
+        return part
+
+    def comparisons(self) -> list[Comparison]:
+        """Return each model that took turns with its reference model, or with itself, in the rounds in which this one was timed."""
+        rounds = {self.name: self.latency, **self.in_turns} if self.latency else {}
+        return [
+            Comparison(name, base, latency, rounds[base]) for name, latency in rounds.items() if (base := _compared_with(name)) in rounds
+        ]
+
+
+def _compared_with(name: str) -> str | None:
+    """Return the model that the times of a model are compared with: its reference model, or itself where it was timed a second time."""
+    if name in ROLES:
+        return ROLES[name].reference
+    return next((base for base in ROLES if again(base) == name), None)
 
 
 def dominated_by(measurement: Measurement, others: typing.Iterable[Measurement]) -> list[Measurement]:
@@ -111,34 +161,9 @@ def _beats(one: tuple[tuple, Quality, tuple[float, int]], other: tuple[tuple, Qu
     return low <= 1 and (high < 1 or costs != others_costs)
 
 
-@dataclass(frozen=True)
-class StageResult:
-    """What one stage read, wrote and measured.
-
-    weights_in, weights_out: SHA-256 of the weight files that its model was loaded from before it was changed, None if that is not known,
-    and of those that were written. seconds: of wall time that the stage took. controls: other models measured the same way, to tell
-    causes apart. comparisons: the models that were timed in turns in this stage, each with its reference model; that of the stage first.
-    """
-
-    name: str
-    weights_in: str | None
-    weights_out: str
-    measurement: Measurement
-    seconds: float
-    controls: tuple[Measurement, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return self.measurement.facts
-
-    def control(self, name: str) -> Measurement:
-        return next(control for control in self.controls if control.name == name)
-
-
 @dataclass
 class Record:
-    """One run: where it ran, what it ran on, and the stages so far.
+    """One run: where it ran, what it ran on, and the models so far, in the order in which they were measured first.
 
     prompts: those that every model continues, as text. traces: see `hash_traces`, of the files that were there when the record was written;
     None in records of earlier versions.
@@ -149,73 +174,82 @@ class Record:
     sources: dict[str, Any]
     settings: Settings
     prompts: list[str] = field(default_factory=list)
-    stages: list[StageResult] = field(default_factory=list)
+    models: dict[str, Measurement] = field(default_factory=dict)
     schema: str = SCHEMA
     traces: dict[str, str] | None = None
 
-    def stage(self, name: str) -> StageResult:
-        """Return the stage of that name.
+    def role(self, name: str) -> Role:
+        """Return what a model is in the run. One of a name that the four stages don't know is a control of the stage before it.
 
         Raises:
-            ValueError: it has not been run.
+            ValueError: there is no stage yet for such a model.
         """
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        raise ValueError(f"stage {name!r} is not in this record, which has {[s.name for s in self.stages]}; run it first")
+        if name in ROLES:
+            return ROLES[name]
+        models = list(self.models)
+        before = [other for other in models[: models.index(name) if name in models else None] if other in ROLES]
+        if not before:
+            raise ValueError(f"{name!r} would be a control of the last stage so far, and there is none; measure 'Baseline' first")
+        return Role(ROLES[before[-1]].stage, control=True, speed=False)
 
-    def measurements(self, last: str | None = None) -> list[tuple[Measurement, bool]]:
-        """Return every measurement in order, each with whether it is a control, up to the stage `last` or all.
+    @property
+    def stages(self) -> list[str]:
+        """Return the stages that were run: those whose own model was measured."""
+        return [self.role(name).stage for name in self.models if not self.role(name).control]
 
-        A model that was timed in turns with others has the latency of the last rounds that it took part in: times that are shown beside
-        each other then come from the same rounds, and so do their ratios.
+    def stage(self, stage: str) -> Measurement:
+        """Return the model of a stage.
+
+        Raises:
+            ValueError: the stage has not been run.
         """
-        stages = self.stages if last is None else self.stages[: self.stages.index(self.stage(last)) + 1]
-        in_turns = {name: latency for pair in _pairs(stages) for name, latency in pair.latencies.items()}
-        rows: list[tuple[Measurement, bool]] = []
-        for stage in stages:
-            rows += [(stage.measurement, False), *((control, True) for control in stage.controls)]
-        return [(dataclasses.replace(found, latency=in_turns.get(found.name, found.latency)), control) for found, control in rows]
-
-    def comparisons(self) -> list[Comparison]:
-        """Return the models that took turns with their reference model, as in the last rounds that both took part in."""
-        return list({(pair.name, pair.base): pair for pair in _pairs(self.stages)}.values())
-
-    def timings(self, name: str) -> list[Latency]:
-        """Return what was measured each time that a model was timed, in order: alone or with the models before it, then with later ones."""
-        own = [m.latency for stage in self.stages for m in (stage.measurement, *stage.controls) if m.name == name and m.latency]
-        later = [pair.latencies[name] for pair in _pairs(self.stages) if name in pair.latencies]
-        return list(dict.fromkeys((*own, *later)))
+        for name, measurement in self.models.items():
+            role = self.role(name)
+            if role.stage == stage and not role.control:
+                return measurement
+        raise ValueError(f"stage {stage!r} is not in this record, which has {self.stages}; run it first")
 
     def measured(self, name: str) -> Measurement:
-        """Return the measurement of the model of that name.
+        """Return the measurement of the model of that name, with the latency of the last rounds in turns that it took part in.
 
         Raises:
             ValueError: it has not been measured.
         """
-        names = [measurement.name for measurement, _ in self.measurements()]
-        for measurement, _ in self.measurements():
+        for measurement in self.measurements():
             if measurement.name == name:
                 return measurement
-        raise ValueError(f"{name!r} is not in this record, which has {names}; measure it first")
+        raise ValueError(f"{name!r} is not in this record, which has {list(self.models)}; measure it first")
 
-    def add(self, stage: StageResult) -> None:
-        """Put a stage in; one of the same name, and all that came after it, no longer hold."""
-        names = [other.name for other in self.stages]
-        if stage.name in names:
-            del self.stages[names.index(stage.name) :]
-        self.stages.append(stage)
+    def measurements(self, last: str | None = None) -> list[Measurement]:
+        """Return every measurement in order, up to the stage `last` or all.
 
-    def replace(self, stage: StageResult) -> None:
-        """Put a stage in the place of the one of the same name; what came after it stays."""
-        self.stages = [stage if other.name == stage.name else other for other in self.stages]
+        A model that was timed in turns with others has the latency of the last rounds that it took part in: times that are shown beside
+        each other then come from the same rounds, and so do their ratios.
+        """
+        latest = STAGES.index(last or STAGES[-1])
+        models = [model for name, model in self.models.items() if STAGES.index(self.role(name).stage) <= latest]
+        timed = {name: latency for model in models for name, latency in (*model.in_turns.items(), (model.name, model.latency))}
+        return [dataclasses.replace(model, latency=timed[model.name]) for model in models]
+
+    def comparisons(self) -> list[Comparison]:
+        """Return the models that took turns with their reference model, as in the last rounds that both took part in."""
+        return list({(pair.name, pair.base): pair for model in self.models.values() for pair in model.comparisons()}.values())
+
+    def timings(self, name: str) -> list[Latency]:
+        """Return what was measured each time that a model was timed, in order: with the models before it, then with later ones."""
+        found = (model.latency if model.name == name else model.in_turns.get(name) for model in self.models.values())
+        return [latency for latency in found if latency]
+
+    def add(self, measurement: Measurement) -> None:
+        """Put a model in, in the place of an earlier one of its name. Unless it is a control, later stages no longer hold."""
+        self.models[measurement.name] = measurement
+        role = self.role(measurement.name)
+        if not role.control:
+            kept = {name for name in self.models if STAGES.index(self.role(name).stage) <= STAGES.index(role.stage)}
+            self.models = {name: model for name, model in self.models.items() if name in kept}
 
     def write(self, path: Path) -> None:
         write_result(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
-
-
-def _pairs(stages: Sequence[StageResult]) -> Iterator[Comparison]:
-    return (pair for stage in stages for pair in stage.comparisons)
 
 
 def read_record(path: Path) -> Record:
@@ -224,10 +258,27 @@ def read_record(path: Path) -> Record:
     Raises:
         ValueError: the file is missing, is not JSON, has another schema or does not hold what the schema says.
     """
-    content = read_json(path, SCHEMA, "gpt2opt run")
+    content = read_json(path, SCHEMA, "gpt2opt run", older=(BY_STAGE,))
     try:
-        stages = [from_json(StageResult, stage) for stage in content.pop("stages")]
+        if content["schema"] == BY_STAGE:
+            content |= {"schema": SCHEMA, "models": _flattened(content.pop("stages"))}
+        models = {name: from_json(Measurement, model) for name, model in content.pop("models").items()}
         settings = from_json(Settings, content.pop("settings"))
-        return Record(**content, settings=settings, stages=stages)
+        return Record(**content, settings=settings, models=models)
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a whole record ({type(error).__name__}: {error}); `gpt2opt run` writes it anew") from error
+        raise ValueError(f"{path} is not a whole record ({type(error).__name__}: {error}); `gpt2opt run` writes it again") from error
+
+
+def _flattened(stages: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the models of a record that nested them in stages."""
+    models: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        own = stage["measurement"]
+        own |= {"weights_in": stage["weights_in"], "weights": stage["weights_out"], "in_turns": {}}
+        for pair in stage.get("comparisons", ()):
+            own["in_turns"] |= {pair["name"]: pair["latency"], pair["base"]: pair["base_latency"]}
+        own["in_turns"].pop(own["name"], None)
+        known = [*ROLES]
+        in_order = sorted((own, *stage["controls"]), key=lambda model: known.index(model["name"]) if model["name"] in known else len(known))
+        models |= {model["name"]: model for model in in_order}
+    return models

@@ -1,4 +1,4 @@
-"""One run: what was found, what it is asked to do, where it writes, and `measure`, the one way that a model gets into its record."""
+"""One run: what was found, what it is asked to do, where it writes. `measure` is the one way into its record; `draw` draws the record."""
 
 import dataclasses
 import datetime
@@ -6,7 +6,6 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,17 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt import environment
 from gpt2opt.decoding.text import token_rows, window_length
-from gpt2opt.measure.results import Comparison, Latency
+from gpt2opt.measure.results import Latency
 from gpt2opt.measure.trace_file import remove_trace
 from gpt2opt.report.profile.page import ALL_NAME, ONE_NAME, hash_traces, remove_page, write_pages
 from gpt2opt.report.tensorboard import drop_host_names, empty_log, write_tensorboard
-from gpt2opt.run.measurements import is_ir, measure_answers, measure_memory, time_in_turns, trace_in_turns
-from gpt2opt.run.record import ROLES, Measurement, Record, Role, StageResult, folder_name, reference_folder
+from gpt2opt.run.measurements import is_ir, load_measured, measure_answers, measure_memory, time_in_turns, trace_in_turns
+from gpt2opt.run.record import ROLES, Measurement, Record, folder_name, reference_folder
 from gpt2opt.run.workload import Workload, make_workload
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.settings import FINETUNE, MIN_CALIBRATION_SEQUENCES, PROFILE, STAGES, Settings
 from gpt2opt.sources.gpt2 import heads_per_layer
-from gpt2opt.sources.models import FoundModel, find_model, load_model, save_model
+from gpt2opt.sources.models import FoundModel, find_model, load_model, save_model, source_weights
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes
 from gpt2opt.storage import check_file, check_folder, claim_folder, hash_weights, remove_folder, take_lock
 
@@ -50,9 +49,6 @@ class Run:
     tokenizer: PreTrainedTokenizerBase
     workload: Workload
     record: Record
-    _controls: dict[str, dict[str, Measurement]] = field(default_factory=dict)
-    _seconds: dict[str, float] = field(default_factory=dict)
-    _mark: float = field(default_factory=time.perf_counter)
     _scratch: tempfile.TemporaryDirectory = field(default_factory=tempfile.TemporaryDirectory)
 
     @property
@@ -66,34 +62,20 @@ class Run:
 
     def folder(self, name: str) -> Path:
         """Return the folder of a model's weights; see `folder_name`."""
-        return self.out / folder_name(name, self.role(name))
+        return self.out / folder_name(name, self.record.role(name))
 
     def trace_folder(self, name: str) -> Path:
         """Return the folder of the trace of a model and of its page; see `folder_name`."""
-        return self.traces / folder_name(name, self.role(name))
-
-    def role(self, name: str) -> Role:
-        """Return what a model is in the run. One of a name that the four stages don't know is a control of the last stage so far.
-
-        Raises:
-            ValueError: there is no stage yet for such a model.
-        """
-        if name in ROLES:
-            return ROLES[name]
-        if not self.record.stages:
-            raise ValueError(f"{name!r} would be a control of the last stage so far, and there is none; measure 'Baseline' first")
-        return Role(self.record.stages[-1].name, control=True, speed=False)
+        return self.traces / folder_name(name, self.record.role(name))
 
     def load(self, name: str, dtype: str = "float32") -> GPT2LMHeadModel:
-        """Load the torch model that was measured under a name, onto the CPU; its `made_from` says which weights it was loaded from.
+        """Load the torch model that was measured under a name, onto the CPU.
 
         Raises:
             ValueError: it has not been measured.
         """
         self.record.measured(name)
-        _, model = load_model(self.folder(name), dtype)
-        model.made_from = hash_weights(self.folder(name))  # copies keep it, and so does whatever changes the model in place
-        return model
+        return load_model(self.folder(name), dtype)[1]
 
     def measure(self, name: str, model: GPT2LMHeadModel | Path, *, control: bool = False, **facts: Any) -> Measurement:
         """Save a model, measure it as every other one, and put the result into the record.
@@ -113,114 +95,46 @@ class Run:
             ValueError: the name is not known, the model is of another dtype or there is no IR, or the model that it is compared with has
                 not been measured.
         """
+        begun = time.perf_counter()
         if name not in ROLES and not control:
             known = ", ".join(map(repr, ROLES))
             raise ValueError(f"{name!r} is none of the models of the four stages ({known}); for a control of your own give control=True")
-        role, folder = self.role(name), self.folder(name)
-        for other in dict.fromkeys(filter(None, (role.made_from, role.reference))):
-            self._check_measured(name, other)
-        self._keep(name, model, folder)
+        role, folder = self.record.role(name), self.folder(name)
+        for other in filter(None, (role.made_from, role.reference)):
+            if other not in self.record.models:
+                raise ValueError(f"{name!r} needs {other!r}, which has not been measured yet; measure that first")
+        weights_in = self._keep(name, model, folder)
         environment.give_back_memory()  # what training left on a GPU
-        reference = role.reference and (role.reference, self.folder(role.reference))
-        measured = measure_answers(name, folder, self.tokenizer, self.workload, self.settings.new_tokens, reference)
-        measured = dataclasses.replace(measured, facts=_plain(facts))
-        comparisons: tuple[Comparison, ...] = ()
+        models = {one: load_measured(self.folder(one)) for one in (name, role.reference) if one}
+        measured = measure_answers(name, folder, models, self.tokenizer, self.workload, self.settings.new_tokens)
+        if not role.control:
+            self._forget_traces(STAGES.index(role.stage) + 1)
         if role.speed:
-            latency, comparisons = self._time(name, folder)
+            self._trace(name, models)
+            del models
+            latencies = self._time(name)
             memory = measure_memory(folder, self.workload, self.settings.new_tokens)
-            measured = dataclasses.replace(measured, latency=latency, memory=memory)
-            self._trace(name, folder)
-        made_from = getattr(model, "made_from", None) if isinstance(model, GPT2LMHeadModel) else read_manifest(folder).made_from
-        self._record(role, measured, comparisons, made_from)
-        if role.speed:
-            write_pages(self.traces)  # they show the ratios of the record
-            self.write()  # behind all that belongs to it
+            measured = dataclasses.replace(measured, latency=latencies.pop(name), in_turns=latencies, memory=memory)
+        own = hash_weights(folder)
+        measured = dataclasses.replace(
+            measured, weights_in=weights_in, weights=own, facts=_plain(facts), seconds=time.perf_counter() - begun
+        )
+        self.record.add(measured)
+        self.write()
         return measured
 
-    def note(self, name: str, **facts: Any) -> None:
-        """Add facts to a model of a stage that has been measured; see `measure`.
-
-        Raises:
-            ValueError: it has not been measured.
-        """
-        self.record.measured(name)
-        stage = self.record.stage(self.role(name).stage)
-        measured = dataclasses.replace(stage.measurement, facts={**stage.facts, **_plain(facts)})
-        self.record.replace(dataclasses.replace(stage, measurement=measured))
+    def draw(self) -> None:
+        """Draw the record: a page for each trace and one of all, and TensorBoard. It takes seconds."""
+        write_pages(self.traces)
+        write_tensorboard(self.record, self.traces / "report")
         self.write()
-
-    def _check_measured(self, name: str, other: str) -> None:
-        if other not in self._controls.get(self.role(other).stage, {}):
-            try:
-                self.record.measured(other)
-            except ValueError:
-                raise ValueError(f"{name!r} needs {other!r}, which has not been measured yet; measure that first") from None
-
-    def _keep(self, name: str, model: GPT2LMHeadModel | Path, folder: Path) -> None:
-        if isinstance(model, GPT2LMHeadModel):
-            if model.dtype != torch.float16:
-                raise ValueError(f"{name!r} has parameters in {model.dtype}, expected torch.float16; cast it with model.half()")
-            save_model(folder, self.tokenizer, model)
-        elif Path(model) != folder or not is_ir(folder):
-            raise ValueError(f"{name!r} is {model}, expected a torch model or run.folder({name!r}) with an IR in it; write the IR there")
-
-    def _time(self, name: str, folder: Path) -> tuple[Latency, tuple[Comparison, ...]]:
-        """Time a model in turns with all timed models before it of the same runtime; each is compared with its reference model."""
-        measured = {m.name for m, _ in self.record.measurements()} | {m for controls in self._controls.values() for m in controls}
-        before = [other for other in list(ROLES)[: list(ROLES).index(name)] if other in measured and ROLES[other].speed]
-        folders = {name: folder} | {other: self.folder(other) for other in before if is_ir(self.folder(other)) == is_ir(folder)}
-        found = time_in_turns(folders, self.workload, self.settings)
-        pairs = [(one, reference) for one in found if (reference := ROLES[one].reference) in found]
-        return found[name], tuple(Comparison(one, base, found[one], found[base]) for one, base in pairs)
-
-    def _trace(self, name: str, folder: Path) -> None:
-        """Trace a model unless it is that of stage 1, in turns with its reference model if that runs in the same runtime."""
-        role = self.role(name)
-        self._forget_traces(STAGES[STAGES.index(role.stage) + 1 :])
-        if role.stage == PROFILE:
-            return
-        folders = {self.trace_folder(name): folder}
-        if role.reference and is_ir(self.folder(role.reference)) == is_ir(folder):
-            folders[self.traces / reference_folder(role)] = self.folder(role.reference)
-        trace_in_turns(folders, self.workload.prompt)
-
-    def _forget_traces(self, stages: Sequence[str]) -> None:
-        """Remove the traces of these stages and of their controls, and the pages of them."""
-        for stage in stages:
-            for folder in self.traces.glob(f"{stage[0]}-*/"):
-                remove_trace(folder)
-                remove_page(folder / ONE_NAME)
-
-    def _record(self, role: Role, measured: Measurement, comparisons: tuple[Comparison, ...], made_from: str | None) -> None:
-        now = time.perf_counter()
-        self._seconds[role.stage] = self._seconds.get(role.stage, 0.0) + now - self._mark
-        self._mark = now
-        controls = self._controls.setdefault(role.stage, {})
-        stages = {stage.name: stage for stage in self.record.stages}
-        if role.control:
-            controls[measured.name] = measured
-            if stage := stages.get(role.stage):
-                self.record.replace(dataclasses.replace(stage, controls=tuple(controls.values()), seconds=self._seconds[role.stage]))
-        else:
-            for later in STAGES[STAGES.index(role.stage) + 1 :]:
-                self._controls.pop(later, None)
-                self._seconds.pop(later, None)
-            own, seconds = hash_weights(self.folder(measured.name)), self._seconds[role.stage]
-            self.record.add(StageResult(role.stage, made_from, own, measured, seconds, tuple(controls.values()), comparisons))
-        self.write()
-        if not role.control or self.record.stages[-1].name == STAGES[-1]:  # other controls are drawn with the next stage
-            self.write_tensorboard()
 
     def write(self) -> None:
         """Write the record, with the hashes of the traces; beside these too: they are handed in with the notebook, the weights are not."""
+        drop_host_names(self.traces / FINETUNE)
         self.record.traces = hash_traces(self.traces)
         for folder in (self.out, self.traces):
             self.record.write(folder / RECORD)
-        drop_host_names(self.traces / FINETUNE)
-
-    def write_tensorboard(self) -> None:
-        """Draw the record in TensorBoard anew, which takes seconds."""
-        write_tensorboard(self.record, self.traces / "report")
 
     def training_texts(self) -> tuple[list[str], list[str]]:
         """Return the texts that are trained on, which also tell the importance of heads, and some behind them to follow the loss by.
@@ -231,6 +145,41 @@ class Run:
         taken = take_bytes(documents, settings.fine_tune_bytes)
         rest = take_bytes(documents[len(taken) :], VALIDATION_BYTES)
         return [document.text for document in taken], [document.text for document in rest]
+
+    def _keep(self, name: str, model: GPT2LMHeadModel | Path, folder: Path) -> str | None:
+        """Save a model unless it is an IR in its folder; return the hash of the weights that it was made from."""
+        if isinstance(model, GPT2LMHeadModel):
+            if model.dtype != torch.float16:
+                raise ValueError(f"{name!r} has parameters in {model.dtype}, expected torch.float16; cast it with model.half()")
+            made_from = source_weights(model)
+            save_model(folder, self.tokenizer, model)
+            return made_from
+        if Path(model) != folder or not is_ir(folder):
+            raise ValueError(f"{name!r} is {model}, expected a torch model or run.folder({name!r}) with an IR in it; write the IR there")
+        return read_manifest(folder).made_from
+
+    def _time(self, name: str) -> dict[str, Latency]:
+        """Time a model in turns with all timed models before it of the same runtime."""
+        before = [other for other in list(ROLES)[: list(ROLES).index(name)] if other in self.record.models and ROLES[other].speed]
+        same_runtime = [other for other in before if is_ir(self.folder(other)) == is_ir(self.folder(name))]
+        return time_in_turns({one: self.folder(one) for one in (*same_runtime, name)}, self.workload, self.settings)
+
+    def _trace(self, name: str, models: dict[str, Any]) -> None:
+        """Trace a model unless it is that of stage 1, in turns with its reference model if that runs in the same runtime."""
+        role = self.record.role(name)
+        if role.stage == PROFILE:
+            return
+        places = {self.trace_folder(name): models[name]}
+        if role.reference and is_ir(self.folder(role.reference)) == is_ir(self.folder(name)):
+            places[self.traces / reference_folder(role)] = models[role.reference]
+        trace_in_turns(places, self.workload.prompt)
+
+    def _forget_traces(self, first: int = 0) -> None:
+        """Remove the traces of the stages from the one of this index on, those of their controls too, and the pages of them."""
+        for stage in STAGES[first:]:
+            for folder in self.traces.glob(f"{stage[0]}-*/"):
+                remove_trace(folder)
+                remove_page(folder / ONE_NAME)
 
 
 def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifacts", traces: str | Path = "traces", **settings) -> Run:
@@ -277,10 +226,10 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
     for earlier in out.glob("[1-4]-*"):
         remove_folder(earlier)
     empty_log(traces / FINETUNE)
-    run._forget_traces(STAGES)
+    run._forget_traces()
     remove_page(traces / ALL_NAME)
+    write_tensorboard(run.record, traces / "report")
     run.write()
-    run.write_tensorboard()
     return run
 
 
@@ -329,7 +278,7 @@ def _plain(value: Any) -> Any:
     """Return facts as they are read back from JSON: dataclasses as dicts, tuples and arrays as lists, keys as strings."""
 
     def other(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return dataclasses.asdict(value)
         if isinstance(value, np.ndarray | np.generic | torch.Tensor):
             return value.tolist()

@@ -7,14 +7,15 @@ began is not told. So the nodes of a call stand one after another from its begin
 import re
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino
 
 from gpt2opt.decoding.decoder import Decoder, Greedy
-from gpt2opt.runtime.ir_model import load_ir
+
+if TYPE_CHECKING:
+    from gpt2opt.runtime.ir_model import IrModel
 
 MATMULS = ("Convolution", "FullyConnected", "FullyConnectedCompressed", "MatMul")
 """What the plugin makes of a matmul, whichever it finds fastest. All are shown as `MatMul`, so that two models compare."""
@@ -24,17 +25,17 @@ WARMUPS, RECORDED = 2, 5
 _LAYER = re.compile(r"\.((?:attn|mlp)\.\w+|lm_head)/")
 
 
-def count_nodes(directories: Sequence[Path], prompt: list[int], new_tokens: int) -> list[dict[str, Any]]:
-    """Generate greedily from IRs in turns with their counters on; return a trace in Chrome's format of each.
+def count_nodes(models: Sequence["IrModel"], prompt: list[int], new_tokens: int) -> list[dict[str, Any]]:
+    """Generate greedily in turns with models that were loaded with `count_time`; return a trace in Chrome's format of each.
 
     It has the calls of `prefill` and `decode`, the graphs that ran in each, and their nodes: by type, matmuls by the layer too, with the
     kernel that ran them as `exec type`. Of several generations it is the fastest one.
 
     Raises:
-        ValueError: as `load_ir`, or prompt and new tokens don't fit into the context.
+        ValueError: prompt and new tokens don't fit into the context.
     """
-    counted = [_counted(directory, prompt, new_tokens) for directory in directories]
-    recordings: list[list[list[dict[str, Any]]]] = [[] for _ in directories]
+    counted = [_counted(model, prompt, new_tokens) for model in models]
+    recordings: list[list[list[dict[str, Any]]]] = [[] for _ in models]
     for number in range(-WARMUPS, RECORDED):
         for (greedy, log), kept in zip(counted, recordings, strict=True):
             log.events = []
@@ -46,10 +47,9 @@ def count_nodes(directories: Sequence[Path], prompt: list[int], new_tokens: int)
     return [{"gpt2opt": runtime, "traceEvents": events} for events in fastest]
 
 
-def _counted(directory: Path, prompt: list[int], new_tokens: int) -> tuple[Greedy, "Log"]:
-    """Load an IR and return what generates from it, and the log that its calls and nodes go to."""
+def _counted(model: "IrModel", prompt: list[int], new_tokens: int) -> tuple[Greedy, "Log"]:
+    """Make a model tell of its nodes; return what generates from it, and the log that its calls and nodes go to."""
     log = Log()
-    model = load_ir(directory, count_time=True)
     for name, graph in (
         ("prefill graph", model.prefill_graph),
         ("decode graph", model.decode_graph),

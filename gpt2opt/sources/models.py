@@ -4,13 +4,16 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2opt.environment import at_least
 from gpt2opt.errors import raise_cause
 from gpt2opt.sources.gpt2 import CROSS_ATTENTION, check_finite, check_ids, fit_width_to_heads, fold_attention_scale
 from gpt2opt.sources.hub import cached_snapshot, download_snapshot, names_of, other_name
-from gpt2opt.storage import WEIGHTS, WEIGHTS_INDEX, new_folder, torch_weights
+from gpt2opt.storage import WEIGHTS, WEIGHTS_INDEX, hash_weights, new_folder, torch_weights, weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 VARIABLE = "GPT2OPT_MODEL"
 DEFAULT = "gpt2"
@@ -154,6 +157,12 @@ def save_model(folder: Path | str, tokenizer, model) -> None:
     with new_folder(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+
+
+def source_weights(model: "PreTrainedModel") -> str | None:
+    """Return the hash of the weights in the folder that a model, or the one it was copied from, was loaded from; None without one."""
+    folder = model.config.name_or_path
+    return hash_weights(Path(folder)) if folder and weight_files(Path(folder)) else None
 
 
 def load_tokenizer(path: Path | str):

@@ -20,7 +20,7 @@ from gpt2opt.quantize.calibration import calibrate
 from gpt2opt.quantize.fake_quant import fake_quantize, linearize, quantized_linears
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.recipes import Recipe
-from gpt2opt.run.quantize import SMALL_MACHINE_BYTES, generate_within
+from gpt2opt.run.pipeline import SMALL_MACHINE_BYTES, generate_within
 from gpt2opt.runtime.audit import Int8Audit, audit_int8
 from gpt2opt.runtime.compile import compile_ir
 from gpt2opt.runtime.graph import activation_quantizer, constant_data, matmuls, stored_constant, weight_scales
@@ -28,6 +28,7 @@ from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.runtime.paged_attention import cut
 from gpt2opt.sources.models import load_model
+from gpt2opt.storage import hash_weights
 from tests.conftest import change_pass, relative_error, sample_text, torch_logits
 
 
@@ -91,11 +92,11 @@ def test_weight_only_recipes_store_integers_and_decode_with_them(recipe, stored,
     assert relative_error(model.logits(ids), torch_logits(pruned, ids)) < {"i8": 0.05, "i4": 0.5}[stored]
 
 
-def test_the_naive_recipe_neither_smooths_nor_gates(pruned, tokenizer, calibration, tmp_path):
+def test_the_naive_recipe_neither_smooths_nor_gates(pruned, model_dir, tokenizer, calibration, tmp_path):
     model = copy.deepcopy(pruned)
-    model.made_from = "a hash"
+    model.config._name_or_path = str(model_dir)
     done = quantize_int8(model, tokenizer, calibration, tmp_path / "naive", "w8a8-naive")
-    assert read_manifest(tmp_path / "naive").made_from == "a hash"  # of what it was loaded from, through smoothing and export
+    assert read_manifest(tmp_path / "naive").made_from == hash_weights(model_dir)
     assert done.sensitivity is None
     assert done.audit.float_inputs == ()
 

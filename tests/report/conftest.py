@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from gpt2opt.measure.results import Agreement, Comparison, Latency, Memory, Quality, Resident
-from gpt2opt.run.record import Measurement, Record, Settings, StageResult
+from gpt2opt.measure.results import Agreement, Latency, Memory, Quality, Resident
+from gpt2opt.run.record import Measurement, Record, Settings
 
 ENVIRONMENT = {
     "python": "3.11.0", "platform": "Linux x86_64", "cpu": "Some CPU", "cpu_flags": ["avx2"], "threads": 2, "memory_bytes": 4_000_000_000,
@@ -48,7 +48,6 @@ def make_record(gpu: str | None = None) -> Record:
     int8, fp32 = measurement("INT8", "int8", "openvino", nats=2.91), measurement("FP32", "float32", "openvino", nats=2.9)
     timed[1:] = [agreed(found, "Baseline") for found in timed[1:]]
     int8, fp32 = agreed(int8, "FP32"), agreed(fp32, "Fine-tuned")
-    pairs = [Comparison(found.name, other.name, found.latency, other.latency) for found, other in ((timed[1], timed[0]), (int8, fp32))]
     operators = {"operator_seconds": {"aten::mm": 0.2, "aten::add": 0.1}}
     heads = {"importance_nats": [[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]], "pruned_heads": {"0": [0], "1": [2]}}
     loss = {
@@ -58,6 +57,7 @@ def make_record(gpu: str | None = None) -> Record:
     names = ("h.0.attn.c_attn", "h.1.attn.c_attn", "lm_head")
     audit = {
         "in_file": dict.fromkeys(names, "i8"),
+        "bytes_by_type": {"i8": 90, "f32": 10},
         "prefill": dict(zip(names, [["u8", "i8"], ["f32", "i8"], ["f32", "i8"]], strict=True)),
         "decode": {name: ["f32", "i8"] for name in names},
     }
@@ -66,16 +66,26 @@ def make_record(gpu: str | None = None) -> Record:
         "only_this": only_this, "added_to_others": added, "together": 0.005, "left": 0.002, "max_kl": 0.0025,
         "float_inputs": ["h.1.attn.c_attn"],
     }  # fmt: skip
-    timed = [dataclasses.replace(found, facts=facts) for found, facts in zip(timed, (operators, heads, loss), strict=True)]
-    int8 = dataclasses.replace(int8, facts={"audit": audit, "sensitivity": sensitivity})
-    stages = [
-        StageResult("1-profile", "a", "b", timed[0], 1.0),
-        StageResult("2-prune", "b", "c", timed[1], 1.0, (first_heads,), (pairs[0],)),
-        StageResult("3-finetune", "c", "d", timed[2], 1.0),
-        StageResult("4-quantize", "d", "e", int8, 1.0, (fp32,), (pairs[1],)),
+    base, pruned, tuned = (dataclasses.replace(found, facts=facts) for found, facts in zip(timed, (operators, heads, loss), strict=True))
+    int8 = dataclasses.replace(int8, facts={"audit": audit, "sensitivity": sensitivity}, in_turns={"FP32": fp32.latency})
+    pruned = dataclasses.replace(pruned, in_turns={"Baseline": base.latency})
+    chain = [
+        dataclasses.replace(found, weights_in=before, weights=own, seconds=1.0)
+        for found, before, own in ((base, "a", "b"), (pruned, "b", "c"), (tuned, "c", "d"), (int8, "d", "e"))
     ]
-    prompts = ["Once upon", "In the"]
-    return Record("2026-01-01T00:00:00+00:00", {**ENVIRONMENT, "gpu": gpu}, SOURCES, Settings(), prompts, stages)
+    models = {found.name: found for found in (*chain[:2], first_heads, chain[2], fp32, chain[3])}
+    return Record("2026-01-01T00:00:00+00:00", {**ENVIRONMENT, "gpu": gpu}, SOURCES, Settings(), ["Once upon", "In the"], models)
+
+
+def change(record: Record, name: str, **parts) -> Measurement:
+    """Replace parts of what was measured of a model; return it as it is then."""
+    record.models[name] = dataclasses.replace(record.models[name], **parts)
+    return record.models[name]
+
+
+def keep(record: Record, *names: str) -> None:
+    """Leave these models in a record."""
+    record.models = {name: model for name, model in record.models.items() if name in names}
 
 
 @pytest.fixture

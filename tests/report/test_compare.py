@@ -10,8 +10,7 @@ from tests.report.conftest import make_record
 
 def with_baseline(record: Record, **parts) -> Record:
     """Return the record with another measurement of stage 1, and no other stage."""
-    first = record.stages[0]
-    return dataclasses.replace(record, stages=[dataclasses.replace(first, measurement=dataclasses.replace(first.measurement, **parts))])
+    return dataclasses.replace(record, models={"Baseline": dataclasses.replace(record.models["Baseline"], **parts)})
 
 
 def timed(*generations: tuple[float, ...], ttft: tuple[float, ...] = (0.1, 0.1)) -> Latency:
@@ -50,8 +49,8 @@ def test_one_generation_gives_no_interval(record):
 
 
 def test_perplexity_is_compared_window_by_window(record):
-    better = with_baseline(record, quality=record.stage("3-finetune").measurement.quality)
-    base, other = record.stages[0].measurement.quality, better.stages[0].measurement.quality
+    better = with_baseline(record, quality=record.stage("3-finetune").quality)
+    base, other = record.models["Baseline"].quality, better.models["Baseline"].quality
     ratio = ratios([with_baseline(record), better])["Baseline", "perplexity"]
     assert (ratio.value, ratio.interval) == (other.ratio_to(base), other.ratio_interval(base))
 
@@ -67,7 +66,7 @@ def test_perplexity_is_compared_window_by_window(record):
     ],
 )
 def test_what_was_taken_otherwise_is_not_divided_and_the_reason_is_given(record, change, reason, figures):
-    first, measurement = with_baseline(record), record.stages[0].measurement
+    first, measurement = with_baseline(record), record.models["Baseline"]
     latency, quality = measurement.latency, measurement.quality
     other = {
         "device": lambda: with_baseline(record, device="Other CPU"),
@@ -84,7 +83,7 @@ def test_what_was_taken_otherwise_is_not_divided_and_the_reason_is_given(record,
 
 
 def test_what_one_run_lacks_is_shown_as_not_measured(record):
-    aborted = dataclasses.replace(record, stages=record.stages[:1])
+    aborted = with_baseline(record)
     for runs in ([aborted, record], [record, aborted]):
         tables = comparison_tables(compare_runs(runs))
         assert list(tables) == ["1-profile", "2-prune", "3-finetune", "4-quantize"]

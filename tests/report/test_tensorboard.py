@@ -1,4 +1,3 @@
-import dataclasses
 import socket
 
 import matplotlib
@@ -8,17 +7,16 @@ from tensorboard.plugins.hparams import metadata as hparams
 
 from gpt2opt.report.tables import record_tables
 from gpt2opt.report.tensorboard import write_tensorboard
-from tests.report.conftest import measurement
+from tests.report.conftest import change, keep, measurement
 
 matplotlib.use("agg")
 
 
 def shorten(record, stages: int) -> None:
-    """Leave the first stages, with two charts, for the time that charts take."""
-    record.stages = [
-        dataclasses.replace(stage, measurement=dataclasses.replace(stage.measurement, quality=None, agreement=None, facts={}), controls=())
-        for stage in record.stages[:stages]
-    ]
+    """Leave the models of the first stages, with two charts, for the time that charts take."""
+    keep(record, *("Baseline", "Pruned", "Fine-tuned", "INT8")[:stages])
+    for name in record.models:
+        change(record, name, quality=None, agreement=None, facts={})
 
 
 def read_back(log_dir) -> EventAccumulator:
@@ -31,7 +29,7 @@ def points(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
 
 def test_scalars_charts_and_tables_are_the_records(record, tmp_path):
     write_tensorboard(record, tmp_path)
-    for step, (m, _) in enumerate(record.measurements(), 1):
+    for step, m in enumerate(record.measurements(), 1):
         events = read_back(tmp_path / m.name)
         assert points(events, "perplexity/Some CPU") == [(step, m.quality.perplexity)]
         assert points(events, "bits_per_byte/Some CPU") == [(step, m.quality.bits_per_byte)]
@@ -68,7 +66,7 @@ def experiment(log_dir):
 
 def test_hparams_list_every_model_with_what_it_is_and_what_was_measured(record, tmp_path):
     shorten(record, stages=2)
-    record.stages[1] = dataclasses.replace(record.stages[1], controls=(measurement("Halved, by a/b", "float16", "torch", timed=False),))
+    record.models["Halved, by a/b"] = measurement("Halved, by a/b", "float16", "torch", timed=False)
     write_tensorboard(record, tmp_path)
     assert [column.display_name for column in experiment(tmp_path).metric_infos] == [
         "TTFT, ms", "TPOT, ms", "perplexity", "weights, MB", "peak RSS, MB", "bits per byte",
@@ -87,7 +85,7 @@ def test_hparams_list_every_model_with_what_it_is_and_what_was_measured(record, 
 
 
 def test_the_loss_of_a_training_is_a_curve_of_its_model(record, tmp_path):
-    record.stages = record.stages[:3]
+    keep(record, "Baseline", "Pruned", "Fine-tuned")
     write_tensorboard(record, tmp_path)
     events = read_back(tmp_path / "Fine-tuned")
     assert points(events, "loss_nats") == [(1, 3.0), (2, 2.5)]

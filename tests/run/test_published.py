@@ -1,12 +1,13 @@
 import math
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
 from gpt2opt.measure.quality import STANDARD
 from gpt2opt.measure.results import Quality
-from gpt2opt.run import published as self_check
-from gpt2opt.run.published import KNOWN, STOCK_PARAMETERS, check_against_known, what_is_off
+from gpt2opt.run import published
+from gpt2opt.run.published import KNOWN, STOCK_PARAMETERS, compare_with_published, what_is_off
 from gpt2opt.sources.docstrings import Document
 from gpt2opt.sources.texts import Texts
 
@@ -30,15 +31,22 @@ def test_a_miss_names_the_setting_that_is_off(quality, off):
     assert answer is None if off is None else answer.startswith(off)
 
 
-def test_only_stock_gpt2_on_wikitext_is_held_against_the_known_numbers(tokenizer, caplog):
-    def logits(ids):
-        return torch.zeros(*ids.shape, len(tokenizer))
+def test_only_stock_gpt2_on_wikitext_is_compared_with_the_published_numbers(tokenizer, caplog, monkeypatch):
+    model = MagicMock()
+    monkeypatch.setattr(published, "logits_of", lambda model: lambda ids: torch.zeros(*ids.shape, len(tokenizer)))
 
-    assert check_against_known("bundled", STOCK_PARAMETERS, TEXTS, tokenizer, logits, True) is None
-    assert check_against_known("gpt2", 1000, TEXTS, tokenizer, logits, True) is None
-    (course,) = check_against_known("openai-community/gpt2", STOCK_PARAMETERS, TEXTS, tokenizer, logits, gpu=False)
+    def compared(name: str, parameters: int = STOCK_PARAMETERS):
+        model.num_parameters.return_value = parameters
+        return compare_with_published(name, model, TEXTS, tokenizer)
+
+    monkeypatch.setattr(published, "device", lambda: "cpu")
+    assert compared("bundled") is None
+    assert compared("gpt2", 1000) is None
+    (course,) = compared("openai-community/gpt2")
     assert course["expected"] == 40.03
     assert course["found"] == pytest.approx(len(tokenizer), rel=1e-5)
     assert "the weights" in course["off"]
     assert "known is 40.03" in caplog.text
-    assert len(check_against_known("gpt2", STOCK_PARAMETERS, TEXTS, tokenizer, logits, gpu=True)) == len(self_check.KNOWN)
+    model.half.assert_called_once_with()
+    monkeypatch.setattr(published, "device", lambda: "cuda")
+    assert len(compared("gpt2")) == len(KNOWN)

@@ -15,8 +15,7 @@ from gpt2opt.decoding.text import window_length
 from gpt2opt.measure.trace import read_trace, record_trace
 from gpt2opt.prune import head_importance, prune_attention_heads
 from gpt2opt.report.profile.page import hash_traces, page
-from gpt2opt.run.profile import run_profile
-from gpt2opt.run.prune import run_prune
+from gpt2opt.run.pipeline import run_profile, run_prune
 from gpt2opt.run.record import Settings, read_record
 from gpt2opt.run.recorder import fit_to_context, start_run
 from gpt2opt.sources.models import load_model
@@ -107,7 +106,8 @@ def test_a_model_with_a_small_context_runs_on_rows_and_prompts_that_fit(text_fil
     folder = saved(make_model(tokenizer), tokenizer, tmp_path / "small")
     run = start_run(folder, str(text_file), tmp_path / "out", tmp_path / "traces", score_bytes=4000)
     run_profile(run)
-    pruned = run_prune(run)
+    run_prune(run)
+    pruned = run.record.measured("Pruned")
     assert "reads 64 tokens at once" in caplog.text
     settings = read_record(tmp_path / "out" / "run.json").settings
     assert (settings.prompt_tokens, settings.new_tokens, settings.sequence_length) == (40, 24, 64)
@@ -162,7 +162,7 @@ def test_what_is_measured_is_what_was_written_and_the_facts_are_as_json_gives_th
     assert measured.facts == {"heads": [1, 2], "where": "here"}
     assert measured.parameters == baseline.num_parameters()
     assert len(measured.continuations) == len(run.record.prompts) == len(run.workload.samples)
-    assert run.record.stages[0].weights_out == hash_weights(run.folder("Baseline"))
+    assert run.record.models["Baseline"].weights == hash_weights(run.folder("Baseline"))
     assert read_record(run.traces / "run.json") == run.record
 
 
@@ -172,7 +172,8 @@ def test_a_name_that_no_stage_knows_is_a_control_and_is_not_timed(run, baseline)
     ):
         run.measure("Prunned", baseline)
     run.measure("Halved, by a friend", baseline, control=True)
-    control = run.record.stage("1-profile").control("Halved, by a friend")
+    control = run.record.measured("Halved, by a friend")
+    assert run.record.role("Halved, by a friend").stage == "1-profile"
     assert run.folder("Halved, by a friend").name == "1-control-by-a-friend"
     assert control.latency is control.memory is None
     assert control.quality == run.record.measured("Baseline").quality
@@ -210,6 +211,7 @@ def test_the_scratch_folder_is_gone_with_the_run(model_dir, text_file, tmp_path)
 def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again(run, baseline, memory_left_out):
     first = record_trace(lambda: torch.ones(2) + 1, run.trace_folder("Baseline"))
     run.measure("Pruned", run.load("Baseline", "float16"))
+    run.draw()
     assert read_trace(run.trace_folder("Baseline")) == first
     assert "aten::addmm" in read_trace(run.traces / "2-control-baseline").operators, "it is recorded again, in turns with the pruned model"
     assert "Pruned ÷ Baseline (median of the rounds" in (run.traces / "profiles.html").read_text()
@@ -220,13 +222,16 @@ def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again
     assert written <= run.record.traces.keys()
     for folder in (run.out, run.traces):
         assert read_record(folder / "run.json").traces == hash_traces(run.traces)
-    assert run.record.stage("2-prune").weights_in == run.record.stage("1-profile").weights_out
-    run.measure("Pruned", baseline)  # it was not loaded from what stage 1 wrote, and nobody can tell from what
-    assert run.record.stage("2-prune").weights_in is None
-    assert [stage.name for stage in run.record.stages] == ["1-profile", "2-prune"]
-    assert run.record.stage("2-prune").comparisons[0].base == "Baseline"
+    assert run.record.models["Pruned"].weights_in == run.record.models["Baseline"].weights
+    run.measure("Pruned", baseline)  # it was not loaded from what stage 1 wrote
+    assert run.record.models["Pruned"].weights_in == hash_weights(run.model.path)
+    baseline.config.name_or_path = ""  # nor from any folder
+    run.measure("Pruned", baseline)
+    assert run.record.models["Pruned"].weights_in is None
+    assert run.record.stages == ["1-profile", "2-prune"]
+    assert "Baseline" in run.record.models["Pruned"].in_turns
     run.measure("Baseline", baseline)
-    assert [stage.name for stage in run.record.stages] == ["1-profile"]
+    assert run.record.stages == ["1-profile"]
     assert not list(traced.iterdir())
     assert read_record(run.out / "run.json").traces == hash_traces(run.traces)
     assert not any(name.startswith("2-prune") for name in run.record.traces)
@@ -235,10 +240,9 @@ def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again
 def test_all_models_of_a_runtime_take_turns_and_are_shown_with_the_times_of_these_rounds(run, baseline, memory_left_out):
     for name in ("Baseline", "Pruned", "Fine-tuned"):
         measured = run.measure(name, baseline)
-    pairs = run.record.stage("3-finetune").comparisons
-    assert [(pair.name, pair.base) for pair in pairs] == [("Fine-tuned", "Baseline"), ("Pruned", "Baseline")]
-    assert pairs[0].base_latency == pairs[1].base_latency == run.record.measured("Baseline").latency
-    assert run.record.measured("Pruned").latency == pairs[1].latency != run.record.stage("2-prune").measurement.latency
-    assert run.record.measured("Fine-tuned").latency == measured.latency == pairs[0].latency
-    run.note("Pruned", remark="kept")  # a fact leaves what the stage itself measured as it is
-    assert run.record.stage("2-prune").measurement.latency == run.record.stage("2-prune").comparisons[0].latency
+    pairs = {(pair.name, pair.base): pair for pair in run.record.models["Fine-tuned"].comparisons()}
+    assert {("Fine-tuned", "Baseline"), ("Pruned", "Baseline")} <= pairs.keys()
+    tuned, pruned = pairs["Fine-tuned", "Baseline"], pairs["Pruned", "Baseline"]
+    assert tuned.base_latency == pruned.base_latency == run.record.measured("Baseline").latency
+    assert run.record.measured("Pruned").latency == pruned.latency != run.record.models["Pruned"].latency
+    assert run.record.measured("Fine-tuned").latency == measured.latency == tuned.latency

@@ -7,11 +7,13 @@ import pytest
 
 from gpt2opt.measure.call_tree import FRAME, call_tree, operator_table, recorded
 from gpt2opt.runtime.counters import Log, count_nodes, shown_as
+from gpt2opt.runtime.ir_model import load_ir
 
 
 @pytest.fixture(scope="module", params=["float", "int8"])
 def content(request, float_dir, quantized):
-    (content,) = count_nodes([float_dir if request.param == "float" else quantized[0]], [1, 2, 3, 4, 5, 6, 7, 8], 3)
+    folder = float_dir if request.param == "float" else quantized[0]
+    (content,) = count_nodes([load_ir(folder, count_time=True)], [1, 2, 3, 4, 5, 6, 7, 8], 3)
     return content
 
 
@@ -71,6 +73,6 @@ def test_irs_take_turns_and_the_fastest_recording_of_each_is_kept(float_dir, mon
 
     known: dict[int, int] = {}
     monkeypatch.setattr(Log, "call", logged)
-    first, second = count_nodes([float_dir, float_dir], [1, 2, 3, 4], 2)
+    first, second = count_nodes([load_ir(float_dir, count_time=True) for _ in range(2)], [1, 2, 3, 4], 2)
     assert order == [0, 1] * 7
     assert [content["traceEvents"][-1]["name"] for content in (first, second)] == ["ProfilerStep#4", "ProfilerStep#0"]

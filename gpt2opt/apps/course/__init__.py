@@ -25,7 +25,8 @@ from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import COURSE, JOIN, perplexity, prepare_text
 from gpt2opt.measure.trace import record_trace
 from gpt2opt.quantize import int8
-from gpt2opt.run import profile
+from gpt2opt.run import pipeline
+from gpt2opt.run.measurements import TRACED_TOKENS
 from gpt2opt.run.record import Settings
 from gpt2opt.sources.models import find_model_or_stand_in, load_tokenizer
 from gpt2opt.sources.rows import find_rows
@@ -57,7 +58,7 @@ def load_fp16_model(model_id: str | Path = "gpt2") -> tuple[PreTrainedTokenizerB
         ValueError: the model can't be found, is damaged or is not a GPT-2.
     """
     found = find_model_or_stand_in(str(model_id))
-    tokenizer, model = profile.load_fp16_model(found.path)
+    tokenizer, model = pipeline.load_fp16_model(found.path)
     print(f"Loaded {found} in FP16 on {model.device}")
     if found.stand_in:
         print("It is a smaller model: no figure of it compares with gpt2's. For gpt2 connect to the hub, or name a directory that holds it")
@@ -163,7 +164,7 @@ def profile_model_for_tensorboard(
         device = "cpu"
     _runnable(model.to(device))  # type: ignore[arg-type] # transformers' wrapper of `to` hides the types of torch's
     ids = encode_prompt(tokenizer, prompt, 0)
-    trace = record_trace(lambda: generate_tokens(model, [ids], profile.TRACED_TOKENS), Path(log_dir, run_name))
+    trace = record_trace(lambda: generate_tokens(model, [ids], TRACED_TOKENS), Path(log_dir, run_name))
     print(f"The trace is in {trace.path}; `tensorboard --logdir {log_dir}` shows it")
 
 

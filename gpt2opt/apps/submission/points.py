@@ -1,20 +1,206 @@
-"""The checklist: every point by its name, and the function that looks for it."""
+"""The checklist: every point by its name, with the function that looks for it; and the points about the saved files."""
 
+import ast
+import base64
+import io
+import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from gpt2opt.apps.submission import assignment, saved
-from gpt2opt.apps.submission.evidence import NoRecordError, NotMetError, Submission
-from gpt2opt.apps.submission.figures import figures_of_the_record
+from gpt2opt.apps.submission import assignment
+from gpt2opt.apps.submission.assignment import PERPLEXITY, VRAM, calls
+from gpt2opt.apps.submission.code import own_name
+from gpt2opt.apps.submission.evidence import NoRecordError, NotMetError, Submission, number
+from gpt2opt.apps.submission.figures import AGAIN, figures_of_the_record
+from gpt2opt.apps.submission.private import HOME, Place, find_private, visit_notebook, visit_trace
+from gpt2opt.measure.trace_file import ON_GPU, is_trace, parse_trace
+from gpt2opt.report.profile.page import hash_traces
+
+SHOWS = re.compile(r"print|pprint|display|show|plot\w*")
+SHOWS_AT_THE_END = re.compile(rf"{SHOWS.pattern}|head|describe|train|\w*_table")
+"""Calls that leave an output where they stand alone in a line of a cell, and those that do so in its last line."""
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+PICTURES = ("image/", "application/vnd.plotly", "application/vnd.vega")
 
 
-@dataclass(frozen=True)
-class Point:
-    """find: returns what was found, or raises NotMetError or NoRecordError."""
+def run_in_order(s: Submission) -> str:
+    again = "restart the kernel and run all cells"
+    counts = [cell.execution_count for cell in s.cells]
+    if missing := [place for place, count in enumerate(counts) if count is None]:
+        raise NotMetError(f"{number(missing)} not run; {again}")
+    for place, count in enumerate(counts):
+        if count != place + 1:
+            raise NotMetError(f"{number([place])} has execution count {count}, expected {place + 1}; {again}")
+    return f"{len(counts)} code cells, counted 1 to {len(counts)}"
 
-    part: str
-    name: str
-    find: Callable[[Submission], str]
+
+def no_error(s: Submission) -> str:
+    errors = {place: output.ename for place, cell in enumerate(s.cells) for output in cell.outputs if output.output_type == "error"}
+    if errors:
+        first = next(iter(errors.values()))
+        raise NotMetError(f"{number(list(errors))} ended in an error: {first}; mend it and run all cells again")
+    return "no cell ended in an error"
+
+
+def outputs_present(s: Submission) -> str:
+    shown = [place for place, cell in enumerate(s.cells) if cell.outputs]
+    if not shown:
+        raise NotMetError("no cell has an output; run all cells and save the notebook")
+    lacking = [place for place, cell in enumerate(s.cells) if not cell.outputs and should_show(s.code.cells[place], cell.source)]
+    if lacking:
+        raise NotMetError(f"{number(lacking)} should show something and has no output; run all cells and save the notebook")
+    if damaged := [place for place in shown if not all(map(_is_whole, s.cells[place].outputs))]:
+        raise NotMetError(f"{number(damaged)} holds a picture that is damaged; run all cells and save the notebook")
+    return f"{len(shown)} of {len(s.cells)} code cells show something, and the others need not"
+
+
+def _is_whole(output: Any) -> bool:
+    """Say whether an output has no PNG, or one that ends as it should and whose chunks match their checksums."""
+    from PIL import Image
+
+    packed = "".join(output.get("data", {}).get("image/png", "").split())
+    try:
+        data = base64.b64decode(packed, validate=True)
+        if packed:
+            Image.open(io.BytesIO(data), formats=["PNG"]).verify()
+    except (ValueError, SyntaxError, OSError, struct.error):  # what Pillow raises for a damaged file
+        return False
+    return not packed or (data.endswith(PNG_END) and base64.b64encode(data).decode() == packed)
+
+
+def should_show(tree: ast.Module, source: str) -> bool:
+    """Say whether a cell shows something whenever it is run: it prints, plots, or ends in a value. If in doubt, it need not."""
+    if not tree.body or source.lstrip().startswith("%%capture"):
+        return False
+    called = [own_name(line.value.func) for line in tree.body if isinstance(line, ast.Expr) and isinstance(line.value, ast.Call)]
+    last = tree.body[-1]
+    if any(map(SHOWS.fullmatch, called)):
+        return True
+    if not isinstance(last, ast.Expr) or isinstance(last.value, ast.Await) or source.rstrip().endswith(";"):
+        return False
+    return not isinstance(last.value, ast.Call) or bool(SHOWS_AT_THE_END.fullmatch(called[-1]))
+
+
+def no_todo(s: Submission) -> str:
+    if s.code.stubs:
+        raise NotMetError(f"still empty: {', '.join(s.code.stubs[:5])}; write what each of their TODOs asks for")
+    left = [place for place, cell in enumerate(s.cells) if "TODO" in cell.source]
+    if idle := [place for place in left if not s.code.cells[place].body]:
+        raise NotMetError(f"{number(idle)} holds a TODO and no code")
+    return f"no function is empty; {number(left)} still says TODO" if left else "no function is empty, and no TODO is left"
+
+
+def chart_of(kind: str, names: str) -> Callable[[Submission], str]:
+    """Return a point that is met by a picture among the outputs of a cell whose code names what it shows."""
+
+    def find(s: Submission) -> str:
+        kinds = [[kind for output in cell.outputs for kind in output.get("data", {})] for cell in s.cells]
+        cells = [place for place, shown in enumerate(kinds) if any(one.startswith(PICTURES) for one in shown)]
+        found = [place for place in cells if re.search(names, s.code.words(place), re.IGNORECASE)]
+        if not found:
+            raise NotMetError(f"no code cell that names {kind} has a picture among its outputs; plot it in a cell of its own")
+        return number(found)
+
+    return find
+
+
+def traces_present(s: Submission) -> str:
+    if not s.files:
+        raise NotMetError(f"no file in {s.traces}; export the profile with gpt2opt.trace_handler, or name the folder with --traces")
+    traces = list(filter(is_trace, s.files))
+    if not traces:
+        missing = f"no profiler trace (*trace.json, *trace.json.gz) among the {len(s.files)} files of {s.traces}"
+        raise NotMetError(f"{missing}; export the profile")
+    return ", ".join(f"{path.relative_to(s.traces).as_posix()}: {_operators(path)} operators" for path in traces)
+
+
+def _operators(path: Path) -> int:
+    try:
+        events = parse_trace(path)["traceEvents"]
+    except (OSError, ValueError) as error:
+        raise NotMetError(str(error)) from error
+    operators = sum(event.get("cat") in ("cpu_op", *ON_GPU) for event in events)
+    if not operators:
+        raise NotMetError(f"{path.name} holds {len(events)} events and no operator among them; profile at least one whole step")
+    return operators
+
+
+def traces_of_the_record(s: Submission) -> str:
+    """Say how many files are those that the run wrote: each trace, and each page that the record knows."""
+    if (known := s.known.traces) is None:
+        raise NoRecordError("the record has no hashes of its traces, since an earlier version of gpt2opt wrote it; run the notebook again")
+    found = hash_traces(s.traces)
+    wrong = {name: "is missing" for name in known if name not in found}
+    wrong |= {name: "is not the one that the run wrote" for name in known if found.get(name, known[name]) != known[name]}
+    wrong |= {name: "is not in the record" for name in found if name not in known and is_trace(Path(name))}
+    if wrong:
+        raise NotMetError(f"{'; '.join(f'{name} {what}' for name, what in wrong.items())}; {AGAIN}")
+    return f"{len(known)} files, each by its SHA-256"
+
+
+def nothing_private(homes: bool, nothing: str) -> Callable[[Submission], str]:
+    """Return a point that is met if no text holds a home path, or none a key."""
+
+    def check(s: Submission) -> str:
+        found: dict[str, bool] = {}  # each once, in order; whether it is in a source
+
+        def look(place: Place, text: str) -> str:
+            findings = [finding for finding in find_private(text, place.written) if (finding.pattern is HOME) is homes]
+            found.update({f"{place.name}: {finding}": place.source for finding in findings})
+            return text
+
+        visit_notebook(s.notebook, look)
+        try:
+            for path in s.files:
+                visit_trace(path, path.relative_to(s.traces.parent).as_posix(), look)
+        except OSError as error:
+            raise NotMetError(str(error)) from error
+        if found:
+            places = list(found)
+            more = f" and {len(places) - 4} more places" if len(places) > 4 else ""
+            todo = "take it out of the source" if all(found.values()) else "`gpt2opt check --fix` takes it out of outputs and traces"
+            raise NotMetError(f"{'; '.join(places[:4])}{more}; {todo}")
+        return f"{nothing} in sources, outputs and {len(s.files)} files of traces"
+
+    return check
+
+
+PROFILER = "no call of torch.profiler.profile; profile a few tokens, with an on_trace_ready that writes the trace"
+NO_PERPLEXITY = "no call of a function with `perplexity` or `ppl` in its name that does anything"
+NO_VRAM = "no call of torch.cuda.max_memory_allocated or gpt2opt.peak_vram; without a GPU, peak_vram says so"
+POINTS: tuple[tuple[str, str, Callable[[Submission], str]], ...] = (
+    ("notebook", "run top to bottom, in order", run_in_order),
+    ("notebook", "no cell failed", no_error),
+    ("notebook", "saved with outputs", outputs_present),
+    ("notebook", "all TODOs done", no_todo),
+    ("1 profile", "model loaded in FP16", assignment.fp16_model),
+    ("1 profile", "profiled with torch.profiler", calls("profile|record_trace", PROFILER)),
+    ("1 profile", "perplexity measured", calls(PERPLEXITY, NO_PERPLEXITY, assignment.perplexity_of)),
+    ("1 profile", "VRAM measured", calls(VRAM, NO_VRAM, assignment.memory_of)),
+    ("2 prune", "prune_attention_heads, 20% per layer", assignment.prune_heads),
+    ("2 prune", "recast to FP16", assignment.recast_to_fp16),
+    ("2 prune", "measured again", assignment.measured_again),
+    ("3 fine-tune", "tokenizer padding", assignment.padding),
+    ("3 fine-tune", "tokenize_dataset", calls("tokenize_dataset", "tokenize_dataset is not called, or is still empty")),
+    ("3 fine-tune", "TrainingArguments and Trainer", assignment.training),
+    ("3 fine-tune", "1 to 5 epochs", assignment.epochs),
+    ("4 quantize", "INCQuantizer", assignment.inc_quantizer),
+    ("4 quantize", "calibration set filtered and tokenized", assignment.calibration),
+    ("4 quantize", "exported as OpenVINO IR", assignment.openvino_ir),
+    ("4 quantize", "latency, RAM, perplexity on the CPU", assignment.on_the_cpu),
+    ("charts", "chart of latency", chart_of("latency", r"latency|ttft|tpot")),
+    ("charts", "chart of perplexity", chart_of("perplexity", r"perplexity|ppl")),
+    ("charts", "chart of memory", chart_of("memory", r"memory|vram|\bram\b|rss")),
+    ("traces", "traces present and not empty", traces_present),
+    ("traces", "traces are those of the record", traces_of_the_record),
+    ("private", "no key or token", nothing_private(False, "no key, token or password")),
+    ("private", "no home path", nothing_private(True, "no home path")),
+    ("figures", "figures are those of the record", figures_of_the_record),
+)
+"""Part of the assignment, point, and what looks for it: it returns what was found, or raises NotMetError or NoRecordError."""
 
 
 @dataclass(frozen=True)
@@ -27,48 +213,14 @@ class Answer:
     found: str
 
 
-POINTS = (
-    Point("notebook", "run top to bottom, in order", saved.run_in_order),
-    Point("notebook", "no cell failed", saved.no_error),
-    Point("notebook", "saved with outputs", saved.outputs_present),
-    Point("notebook", "all TODOs done", saved.no_todo),
-    Point("1 profile", "model loaded in FP16", assignment.fp16_model),
-    Point("1 profile", "profiled with torch.profiler", assignment.torch_profiler),
-    Point("1 profile", "perplexity measured", assignment.baseline_perplexity),
-    Point("1 profile", "VRAM measured", assignment.baseline_vram),
-    Point("2 prune", "prune_attention_heads, 20% per layer", assignment.prune_heads),
-    Point("2 prune", "recast to FP16", assignment.recast_to_fp16),
-    Point("2 prune", "measured again", assignment.measured_again),
-    Point("3 fine-tune", "tokenizer padding", assignment.padding),
-    Point("3 fine-tune", "tokenize_dataset", assignment.tokenizing),
-    Point("3 fine-tune", "TrainingArguments and Trainer", assignment.training),
-    Point("3 fine-tune", "1 to 5 epochs", assignment.epochs),
-    Point("4 quantize", "INCQuantizer", assignment.inc_quantizer),
-    Point("4 quantize", "calibration set filtered and tokenized", assignment.calibration),
-    Point("4 quantize", "exported as OpenVINO IR", assignment.openvino_ir),
-    Point("4 quantize", "latency, RAM, perplexity on the CPU", assignment.on_the_cpu),
-    Point("charts", "chart of latency", saved.chart_of("latency")),
-    Point("charts", "chart of perplexity", saved.chart_of("perplexity")),
-    Point("charts", "chart of memory", saved.chart_of("memory")),
-    Point("traces", "traces present and not empty", saved.traces_present),
-    Point("traces", "traces are those of the record", saved.traces_of_the_record),
-    Point("private", "no key or token", saved.no_secrets),
-    Point("private", "no home path", saved.no_home_paths),
-    Point("figures", "figures are those of the record", figures_of_the_record),
-)
-
-
 def check_points(submission: Submission) -> list[Answer]:
     """Look for every point, in the order of the assignment."""
-    return [_answer(point, submission) for point in POINTS]
-
-
-def _answer(point: Point, submission: Submission) -> Answer:
-    passed: bool | None = True
-    try:
-        found = point.find(submission)
-    except NotMetError as missing:
-        passed, found = False, str(missing)
-    except NoRecordError as none:
-        passed, found = None, str(none)
-    return Answer(point.part, point.name, passed, found)
+    answers = []
+    for part, point, find in POINTS:
+        passed: bool | None = True
+        try:
+            found = find(submission)
+        except (NotMetError, NoRecordError) as reason:
+            passed, found = (False if isinstance(reason, NotMetError) else None), str(reason)
+        answers.append(Answer(part, point, passed, found))
+    return answers

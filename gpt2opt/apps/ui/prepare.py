@@ -111,7 +111,7 @@ def taken_as_it_is(choice: Choice) -> Prepared | None:
     if not (folder / "run.json").exists() or not (folder / inside / IR).exists():
         return None
     record = read_record(folder / "run.json")
-    measured = next((measurement for measurement, _ in record.measurements() if measurement.name == name), None)
+    measured = record.models.get(name)
     agreement = measured.agreement if measured and choice.precision != FP32 else None
     cost = cost_of(agreement, measured.memory if measured else None, environment.machine_label(record.environment))
     return Prepared(f"{folder.name}, {inside}", folder / inside, cost, made=False)
@@ -174,7 +174,6 @@ class Maker:
 
         found = find_model(self.model_id if self.model_id in SIZES else str(torch_folder(self.model_id)))
         self.tokenizer, self.model = load_model(found.path)
-        self.model.made_from = hash_weights(found.path)
         self.texts = find_texts()
 
     def make(self) -> None:

@@ -84,7 +84,7 @@ def measured_ratios(record: Path, name: str) -> dict[str, str]:
     It is empty if there is no record.
     """
     try:
-        pairs = [pair for stage in read_record(record).stages for pair in stage.comparisons]
+        pairs = [pair for model in read_record(record).models.values() for pair in model.comparisons()]
     except ValueError:
         return {}
     both = [*pairs, *(Comparison(pair.base, pair.name, pair.base_latency, pair.latency) for pair in pairs)]

@@ -121,19 +121,22 @@ def test_nothing_is_written_into_a_folder_of_the_users_own(leaky):
     assert leaky.path.read_bytes() == before
 
 
-def test_paths_leave_tensorboards_logs_which_stay_readable(project):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def test_a_log_of_tensorboard_with_a_path_in_it_is_deleted(project):
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(project.traces / "train")) as writer:
-        writer.add_text("args", '"output_dir": "/home/jürgen/out"')
-        writer.add_scalar("loss", 2.5, 1)
+    for name, folder in (("train", "/home/jürgen/out"), ("clean", "out")):
+        with SummaryWriter(str(project.traces / name)) as writer:
+            writer.add_text("args", f'"output_dir": "{folder}"')
+            writer.add_scalar("loss", 2.5, 1)
     assert list(project.failed()) == ["no home path"]
-    fix_submission(read_submission(project.path))
+    ((log,), (clean,)) = (list((project.traces / name).iterdir()) for name in ("train", "clean"))
+    before = log.read_bytes(), clean.read_bytes()
+    fixed = fix_submission(read_submission(project.path))
     assert project.failed() == {}
-    read = EventAccumulator(str(project.traces / "train")).Reload()
-    assert [event.value for event in read.Scalars("loss")] == [2.5]
-    assert read.Tensors("args/text_summary")[0].tensor_proto.string_val == [b'"output_dir": "~/out"']
+    assert not log.exists()
+    assert [copy.read_bytes() for copy in fixed.copies] == [before[0]]
+    assert clean.read_bytes() == before[1]
+    assert fixed.changed == [f"traces/train/{log.name}: home path /home/jürgen; the log of TensorBoard that holds it was deleted"]
 
 
 def test_a_trace_that_is_cut_short_is_refused(project):

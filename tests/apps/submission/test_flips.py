@@ -1,7 +1,8 @@
-"""One bit of an output is flipped: check finds it, or it stands where nothing can be compared, and that is said here."""
+"""One digit of an output or one bit of a picture is flipped: check finds it, or nothing is compared there, and that is said here."""
 
 import dataclasses
 import random
+import string
 
 import pytest
 from nbformat.v4 import new_code_cell, new_output
@@ -9,10 +10,10 @@ from nbformat.v4 import new_code_cell, new_output
 from gpt2opt import conclude_finetune, conclude_profile, environment_table, samples_table, speed_table, stage_table, stand_in_notice
 from gpt2opt.apps.submission.evidence import NotMetError, read_submission
 from gpt2opt.apps.submission.figures import OBJECT, figures_of_the_record
-from gpt2opt.apps.submission.saved import outputs_present
+from gpt2opt.apps.submission.points import outputs_present
 from gpt2opt.report.tables import summary_table
 from tests.apps.submission.conftest import CHARTS, PICTURE
-from tests.report.conftest import make_record
+from tests.report.conftest import change, make_record
 
 FLIPS = 300
 OWN, BESIDE = "what a cell prints by code of its own", "the text beside a picture"
@@ -22,11 +23,10 @@ NOT_COMPARED = {OWN, BESIDE}
 def whole_record():
     """A record with what the conclusions of stages 1 and 3 need."""
     record = make_record()
-    profiled, _, tuned, _ = (stage.measurement for stage in record.stages)
-    control = dataclasses.replace(tuned, name="Fine-tuned, unpruned", latency=None, memory=None)
-    profiled = dataclasses.replace(profiled, facts=profiled.facts | {"known_perplexities": None})
-    record.stages[0] = dataclasses.replace(record.stages[0], measurement=profiled)
-    record.stages[2] = dataclasses.replace(record.stages[2], controls=(control,))
+    change(record, "Baseline", facts=record.models["Baseline"].facts | {"known_perplexities": None})
+    record.models["Fine-tuned, unpruned"] = dataclasses.replace(
+        record.models["Fine-tuned"], name="Fine-tuned, unpruned", latency=None, memory=None
+    )
     return record
 
 
@@ -84,8 +84,12 @@ def places(cells, reports):
                 yield output.data, kind, BESIDE if own and kind == "text/plain" else None
 
 
-def flipped(text: str, draw: random.Random) -> str | None:
-    """Return a text with one bit of its bytes flipped; None where it is no text any more, so that the notebook could not be read."""
+def flipped(text: str, kind: str, draw: random.Random) -> str | None:
+    """Return a text with one of its digits changed, or a picture with one bit flipped; None if there is no digit, or no text any more."""
+    if kind != "image/png":
+        digits = [place for place, character in enumerate(text) if character in string.digits]
+        place = draw.choice(digits) if digits else 0
+        return f"{text[:place]}{(int(text[place]) + draw.randint(1, 9)) % 10}{text[place + 1 :]}" if digits else None
     data = bytearray(text.encode())
     data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
     try:
@@ -94,7 +98,7 @@ def flipped(text: str, draw: random.Random) -> str | None:
         return None
 
 
-def test_a_flipped_bit_in_any_output_made_of_the_record_or_in_a_picture_is_found(executed):
+def test_a_flipped_digit_in_any_output_made_of_the_record_or_a_bit_in_a_picture_is_found(executed):
     submission, reports = executed
     assert not found(submission)
     draw, counts = random.Random(0), {None: 0, OWN: 0, BESIDE: 0}
@@ -102,7 +106,7 @@ def test_a_flipped_bit_in_any_output_made_of_the_record_or_in_a_picture_is_found
     for _ in range(FLIPS):
         (mapping, key, reason) = draw.choice(every)
         before = mapping[key]
-        if (after := flipped(before, draw)) is None:
+        if (after := flipped(before, key, draw)) is None:
             continue
         mapping[key] = after
         assert found(submission) or reason in NOT_COMPARED, f"{before!r} became {after!r}"

@@ -4,7 +4,7 @@ import string
 
 import pytest
 
-from gpt2opt.apps.submission.secrets import find_homes, find_secrets, mask
+from gpt2opt.apps.submission.private import HOME, find_private
 
 MIXED = "aB3dE5gH7jK9mN1pQ4sT6vX8zA2cF0iLoR5u"
 HOME_OF_ROOT = "/" + "root"
@@ -23,28 +23,32 @@ KEYS = {
 
 
 def kinds(text: str, written: bool = True) -> list[str]:
-    return [finding.what for finding in find_secrets(text, written)]
+    return [finding.pattern.what for finding in find_private(text, written)]
 
 
 @pytest.mark.parametrize("what", KEYS)
 @pytest.mark.parametrize("written", [True, False], ids=["written", "in a trace"])
 def test_a_key_is_found_whole_and_once(what, written):
     text = f"login('{KEYS[what]}')\nprint(1)"
-    (finding,) = find_secrets(text, written)
-    assert finding.what == what
+    (finding,) = find_private(text, written)
+    assert finding.pattern.what == what
     assert text[finding.start : finding.end] == KEYS[what]
-    assert finding.todo
+    assert finding.pattern.todo
 
 
 def test_a_fine_grained_token_of_github_is_found():
     assert kinds("github_pat_" + MIXED + "_" + MIXED) == ["GitHub token"]
 
 
+def test_a_home_folder_before_a_key_does_not_hide_it():
+    assert kinds(f"token=/home/jane/{MIXED}", written=False) == ["key, by the name before it"]
+
+
 @pytest.mark.parametrize("quote", ['"', '\\"', "'"])
 def test_a_kaggle_key_is_found_in_its_json_as_it_is_and_escaped(quote):
     text = f"{{{quote}username{quote}: {quote}jane{quote}, {quote}key{quote}:{quote}{HEX}{quote}}}"
-    (finding,) = find_secrets(text, written=False)
-    assert finding.what == "Kaggle key"
+    (finding,) = find_private(text, written=False)
+    assert finding.pattern.what == "Kaggle key"
     assert text[finding.start : finding.end] == HEX
 
 
@@ -87,7 +91,8 @@ def test_no_alarm_where_there_is_no_key(text):
 
 
 def test_a_key_is_shown_by_its_beginning_alone():
-    assert mask(KEYS["Hugging Face token"]) == "hf_aB… (37 characters)"
+    (finding,) = find_private(KEYS["Hugging Face token"], written=False)
+    assert str(finding) == "Hugging Face token hf_aB… (37 characters)"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +107,7 @@ def test_a_key_is_shown_by_its_beginning_alone():
     ],
 )  # fmt: skip
 def test_a_home_folder_is_found(text, home):
-    assert [text[found.start : found.end] for found in find_homes(text)] == [home]
+    assert [(found.pattern, text[found.start : found.end]) for found in find_private(text, written=True)] == [(HOME, home)]
 
 
 @pytest.mark.parametrize(
@@ -110,4 +115,4 @@ def test_a_home_folder_is_found(text, home):
     ["https://example.org/home/page", "~/home/x", "/home/<you>", "/rooted", "tree/root", "/usr/lib/python3.11", "/home", "src/Users/x"],
 )
 def test_other_paths_are_no_home_folders(text):
-    assert find_homes(text) == []
+    assert find_private(text, written=False) == []

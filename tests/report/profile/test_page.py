@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import re
 
@@ -12,7 +11,7 @@ from gpt2opt.report.profile import page as page_module
 from gpt2opt.report.profile.page import page, remove_page, script, write_pages
 from gpt2opt.report.profile.summary import measured_ratios, summarize
 from gpt2opt.report.style import COLORS, CONTROL
-from tests.report.conftest import make_record
+from tests.report.conftest import change, make_record
 from tests.report.profile.conftest import cpu_events, event, write
 
 
@@ -111,9 +110,7 @@ def timed(scale: float) -> Latency:
 
 def test_two_profiles_have_the_ratio_that_was_measured_in_turns_whichever_comes_first(tmp_path):
     record = make_record()
-    (pair,) = record.stages[1].comparisons
-    pair = dataclasses.replace(pair, latency=timed(0.5), base_latency=timed(1))
-    record.stages[1] = dataclasses.replace(record.stages[1], comparisons=(pair,))
+    change(record, "Pruned", latency=timed(0.5), in_turns={"Baseline": timed(1)})
     record.write(tmp_path / "run.json")
     for folder in ("1-profile", "2-prune", "3-finetune", "mine"):
         write(tmp_path / folder, cpu_events())
@@ -144,5 +141,5 @@ def test_the_share_of_an_operator_is_the_same_on_the_page_and_in_the_notebook(tm
     path = write(tmp_path / "1-profile", cpu_events())
     first, *others = [row["own"]["cpu"] for row in summarize(path, "1-profile")["operators"]]
     record = make_record()
-    record.stages[0].facts.update(operator_seconds=read_trace(path.parent).operators, known_perplexities=None)
+    record.models["Baseline"].facts.update(operator_seconds=read_trace(path.parent).operators, known_perplexities=None)
     assert f"aten::addmm takes {first / (first + sum(others)):.0%} of the own time of all operators" in conclude_profile(record)
