@@ -129,8 +129,7 @@ def _models(record: Record) -> Table:
 
 def _taken_on(record: Record) -> str:
     facts, sources, settings = record.environment, record.sources, record.settings
-    quality = record.measured("Baseline").quality
-    assert quality
+    quality = record.measured("Baseline").scored
     return (
         f"Measured on {machine_label(facts)}, {facts['gpu'] or 'no GPU'}. Model: {sources['model']['name']}; text: "
         f"{sources['text']['name']}, {quality.num_tokens:,} tokens scored. Prompt {settings.prompt_tokens} tokens, {settings.new_tokens} "
@@ -141,9 +140,7 @@ def _taken_on(record: Record) -> str:
 def _summary(record: Record, link: str) -> str:
     parts = [_taken_on(record)]
     if record.stages[-1] == QUANTIZE:
-        int8, fp32 = record.measured("INT8").quality, record.measured("FP32").quality
-        assert int8
-        assert fp32
+        int8, fp32 = record.measured("INT8").scored, record.measured("FP32").scored
         parts.append(f"Perplexity of INT8 ÷ that of its FP32 control: {perplexity_ratio(int8, fp32)}.")
     parts.append(f"Every number comes from [`run.json`]({link}/run.json), which also holds the raw samples.")
     return f"{_models(record).markdown()}\n\n{' '.join(parts)}"

@@ -15,7 +15,6 @@ from gpt2opt.measure.stats import (
     PERCENT,
     Estimate,
     mcnemar,
-    mean_interval,
     only_one_hits,
     over_documents,
     paired_ratio,
@@ -111,8 +110,8 @@ def answer_table(result: ClassifierResult) -> Table:
     rows = []
     for variant in result.measured:
         right, base = hits(result, variant), hits(result, result.base)
-        low, high = mean_interval(right, [1] * len(right)) or (float("nan"), float("nan"))
-        row = [variant.name, f"{statistics.fmean(right):.4f} [{low:.4f}, {high:.4f}]", f"{macro_f1(result, variant):.4f}"]
+        accuracy = over_documents(np.divide, right, np.ones(len(right)), tokens=np.ones(len(right)))
+        row = [variant.name, f"{accuracy:.4f}", f"{macro_f1(result, variant):.4f}"]
         if variant is result.base:
             rows.append((*row, *[""] * 4))
             continue
@@ -167,9 +166,8 @@ def plot_classifier(result: ClassifierResult) -> list[Axes]:
         latency.errorbar(p50, row, xerr=[[0], [p95 - p50]], fmt="none", color="black", capsize=3, linewidth=1)
         latency.plot(p99, row, "o", color="black", markersize=3)
         if variant is not result.base:
-            found = _share_difference(result, variant)
-            ends = [[100 * (found.value - found.low)], [100 * (found.high - found.value)]]
-            answers.errorbar(100 * found.value, row, xerr=ends, fmt="o", color=own, capsize=4)
+            found = _share_difference(result, variant).scaled(100)
+            answers.errorbar(found.value, row, xerr=found.reach, fmt="o", color=own, capsize=4)
     _rows((size, latency, answers), [variant.name for variant in variants])
     size.set(title="As saved", xlabel="MB")
     latency.set(title=f"Latency of one text of {result.tokens} tokens", xlabel="ms; bar: p50, whisker: p95, dot: p99")
