@@ -25,8 +25,8 @@ from gpt2opt.measure.results import Quality
 from gpt2opt.measure.stats import PERCENT, Estimate, paired_ratio
 from gpt2opt.measure.turns import Contestants, again
 from gpt2opt.prune import head_importance, importance_batches, prune_attention_heads
-from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.report.style import BETTER, SAME, WHOLE, WORSE
 from gpt2opt.report.table import MISSING, Table, table
 from gpt2opt.report.tables import megabytes, milliseconds
@@ -199,12 +199,12 @@ def _make_models(source: Path, texts: Texts, folder: Path, prune_fraction: float
     TorchFp32().prepare(source, folder / "torch")
     tokenizer, model = load_model(source)
     say("exporting FP32")
-    export_ir(linearize(model), tokenizer, fp32)
+    export_ir(prepare_for_export(model), tokenizer, fp32)
     say(f"pruning {prune_fraction:.0%} of the heads")
     chosen_on = [document.text for document in take_bytes(texts.fine_tune, settings.fine_tune_bytes)]
     importance = head_importance(model, importance_batches(chosen_on, tokenizer, settings.sequence_length))
     heads = model.transformer.h[0].attn.num_heads
-    export_ir(linearize(prune_attention_heads(model, prune_fraction, importance)), tokenizer, pruned_fp32)
+    export_ir(prepare_for_export(prune_attention_heads(model, prune_fraction, importance)), tokenizer, pruned_fp32)
     say("quantizing")
     calibration = prepare_calibration_dataset([d.text for d in texts.calibration], tokenizer, limit=calibration_rows)
     quantize_int8(model, tokenizer, calibration, int8)

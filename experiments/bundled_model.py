@@ -24,13 +24,18 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from gpt2opt.measure.quality import JOIN, Protocol, perplexity, prepare_text
 from gpt2opt.measure.results import Quality
-from gpt2opt.sources.docs_corpus import HELD_OUT, TRAINING, training_documents
-from gpt2opt.sources.docstrings import Document
+from gpt2opt.sources.documentation import HELD_OUT, Document, unique_documents, unique_package_documents
 from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
 from gpt2opt.torch_model import logits_of
 
 END_OF_TEXT = "<|endoftext|>"
+TRAINING = (
+    "transformers", "torch", "scipy", "sympy", "sklearn", "pandas", "numpy", "huggingface_hub", "nncf", "datasets",
+    "peft", "IPython", "fontTools", "narwhals", "setuptools", "mpmath", "pydantic", "tornado", "accelerate",
+    "prompt_toolkit", "openvino", "werkzeug", "absl", "jinja2", "joblib", "fsspec",
+)  # fmt: skip
+"""The packages whose documentation the model is trained on, beside the reference of the language."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,16 @@ class Recipe:
     decay_share: float = 0.35
     validation_share: float = 0.005
     seed: int = 0
+
+
+def training_documents() -> list[Document]:
+    """Return the training documents; none shares a long paragraph with another or with a held-out one."""
+    from pydoc_data.topics import topics  # the language reference, which CPython brings along for `help()`
+
+    seen: set[bytes] = set()
+    unique_package_documents(HELD_OUT, seen)
+    chapters = (Document(f"pydoc_data.topics/{name}", text.strip()) for name, text in sorted(topics.items()))
+    return [*unique_documents(chapters, seen), *unique_package_documents(TRAINING, seen)]
 
 
 def train_tokenizer(documents: list[Document], recipe: Recipe) -> GPT2TokenizerFast:

@@ -27,8 +27,8 @@ from gpt2opt.measure.turns import Contestants, again, in_child
 from gpt2opt.report.style import OUR_ENGINE, SAME
 from gpt2opt.report.table import MISSING, Table, megabytes, milliseconds, table
 from gpt2opt.runtime.compile import case_of
-from gpt2opt.runtime.manifest import read_manifest
-from gpt2opt.runtime.passes import PASSES, Plan
+from gpt2opt.runtime.manifest import IR_NAME
+from gpt2opt.runtime.passes import choose_passes
 from gpt2opt.settings import check_whole
 
 SCHEMA = "gpt2opt.passes/1"
@@ -88,8 +88,8 @@ def time_passes(folder: Path, vocab_size: int, rounds: int, bar: tqdm) -> tuple[
     Raises:
         RuntimeError: a variant can't be loaded, or fails.
     """
-    plan = Plan(case_of(openvino.Core().read_model(str(folder / "openvino_model.xml"))), read_manifest(folder).promises)
-    removable = [each.name for each in PASSES if not each.required and plan.includes(each.name)]
+    case = case_of(openvino.Core().read_model(folder / IR_NAME))
+    removable = [name for name, each in choose_passes(case).items() if not each.required]
     bar.set_description("loading")
     starts = {name: in_child(OursWithout, () if name == ALL else (name,), folder) for name in (ALL, *removable)}
     with Contestants(starts) as contestants:
@@ -98,7 +98,7 @@ def time_passes(folder: Path, vocab_size: int, rounds: int, bar: tqdm) -> tuple[
         for outcome in turns:  # noqa: B007
             bar.update()
         sizes = {name: contestants.call(name, "resident") for name in contestants.names}
-    return plan.case, tuple(
+    return case, tuple(
         Variant(name, sizes[name] and sizes[name].rss_bytes, tuple(taken[ONE]), tuple(taken[SEVERAL]))
         for name, taken in outcome.samples.items()
     )

@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,14 @@ from gpt2opt.environment import machine_label
 from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, perplexity, prepare_text
 from gpt2opt.measure.results import Agreement, Quality
 from gpt2opt.measure.stats import PERCENT
-from gpt2opt.quantize.calibration import calibrate, calibrate_static
-from gpt2opt.quantize.fake_quant import fake_quantize, linearize
+from gpt2opt.quantize.fake_quant import fake_quantize
+from gpt2opt.quantize.inc import calibrate
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.quantize.recipes import RECIPES
 from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, with_interval
 from gpt2opt.runtime.ir_model import load_ir
+from gpt2opt.runtime.manifest import IR_WEIGHTS
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
 from gpt2opt.torch_model import logits_of
@@ -39,7 +40,7 @@ def inject_outliers(linear: GPT2LMHeadModel, k: float = 64, share: float = 0.01)
     Large GPT-2s have such channels by themselves; SmoothQuant (Xiao et al. 2022) was made for them.
 
     Args:
-        linear: a linearized GPT-2; changed in place. Its head is no longer tied to its embedding.
+        linear: a GPT-2 from `prepare_for_export`; changed in place. Its head is no longer tied to its embedding.
         k, share: the factor, and the share of the channels of a LayerNorm.
     """
     generator = torch.Generator().manual_seed(0)
@@ -127,7 +128,7 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
     reference = logits_of(easy)
     expected = perplexity(reference, scored)
     results = []
-    models = {"as it comes": linearize(easy), "injected outliers": inject_outliers(linearize(easy))}
+    models = {"as it comes": prepare_for_export(easy), "injected outliers": inject_outliers(prepare_for_export(easy))}
     for (name, linear), (recipe_name, recipe) in itertools.product(models.items(), COMPARED.items()):
         say(f"{name}: {recipe_name} …")
         with tempfile.TemporaryDirectory() as scratch:
@@ -136,22 +137,22 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
             done = quantize_int8(linear, tokenizer, calibration, folder, recipe)
             seconds = time.perf_counter() - start
             measured = measure_agreement(logits_of(load_ir(folder)), reference, scored, reference_name="FP32")
-            size = (folder / "openvino_model.bin").stat().st_size
+            size = (folder / IR_WEIGHTS).stat().st_size
             results.append(RecipeResult(name, recipe_name, *measured, done.audit.float_inputs, size, seconds))
     safe_sums = []
     for name, linear in models.items():
         say(f"{name}: weights with and without room for sums of 16 bits …")
-        agreements = (_agreement_in_floats(linear, calibration, steps, reference, scored) for steps in (calibrate_static, calibrate))
+        agreements = (_agreement_in_floats(linear, calibration, safe_sums, reference, scored) for safe_sums in (False, True))
         safe_sums.append(SafeSums(name, *agreements))
     return RecipeComparison(environment.describe(), str(found), expected, tuple(results), tuple(safe_sums))
 
 
 def _agreement_in_floats(
-    linear: GPT2LMHeadModel, calibration: Dataset, steps: Callable, reference: Logits, scored: ScoredText
+    linear: GPT2LMHeadModel, calibration: Dataset, safe_sums: bool, reference: Logits, scored: ScoredText
 ) -> Agreement:
-    """Score the fake-quantized model that a way of choosing steps gives, with every block input quantized."""
+    """Score the fake-quantized model with INC's steps or with safe ones, every block input quantized."""
     model = copy.deepcopy(linear)
-    fake_quantize(model, steps(model, calibration, RECIPES["w8a8"]))
+    fake_quantize(model, calibrate(model, calibration, RECIPES["w8a8"], safe_sums=safe_sums))
     return measure_agreement(logits_of(model), reference, scored, reference_name="FP32")[1]
 
 

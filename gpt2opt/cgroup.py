@@ -3,6 +3,7 @@
 from __future__ import annotations  # see environment.py, which imports this
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,20 +15,27 @@ def cpu_quota(root: Path = ROOT) -> float:
 
     The result is infinite without a quota and where there are no control groups. `root` is the folder of `proc` and `sys`.
     """
-    return min(map(_quota, _groups(root, "cpu")), default=math.inf)
+    quotas = (_numbers(group, "cpu.max") or _numbers(group, "cpu.cfs_quota_us", "cpu.cfs_period_us") for group in _groups(root, "cpu"))
+    return min((quota[0] / quota[1] for quota in quotas if len(quota) == 2 and min(quota) > 0), default=math.inf)
 
 
 def memory_limit(root: Path = ROOT) -> float:
-    """Return how many bytes the processes of this control group may take together, likewise.
-
-    Without a limit the result is infinite or, in version 1, larger than any memory.
-    """
-    return min(map(_memory_limit, _groups(root, "memory")), default=math.inf)
+    """Return how many bytes these processes may take together. Without a limit it is infinite or, in version 1, beyond any memory."""
+    return min((limit for limit, _ in _memory(root)), default=math.inf)
 
 
 def memory_left(root: Path = ROOT) -> float:
     """Return how many bytes below that limit are not taken yet. Pages of files that can be dropped are free."""
-    return min((_memory_limit(group) - _memory_taken(group) for group in _groups(root, "memory")), default=math.inf)
+    return min((limit - taken for limit, taken in _memory(root)), default=math.inf)
+
+
+def _memory(root: Path) -> Iterator[tuple[float, int]]:
+    """Yield the memory limit of each group and what is taken of it; the names of the files are those of version 2, else of version 1."""
+    for group in _groups(root, "memory"):
+        limit = _numbers(group, "memory.max") or _numbers(group, "memory.limit_in_bytes")
+        taken = _numbers(group, "memory.current") or _numbers(group, "memory.usage_in_bytes")
+        inactive = re.findall(r"^(?:total_)?inactive_file (\d+)$", _text(group / "memory.stat"), re.MULTILINE)
+        yield limit[0] if limit else math.inf, sum(taken) - max(map(int, inactive), default=0)
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
@@ -35,54 +43,26 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
     Some folders may be missing: a container may see its own group at the top, while `/proc/self/cgroup` gives the host's path to it.
     """
-    memberships = root / "proc/self/cgroup"
-    for line in memberships.read_text().splitlines() if memberships.exists() else ():
+    for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
-        if not controllers:  # version 2
-            mounts = ("", "unified")
-        elif controller in controllers.split(","):
-            mounts = (controllers, controller)
-        else:
+        if controllers and controller not in controllers.split(","):
             continue
-        for mount in mounts:
-            folder = root / "sys/fs/cgroup" / mount
-            yield folder
-            for name in Path(group.lstrip("/")).parts:
-                folder /= name
-                yield folder
+        for mount in (controllers, controller) if controllers else ("", "unified"):  # version 1, version 2
+            top = root / "sys/fs/cgroup" / mount
+            own = top / group.lstrip("/")
+            yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(top))
 
 
-def _quota(folder: Path) -> float:
-    """Return the quota of a group in CPUs; infinite if it has none."""
+def _numbers(folder: Path, *names: str) -> list[int]:
+    """Return the numbers in some files; none if one of them says something else, such as `max`."""
     try:
-        if (folder / "cpu.max").exists():
-            quota, period = (folder / "cpu.max").read_text().split()
-        else:
-            quota, period = ((folder / name).read_text() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
-        return int(quota) / int(period) if quota != "max" and int(quota) > 0 else math.inf
-    except (OSError, ValueError, ZeroDivisionError):  # the file is missing, unreadable or of an unknown format
-        return math.inf
+        return [int(word) for name in names for word in _text(folder / name).split()]
+    except ValueError:
+        return []
 
 
-def _memory_limit(folder: Path) -> float:
-    limit = _number(folder, "memory.max", "memory.limit_in_bytes")
-    return math.inf if limit is None else limit
-
-
-def _memory_taken(folder: Path) -> int:
-    taken = _number(folder, "memory.current", "memory.usage_in_bytes") or 0
+def _text(path: Path) -> str:
     try:
-        rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return taken - int(rows.get("total_inactive_file", rows.get("inactive_file", 0)))
-    except (OSError, ValueError):
-        return taken
-
-
-def _number(folder: Path, *names: str) -> int | None:
-    """Return the number in the first of these files that holds one: version 2 and version 1 name them differently."""
-    for name in names:
-        try:
-            return int((folder / name).read_text())
-        except (OSError, ValueError):  # the file is missing or unreadable, or says `max`
-            continue
-    return None
+        return path.read_text()
+    except OSError:  # the file is missing or unreadable
+        return ""

@@ -27,7 +27,7 @@ PYTHON = ((3, 10), (3, 13))
 """The first version that works, and the first that does not: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13."""
 
 STACK = ("optimum-intel", "neural-compressor", "transformers", "numpy", "torch", "openvino")
-"""The packages whose versions decide whether the four stages work at all. `window.py` knows which versions do, and why."""
+"""The packages whose versions decide whether the four stages work at all. `versions.py` knows which versions do, and why."""
 REPORTED = (*STACK, "datasets", "nncf", "tokenizers", "accelerate")
 CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 
@@ -44,6 +44,7 @@ CPU_KINDS = {
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """Either tells OpenMP's threads how to wait; where both are set, libgomp goes by the second."""
 OTHER_CPU_KIND = "other"
+COMMAND_S = 5.0
 UNTOLD = "instructions not known: the system does not tell them"
 
 
@@ -85,8 +86,8 @@ def check_stack() -> None:
     """Raise ImportError if a package has a version that is known not to work; the message gives the reason for each."""
     problems = []
     for name in STACK:
-        wanted, found = requirements().get(name), installed(name)
-        if wanted and (problem := wanted.problem(found)) and not wanted.is_untested(found):
+        wanted, found = requirements()[name], installed(name)
+        if (problem := wanted.problem(found)) and not wanted.is_untested(found):
             problems.append(problem)
     if problems:
         raise ImportError("; ".join(problems) + "; `pip install -r requirements.txt` brings the versions that work together")
@@ -100,7 +101,7 @@ def installed(package: str) -> str | None:
 
 
 def at_least(package: str, oldest: str) -> bool:
-    """Return whether an installed package has this version or a newer one; for arguments that were renamed within the window of `STACK`."""
+    """Return whether an installed package has this version or a newer one; for arguments that were renamed meanwhile."""
     from packaging.version import Version
 
     return Version(version(package)) >= Version(oldest)
@@ -108,20 +109,28 @@ def at_least(package: str, oldest: str) -> bool:
 
 @cache
 def describe() -> dict[str, Any]:
-    """Return the facts that a result is stored with: CPU, instruction sets, threads and how they wait, memory, GPU, versions, commit."""
-    flags = cpu_flags()
+    """Return the facts that a result is stored with: CPU, instruction sets, threads and how they wait, memory, GPU, versions, commit.
+
+    cpu_governor: how the kernel chooses the CPU clock, for example `performance`; None in most VMs. gpu_tf32: whether torch may round the
+    inputs of FP32 matmuls to TF32, which it does not by default.
+    """
+    import psutil
+    import torch
+
+    flags, gpu, governor = cpu_flags(), torch.cuda.is_available(), Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    gpus = nvidia_smi("driver_version", "clocks.sm", "clocks.max.sm", "power.limit") if gpu else []
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
         "cpu_flags": None if flags is None else [flag for flag in CPU_FLAGS if flag in flags],
-        "cpu_governor": _cpu_governor(),
+        "cpu_governor": governor.read_text().strip() if governor.exists() else None,
         "threads": threads(),
         "wait_policy": wait_policy(),
-        "memory_bytes": _memory_bytes(),
-        "gpu": _gpu_name(),
-        "gpu_state": _gpu_state(),
-        "gpu_tf32": _gpu_tf32(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": torch.cuda.get_device_name() if gpu else None,
+        "gpu_state": gpus[0] if gpus else None,
+        "gpu_tf32": torch.backends.cuda.matmul.allow_tf32 if gpu else None,
         "versions": {package: installed(package) for package in REPORTED},
         "commit": commit(),
     }
@@ -196,30 +205,24 @@ def set_seed(seed: int) -> None:
 
 
 def cpu_name() -> str:
-    for line in _cpuinfo():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpu_fact("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> set[str] | None:
     """Return the CPU's instruction-set flags; None where the system does not list them, as on macOS and Windows."""
-    for line in _cpuinfo():
-        if line.lower().startswith(("flags", "features")):
-            return set(line.split(":", 1)[1].split())
-    return None
+    flags = _cpu_fact("flags", "Features")
+    return None if flags is None else set(flags.split())
+
+
+def _cpu_fact(*names: str) -> str | None:
+    facts = (line.partition(":") for line in _cpuinfo())
+    return next((value.strip() for name, _, value in facts if name.strip() in names), None)
 
 
 @cache
 def _cpuinfo() -> tuple[str, ...]:
     path = Path("/proc/cpuinfo")
     return tuple(path.read_text().splitlines()) if path.exists() else ()
-
-
-def _cpu_governor() -> str | None:
-    """Return how the kernel chooses the CPU clock, for example `performance`; None where it does not tell, as in most VMs."""
-    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    return path.read_text().strip() if path.exists() else None
 
 
 class CpuWatch:
@@ -254,45 +257,25 @@ class CpuWatch:
         return time.monotonic(), busy, sum(own[:4]) + children  # user and system, and those of children that have ended
 
 
-def _memory_bytes() -> int:
-    import psutil
-
-    return psutil.virtual_memory().total
-
-
-def _gpu_name() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
-def _gpu_state() -> dict[str, str] | None:
-    """Return the GPU's driver version, clocks and power limit from nvidia-smi; None without a GPU or the tool."""
-    fields = ("driver_version", "clocks.sm", "clocks.max.sm", "power.limit")
-    if _gpu_name() is None:
-        return None
-    try:
-        command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
-        line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return None
-    return dict(zip(fields, (value.strip() for value in line.split(",")), strict=True))
-
-
-def _gpu_tf32() -> bool | None:
-    """Return whether torch may round the inputs of FP32 matmuls on the GPU to TF32; None without a GPU. Its default is not to."""
-    import torch
-
-    return torch.backends.cuda.matmul.allow_tf32 if torch.cuda.is_available() else None
+def nvidia_smi(*fields: str) -> list[dict[str, str]]:
+    """Return these fields of each GPU; none without the tool or its driver."""
+    lines = (_output("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader") or "").splitlines()
+    rows = [[value.strip() for value in line.split(",")] for line in lines]
+    return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]
 
 
 def commit() -> str | None:
     """Return the commit of this library, if it runs from its repository."""
+    return _output("git", "rev-parse", "--short", "HEAD")
+
+
+def _output(*command: str) -> str | None:
+    """Return what a program prints when it runs in the folder of this library; None if there is no such program, or it fails or hangs."""
     try:
         return subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=COMMAND_S
         ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
 
 

@@ -1,4 +1,4 @@
-"""What an error tells a person: what it stems from, in one line with what to do; and the exit code that a command ends with."""
+"""What a user reads about an error: its cause, in one line with what to do; and the exit code that a command ends with."""
 
 import argparse
 import os
@@ -54,7 +54,7 @@ def raise_cause(error: BaseException) -> None:
 
 
 def text_of(error: BaseException) -> str:
-    """Return what to tell of an error; one without a text of its own is told by its type, with what to do."""
+    """Return the line that a user reads about an error. One without a message is named by its type, with what to do."""
     text = str(error).strip()
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"

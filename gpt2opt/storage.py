@@ -15,7 +15,7 @@ import tempfile
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,18 @@ SIGNATURES = (b'"schema": "gpt2opt.', b'<meta name="generator" content="gpt2opt"
 def check_folder(folder: Path | str) -> None:
     """Raise ValueError unless `folder` may be written: it is absent, empty or written by this project, and its place is writable.
 
-    Call it before long work, so that a user is not told after hours of waiting.
+    Call it before long work, so that a user does not wait for hours to learn it.
     """
     if not str(folder):
         raise ValueError("the folder has no name: an empty one came, expected that of a new or an empty folder")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, expected a folder; name a new or an empty one")
-    if folder.is_dir() and _listed(folder) is None and any(not path.name.startswith(PREFIX) for path in _children(folder)):
+    try:
+        others = folder.is_dir() and _listed(folder) is None and any(not path.name.startswith(PREFIX) for path in folder.iterdir())
+    except OSError as error:
+        raise ValueError(f"can't read {folder}: {error.strerror}; name another folder") from error
+    if others:
         raise ValueError(f"{folder} is not empty and was not written by gpt2opt, so it is left alone; name a new or an empty folder")
     _check_writable(folder)
 
@@ -60,7 +64,8 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
     folder = Path(folder).resolve()
     made = _make(folder)
     try:
-        with lock(folder):
+        with ExitStack() as stack:
+            stack.callback(take_lock(folder).release)
             for stale in folder.glob(f"{PREFIX}-*"):
                 shutil.rmtree(stale)  # left by a process that was killed; the lock shows that no other process is at work
             with tempfile.TemporaryDirectory(prefix=f"{PREFIX}-", dir=folder) as partial:
@@ -89,7 +94,7 @@ def _move(partial: Path, folder: Path) -> None:
 
 
 def claim_folder(folder: Path | str) -> Path:
-    """Make a folder for other folders, or take over one that this project made, and return it. `check_folder` tells what is refused."""
+    """Make a folder for other folders, or take over one that this project made, and return it. See `check_folder` for what is refused."""
     check_folder(folder)
     folder = Path(folder)
     _make(folder)
@@ -120,7 +125,7 @@ def check_file(path: Path | str) -> None:
 
 
 def write_result(path: Path | str, content: str | bytes) -> None:
-    """Write a result whole or not at all. `check_file` tells what is refused; the content must hold one of `SIGNATURES`."""
+    """Write a result whole or not at all. See `check_file` for what is refused; the content must hold one of `SIGNATURES`."""
     check_file(path)
     write_whole(Path(path), content)
 
@@ -154,24 +159,14 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise
 
 
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder while the block runs. A process may take a lock that it already holds.
+def take_lock(folder: Path):
+    """Keep other processes out of a folder until this process ends or calls `release()` on the returned lock.
 
-    A lock whose process is gone is taken over.
+    A process may take a lock that it already holds. A lock whose process is gone is taken over.
 
     Raises:
         ValueError: another process holds the lock; the message names that process.
     """
-    held = take_lock(folder)
-    try:
-        yield
-    finally:
-        held.release()
-
-
-def take_lock(folder: Path):
-    """Take the lock of a folder until this process ends or calls `release()` on the returned lock; see `lock`."""
     from filelock import SoftFileLock, Timeout
 
     held = SoftFileLock(Path(folder).resolve() / LOCK, timeout=0.1, is_singleton=True)
@@ -183,13 +178,6 @@ def take_lock(folder: Path):
         ) from None
     atexit.register(held.release, force=True)
     return held
-
-
-def _children(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError as error:
-        raise ValueError(f"can't read {folder}: {error.strerror}; name another folder") from error
 
 
 def _check_writable(folder: Path) -> None:
@@ -229,10 +217,7 @@ def _listed(folder: Path) -> list[str] | None:
 
 
 def _write_marker(folder: Path, names: list[str]) -> None:
-    text = json.dumps({"schema": "gpt2opt.folder/1", "files": names}, indent=1)
-    partial = folder / f"{MARKER}.new"
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, folder / MARKER)
+    write_whole(folder / MARKER, json.dumps({"schema": "gpt2opt.folder/1", "files": names}, indent=1) + "\n")
 
 
 def _remove(folder: Path, names) -> None:
@@ -244,13 +229,7 @@ def _remove(folder: Path, names) -> None:
 
 
 def read_json(path: Path, schema: str, command: str, older: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a JSON object of a schema.
-
-    Args:
-        path: the file.
-        schema: the schema that it must name.
-        command: the command that writes such a file; the error names it.
-        older: schemas of earlier editions that the caller reads too.
+    """Read a JSON object that names a schema or one of the older ones; `command`, which errors name, is the one that writes such a file.
 
     Raises:
         ValueError: the file is missing, is not JSON or has another schema.
@@ -260,10 +239,10 @@ def read_json(path: Path, schema: str, command: str, older: Sequence[str] = ()) 
     except OSError as error:
         raise ValueError(f"can't read {path}: {error.strerror}; `{command}` writes it") from error
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); `{command}` writes it anew") from error
+        raise ValueError(f"{path} is not JSON ({error}); `{command}` writes it again") from error
     found = content.get("schema") if isinstance(content, dict) else None
     if found not in (schema, *older):
-        raise ValueError(f"{path} has schema {found!r}, expected {schema!r}; `{command}` writes it anew")
+        raise ValueError(f"{path} has schema {found!r}, expected {schema!r}; `{command}` writes it again")
     return content
 
 
@@ -309,4 +288,4 @@ def torch_weights(directory: Path) -> list[Path]:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return sorted(index.with_name(name) for name in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} does not tell the files of a model's weights ({error!r:.80}); write or download it again") from error
+        raise ValueError(f"{index} does not name the files of a model's weights ({error!r:.80}); write or download it again") from error

@@ -8,23 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    GPT2LMHeadModel,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
+from transformers import GPT2LMHeadModel
 
 from gpt2opt import environment
-from gpt2opt.decoding.decoder import Greedy, as_numpy, check_prompts
-from gpt2opt.decoding.processors import Process
-from gpt2opt.decoding.settings import DecodingSettings
+from gpt2opt.decoding.decoder import Greedy, check_prompts
 from gpt2opt.environment import device
-from gpt2opt.measure.memory import Vram, read_peak_vram, reset_peak_vram
+from gpt2opt.measure.memory import Vram, read_peak_vram
 from gpt2opt.measure.quality import Logits
 from gpt2opt.sources.models import load_model
 
@@ -37,22 +26,22 @@ def device_name() -> str:
 
 
 class TorchModel:
-    """A torch model as a `Model` of the generation loop. hidden: its decoders show their hidden states, for contrastive search."""
+    """A torch model as a `Model` of the generation loop."""
 
-    def __init__(self, model: GPT2LMHeadModel, hidden: bool = False):
-        self.model, self.hidden, self.context = model, hidden, model.config.n_positions
+    def __init__(self, model: GPT2LMHeadModel):
+        self.model, self.context = model, model.config.n_positions
 
     def decoder(self, prompts: Sequence[Sequence[int]], max_new_tokens: int = 0) -> "TorchDecoder":
         check_prompts(prompts, max_new_tokens, self.context, self.model.config.vocab_size)
-        return TorchDecoder(self.model, prompts, self.hidden)
+        return TorchDecoder(self.model, prompts)
 
 
 class TorchDecoder:
     """A `Decoder` of a torch model at work on B prompts of any lengths; the shorter ones are padded on the left, behind a mask."""
 
-    def __init__(self, model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]] | torch.Tensor, hidden: bool = False):
-        """Take the prompts' token ids. hidden: keep the hidden states of each call, for contrastive search."""
-        self.model, self.hidden = model, hidden
+    def __init__(self, model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]] | torch.Tensor):
+        """Take the prompts' token ids."""
+        self.model = model
         texts = [torch.as_tensor(prompt) for prompt in prompts]
         self.lengths = torch.tensor([len(ids) for ids in texts]).to(model.device)
         self.prompts = pad_sequence([ids.flip(0) for ids in texts], batch_first=True).flip(1).to(model.device)
@@ -76,13 +65,12 @@ class TorchDecoder:
             self.past.reorder_cache(kept)
         self.read, self.mask = self.read[kept], self.mask[kept]
 
-    def hidden_states(self) -> list[np.ndarray]:
-        """Return, for each sequence, the hidden states (tokens, D) that the head got in the last call."""
-        width = self.last_hidden.shape[1]
-        return [as_numpy(states[mask[-width:].bool()]) for states, mask in zip(self.last_hidden, self.mask, strict=True)]
-
     @torch.inference_mode()
     def _call(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.model.lm_head(self._hidden(ids)[:, -1])
+
+    def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        """Read ids (B, T) behind the cache; return the last hidden states (B, T, D)."""
         layout = {}
         if self.padded:  # without a mask transformers knows what is causal, and attention computes half as much
             width = torch.arange(ids.shape[1], device=ids.device)
@@ -93,31 +81,7 @@ class TorchDecoder:
         embeddings = self.model.transformer.wte(ids)
         out = self.model.transformer(inputs_embeds=embeddings, past_key_values=self.past, use_cache=True, **layout)
         self.past = out.past_key_values
-        if self.hidden:
-            self.last_hidden = out.last_hidden_state
-        return self.model.lm_head(out.last_hidden_state[:, -1])
-
-
-def transformers_process(settings: DecodingSettings) -> Process:
-    """Return transformers' own logits processors for these settings, as the generation loop takes them."""
-    processors = LogitsProcessorList()
-    if settings.repetition_penalty != 1:
-        processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
-    if settings.do_sample:
-        for wanted, processor in (
-            (settings.temperature != 1, lambda: TemperatureLogitsWarper(float(settings.temperature))),
-            (settings.top_k, lambda: TopKLogitsWarper(settings.top_k)),
-            (settings.top_p < 1, lambda: TopPLogitsWarper(settings.top_p)),
-            (settings.min_p, lambda: MinPLogitsWarper(settings.min_p)),
-            (settings.typical_p < 1, lambda: TypicalLogitsWarper(settings.typical_p)),
-        ):
-            if wanted:
-                processors.append(processor())
-
-    def process(ids: Sequence[int], scores: np.ndarray) -> np.ndarray:
-        return processors(torch.tensor([ids]), torch.from_numpy(scores)[None])[0].numpy()
-
-    return process
+        return out.last_hidden_state
 
 
 def generate_tokens(model: GPT2LMHeadModel, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
@@ -148,7 +112,6 @@ def logits_of(model: "GPT2LMHeadModel | IrModel") -> Logits:
 def generate_from_torch(folder: str, prompt: list[int], new_tokens: int) -> Generator[str, None, Vram | None]:
     """Load an FP16 model, generate greedily and return the VRAM that took; runs in a fresh process, and names its steps."""
     torch.set_num_threads(environment.threads())
-    reset_peak_vram()
     _, model = load_model(Path(folder), "float16")
     decoder = TorchDecoder(model.to(device()), torch.tensor([prompt]))
     yield "loaded"

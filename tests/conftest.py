@@ -13,10 +13,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
+from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.prune import prune_attention_heads
-from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.runtime import passes
 
 ROOT = Path(__file__).parent.parent
@@ -108,7 +109,7 @@ def quantized(pruned, tokenizer, calibration, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def float_dir(pruned, tokenizer, tmp_path_factory) -> Path:
-    return export_ir(linearize(pruned), tokenizer, tmp_path_factory.mktemp("ir") / "fp32")
+    return export_ir(prepare_for_export(pruned), tokenizer, tmp_path_factory.mktemp("ir") / "fp32")
 
 
 @pytest.fixture(params=[True, False], ids=["dot product", "no dot product"])
@@ -124,6 +125,11 @@ def ids(calibration) -> np.ndarray:
 
 
 @torch.inference_mode()
+def greedy_tokens(model, prompts, new_tokens: int) -> np.ndarray:
+    """Return the tokens (B, new_tokens) that a loaded model generates greedily."""
+    return np.array(Greedy(model.decoder(prompts, new_tokens)).generate(new_tokens))
+
+
 def torch_logits(model, ids) -> np.ndarray:
     return model(torch.from_numpy(ids), use_cache=False).logits.numpy()
 
@@ -131,8 +137,13 @@ def torch_logits(model, ids) -> np.ndarray:
 def change_pass(monkeypatch, name: str, change: Callable[[Callable], Callable]) -> None:
     """Let a graph pass be `change` of what it is."""
     assert name in {each.name for each in passes.PASSES}
-    changed = (dataclasses.replace(each, function=change(each.function)) if each.name == name else each for each in passes.PASSES)
-    monkeypatch.setattr(passes, "PASSES", tuple(changed))
+
+    def changed(each):
+        function = change(each.function)
+        function.__name__ = name
+        return dataclasses.replace(each, function=function)
+
+    monkeypatch.setattr(passes, "PASSES", tuple(changed(each) if each.name == name else each for each in passes.PASSES))
 
 
 def relative_error(found, expected) -> float:

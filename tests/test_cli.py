@@ -8,8 +8,8 @@ from datasets import Dataset
 
 from gpt2opt.cli import main
 from gpt2opt.export.openvino import export_ir
-from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.run.record import read_record
 from gpt2opt.runtime.generate import continue_text
 from gpt2opt.sources.models import load_model
@@ -38,7 +38,7 @@ def test_run_stops_where_asked_and_writes_a_record(model_dir, text_file, tmp_pat
     assert [stage["name"] for stage in stages] == ["1-profile"]
     assert stages[0]["tpot_s"] > 0
     record = read_record(out / "run.json")
-    assert record.stages[0].measurement.quality.perplexity == stages[0]["quality"]["perplexity"]
+    assert record.measured("Baseline").quality.perplexity == stages[0]["quality"]["perplexity"]
     assert sorted(path.name for path in (out / "traces" / "1-profile").iterdir()) == ["gpt2opt.pt.trace.json.gz", "profile.html"]
     assert (out / "traces" / "profiles.html").exists()
     logs = sorted(path.relative_to(out / "traces" / "report").as_posix() for path in (out / "traces" / "report").rglob("*.gpt2opt"))
@@ -52,7 +52,7 @@ def test_audit_says_yes_with_exit_code_0(int8_dir, capsys):
 
 def test_audit_says_no_with_exit_code_1(model_dir, tmp_path, capsys):
     tokenizer, model = load_model(model_dir)
-    export_ir(linearize(model), tokenizer, tmp_path / "fp32")
+    export_ir(prepare_for_export(model), tokenizer, tmp_path / "fp32")
     assert main(["audit", str(tmp_path / "fp32")]) == 1
     answer = last_json(capsys)
     assert answer["passed"] is False
@@ -94,7 +94,7 @@ def test_report_shows_a_run_and_writes_a_page_beside_it(tmp_path, capsys):
 
 def test_report_holds_runs_against_the_first(tmp_path, capsys):
     record = make_record()
-    del record.stages[1:]
+    record.models = {"Baseline": record.models["Baseline"]}
     for name in ("a", "b"):
         record.write(tmp_path / name / "run.json")
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "b" / "run.json"), "--out", str(tmp_path / "both.html")]) == 0
@@ -161,7 +161,7 @@ WRONG = {
     "no record": (["report", "./missing"], "can't read missing: No such file"),
     "folder without a record": (["report", "{model}"], "run.json: No such file"),
     "no folder": (["report", "{file}/run"], "Not a directory"),
-    "not a record": (["report", "{bert}/config.json"], "has schema None, expected 'gpt2opt.run/3'"),
+    "not a record": (["report", "{bert}/config.json"], "has schema None, expected 'gpt2opt.run/4'"),
     "file of a user's for the report": (["report", "{record}", "--out", "{text}"], "was not written by gpt2opt"),
     "folder of a user's": (["run", "--model", "{model}", "--text", "{text}", "--out", "thesis"], "thesis is not empty"),
     "record of a user's": (["run", "--model", "{model}", "--text", "{text}", "--out", "mine"], "mine/traces/run.json is there and was not"),

@@ -112,7 +112,7 @@ ROWS = {
 @pytest.mark.parametrize("case", ROWS)
 def test_calibration_rows_that_are_none_are_refused(case, model, tokenizer, tmp_path, monkeypatch):
     rows, message = ROWS[case]
-    monkeypatch.setattr("gpt2opt.quantize.int8.linearize", None)  # nothing is begun
+    monkeypatch.setattr("gpt2opt.quantize.int8.prepare_for_export", None)  # nothing is begun
     with pytest.raises(ValueError, match=message):
         quantize_int8(model, tokenizer, Dataset.from_dict({"input_ids": rows}), tmp_path / "out")
     with pytest.raises(ValueError, match=r"columns \['ids'\], expected 'input_ids'"):

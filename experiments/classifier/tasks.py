@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2opt.sources.docstrings import Document, package_documents, unique_documents
+from gpt2opt.sources.documentation import Document, package_documents, unique_documents
 from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
 from gpt2opt.sources.texts import PARAGRAPHS_APART, divide
 

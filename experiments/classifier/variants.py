@@ -16,6 +16,7 @@ import numpy as np
 from experiments.contract import slug
 from experiments.race.engines.base import Runner
 from gpt2opt.environment import has_int8_dot_product, installed
+from gpt2opt.runtime.manifest import IR_NAME
 
 TASK = "text-classification"
 MAX_TOKENS = 512
@@ -217,7 +218,7 @@ class OpenVinoFp32(Variant):
         from gpt2opt.runtime.compile import cpu_properties
 
         core = openvino.Core()
-        self.graph = core.read_model(folder / "openvino_model.xml")
+        self.graph = core.read_model(folder / IR_NAME)
         self.compiled = core.compile_model(self.graph, "CPU", cpu_properties(threads))
         self.inputs = [port.get_any_name() for port in self.compiled.inputs]
 
@@ -245,9 +246,9 @@ class OpenVinoInt8Static(OpenVinoFp32):
 
         with tempfile.TemporaryDirectory(dir=folder.parent) as exported:
             export_from_model(fake_quantized(subject), exported, task=TASK)
-            graph = openvino.Core().read_model(Path(exported, "openvino_model.xml"))
+            graph = openvino.Core().read_model(Path(exported, IR_NAME))
             compress_quantize_weights_transformation(graph)
-            openvino.save_model(graph, folder / "openvino_model.xml", compress_to_fp16=False)
+            openvino.save_model(graph, folder / IR_NAME, compress_to_fp16=False)
 
 
 class OpenVinoInt8Weights(OpenVinoFp32):
@@ -258,8 +259,8 @@ class OpenVinoInt8Weights(OpenVinoFp32):
         import nncf
         import openvino
 
-        graph = openvino.Core().read_model(self._beside(folder) / "openvino_model.xml")
-        openvino.save_model(nncf.compress_weights(graph), folder / "openvino_model.xml", compress_to_fp16=False)
+        graph = openvino.Core().read_model(self._beside(folder) / IR_NAME)
+        openvino.save_model(nncf.compress_weights(graph), folder / IR_NAME, compress_to_fp16=False)
 
 
 TorchFp32.fp32, OnnxFp32.fp32, OpenVinoFp32.fp32 = TorchFp32, OnnxFp32, OpenVinoFp32
@@ -278,18 +279,14 @@ def fake_quantized(subject: Subject):
     """Return a copy of the model whose Linear layers hold INC's INT8 weights and round their inputs to u8 as INC calibrated them."""
     from datasets import Dataset
 
-    from gpt2opt.quantize.calibration import int8_config, read_static
     from gpt2opt.quantize.fake_quant import FakeQuantLinear
-    from gpt2opt.quantize.inc import run_inc
-    from gpt2opt.quantize.ranges import keep_sums_in_16_bits, observe_inputs
+    from gpt2opt.quantize.inc import calibrate
     from gpt2opt.quantize.recipes import RECIPES
 
     rows = [list(row) for row in subject.calibration]
     calibration = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
-    found = read_static(run_inc(subject.model, int8_config(RECIPES["w8a8-naive"]), calibration, task=TASK))
-    seen = observe_inputs(subject.model, calibration, found)
+    layers = calibrate(subject.model, calibration, RECIPES["w8a8-naive"], task=TASK)
     model = copy.deepcopy(subject.model)
-    for name, layer in found.items():
-        linear = model.get_submodule(name)
-        model.set_submodule(name, FakeQuantLinear(keep_sums_in_16_bits(layer, linear.weight, seen[name]), linear.bias))
+    for name, layer in layers.items():
+        model.set_submodule(name, FakeQuantLinear(layer, model.get_submodule(name).bias))
     return model

@@ -24,4 +24,5 @@ SAMPLING = tuple(name for name, changed in METHODS.items() if "do_sample" in cha
 
 def settings_of(method: str, new_tokens: int, seed: int = 0) -> DecodingSettings:
     """Return a method's settings. End-of-text does not end a text, so that all methods do the same amount of work."""
-    return DecodingSettings(max_new_tokens=new_tokens, seed=seed, **METHODS[method])
+    changed = {} if method == CONTRASTIVE else METHODS[method]  # contrastive search is a model of its own, see `model_of`
+    return DecodingSettings(max_new_tokens=new_tokens, seed=seed, **changed)

@@ -12,7 +12,8 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from experiments.contract import choose, now, progress
-from experiments.decoding.methods import CONTRASTIVE, GREEDY, METHODS, SAMPLING, settings_of
+from experiments.decoding.contrastive import model_of
+from experiments.decoding.methods import GREEDY, METHODS, SAMPLING, settings_of
 from experiments.decoding.models import Candidate, find_candidates, name_stand_ins
 from experiments.decoding.results import ITSELF, Decoding, LoopTimes, MethodTexts, MethodTimes, ModelResult, Output
 from experiments.race.engines.base import Case, make_prompts
@@ -28,7 +29,7 @@ from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import save_model
 from gpt2opt.sources.texts import Texts, find_texts
-from gpt2opt.torch_model import TorchModel, logits_of
+from gpt2opt.torch_model import logits_of
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 48
 TIMED = Case(16, 6)
@@ -183,12 +184,12 @@ class TimedMethod:
     """One method on a model. All share the model of this process: a copy for each of ten would not fit into memory."""
 
     def __init__(self, model: GPT2LMHeadModel, method: str):
-        self.method, self.model = method, TorchModel(model, hidden=method == CONTRASTIVE)
+        self.method, self.model = method, model_of(method, model)
 
     def seconds(self, prompt: list[list[int]]) -> float:
         """Return the seconds of a whole generation, prefill included."""
         start = time.perf_counter()
-        generate(self.model.decoder(prompt, TIMED.new_tokens), prompt, settings_of(self.method, TIMED.new_tokens))
+        generate(self.model, prompt, settings_of(self.method, TIMED.new_tokens))
         return time.perf_counter() - start
 
 
@@ -216,8 +217,8 @@ class Loop:
 
     def tpot(self, new_tokens: int) -> float:
         """Return the seconds per output token."""
-        decoder = self.model.decoder(self.prompts, new_tokens)
-        greedy, tokens = Greedy(decoder), stream(decoder, self.prompts, settings_of(GREEDY, new_tokens))
+        greedy = Greedy(self.model.decoder(self.prompts, new_tokens))
+        tokens = stream(self.model, self.prompts, settings_of(GREEDY, new_tokens))
         begin, step = (greedy.start, greedy.step) if self.way == "plain" else (partial(next, tokens), partial(next, tokens, None))
         begin()
         start = time.perf_counter()
@@ -264,8 +265,7 @@ def write_texts(model: GPT2LMHeadModel, method: str, prompt: list[int], draws: i
     Copies of one prompt in one batch draw different numbers, and another seed for each prompt keeps the prompts independent.
     """
     prompts = [prompt] * (draws if method in SAMPLING else 1)
-    decoder = TorchModel(model, hidden=method == CONTRASTIVE).decoder(prompts, new_tokens)
-    return [list(found.ids) for found in generate(decoder, prompts, settings_of(method, new_tokens, seed))]
+    return [list(found.ids) for found in generate(model_of(method, model), prompts, settings_of(method, new_tokens, seed))]
 
 
 def judge(model: GPT2LMHeadModel, tokenizer, number: int, prompt: list[int], written: Sequence[list[int]]) -> list[Output]:

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from gpt2opt.sources.docstrings import Document
+from gpt2opt.sources.documentation import Document
 from gpt2opt.sources.files import parse_file
 from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
 from gpt2opt.sources.texts import VARIABLE, Texts, divide, find_texts, named_documents

@@ -189,7 +189,7 @@ def _make_all(
 
 
 def _write_int8(model: GPT2LMHeadModel, masks: Mapping[str, Tensor], material: Material, folder: Path) -> None:
-    """Quantize a model; then set the integers of pruned weights to zero again, since `linearize` centers the projections before."""
+    """Quantize a model; then set the integers of pruned weights to zero again: `prepare_for_export` centers the projections."""
     if not masks:
         quantize_int8(model, material.tokenizer, material.calibration, folder)
         return

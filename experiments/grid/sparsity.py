@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from transformers import GPT2LMHeadModel
 
-from gpt2opt.export.openvino import IR_NAME, export_ir
-from gpt2opt.quantize.fake_quant import linearize
+from gpt2opt.export.openvino import export_ir
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.runtime.audit import BLOCK_MATMULS, MATMUL_NAME
 from gpt2opt.runtime.graph import matmuls, stored_weight, weight_scales
-from gpt2opt.runtime.manifest import read_manifest, write_manifest
+from gpt2opt.runtime.manifest import IR_NAME, read_manifest, write_manifest
 
 
 def keep_largest(magnitudes: Tensor, share: float) -> Tensor:
@@ -73,10 +73,10 @@ def held_at_zero(model: GPT2LMHeadModel, masks: Mapping[str, Tensor]) -> Iterato
 def export_fp32(model: GPT2LMHeadModel, tokenizer, folder: Path) -> None:
     """Write a model as FP32 IR with the weights that it has.
 
-    `linearize` centers the projections into the residual stream, and with that every zero of theirs would get a small value; so they are
-    put back. The manifest then does not promise a centred residual, which no graph pass of a float IR relies on.
+    `prepare_for_export` centers the projections into the residual stream, and with that every zero of theirs would get a small value; so
+    they are put back.
     """
-    linear = linearize(model)
+    linear = prepare_for_export(model)
     for name, module in matrices(model).items():
         projection = linear.transformer.get_submodule(name)
         projection.weight = nn.Parameter(module.weight.detach().T.contiguous())
@@ -86,8 +86,6 @@ def export_fp32(model: GPT2LMHeadModel, tokenizer, folder: Path) -> None:
 
 def prune_integers(source: Path, target: Path, keep: Callable[[str, Tensor], Tensor]) -> None:
     """Write a copy of an INT8 IR in which integers of the blocks' weights are zero.
-
-    Its manifest does not promise a centred residual any more: the weights that became zero were a part of the mean.
 
     Args:
         source: what `quantize_int8` wrote.
@@ -108,7 +106,7 @@ def prune_integers(source: Path, target: Path, keep: Callable[[str, Tensor], Ten
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("openvino_model.*", ".gpt2opt*"))
     save_model(graph, target / IR_NAME, compress_to_fp16=False)
     made = read_manifest(source)
-    write_manifest(target, made.weights, made.kv_cache, False, made.made_from)
+    write_manifest(target, made.weights, made.kv_cache, made.made_from)
 
 
 def count_zeros(folder: Path) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from gpt2opt.measure.quality import JOIN, STANDARD, Protocol, perplexity, prepar
 from gpt2opt.measure.results import Quality
 from gpt2opt.run.pipeline import train_model
 from gpt2opt.runtime.ir_model import load_ir
+from gpt2opt.runtime.manifest import is_ir
 from gpt2opt.settings import Settings
 from gpt2opt.sources.models import find_model, load_model, load_tokenizer, save_model
 from gpt2opt.sources.texts import find_texts, read_documents
@@ -88,7 +89,7 @@ def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -
 
 
 def _scorer(model: str):
-    if Path(model, "openvino_model.xml").exists():
+    if is_ir(model):
         return f"{Path(model).name} (OpenVINO IR)", load_tokenizer(model), logits_of(load_ir(model))
     found = find_model(model)
     tokenizer, loaded = load_model(found.path)

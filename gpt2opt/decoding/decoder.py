@@ -1,7 +1,7 @@
 """One protocol of decoding, for the metrics, the races and `generate`: read the prompts, then read one token per sequence and step.
 
-A decoder returns logits, and whoever drives it chooses the tokens. Logits are arrays of numpy or tensors of torch; only what both have in
-common is used here, so that nothing of torch is loaded where an IR is served.
+A decoder returns logits, and its caller chooses the tokens. Logits are arrays of numpy or tensors of torch; only what both have in common
+is used here, so that nothing of torch is loaded when an IR is served.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Model(Protocol):
     context: int
 
     def decoder(self, prompts: Any, max_new_tokens: int = 0) -> Decoder:
-        """Return a decoder of B prompts, token ids of any lengths, each with room for so many new tokens.
+        """Return a decoder of B prompts, token ids of any lengths, each with room for `max_new_tokens`.
 
         Raises:
             ValueError: they are no token ids of this model, or don't fit into the context.

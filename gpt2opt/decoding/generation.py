@@ -4,6 +4,7 @@ One loop serves the IR, torch and ONNX Runtime. A sequence that has ended leaves
 seeded sampling choose the same tokens for a prompt alone and in a batch: each sequence draws from numbers of its own.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from gpt2opt.decoding.beam import beam_search
-from gpt2opt.decoding.contrastive import contrastive_search
-from gpt2opt.decoding.decoder import Decoder, Logits, as_numpy
+from gpt2opt.decoding.decoder import Decoder, Logits, Model, as_numpy
 from gpt2opt.decoding.processors import Process, log_softmax, make_process
 from gpt2opt.decoding.prompt_lookup import PromptLookup
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text import DecodeText, TextStream
+from gpt2opt.decoding.text import TextStream, decoder_of, encode_prompt
+
+Chosen = Iterator[list[tuple[int, int, Logits]]]
+"""For each step, (sequence, token, logits (V,) or None) of all sequences that have not ended."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Generated:
-    """What was generated from one prompt: the tokens, their text where a tokenizer was given, and why it ended. See `Token`."""
+    """What was generated from one prompt: the tokens, their text if a tokenizer was given, and why it ended. See `Token`."""
 
     ids: tuple[int, ...]
     text: str
@@ -50,71 +53,46 @@ class Generated:
 
 
 def stream(
-    decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
+    model: Model,
+    prompts: Sequence[Any],
     settings: DecodingSettings,
+    tokenizer: Any = None,
     *,
-    decode_text: DecodeText | None = None,
-    process: Process | None = None,
+    truncate: bool = False,
     stop: Callable[[Token], bool] | None = None,
 ) -> Iterator[Token]:
-    """Generate, and yield each token as soon as it is chosen; of several sequences in turn.
+    """Continue prompts, and yield each token as soon as it is chosen; of several sequences in turn.
 
-    Beam search knows its tokens only at its end, and yields them then. Closing the iterator ends the generation.
+    The prompts are checked before this returns. Beam search knows its tokens only at its end, and yields them then. Closing the iterator
+    ends the generation.
 
     Args:
-        decoder: a fresh decoder of `prompts`.
-        prompts: B lists of token ids, of any lengths.
-        settings: the method and its limits.
-        decode_text: from tokens to text; needed for stop strings, and for `Token.text`.
-        process: changes the scores before a token is chosen; None: the processors that the settings ask for.
-        stop: called with each token; where it returns True, the token's sequence ends.
+        model: a loaded model, whatever runs it.
+        prompts: B texts, or B lists of token ids, of any lengths.
+        settings: the method and its limits. A text ends at the tokenizer's end-of-text token, unless they name another.
+        tokenizer: of transformers; needed for prompts that are texts, for stop strings, and for `Token.text`.
+        truncate: shorten a text that is too long to its end, with a warning, instead of refusing it.
+        stop: called with each token; if it returns True, the token's sequence ends.
 
     Raises:
-        ValueError: there are stop strings and no `decode_text`, or the method wants what the decoder does not give.
+        ValueError: a prompt is empty, no text, or too long; there are stop strings and no tokenizer; or the model's engine can't do what
+            the settings ask for.
+        MemoryError: there is no memory for so many sequences.
     """
-    if settings.stop_strings and not decode_text:
-        raise ValueError("stop_strings without a tokenizer: text is needed to find them, pass decode_text")
-    if process is None:
-        process = make_process(settings)
-    chosen: Iterator[list[tuple[int, int, Logits]]]
-    ended: set[int] = set()
-    if settings.num_beams > 1:
-        chosen = beam_search(decoder, prompts, settings, process)
-    elif settings.penalty_alpha:
-        chosen = contrastive_search(decoder, prompts, settings, process, ended)
-    elif settings.prompt_lookup_num_tokens:
-        chosen = _looked_up(decoder, len(prompts), settings, ended)
-    else:
-        chosen = _one_by_one(decoder, prompts, settings, process, ended)
-    texts = [TextStream(decode_text, settings.stop_strings, prompt) if decode_text else None for prompt in prompts]
-    counts = [0] * len(prompts)
-    for tokens in chosen:
-        for sequence, token, logits in tokens:
-            if sequence in ended:
-                continue
-            counts[sequence] += 1
-            finish = "end of text" if token == settings.eos_token_id else None
-            text, shown = texts[sequence], ""
-            if text:
-                shown = text.finish() if finish else text.push(token)
-                if text.stopped:
-                    finish = "stop string"
-            if not finish and counts[sequence] >= settings.max_new_tokens:
-                finish = "length"
-                shown += text.finish() if text else ""
-            logprob, top = _log_probabilities(logits, token, settings.top_logprobs) if settings.top_logprobs is not None else (None, None)
-            made = Token(sequence, token, shown, logprob, top, finish)
-            if stop and stop(made) and not finish:
-                made = Token(sequence, token, shown + (text.finish() if text else ""), logprob, top, "stopped")
-            if made.finish:
-                ended.add(sequence)
-            yield made
+    if settings.stop_strings and tokenizer is None:
+        raise ValueError("stop_strings without a tokenizer: text is needed to find them, pass the tokenizer")
+    if tokenizer is not None:
+        room = model.context - settings.max_new_tokens
+        prompts = [prompt if isinstance(prompt, list) else encode_prompt(tokenizer, prompt, room, truncate) for prompt in prompts]
+        if settings.eos_token_id is None:
+            settings = dataclasses.replace(settings, eos_token_id=tokenizer.eos_token_id)
+    decoder = model.decoder(prompts, settings.max_new_tokens)
+    return _tokens(decoder, prompts, settings, tokenizer, stop)
 
 
-def generate(decoder: Decoder, prompts: Sequence[Sequence[int]], settings: DecodingSettings, **options: Any) -> list[Generated]:
-    """Generate from B prompts and return what came of each. Arguments and errors are those of `stream`."""
-    return collect(len(prompts), stream(decoder, prompts, settings, **options))
+def generate(model: Model, prompts: Sequence[Any], settings: DecodingSettings, tokenizer: Any = None, **options: Any) -> list[Generated]:
+    """Continue B prompts and return what was generated from each. Arguments and errors are those of `stream`."""
+    return collect(len(prompts), stream(model, prompts, settings, tokenizer, **options))
 
 
 def collect(count: int, tokens: Iterator[Token]) -> list[Generated]:
@@ -134,10 +112,53 @@ def collect(count: int, tokens: Iterator[Token]) -> list[Generated]:
     ]
 
 
+def _tokens(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    settings: DecodingSettings,
+    tokenizer: Any,
+    stop: Callable[[Token], bool] | None,
+) -> Iterator[Token]:
+    ended: set[int] = set()
+    texts = [TextStream(decoder_of(tokenizer), settings.stop_strings, prompt) for prompt in prompts] if tokenizer is not None else None
+    counts = [0] * len(prompts)
+    for tokens in _chosen(decoder, prompts, settings, ended):
+        for sequence, token, logits in tokens:
+            if sequence in ended:
+                continue
+            counts[sequence] += 1
+            finish = "end of text" if token == settings.eos_token_id else None
+            text, shown = texts[sequence] if texts else None, ""
+            if text:
+                shown = text.finish() if finish else text.push(token)
+                if text.stopped:
+                    finish = "stop string"
+            if not finish and counts[sequence] >= settings.max_new_tokens:
+                finish = "length"
+                shown += text.finish() if text else ""
+            logprob, top = (None, None) if settings.top_logprobs is None else _log_probabilities(logits, token, settings.top_logprobs)
+            made = Token(sequence, token, shown, logprob, top, finish)
+            if stop and not finish and stop(made):
+                made = dataclasses.replace(made, text=shown + (text.finish() if text else ""), finish="stopped")
+            if made.finish:
+                ended.add(sequence)
+            yield made
+
+
+def _chosen(decoder: Decoder, prompts: Sequence[Sequence[int]], settings: DecodingSettings, ended: set[int]) -> Chosen:
+    """Choose tokens by the method that the settings ask for. ended: sequences that have ended, which the caller adds to."""
+    process = make_process(settings)
+    if settings.num_beams > 1:
+        return beam_search(decoder, prompts, settings, process)
+    if settings.prompt_lookup_num_tokens:
+        return _looked_up(decoder, len(prompts), settings, ended)
+    return _one_by_one(decoder, prompts, settings, process, ended)
+
+
 def _one_by_one(
     decoder: Decoder, prompts: Sequence[Sequence[int]], settings: DecodingSettings, process: Process | None, ended: set[int]
-) -> Iterator[list[tuple[int, int, Logits]]]:
-    """Greedy decoding and sampling: yield, for each step, (sequence, token, logits (V,)) of all sequences that have not ended."""
+) -> Chosen:
+    """Decode greedily, or sample."""
     draws = _generators(prompts, settings.seed) if settings.do_sample else None
     texts = [list(prompt) for prompt in prompts] if process else None
     sequences = list(range(len(prompts)))
@@ -165,8 +186,8 @@ def _one_by_one(
         logits = decoder.decode(np.array(tokens)[:, None])
 
 
-def _looked_up(decoder: Any, prompts: int, settings: DecodingSettings, ended: set[int]) -> Iterator[list[tuple[int, int, Logits]]]:
-    """Prompt lookup: yield (sequence, token, None), one token after the other."""
+def _looked_up(decoder: Any, prompts: int, settings: DecodingSettings, ended: set[int]) -> Chosen:
+    """Decode by prompt lookup; several tokens of one step are yielded one after the other."""
     if prompts != 1 or not hasattr(decoder, "verify"):
         raise ValueError(f"prompt_lookup_num_tokens with {prompts} prompts, expected one, and an engine that checks guesses: the IR")
     for step in PromptLookup(decoder, settings.prompt_lookup_num_tokens or 0).steps(settings.max_new_tokens):

@@ -1,7 +1,7 @@
 """Logits processors in numpy, for a serving process without torch: they change the scores of the next token before it is chosen.
 
-Each gives what the class of transformers gives that is named in its docstring; the tests hold it against that. Scores are arrays (V,)
-float, and a token that is ruled out gets -inf.
+Each gives what the class of transformers gives that is named in its docstring; the tests compare the two. Scores are arrays (V,) float,
+and a token that is ruled out gets -inf.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,20 +16,18 @@ Process = Callable[[Sequence[int], np.ndarray], np.ndarray]
 
 def make_process(settings: DecodingSettings) -> Process | None:
     """Return the processors that these settings ask for as one function, in transformers' order; None if they ask for none."""
-    steps: list[Process] = []
-    if settings.repetition_penalty != 1:
-        steps.append(lambda ids, scores: penalize_repetition(ids, scores, settings.repetition_penalty))
+    penalty = settings.repetition_penalty
+    steps: list[Process] = [lambda ids, scores: penalize_repetition(ids, scores, penalty)] if penalty != 1 else []
     if settings.do_sample:
-        if settings.temperature != 1:
-            steps.append(lambda ids, scores: scores / settings.temperature)
-        if settings.top_k:
-            steps.append(lambda ids, scores: keep_top_k(scores, settings.top_k))
-        if settings.top_p < 1:
-            steps.append(lambda ids, scores: keep_top_p(scores, settings.top_p))
-        if settings.min_p:
-            steps.append(lambda ids, scores: keep_min_p(scores, settings.min_p or 0.0))
-        if settings.typical_p < 1:
-            steps.append(lambda ids, scores: keep_typical(scores, settings.typical_p))
+        for wanted, change, value in (
+            (settings.temperature != 1, np.divide, settings.temperature),
+            (settings.top_k, keep_top_k, settings.top_k),
+            (settings.top_p < 1, keep_top_p, settings.top_p),
+            (settings.min_p, keep_min_p, settings.min_p),
+            (settings.typical_p < 1, keep_typical, settings.typical_p),
+        ):
+            if wanted:
+                steps.append(lambda _, scores, change=change, value=value: change(scores, value))  # type: ignore[misc]
     if not steps:
         return None
 
@@ -53,10 +51,7 @@ def penalize_repetition(ids: Sequence[int], scores: np.ndarray, penalty: float) 
 
 
 def keep_top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Keep the k tokens of the highest scores, and those that score as much as the last of them (Fan et al. 2018).
-
-    As `TopKLogitsWarper`.
-    """
+    """Keep the k tokens of the highest scores, and those equal to the last of them (Fan et al. 2018). As `TopKLogitsWarper`."""
     if k >= len(scores):
         return scores
     return np.where(scores < np.partition(scores, -k)[-k], -np.inf, scores)
@@ -73,7 +68,10 @@ def keep_top_p(scores: np.ndarray, top_p: float) -> np.ndarray:
     order = candidates[np.argsort(probabilities[candidates], kind="stable")]
     left_over = 1 - probabilities[candidates].sum()
     kept = order[np.cumsum(probabilities[order]) + left_over > 1 - top_p]
-    return _only(scores, kept if len(kept) else order[-1:])
+    kept = kept if len(kept) else order[-1:]
+    changed = np.full_like(scores, -np.inf)
+    changed[kept] = scores[kept]
+    return changed
 
 
 def keep_min_p(scores: np.ndarray, min_p: float) -> np.ndarray:
@@ -101,9 +99,3 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
     scores = np.asarray(scores, np.float64)
     shifted = scores - scores.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-def _only(scores: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    changed = np.full_like(scores, -np.inf)
-    changed[kept] = scores[kept]
-    return changed

@@ -13,7 +13,7 @@ class DecodingSettings:
     temperature, top_k, top_p, min_p, typical_p: how the distribution is changed before a token is drawn, see `processors`; without
     `do_sample` they have no effect. top_k: 0 keeps all tokens. repetition_penalty: scores of tokens that the text already has are
     divided by it. num_beams: above 1, beam search. length_penalty: the beams' scores are divided by length ** length_penalty.
-    early_stopping: when beam search stops, see `beam`. penalty_alpha: above 0, contrastive search among the `top_k` tokens.
+    early_stopping: when beam search stops, see `beam`.
     eos_token_id: the token that ends a text; None: only the other limits end it. stop_strings: a text ends before the first of these.
     seed: of the draws. top_logprobs: report the log-probability of each token that was chosen, and the ids and log-probabilities of
     this many most probable ones; None: neither. prompt_lookup_num_tokens: in greedy decoding of one prompt, guess up to this many tokens
@@ -31,7 +31,6 @@ class DecodingSettings:
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
-    penalty_alpha: float | None = None
     eos_token_id: int | None = None
     stop_strings: tuple[str, ...] = ()
     seed: int = 0
@@ -40,6 +39,7 @@ class DecodingSettings:
 
     def __post_init__(self) -> None:
         """Raise ValueError, in one line, for a setting that no generation can follow."""
+        lookup, stops = self.prompt_lookup_num_tokens, self.stop_strings
         for name, right, expected in (
             ("max_new_tokens", is_whole(self.max_new_tokens, 1), "a whole number of at least 1"),
             (
@@ -55,35 +55,24 @@ class DecodingSettings:
             ("num_beams", is_whole(self.num_beams, 1, 1000), "a whole number from 1 to 1000; 1 is no beam search"),
             ("length_penalty", is_number(self.length_penalty, -20, 20), "a number from -20 to 20; 0 is no penalty"),
             ("early_stopping", self.early_stopping in (True, False, "never"), 'True, False or "never"'),
-            ("penalty_alpha", self.penalty_alpha is None or is_number(self.penalty_alpha, 0, 1), "from 0 to 1"),
             ("seed", is_whole(self.seed, 0, 2**64 - 1), "a whole number of at least 0 and below 2**64"),
             ("top_logprobs", self.top_logprobs is None or is_whole(self.top_logprobs, 0), "a whole number of at least 0, or None"),
-            (
-                "prompt_lookup_num_tokens",
-                self.prompt_lookup_num_tokens is None or is_whole(self.prompt_lookup_num_tokens, 1),
-                "a whole number of at least 1, or None",
-            ),
+            ("prompt_lookup_num_tokens", lookup is None or is_whole(lookup, 1), "a whole number of at least 1, or None"),
             (
                 "stop_strings",
-                isinstance(self.stop_strings, tuple) and all(isinstance(stop, str) and stop for stop in self.stop_strings),
+                isinstance(stops, tuple) and all(isinstance(s, str) and s for s in stops),
                 "a tuple of strings, none of them empty",
             ),
         ):
             if not right:
                 raise ValueError(f"{name}={getattr(self, name)!r}, expected {expected}")
-        if sum([self.do_sample, self.num_beams > 1, bool(self.penalty_alpha)]) > 1:
-            raise ValueError("do_sample, num_beams > 1 and penalty_alpha are three methods: choose one of them")
+        if self.do_sample and self.num_beams > 1:
+            raise ValueError("do_sample and num_beams > 1 are two methods: choose one of them")
         plain = self.method == "greedy" and self.repetition_penalty == 1 and self.top_logprobs is None
-        if self.prompt_lookup_num_tokens and not plain:
+        if lookup and not plain:
             raise ValueError("prompt_lookup_num_tokens works with greedy decoding alone, without repetition_penalty and top_logprobs")
-        if self.penalty_alpha and self.top_k < 2:
-            raise ValueError(f"top_k={self.top_k}: contrastive search chooses among at least 2 tokens")
 
     @property
     def method(self) -> str:
-        """Return the name of the method: greedy, sampling, beam search or contrastive search."""
-        if self.num_beams > 1:
-            return "beam search"
-        if self.penalty_alpha:
-            return "contrastive search"
-        return "sampling" if self.do_sample else "greedy"
+        """Return the name of the method: greedy, sampling or beam search."""
+        return "beam search" if self.num_beams > 1 else "sampling" if self.do_sample else "greedy"

@@ -27,6 +27,33 @@ def encode(tokenizer: Any, text: Any, **options: Any) -> Any:
     return tokenizer(text, add_special_tokens=False, verbose=False, **options)
 
 
+def check_text(prompt: Any) -> None:
+    """Raise ValueError, in one line, unless a prompt is Unicode text and not empty."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"a prompt of type {type(prompt).__name__}, expected text")
+    if not prompt:
+        raise ValueError("the prompt is empty: write at least a word")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} of the prompt is not text but {prompt[error.start]!r}; give it in UTF-8") from None
+
+
+def encode_prompt(tokenizer: Any, prompt: str, room: int, truncate: bool = False) -> list[int]:
+    """Return a prompt's token ids; the errors are those of `check_text`.
+
+    Args:
+        room: how many tokens the context holds beside the new ones.
+        truncate: keep the last `room` tokens of a prompt that is longer, with a warning. One that stays too long is the model's to refuse.
+    """
+    check_text(prompt)
+    ids = encode(tokenizer, prompt).input_ids
+    if truncate and 0 < room < len(ids):
+        logger.warning("the prompt has %d tokens; its last %d are kept, and new ones fill the rest of the context", len(ids), room)
+        return ids[-room:]
+    return ids
+
+
 def window_length(tokenizer) -> int:
     """Return the scoring window for a model: its context, at most `MAX_WINDOW` tokens."""
     return min(MAX_WINDOW, tokenizer.model_max_length)
@@ -80,7 +107,7 @@ class TextStream:
         self.decode_text, self.stop_strings = decode_text, stop_strings
         self.stopped = False
         self._ids = [int(token) for token in before]
-        self._shown = len(self._ids)  # of these tokens, so many have been given out; they are decoded again for what follows them
+        self._shown = len(self._ids)  # tokens that have been given out; they are decoded again for what follows them
         self._held = ""
 
     def push(self, token: int) -> str:

@@ -8,13 +8,11 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpt2opt.environment import installed
-from gpt2opt.runtime.manifest import Manifest, read_manifest
+from gpt2opt.runtime.manifest import Manifest, is_ir, read_manifest
 from gpt2opt.storage import PREFIX, new_folder
 
-IR = "openvino_model.xml"
 INT8_OF_A_RUN = "4-quantize"
 TAKEN = ("openvino_model.*", "*.json", "merges.txt")
 TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
@@ -86,42 +84,37 @@ def export_for_server(model: str, out_dir: Path | str) -> Served:
         name = _write_model(model, partial)
         _write_tokenizers(partial)
         manifest = read_manifest(partial)
-        (partial / GRAPH_NAME).write_text(graph(manifest), encoding="utf-8")
-        files = tuple(sorted(path.name for path in partial.iterdir()))
+        (partial / GRAPH_NAME).write_text(_graph(manifest), encoding="utf-8")
+        files = tuple(sorted(path.name for path in partial.iterdir() if not path.name.startswith(PREFIX)))
     return Served(name, manifest.weights, manifest.kv_cache, str(out_dir), files)
 
 
-def plugin_config(manifest: Manifest) -> dict[str, str]:
-    """Return the properties of the CPU plugin with which the server computes as `load_ir` does, apart from the number of threads."""
+def _graph(manifest: Manifest) -> str:
+    """Return the text of `graph.pbtxt`, with the properties by which `load_ir` computes, apart from the number of threads."""
     from gpt2opt.runtime.compile import PROPERTIES
 
-    return {**PROPERTIES, "KV_CACHE_PRECISION": manifest.kv_cache}
-
-
-def graph(manifest: Manifest) -> str:
-    """Return the text of `graph.pbtxt`."""
-    return GRAPH.format(cache_gb=CACHE_GB, plugin_config=json.dumps(plugin_config(manifest)))
+    properties = {**PROPERTIES, "KV_CACHE_PRECISION": manifest.kv_cache}
+    return GRAPH.format(cache_gb=CACHE_GB, plugin_config=json.dumps(properties))
 
 
 def _write_model(model: str, folder: Path) -> str:
     """Write the IR, the configs and the tokenizer's files into an empty folder; return the name of the model."""
     given = Path(model)
-    if (given / "run.json").exists() and not (given / INT8_OF_A_RUN / IR).exists():
+    if (given / "run.json").exists() and not is_ir(given / INT8_OF_A_RUN):
         raise ValueError(f"the run in {model} has no INT8 model in {INT8_OF_A_RUN}; run stage 4, or name the folder of another stage in it")
     for directory in (given, given / INT8_OF_A_RUN):
-        if (directory / IR).exists():
+        if is_ir(directory):
             read_manifest(directory)
             for path in {path for pattern in TAKEN for path in directory.glob(pattern) if not path.name.startswith(PREFIX)}:
                 shutil.copyfile(path, folder / path.name)
             return str(directory)
-    from gpt2opt.export.openvino import write_ir
-    from gpt2opt.quantize.fake_quant import linearize
+    from gpt2opt.export.openvino import export_ir
+    from gpt2opt.quantize.linear import prepare_for_export
     from gpt2opt.sources.models import find_model, load_model
 
     found = find_model(model)
     tokenizer, loaded = load_model(found.path)
-    linear: Any = linearize(loaded)
-    write_ir(linear, tokenizer, folder, "f32")
+    export_ir(prepare_for_export(loaded), tokenizer, folder)
     return str(found)
 
 
@@ -131,6 +124,6 @@ def _write_tokenizers(folder: Path) -> None:
 
     from gpt2opt.sources.models import load_tokenizer
 
-    parts = convert_tokenizer(load_tokenizer(folder), with_detokenizer=True, add_special_tokens=False)  # a prompt goes on
+    parts = convert_tokenizer(load_tokenizer(folder), with_detokenizer=True, add_special_tokens=False)  # the answer continues the prompt
     for converted, name in zip(parts, TOKENIZERS, strict=True):
         save_model(converted, folder / name)

@@ -5,30 +5,29 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from openvino import Core, Model, save_model
+from openvino import opset13 as ops
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from gpt2opt.environment import at_least
-from gpt2opt.export.passes import group_scales, halve_positions
-from gpt2opt.quantize.fake_quant import FakeQuantLinear, quantized_linears
-from gpt2opt.runtime.manifest import write_manifest
-from gpt2opt.sources.gpt2 import check_finite, check_ids, heads_per_layer
-from gpt2opt.sources.models import source_weights
+from gpt2opt.quantize.fake_quant import quantized_linears
+from gpt2opt.runtime.graph import matmuls, over_same_memory, stored_weight
+from gpt2opt.runtime.manifest import IR_NAME, write_manifest
+from gpt2opt.sources.gpt2 import check_finite, check_ids, heads_per_layer, source_weights
 from gpt2opt.storage import new_folder
 
-IR_NAME = "openvino_model.xml"
 
-
-def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path, kv_cache: str = "f16") -> Path:
+def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path | str, kv_cache: str = "f16") -> Path:
     """Write `model` as stateful IR with its KV cache, config, tokenizer and manifest; return `out_dir`.
 
     Weights behind a fake-quantizer are stored as integers. The directory appears whole or not at all.
 
     Args:
         model: FP32 GPT-2, fake-quantized or not; heads may be pruned, the same number in every layer.
+        tokenizer: the model's own; it is saved beside the IR.
         out_dir: a new or empty folder, or one that was written here before.
         kv_cache: the type that `load_ir` is to keep keys and values in, `f16` or `u8`; a float model always gets `f32`.
 
@@ -36,19 +35,10 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
         ValueError: a weight is NaN or infinite, the tokenizer has ids without an embedding, layers kept different numbers of heads, or
             `out_dir` can't be written.
     """
-    check_finite(model)
-    check_ids(tokenizer, model.config.vocab_size)
-    out_dir = Path(out_dir)
-    with new_folder(out_dir) as partial:
-        write_ir(model, tokenizer, partial, kv_cache)
-    return out_dir
-
-
-def write_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, folder: Path, kv_cache: str) -> None:
-    """Write what `export_ir` writes, into an empty folder that is there already."""
-    from openvino import Core, save_model
     from openvino._offline_transformations import compress_quantize_weights_transformation
 
+    check_finite(model)
+    check_ids(tokenizer, model.config.vocab_size)
     _keep_dropped_names()
     from optimum.exporters.openvino import export_from_model
 
@@ -58,7 +48,7 @@ def write_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, folder:
         from optimum.exporters.onnx.model_configs import GPT2OnnxConfig as OwnConfig
 
     linears = quantized_linears(model)
-    with tempfile.TemporaryDirectory(dir=folder) as exported:
+    with new_folder(out_dir) as folder, tempfile.TemporaryDirectory(dir=folder) as exported:
         export_from_model(
             model, exported, task="text-generation-with-past", stateful=True, preprocessors=[tokenizer],
             custom_export_configs={"model": kept_heads_config(model, OwnConfig)},
@@ -72,7 +62,8 @@ def write_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, folder:
         save_model(graph, folder / IR_NAME, compress_to_fp16=False)
         bits = {8 if linear.highest == 127 else 4 for name, linear in linears.items() if name != "lm_head"}
         weights, kept_in = (f"i{min(bits)}", kv_cache) if bits else ("f32", "f32")
-        write_manifest(folder, weights, kept_in, has_centered_residual(model), source_weights(model))
+        write_manifest(folder, weights, kept_in, source_weights(model))
+    return Path(out_dir)
 
 
 def _keep_dropped_names() -> None:
@@ -82,31 +73,7 @@ def _keep_dropped_names() -> None:
             sys.modules.setdefault(f"openvino.runtime{name}", importlib.import_module(f"openvino{name}"))
 
 
-@torch.inference_mode()
-def has_centered_residual(model: GPT2LMHeadModel) -> bool:
-    """Return whether what the blocks add to the residual stream has no mean over the channels, judged by the weights.
-
-    `linearize` centers the projections. Rounding to the integer grid then leaves errors of at most half a step in each of O rows, whose
-    mean is about step ÷ √(12 · O); up to step ÷ √O counts as rounding here. The mean of a weight that was not centered is at least about
-    its standard deviation ÷ √O, and a standard deviation is many steps of an 8-bit grid.
-    """
-    projections = [projection for block in model.transformer.h for projection in (block.attn.c_proj, block.mlp.c_proj)]
-    return all(_is_centered(projection) for projection in projections)
-
-
-def _is_centered(projection: nn.Module) -> bool:
-    weight = projection.weight.T if isinstance(projection, Conv1D) else projection.weight
-    float_error = 1e-6 * _rms(weight)
-    rounding = _rms(projection.weight_scale) / len(weight) ** 0.5 if isinstance(projection, FakeQuantLinear) else 0.0
-    bias_error = 1e-5 * (_rms(projection.bias) + _rms(weight))
-    return _rms(weight.mean(0)) <= rounding + float_error and abs(projection.bias.mean().item()) <= bias_error
-
-
-def _rms(values: Tensor) -> float:
-    return values.double().square().mean().sqrt().item()
-
-
-def kept_heads_config(model: GPT2LMHeadModel, base: type):
+def kept_heads_config(model: Any, base: type):
     """Build an export config of a kind whose KV shapes follow the heads that are left; `config.n_head` still counts the pruned ones.
 
     Args:
@@ -126,3 +93,28 @@ def kept_heads_config(model: GPT2LMHeadModel, base: type):
         NORMALIZED_CONFIG_CLASS = KeptHeads
 
     return KeptHeadsConfig(model.config, task="text-generation", use_past=True, use_past_in_inputs=True)
+
+
+def group_scales(graph: Model) -> None:
+    """Store weights with several scales per row as (O, groups, inputs of a group), the shape in which the CPU plugin decompresses them."""
+    for node in matmuls(graph):
+        reshape = node.input_value(1).get_node()
+        if reshape.get_type_name() != "Reshape":
+            continue
+        outputs, inputs = (size.get_length() for size in node.get_input_partial_shape(1))
+        multiply = reshape.input_value(0).get_node()
+        scale = multiply.input_value(1).get_node().get_data().reshape(outputs, -1, 1)
+        integers = over_same_memory(stored_weight(node), [outputs, scale.shape[1], inputs // scale.shape[1]])
+        decompressed = ops.multiply(ops.convert(integers, "f32"), ops.constant(scale))
+        node.input(1).replace_source_output(ops.reshape(decompressed, np.array([outputs, inputs]), False).output(0))
+    graph.validate_nodes_and_infer_types()
+
+
+def halve_positions(graph: Model) -> None:
+    """Store the position embeddings, the largest table left in FP32, as FP16."""
+    for node in graph.get_ordered_ops():
+        table = node.input_value(0).get_node() if node.get_type_name() == "Gather" else None
+        if table and table.get_type_name() == "Constant" and len(table.get_output_shape(0)) == 2 and "wpe" in node.get_friendly_name():
+            half = ops.convert(ops.constant(table.get_data().astype(np.float16)), "f32")
+            node.input(0).replace_source_output(half.output(0))
+    graph.validate_nodes_and_infer_types()

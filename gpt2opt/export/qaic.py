@@ -21,7 +21,7 @@ from gpt2opt.storage import new_folder
 
 ONNX_NAME, SPECIALIZATIONS, CUSTOM_IO = "model.onnx", "specializations.json", "custom_io.yaml"
 PREFILL_TOKENS = 32
-"""A prompt is read in pieces of so many tokens, the last of them padded with positions of −1."""
+"""A prompt is read in pieces of this many tokens, the last of them padded with positions of −1."""
 AI_CORES = 16
 """What a card has, and what is compiled for unless a caller says otherwise."""
 COMPILER, SDK_FOLDER = "qaic-compile", "/opt/qti-aic/exec"

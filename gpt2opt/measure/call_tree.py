@@ -27,7 +27,7 @@ ROUNDED_US = 0.01
 class Node:
     """All calls of one name from one place. cpu_us: elapsed on the CPU, children included; gpu_us: of the GPU work they started.
 
-    notes: how it was executed, where the trace tells, with the number of calls.
+    notes: how it was executed, where the trace says so, with the number of calls.
     """
 
     name: str

@@ -53,34 +53,19 @@ class Child:
         if timeout_s:
             self._timer.start()
         try:
-            self._ask(factory, arguments)
+            self.call(factory, *arguments)
         except BaseException:
             self.close()
             raise
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the object and return its value.
+    def call(self, what: Callable | str, *arguments: Any) -> Any:
+        """Call a method of the object, by its name, and return its value.
 
         Raises:
             RuntimeError: the method raised, or the process died; the message ends with the child's own complaint.
             KeyboardInterrupt: the process was interrupted.
             TimeoutError: it was killed because its time was over.
         """
-        return self._ask(method, arguments)
-
-    def close(self) -> None:
-        self._timer.cancel()
-        self._process.kill()
-        self._process.communicate()
-        self._complaints.close()
-
-    def __enter__(self) -> "Child":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _ask(self, what: Callable | str, arguments: tuple) -> Any:
         assert self._process.stdin
         assert self._process.stdout
         try:
@@ -96,6 +81,18 @@ class Child:
         if complaint:
             raise RuntimeError(complaint)
         return value
+
+    def close(self) -> None:
+        self._timer.cancel()
+        self._process.kill()
+        self._process.communicate()
+        self._complaints.close()
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _give_up(self) -> None:
         self._timed_out = True

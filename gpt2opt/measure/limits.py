@@ -52,7 +52,7 @@ class Probe:
 
 
 def measure_limits(threads: int) -> Limits:
-    """Measure the limits with so many threads, in a fresh process: how many threads a library uses is settled when it is loaded."""
+    """Measure the limits with a number of threads, in a fresh process: a library reads the number when it is loaded."""
     with Child(Probe, threads, environment=thread_settings(threads)) as probe:
         return probe.call("measure")
 

@@ -1,6 +1,6 @@
 """Memory that a piece of work takes: RAM from a fresh process, VRAM from the counters of torch's allocator and of the driver.
 
-The memory of a process that has trained, plotted and quantized tells nothing about one model. So RAM is read in a child process that does
+The memory of a process that has trained, plotted and quantized says nothing about one model. So RAM is read in a child process that does
 nothing but the work.
 """
 
@@ -20,11 +20,10 @@ LIMITED_SECONDS = 300
 
 @dataclass(frozen=True)
 class ChildRun:
-    """The value that a fresh process returned, and the memory it used.
+    """The value that a fresh process returned, and the memory it used; each figure is None where the system has no /proc.
 
-    steps: resident memory at `start` (before the call, with the function's module and the libraries imported) and at every step that the
-    function named. peak_rss_bytes, peak_address_space_bytes: the kernel's high-water marks (VmHWM, VmPeak) at the end. Each figure is
-    None where the system has no /proc.
+    steps: resident memory at `start` (before the call, with the libraries imported) and at every step that the function named.
+    peak_rss_bytes, peak_address_space_bytes: the kernel's high-water marks (VmHWM, VmPeak) at the end.
     """
 
     value: Any
@@ -62,8 +61,7 @@ def in_fresh_process(
             resident memory is read at that point, while the function still holds its objects.
         arguments: the function's arguments. They are pickled, and so is the returned value.
         libraries: modules that the child imports before `start` is read.
-        address_space_bytes: the most that the child may map (RLIMIT_AS, Linux), set before it imports anything. This is stricter than a
-            limit of resident memory, because mapped files and untouched pages count too, and it needs no privileges.
+        address_space_bytes: see `Child`. It is stricter than a limit of resident memory: mapped files and untouched pages count too.
 
     Raises:
         RuntimeError: the function raised, the child died (for example because memory ran out), or it got stuck under its limit.
@@ -82,10 +80,7 @@ def in_fresh_process(
 def peak_ram(function: Callable, *arguments: Any) -> int | None:
     """Return the peak RSS in bytes of a fresh process that calls a module-level function; None where the system has no /proc.
 
-    The interpreter and the libraries that the function imports are part of it. See `in_fresh_process`, which returns more.
-
-    Raises:
-        RuntimeError: as `in_fresh_process`.
+    The interpreter and the libraries that the function imports are part of it. See `in_fresh_process`, which returns and raises more.
     """
     return in_fresh_process(function, *arguments).peak_rss_bytes
 
@@ -103,12 +98,12 @@ class Metered:
         if inspect.isgenerator(value):
             value = _walk(value, steps)
         peaks = _sizes("status")
-        # The kernel counts pages in batches for each thread, so its mark may lie some pages below what was read on the way.
-        seen = [step.rss_bytes for step in steps.values() if step]
-        return ChildRun(value, steps, max((*seen, peaks["VmHWM"])) if peaks else None, peaks.get("VmPeak"))
+        # The kernel counts pages in batches for each thread, so its mark may be some pages below what was read on the way.
+        peak_rss = max(peaks["VmHWM"], *(step.rss_bytes for step in steps.values() if step), 0) if peaks else None
+        return ChildRun(value, steps, peak_rss, peaks.get("VmPeak"))
 
 
-def _walk(generator, steps: dict[str, Resident | None]) -> Any:
+def _walk(generator: Any, steps: dict[str, Resident | None]) -> Any:
     """Run a generator to its end and read resident memory at each step that it names; return the generator's value."""
     while True:
         try:
@@ -142,27 +137,20 @@ def _sizes(name: str) -> dict[str, int]:
 
 
 def peak_vram(work: Callable[[], Any]) -> Vram | None:
-    """Run `work` and return the VRAM it took, or None without a GPU."""
-    reset_peak_vram()
-    work()
-    return read_peak_vram()
-
-
-def reset_peak_vram() -> None:
-    """Reset the peaks, which otherwise still hold what an earlier stage, such as training, needed."""
+    """Run `work` and return the VRAM that it took, or None without a GPU. What came before, such as training, is not counted."""
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+    work()
+    return read_peak_vram()
 
 
 def read_peak_vram() -> Vram | None:
-    """Return the peaks since `reset_peak_vram` and the memory in use on the device now; None without a GPU."""
+    """Return the peaks of this process so far and the memory in use on the device now; None without a GPU."""
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
     in_use = device_vram()
     return None if in_use is None else Vram(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), in_use)
 
@@ -173,5 +161,6 @@ def device_vram() -> int | None:
 
     if not torch.cuda.is_available():
         return None
+    torch.cuda.synchronize()
     free, total = torch.cuda.mem_get_info()
     return total - free

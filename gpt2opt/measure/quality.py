@@ -19,7 +19,7 @@ Logits = Callable[[Tensor], Any]
 
 JOIN = "\n\n"
 ROWS = 64
-"""Positions whose logits are processed at once: so few stay in the CPU's cache between operations, and their memory is reused."""
+"""Positions whose logits are processed at once: few enough to stay in the CPU's cache, and their memory is reused."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Protocol:
     """How a text is scored. Two perplexities can be compared only under the same protocol.
 
     window: tokens that are read at once, at most the model's context. stride: how far the window moves; None means a whole window.
-    by_line: each line is scored alone, its line break included, from its second token on, and cut at the end of the window. Otherwise the
-    documents are joined by blank lines and scored as one text, from its second token to its end.
+    by_line: each line is scored alone, its line break included, and cut at the end of the window. Otherwise the documents are joined by
+    blank lines and scored as one text. Nothing predicts the first token of either.
     """
 
     name: str
@@ -56,8 +56,7 @@ class ScoredText:
     """A text as token ids, ready for every model that uses the same tokenizer.
 
     sequences: pairs of ids (T,) that are read together and, for each id, the index of its document (T,). num_words, num_bytes: of the
-    scored part, words separated by white space; the first token of each sequence and what is cut off are not scored. label: the text and
-    the protocol.
+    scored part; words are separated by white space. label: the text and the protocol.
     """
 
     sequences: tuple[tuple[Tensor, Tensor], ...]
@@ -73,14 +72,13 @@ def prepare_text(tokenizer, documents: Sequence[str], label: str, protocol: Prot
     """Tokenize documents for scoring.
 
     Args:
-        tokenizer: the model's own; `model_max_length` is its context.
-        documents: the texts to score; intervals are taken over them. If the protocol scores by line, each line is a document.
+        tokenizer: the model's own; `model_max_length` is its context, and the protocol's window is cut to it.
+        documents: intervals are taken over them. If the protocol scores by line, each line is a document.
         label: the name of the text; the protocol is appended to it.
-        protocol: how the text is scored. Its window is cut to the model's context, and the label shows the result.
 
     Raises:
-        ValueError: no document has two tokens, what is scored holds no byte, the stride would leave tokens out, or the tokenizer is none of
-            the fast ones of transformers.
+        ValueError: no document has two tokens, what is scored has no byte, the stride would leave tokens out, or the tokenizer is not a
+            fast one of transformers.
 
     Example:
         >>> class Bytes:
@@ -152,11 +150,10 @@ def perplexity(logits: Logits, text: ScoredText, *, batch_size: int = 2) -> Qual
         >>> round(perplexity(lambda ids: torch.zeros(*ids.shape, 4), text).perplexity, 4)
         4.0
     """
-    nats, tokens = torch.zeros(text.num_documents, dtype=torch.float64), torch.zeros(text.num_documents, dtype=torch.int64)
+    sums = torch.zeros(text.num_documents, 2, dtype=torch.float64)
     for batch in _batches(text, batch_size):
-        batch.add(nats, token_nll(torch.as_tensor(logits(batch.ids)), batch.targets))
-        batch.add(tokens, torch.ones_like(batch.targets))
-    return _quality(text, nats, tokens)
+        batch.add(sums, token_nll(torch.as_tensor(logits(batch.ids)), batch.targets))
+    return _quality(text, *sums[sums[:, -1] > 0].T)
 
 
 def measure_agreement(
@@ -165,17 +162,13 @@ def measure_agreement(
     """Score a text and, in the same pass, compare the model's next-token distributions with those of its reference model.
 
     Args:
-        logits: the model under test.
-        reference: the model that it was made from, with the same vocabulary; KL is KL(reference ‖ model).
-        text: from `prepare_text`.
-        reference_name: the reference model's name in the result.
-        batch_size: as in `perplexity`.
+        logits, text, batch_size: as in `perplexity`.
+        reference: the model that it was made from, with the same vocabulary; KL is KL(reference ‖ model). reference_name: its name.
 
     Raises:
         ValueError: as `perplexity`, or the two models' vocabularies differ.
     """
-    nats, kl_nats = (torch.zeros(text.num_documents, dtype=torch.float64) for _ in range(2))
-    tokens, same = (torch.zeros(text.num_documents, dtype=torch.int64) for _ in range(2))
+    sums = torch.zeros(text.num_documents, 4, dtype=torch.float64)
     every: list[tuple[Tensor, Tensor]] = []
     for batch in _batches(text, batch_size):
         ours, theirs = (torch.as_tensor(model(batch.ids)) for model in (logits, reference))
@@ -185,32 +178,20 @@ def measure_agreement(
         kl, is_same = (values.view_as(nll) for values in _compare(ours, theirs))
         if not torch.isfinite(kl).all():
             raise ValueError("the reference model gave logits that are not finite; its weights are damaged or overflow in this dtype")
-        batch.add(nats, nll)
-        batch.add(kl_nats, kl)
-        batch.add(same, is_same)
-        batch.add(tokens, torch.ones_like(batch.targets))
-        every.append((batch.owners[batch.scored], kl[batch.scored]))
-    kept = tokens > 0
-    owners, kls = (torch.cat(values) for values in zip(*every, strict=True))
-    agreement = Agreement(
-        tuple(kl_nats[kept].tolist()),
-        tuple(same[kept].tolist()),
-        tuple(tokens[kept].tolist()),
-        *percentile_99(kls.numpy(), owners.numpy()),
-        text.label,
-        reference_name,
-    )
-    return _quality(text, nats, tokens), agreement
+        batch.add(sums, nll, kl, is_same)
+        every.append((kl[batch.scored], batch.owners[batch.scored]))
+    nats, kl_nats, same, tokens = sums[sums[:, -1] > 0].T
+    kls, owners = (torch.cat(values).numpy() for values in zip(*every, strict=True))
+    totals = tuple(kl_nats.tolist()), tuple(same.long().tolist()), tuple(tokens.long().tolist())
+    return _quality(text, nats, tokens), Agreement(*totals, *percentile_99(kls, owners), text.label, reference_name)
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the negative log-likelihood of each target in nats, (B, T) float32.
 
-    Targets are already shifted: `targets[:, t]` is the token that `logits[:, t]` predicts.
-
     Args:
         logits: (B, T, V), any float dtype; upcast to FP32 before the log-softmax.
-        targets: (B, T) int64.
+        targets: (B, T) int64, already shifted: `targets[:, t]` is the token that `logits[:, t]` predicts.
 
     Raises:
         ValueError: the vocabulary is too small for the targets, or a value is not a finite number.
@@ -238,9 +219,14 @@ def _compare(logits: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     for ours, theirs in zip(_rows(logits), _rows(reference), strict=True):
         theirs = theirs.to(ours.device)
         log_p, log_q = torch.log_softmax(theirs, -1), torch.log_softmax(ours, -1)
-        kls.append((log_p.exp() * (log_p - log_q)).sum(-1))
+        kls.append(kl_divergence(log_p, log_q))
         sames.append(ours.argmax(-1) == theirs.argmax(-1))
     return torch.cat(kls).cpu(), torch.cat(sames).cpu()
+
+
+def kl_divergence(reference: Tensor, model: Tensor) -> Tensor:
+    """Return KL(reference ‖ model) in nats, (...), from the log probabilities (..., V) of both."""
+    return (reference.exp() * (reference - model)).sum(-1)
 
 
 def _rows(logits: Tensor) -> Iterator[Tensor]:
@@ -251,8 +237,7 @@ def _rows(logits: Tensor) -> Iterator[Tensor]:
 def windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """Yield `(start, end, first_scored)`: read tokens start … end − 1, predict start + 1 … end, count those from first_scored on.
 
-    Every token except the first is a target exactly once, whatever the stride. With stride < window, a window reads window − stride tokens
-    again as context.
+    Every token except the first is a target exactly once. With stride < window, window − stride tokens are read again as context.
 
     Example:
         >>> list(windows(10, window=4, stride=2))
@@ -275,32 +260,26 @@ class _Batch:
     owners: Tensor
     scored: Tensor
 
-    def add(self, sums: Tensor, values: Tensor) -> None:
-        """Add the values (B, T) of the scored targets to the sums of their documents."""
-        sums.index_add_(0, self.owners[self.scored], values[self.scored].to(sums.dtype))
+    def add(self, sums: Tensor, *values: Tensor) -> None:
+        """Add the values (B, T) of the scored targets, and their number, to the sums (documents, values and number)."""
+        columns = torch.stack([*(each[self.scored].double() for each in values), self.scored[self.scored].double()], dim=1)
+        sums.index_add_(0, self.owners[self.scored], columns)
 
 
 def _batches(text: ScoredText, batch_size: int) -> Iterator[_Batch]:
     """Yield every window once; a batch has at most `batch_size` windows, all of one length."""
     check_whole("batch_size", batch_size, 1)
-    plan = [
-        (end - start, sequence, start, end, first)
-        for sequence, (ids, _) in enumerate(text.sequences)
+    rows = [
+        (ids[start:end], ids[start + 1 : end + 1], owners[start + 1 : end + 1], torch.arange(start + 1, end + 1) >= first)
+        for ids, owners in text.sequences
         for start, end, first in windows(len(ids), text.window, text.stride)
     ]
-    plan.sort(key=lambda item: -item[0])
-    for _, same_length in itertools.groupby(plan, key=lambda item: item[0]):
+    rows.sort(key=lambda row: -len(row[0]))
+    for _, same_length in itertools.groupby(rows, key=lambda row: len(row[0])):
         group = list(same_length)
-        for first_row in range(0, len(group), batch_size):
-            rows = group[first_row : first_row + batch_size]
-            yield _Batch(
-                torch.stack([text.sequences[sequence][0][start:end] for _, sequence, start, end, _ in rows]),
-                torch.stack([text.sequences[sequence][0][start + 1 : end + 1] for _, sequence, start, end, _ in rows]),
-                torch.stack([text.sequences[sequence][1][start + 1 : end + 1] for _, sequence, start, end, _ in rows]),
-                torch.stack([torch.arange(start + 1, end + 1) >= first for _, _, start, end, first in rows]),
-            )
+        for place in range(0, len(group), batch_size):
+            yield _Batch(*map(torch.stack, zip(*group[place : place + batch_size], strict=True)))
 
 
 def _quality(text: ScoredText, nats: Tensor, tokens: Tensor) -> Quality:
-    kept = tokens > 0
-    return Quality(tuple(nats[kept].tolist()), tuple(tokens[kept].tolist()), text.num_words, text.num_bytes, text.label)
+    return Quality(tuple(nats.tolist()), tuple(tokens.long().tolist()), text.num_words, text.num_bytes, text.label)

@@ -5,16 +5,14 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from gpt2opt.measure.stats import Estimate, mean_interval, paired_ratio, positive_mean_interval
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
     """Return the value below which `share` of the samples lie, interpolated linearly between neighbouring samples."""
-    ordered = sorted(samples)
-    position = share * (len(ordered) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+    return float(np.quantile(samples, share))
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,13 @@ class Latency:
     def halves(self) -> tuple["Latency", ...]:
         """Return the first and the second half of the runs; the same runs alone if there are fewer than four."""
         runs = len(self.ttft_samples_s)
-        steps, middle = len(self.tpot_samples_s) // runs, runs // 2
         if runs < 4:
             return (self,)
-        first, second = slice(middle), slice(middle, None)
-        tokens = slice(middle * steps), slice(middle * steps, None)
-        parts = zip((first, second), tokens, strict=True)
-        return tuple(replace(self, ttft_samples_s=self.ttft_samples_s[a], tpot_samples_s=self.tpot_samples_s[b]) for a, b in parts)
+        middle, tokens = runs // 2, runs // 2 * (len(self.tpot_samples_s) // runs)
+        return (
+            replace(self, ttft_samples_s=self.ttft_samples_s[:middle], tpot_samples_s=self.tpot_samples_s[:tokens]),
+            replace(self, ttft_samples_s=self.ttft_samples_s[middle:], tpot_samples_s=self.tpot_samples_s[tokens:]),
+        )
 
     @property
     def tpot_by_run_s(self) -> tuple[float, ...]:
@@ -97,9 +95,9 @@ class Comparison:
 class Resident:
     """A process's resident memory at one moment (Linux, /proc/self/smaps_rollup).
 
-    pss_bytes: a page that n processes share counts as 1/n. uss_bytes: pages that no other process maps, pages of files included.
-    file_bytes: the part of RSS that belongs to files, such as mapped weights and libraries, which the system may drop and read again; the
-    rest is anonymous. PSS and USS depend on which other processes run, because the measuring process maps the same libraries.
+    pss_bytes: a page that n processes share counts as 1/n. uss_bytes: pages that no other process maps, pages of files included. Both
+    depend on which other processes run. file_bytes: pages of files, such as mapped weights and libraries, which the system may drop and
+    read again; the rest of RSS is anonymous.
     """
 
     rss_bytes: int
@@ -156,9 +154,9 @@ class Quality:
 
     @property
     def course_perplexity(self) -> float:
-        """Return the perplexity as the course's notebook weights it, to be held against its numbers alone.
+        """Return the perplexity as the course's notebook weights it; compare it only with the numbers there.
 
-        The mean loss of each document counts once for each of its tokens, the first one included, which is not scored.
+        The mean loss of each document counts once for each of its tokens, the unscored first one included.
         """
         pairs = list(zip(self.document_nats, self.document_tokens, strict=True))
         weighted = math.fsum(nats * (tokens + 1) / tokens for nats, tokens in pairs)
@@ -166,10 +164,7 @@ class Quality:
 
     @property
     def word_perplexity(self) -> float | None:
-        """Return the perplexity per word. Unlike perplexity per token, it can be compared between tokenizers.
-
-        It is None if no white space separates words, or if it is larger than the largest float.
-        """
+        """Return the perplexity per word, which can be compared between tokenizers; None without white space, or if no float holds it."""
         try:
             return math.exp(self.nll_nats / self.num_words)
         except (OverflowError, ZeroDivisionError):

@@ -6,14 +6,14 @@
 import logging
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2opt.measure.call_tree import OPERATOR, call_tree, operator_table, recorded
-from gpt2opt.measure.trace_file import ON_GPU, TRACE_NAME, Event, parse_trace, read_trace_file, remove_trace, write_trace
+from gpt2opt.measure.call_tree import KERNEL, OPERATOR, call_tree, recorded
+from gpt2opt.measure.trace_file import TRACE_NAME, Event, parse_trace, read_trace_file, remove_trace, write_trace
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +34,9 @@ class Trace:
 def trace_handler(log_dir: Path | str) -> Callable[[Any], None]:
     """Return an `on_trace_ready` for `torch.profiler.profile` that writes `log_dir/gpt2opt.pt.trace.json.gz`.
 
-    An earlier trace of ours in `log_dir` is removed at once, so that nobody takes it for the new one if the profiler records nothing.
-    The trace names neither the machine nor a path outside of a package. Give each profile a directory of its own.
-
-    Whatever goes wrong when the trace is written, such as a full disk or a trace larger than 10 MB, is logged and raised by `read_trace`:
-    an exception that left the handler would keep torch from ending its step, and torch crashes then.
+    An earlier trace of ours in `log_dir` is removed at once, so that nobody takes it for the new one. The trace names neither the machine
+    nor a path outside of a package. Whatever goes wrong when it is written, such as a full disk or a trace larger than 10 MB, is logged
+    and raised by `read_trace`: an exception that left the handler would keep torch from ending its step, and torch crashes then.
 
     Raises:
         ValueError: `log_dir` can't be written.
@@ -97,8 +95,7 @@ def read_trace(log_dir: Path | str) -> Trace:
     if not path.exists():
         raise RuntimeError(f"the profiler wrote no trace into {log_dir}; profile at least one whole step, and call step() after each")
     events = check_trace(path, kernels=cuda.is_available())
-    seconds = own_gpu_time(events) if cuda.is_available() else own_cpu_time(events)
-    return Trace(path, path.stat().st_size, dict(seconds.most_common()))
+    return Trace(path, path.stat().st_size, operator_seconds(events, on_gpu=cuda.is_available()))
 
 
 def record_trace(work: Callable[[], object], log_dir: Path | str, *, steps: int = 1) -> Trace:
@@ -106,8 +103,6 @@ def record_trace(work: Callable[[], object], log_dir: Path | str, *, steps: int 
 
     Args:
         work: called once to warm up, once while the profiler warms up, then `steps` times on record.
-        log_dir: as in `trace_handler`.
-        steps: on record.
 
     Raises:
         ValueError: `log_dir` can't be written.
@@ -121,8 +116,7 @@ def record_in_turns(works: Mapping[Path | str, Callable[[], object]], *, rounds:
 
     Args:
         works: folder of the trace -> work, as in `record_trace`.
-        rounds: recordings of each.
-        steps: of each recording.
+        rounds: recordings of each, of `steps` steps.
 
     Raises:
         ValueError, RuntimeError: as `record_trace`.
@@ -180,18 +174,14 @@ def check_trace(path: Path, *, kernels: bool = False) -> list[Event]:
     return events
 
 
-def own_cpu_time(events: list[Event]) -> Counter[str]:
-    """Return the seconds that the CPU spent in each operator itself, by name, as a profile's page shows them."""
-    rows = operator_table(call_tree(recorded(events)))
-    return Counter({row.name: row.own_cpu_us / 1e6 for row in rows if row.kind == OPERATOR})
+def operator_seconds(events: list[Event], *, on_gpu: bool) -> dict[str, float]:
+    """Return the seconds that each operator took itself, largest first: on the CPU as a profile's page shows them, or of a GPU's work.
 
-
-def own_gpu_time(events: list[Event]) -> Counter[str]:
-    """Return the seconds of GPU work that each operator itself started, by name; the profiler notes who started what."""
-    names = {event["args"]["External id"]: event["name"] for event in events if event.get("cat") == "cpu_op"}
-    seconds: Counter[str] = Counter()
-    for event in events:
-        starter = names.get(event.get("args", {}).get("External id"))
-        if starter and event.get("cat") in ON_GPU:
-            seconds[starter] += event["dur"] / 1e6
-    return seconds
+    Work on a GPU counts for the operator that started it, and only operators that started some are returned.
+    """
+    own_us: dict[str, float] = defaultdict(float)
+    for node in call_tree(recorded(events)).walk():
+        started = [child.gpu_us for child in node.children.values() if child.kind == KERNEL]
+        if node.kind == OPERATOR and (started or not on_gpu):
+            own_us[node.name] += sum(started) if on_gpu else node.own_cpu_us
+    return {name: us / 1e6 for name, us in sorted(own_us.items(), key=lambda item: -item[1])}

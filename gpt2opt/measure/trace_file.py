@@ -15,7 +15,7 @@ PATTERN = "*.pt.trace.json*"
 """What torch.profiler calls its traces, compressed or not."""
 MAX_BYTES = 10_000_000
 KEPT = ("schemaVersion", "deviceProperties", "displayTimeUnit", "gpt2opt")
-"""What is kept beside the events. The rest tells the name of the host, a path and the time of day."""
+"""What is kept beside the events. The rest gives away the name of the host, a path and the time of day."""
 LEFT_OUT = ("Ev Idx", "Addr", "Record function id", "finished")
 """Arguments of events that nobody reads: addresses and counters."""
 SHORT_US = 5.0
@@ -67,11 +67,7 @@ def remove_trace(log_dir: Path) -> None:
 
 
 def read_trace_file(path: Path) -> dict[str, Any]:
-    """Return the content of a trace, its events under `traceEvents`.
-
-    Raises:
-        ValueError: it is larger than 10 MB, or is no trace.
-    """
+    """Return the content of a trace as `parse_trace` does; raise ValueError if it is larger than 10 MB or is no trace."""
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ValueError(
             f"{path.name} has {size / 1e6:.1f} MB, expected at most {MAX_BYTES / 1e6:.0f} MB; open it in Perfetto, or record less"
@@ -85,9 +81,9 @@ def is_trace(path: Path) -> bool:
 
 
 def parse_trace(path: Path) -> dict[str, Any]:
-    """Return the content of a trace of any size, its events under `traceEvents`; see `read_json` for what is made good.
+    """Return the content of a trace of any size, its events under `traceEvents`; nulls among them are left out.
 
-    Chrome's format allows a list of events alone, too. What is null among the events is left out.
+    Chrome's format allows a list of events alone, too. See `read_json` for what is repaired.
 
     Raises:
         ValueError: it is no trace.
@@ -111,13 +107,10 @@ def parse_trace(path: Path) -> dict[str, Any]:
 
 
 def read_json(data: bytes) -> Any:
-    """Return what JSON holds; if it is none, read it once more with what torch.profiler writes wrongly made good.
+    """Return what JSON holds, repaired if it has to be; raise ValueError if it is no JSON even so.
 
-    That is: quotes, line breaks and backslashes in texts, such as the paths of Windows, which it does not escape; N/A, nan and inf for a
-    number, which become None; bytes that are no UTF-8. A list of events that lacks its last bracket is allowed by Chrome's format.
-
-    Raises:
-        ValueError: it is no JSON even so.
+    torch writes quotes, line breaks and backslashes in texts without escaping them, N/A, nan and inf for a number (they become None), and
+    bytes that are no UTF-8. In Chrome's format a list of events may lack its last bracket.
     """
     try:
         return json.loads(data)

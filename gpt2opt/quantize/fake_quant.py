@@ -6,14 +6,12 @@ rounds weights and inputs to the same grids, and that can be exported.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
-from transformers.pytorch_utils import Conv1D
-
-from gpt2opt.sources.gpt2 import CROSS_ATTENTION, fold_attention_scale
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,9 @@ class QuantizedLinear:
 
 class FakeQuantLinear(nn.Module):
     """A Linear with an integer weight and, while `quantize_input` is set, an input rounded to u8; it computes in float."""
+
+    weight_scale: Tensor
+    weight_zero_point: Tensor
 
     def __init__(self, quantized: QuantizedLinear, bias: Tensor | None):
         super().__init__()
@@ -57,7 +58,7 @@ class FakeQuantLinear(nn.Module):
         return grouped.view(self.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.quantize_input:
+        if self.quantize_input and self.input_scale is not None:
             x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero_point, quant_min=0, quant_max=255)
         # The weight lies on its grid already, so that rounding changes nothing; only the exported graph has to contain the grid.
         weight = self.quantized_weight() if torch.jit.is_tracing() else self.weight
@@ -82,53 +83,12 @@ class TiedEmbedding(nn.Module):
         return F.embedding(input_ids, weight)
 
 
-def linearize(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    """Return an FP32 copy whose `Conv1D` projections are `nn.Linear` layers, the only kind that INC quantizes.
-
-    The projections into the residual stream are centered: what a block adds to the stream has a mean of 0 over the channels. Every
-    LayerNorm subtracts this mean anyway, so the logits stay the same, and a graph may leave the subtraction out (SliceGPT, Ashkboos
-    et al. 2024, section 3.2). `export_ir` notes it in the manifest as `centered_residual`.
-    The copy shares the embeddings of an FP32 model; replace them, don't write into them.
-    """
-    import copy
-
-    if model.config.add_cross_attention:
-        raise ValueError(f"the model has {CROSS_ATTENTION}")
-    embeddings = [module.weight for module in (model.transformer.wte, model.transformer.wpe)]
-    shared = {id(weight): nn.Parameter(weight.detach().float().cpu()) for weight in embeddings}
-    model = copy.deepcopy(model, shared).float().cpu().eval()
-    fold_attention_scale(model)
-    if hasattr(model, "set_attn_implementation"):
-        model.set_attn_implementation("sdpa")  # OpenVINO reads it as one operation; a model may come with eager attention
-    elif model.config._attn_implementation != "sdpa":
-        raise ValueError(
-            "the model has eager attention, which this version of transformers can't change: load it with attn_implementation='sdpa'"
-        )
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, Conv1D):
-                setattr(module, name, _as_linear(child))
-    for block in model.transformer.h:
-        for projection in (block.attn.c_proj, block.mlp.c_proj):
-            projection.weight = nn.Parameter(projection.weight - projection.weight.mean(0))
-            projection.bias = nn.Parameter(projection.bias - projection.bias.mean())
-    return model
-
-
-def _as_linear(projection: Conv1D) -> nn.Linear:
-    inputs, outputs = projection.weight.shape
-    linear = nn.Linear(inputs, outputs, device="meta")
-    linear.weight = nn.Parameter(projection.weight.detach().T.contiguous())
-    linear.bias = nn.Parameter(projection.bias.detach())
-    return linear
-
-
 def fake_quantize(model: GPT2LMHeadModel, quantized: Mapping[str, QuantizedLinear]) -> GPT2LMHeadModel:
-    """Replace these Linears of a linearized model, in place; tie the embedding to the head if it was tied before."""
+    """Replace these Linears of a model from `prepare_for_export`, in place; tie the embedding to the head if it was tied before."""
     tied = model.lm_head.weight is model.transformer.wte.weight
     for name, found in quantized.items():
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, FakeQuantLinear(found, model.get_submodule(name).bias))
+        linear: Any = model.get_submodule(name)
+        model.set_submodule(name, FakeQuantLinear(found, linear.bias))
     if tied and isinstance(model.lm_head, FakeQuantLinear):
-        model.transformer.wte = TiedEmbedding(model.lm_head)
+        model.set_submodule("transformer.wte", TiedEmbedding(model.lm_head))
     return model

@@ -1,13 +1,16 @@
-"""Run Intel Neural Compressor's `INCQuantizer` on a GPT-2, and read its results back: its own INT8 modules can't be exported.
+"""Run Intel Neural Compressor's `INCQuantizer` on a GPT-2, and read its result back: its own INT8 modules can't be exported.
 
 INC silently skips what it can't do, and its ranges depend on the CPU. The context managers here prevent both.
 """
 
+import copy
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -16,41 +19,122 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from gpt2opt.environment import at_least, give_back_memory
 from gpt2opt.errors import chain_of, raise_cause, text_of
+from gpt2opt.quantize.fake_quant import QuantizedLinear
+from gpt2opt.quantize.ranges import clip_to_percentiles, keep_sums_in_16_bits, smooth_untied_head, take_over_smoothing
+from gpt2opt.quantize.recipes import Recipe, int8_config, weight_grids, weight_only_config
 
 
-def run_inc(linear: PreTrainedModel, config, calibration: Dataset | None, task: str = "text-generation") -> dict:
-    """Run `INCQuantizer` on a copy of a model and return the state dict that it saves.
+def calibrate(
+    linear: PreTrainedModel, calibration: Dataset, recipe: Recipe, *, safe_sums: bool = True, task: str = "text-generation"
+) -> dict[str, QuantizedLinear]:
+    """Quantize every Linear of a model by INC, and smooth its LayerNorms in place if the recipe says so.
+
+    The result is the same on every CPU and runs on every CPU, whichever it is made on; see `keep_sums_in_16_bits`.
 
     Args:
-        linear: a GPT-2 from `linearize`, or another model whose matmuls are `nn.Linear`; only a GPT-2 can be smoothed.
-        config: of `neural_compressor`.
-        calibration: the columns that the model reads, such as `input_ids`; None where weights alone are quantized.
+        linear: from `prepare_for_export`; with smoothing its LayerNorms and the weights behind them change, and its function does not. Or
+            another model whose matmuls are `nn.Linear`, with a recipe without smoothing.
+        calibration: the columns that the model reads, such as `input_ids`; rows of one length.
+        recipe: how to quantize.
+        safe_sums: as in `read_inc_result`.
         task: what the model does, in optimum's words.
-    """
-    import copy
 
+    Returns:
+        Name of a Linear -> its quantized form.
+
+    Raises:
+        RuntimeError: INC failed, did not apply the smoothing that was asked for, or quantized nothing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if recipe.activations:
+            smooth_untied_head(linear, calibration, recipe.smooth_alpha)
+            run_inc(linear, int8_config(recipe), folder, calibration, task)
+            return read_inc_result(linear, folder, calibration, recipe, safe_sums)
+        run_inc(linear, weight_only_config(linear, recipe), folder, None, task)
+        return _read_rounded_weights(linear, folder, recipe)
+
+
+def run_inc(linear: PreTrainedModel, config: Any, folder: Path | str, calibration: Dataset | None, task: str) -> None:
+    """Run `INCQuantizer` on a copy of a model, by a config of `neural_compressor`; INC saves its result into the folder."""
     from optimum.intel import INCQuantizer
 
-    with tempfile.TemporaryDirectory() as scratch:
-        with readable_by_inc(linear):
-            quantizer = INCQuantizer.from_pretrained(copy.deepcopy(linear), task=task)
-            # One row at a time: the logits of eight rows of 1024 tokens would take 1.6 GB.
-            quantizer.quantize(quantization_config=config, save_directory=scratch, calibration_dataset=calibration, batch_size=1)
-            del quantizer
-        return load_inc(scratch)
+    with patched_for_inc(linear):
+        quantizer = INCQuantizer.from_pretrained(copy.deepcopy(linear), task=task)
+        # One row at a time: the logits of eight rows of 1024 tokens would take 1.6 GB.
+        quantizer.quantize(quantization_config=config, save_directory=folder, calibration_dataset=calibration, batch_size=1)
+        del quantizer
 
 
-def load_inc(folder: Path | str) -> dict:
-    """Load the state dict that `INCQuantizer.quantize` saved into a folder."""
+def read_inc_result(
+    linear: PreTrainedModel, folder: Path | str, calibration: Dataset, recipe: Recipe, safe_sums: bool = True
+) -> dict[str, QuantizedLinear]:
+    """Read what INC saved: the integers, scales and ranges of each Linear; smooth the LayerNorms of the model in place as INC did.
+
+    Args:
+        linear: from `prepare_for_export`, as it was given to INC.
+        folder: `save_directory` of `INCQuantizer.quantize`.
+        calibration: the rows that INC saw.
+        recipe: the one that INC was configured by.
+        safe_sums: widen the steps of weights as `keep_sums_in_16_bits` says; without it a CPU without VNNI or AMX may saturate.
+
+    Returns, raises:
+        As `calibrate`.
+    """
+    state = _load_state(folder)
+    if recipe.smooth_alpha is not None:
+        take_over_smoothing(linear, state)
+    layers = _read_int8_layers(state)
+    if recipe.activation_range == "percentile":
+        layers = clip_to_percentiles(linear, calibration, layers)
+    if not recipe.head_input:
+        layers["lm_head"] = dataclasses.replace(layers["lm_head"], input_scale=None)
+    return keep_sums_in_16_bits(linear, calibration, layers) if safe_sums else layers
+
+
+def _read_int8_layers(state: dict[str, Any]) -> dict[str, QuantizedLinear]:
+    """Read INC's state dict, which holds the scale and the zero point of an input beside each Linear's packed weight."""
+    suffix = "._packed_params._packed_params"
+    layers = {}
+    for module in [key.removesuffix(suffix) for key in state if key.endswith(suffix)]:
+        weight, _ = state[module + suffix]
+        scale, zero_point = (state[f"{module}_input_{name}_0"].item() for name in ("scale", "zero_point"))
+        layers[module.removesuffix(".module")] = QuantizedLinear(
+            weight.dequantize(), weight.q_per_channel_scales().float()[:, None], 8, scale, int(zero_point)
+        )
+    if not layers:
+        raise RuntimeError("INC quantized no Linear; does the model come from prepare_for_export?")
+    return layers
+
+
+def _read_rounded_weights(linear: Any, folder: Path | str, recipe: Recipe) -> dict[str, QuantizedLinear]:
+    """Find the scales of weights that INC has rounded and multiplied out again: the largest value of a group lies on the last step.
+
+    Raises:
+        RuntimeError: a weight does not lie on such a grid, or it was not rounded at all.
+    """
+    state, layers = _load_state(folder), {}
+    for name, (bits, group) in weight_grids(linear, recipe).items():
+        weight, rounded = linear.get_submodule(name).weight, state[f"{name}.weight"]
+        grouped = rounded.unflatten(1, (-1, group))
+        largest = grouped.abs().amax(-1)
+        scale = torch.where(largest > 0, largest / (2 ** (bits - 1) - 1), 1.0)
+        steps = grouped / scale[..., None]
+        if torch.equal(rounded, weight) or (steps - steps.round()).abs().max() > 1e-2:
+            raise RuntimeError(f"INC did not round {name} to {bits} bits in groups of {group}")
+        layers[name] = QuantizedLinear(rounded, scale, bits)
+    return layers
+
+
+def _load_state(folder: Path | str) -> dict[str, Any]:
     return torch.load(Path(folder, "pytorch_model.bin"), weights_only=False)
 
 
 @contextmanager
-def readable_by_inc(linear: PreTrainedModel) -> Iterator["OperatorTable"]:
-    """Let `INCQuantizer` smooth and calibrate a linearized model inside a `with` block, and hear which operators it quantizes.
+def patched_for_inc(linear: PreTrainedModel) -> Iterator["OperatorTable"]:
+    """Let `INCQuantizer` smooth and calibrate a prepared model inside a `with` block, and report which operators it quantizes.
 
-    Inside, the model can be traced (see `_traceable`), the range of an input has 256 steps (see `_full_range`), what INC swallows is
-    raised (see `_outspoken`) and what INC writes beside its result goes into a scratch folder. At the end what INC would keep alive is
+    Inside, the model can be traced (see `_traceable`), the range of an input has 256 steps, what INC swallows is raised (see
+    `_raise_what_inc_catches`) and what INC writes beside its result goes into a scratch folder. At the end what INC would keep alive is
     freed.
 
     Yields:
@@ -58,31 +142,48 @@ def readable_by_inc(linear: PreTrainedModel) -> Iterator["OperatorTable"]:
 
     Raises:
         KeyboardInterrupt, MemoryError: INC was interrupted, or had too little memory.
-        RuntimeError: INC failed of something else; the message names it.
+        RuntimeError: INC failed for another reason; the message names it.
     """
+    from neural_compressor.adaptor import pytorch
     from neural_compressor.utils.utility import set_workspace
     from torch.ao.quantization.fx.utils import assert_and_get_unique_device
 
     table = OperatorTable()
-    with tempfile.TemporaryDirectory() as scratch, _outspoken(table), _traceable(linear), _full_range(), table.listening():
+    with tempfile.TemporaryDirectory() as scratch, _raise_what_inc_catches(table), _traceable(linear), table.listening():
         set_workspace(scratch)
-        yield table
+        # On a CPU without VNNI INC divides the range of an input into 128 steps, so that sums of two products stay within 16 bits; here
+        # `keep_sums_in_16_bits` adjusts the weights instead. INC has no setting for it, only a constant that it computes at import.
+        with _changed(pytorch, REDUCE_RANGE=False):
+            yield table
     if hasattr(assert_and_get_unique_device, "cache_clear"):  # newer torch caches its answer for each module, which keeps them alive
         assert_and_get_unique_device.cache_clear()
     give_back_memory()  # INC's copies of the model are in reference cycles
 
 
+@contextmanager
+def _changed(target: Any, **attributes: Any) -> Iterator[None]:
+    """Give an object other attributes inside a `with` block."""
+    kept = {name: getattr(target, name) for name in attributes}
+    for name, value in attributes.items():
+        setattr(target, name, value)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(target, name, value)
+
+
 class OperatorTable(logging.Handler):
-    """INC's own table of how many operators of each kind it quantized, as it stands in INC's log.
+    """The table in INC's log of how many operators of each kind it quantized.
 
     errors: those that INC caught, and only wrote into its log.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.errors: list[BaseException] = []
         self._lines: list[str] = []
-        self._ours = False
+        self._is_ours = False
 
     def __str__(self) -> str:
         return "\n".join(self._lines)
@@ -92,53 +193,44 @@ class OperatorTable(logging.Handler):
             self.errors.append(record.msg)
         line = record.getMessage()
         if "Statistics" in line:  # the head of a table
-            self._ours = "Mixed Precision" in line
-            self._lines = [] if self._ours else self._lines  # a tuning round before this one wrote one as well
-        if self._ours and line.startswith(("|", "+")):
+            self._is_ours = "Mixed Precision" in line
+            self._lines = [] if self._is_ours else self._lines  # a tuning round before this one wrote one as well
+        if self._is_ours and line.startswith(("|", "+")):
             self._lines.append(line)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear INC's log inside a `with` block; nothing of it is printed meanwhile."""
+        """Read INC's log inside a `with` block; nothing of it is printed meanwhile."""
         logger = logging.getLogger("neural_compressor")
-        level, handlers, propagate = logger.level, logger.handlers, logger.propagate
-        logger.handlers, logger.propagate = [self], False
+        level = logger.level
         logger.setLevel(logging.INFO)
-        try:
-            yield
-        finally:
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
+        with _changed(logger, handlers=[self], propagate=False):
+            try:
+                yield
+            finally:
+                logger.setLevel(level)
 
 
 @contextmanager
 def _traceable(linear: PreTrainedModel) -> Iterator[None]:
     """Make the model traceable by `torch.jit.trace` inside a `with` block.
 
-    INC finds the layers to smooth by tracing, and skips smoothing without an error if tracing fails. transformers builds the causal mask
-    with `vmap`, which a trace can't hold; optimum's exporter has masks without it. The activations are hidden too, see `_SeenByNoTracer`.
-    Nothing but a GPT-2 is smoothed, so that other models stay as they are.
+    INC finds the layers to smooth by tracing, and skips smoothing without an error if tracing fails. The activations are hidden too, see
+    `_HiddenActivation`. Nothing but a GPT-2 is smoothed, so that other models stay as they are.
     """
-    if not isinstance(linear, GPT2LMHeadModel):
+    with ExitStack() as changes:
+        if isinstance(linear, GPT2LMHeadModel):
+            blocks: Any = linear.transformer.h
+            for block in blocks:
+                changes.enter_context(_changed(block.mlp, act=_HiddenActivation(block.mlp.act)))
+            changes.enter_context(_changed(linear.config, return_dict=False, use_cache=False))
+            changes.enter_context(_masks_without_vmap())
         yield
-        return
-    config = linear.config
-    flags = {"return_dict": config.return_dict, "use_cache": config.use_cache}
-    activations = [block.mlp.act for block in linear.transformer.h]
-    try:
-        for block, activation in zip(linear.transformer.h, activations, strict=True):
-            block.mlp.act = _SeenByNoTracer(activation)
-        config.return_dict, config.use_cache = False, False
-        with _masks_without_vmap():
-            yield
-    finally:
-        for block, activation in zip(linear.transformer.h, activations, strict=True):
-            block.mlp.act = activation
-        config.return_dict, config.use_cache = flags["return_dict"], flags["use_cache"]
 
 
 @contextmanager
 def _masks_without_vmap() -> Iterator[None]:
+    """Let transformers build causal masks without `vmap`, which a trace can't hold, as optimum's exporter does."""
     if not at_least("transformers", "4.53"):  # until then masks were built without it
         yield
         return
@@ -156,7 +248,7 @@ def _masks_without_vmap() -> Iterator[None]:
             ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
 
 
-class _SeenByNoTracer(nn.Module):
+class _HiddenActivation(nn.Module):
     """An activation that INC does not recognize.
 
     Through an activation that it knows, ReLU for example, INC would smooth the next Linear into the one before. Between two Linears it
@@ -174,7 +266,7 @@ class _SeenByNoTracer(nn.Module):
 
 
 @contextmanager
-def _outspoken(table: OperatorTable) -> Iterator[None]:
+def _raise_what_inc_catches(table: OperatorTable) -> Iterator[None]:
     """Raise at the end of a `with` block what INC caught inside it.
 
     Whatever its tuning raises, an interrupt included, INC goes on as if it had found no model, or not the best one.
@@ -184,39 +276,21 @@ def _outspoken(table: OperatorTable) -> Iterator[None]:
     time_limit, caught = quantization.time_limit, []
 
     @contextmanager
-    def heard(seconds):  # INC tunes inside this, and catches everything around it
+    def watched(seconds: float) -> Iterator[None]:  # INC tunes inside this, and catches everything around it
         try:
             with time_limit(seconds):
                 yield
         except (KeyboardInterrupt, Exception) as error:
             caught.append(error)
 
-    quantization.time_limit = heard
     try:
-        yield
+        with _changed(quantization, time_limit=watched):
+            yield
     except Exception:
         if not caught:
             raise
-    finally:
-        quantization.time_limit = time_limit
     for error in (*caught, *table.errors):
         raise_cause(error)
     if caught:
         tries = ", after ".join(f"{type(error).__name__}: {text_of(error)}" for error in chain_of(caught[0]))
         raise RuntimeError(f"INC failed: {tries}") from caught[0]
-
-
-@contextmanager
-def _full_range() -> Iterator[None]:
-    """Make INC divide the range of an input into 256 steps inside a `with` block.
-
-    On a CPU without VNNI it takes 128, so that sums of two products stay within 16 bits; here `keep_sums_in_16_bits` adjusts the weights
-    instead. INC has no setting for it, only a constant that it computes at import.
-    """
-    from neural_compressor.adaptor import pytorch
-
-    kept, pytorch.REDUCE_RANGE = pytorch.REDUCE_RANGE, False
-    try:
-        yield
-    finally:
-        pytorch.REDUCE_RANGE = kept

@@ -12,18 +12,19 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from gpt2opt.decoding.text import token_rows, window_length
 from gpt2opt.environment import give_back_memory, has_int8_dot_product
 from gpt2opt.errors import text_of
-from gpt2opt.export.openvino import write_ir
-from gpt2opt.quantize.calibration import calibrate
-from gpt2opt.quantize.fake_quant import fake_quantize, linearize
+from gpt2opt.export.openvino import export_ir
+from gpt2opt.quantize.fake_quant import fake_quantize
+from gpt2opt.quantize.gate import Sensitivity, apply_gate
+from gpt2opt.quantize.inc import calibrate
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.quantize.recipes import RECIPES, Recipe
-from gpt2opt.quantize.sensitivity import Sensitivity, apply_gate
 from gpt2opt.runtime.audit import Int8Audit, audit_int8
 from gpt2opt.settings import MIN_CALIBRATION_SEQUENCES, check_whole, is_whole
 from gpt2opt.sources.gpt2 import check_finite, check_ids
 from gpt2opt.storage import check_folder, new_folder
 
 GATE_TOKENS = 2048
-"""Tokens on which the gate compares, twice for each input: enough to tell sensitivity from noise, few enough to wait for."""
+"""Tokens on which the gate compares, twice for each input: enough to distinguish sensitivity from noise, few enough to wait for."""
 NO_DOT_PRODUCT = (
     "this CPU has neither VNNI nor AMX, so an INT8 product takes several instructions; `gpt2opt doctor` shows what INT8 gained on each "
     "kind of CPU"
@@ -51,8 +52,8 @@ def prepare_calibration_dataset(
     Args:
         texts: text that is neither trained on nor scored.
         tokenizer: the model's own.
-        length: tokens a row; the model's context unless told, since later positions reach values that earlier ones don't.
-        limit: rows at the most.
+        length: tokens a row; the model's context by default, since later positions reach values that earlier ones don't.
+        limit: the largest number of rows.
 
     Returns:
         A dataset with `input_ids` (rows, length).
@@ -99,20 +100,24 @@ def quantize_int8(
             what was written is kept in a folder beside `out_dir`, `NAME-failed-audit`, which the next such failure replaces.
     """
     check_folder(out_dir)
-    recipe = _recipe(recipe)
+    if not isinstance(recipe, Recipe):
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe {recipe!r} is not known; expected one of {', '.join(RECIPES)}")
+        recipe = RECIPES[recipe]
     check_finite(model)
     check_ids(tokenizer, model.config.vocab_size)
     _check_calibration(calibration, model.config.vocab_size)
     gated = recipe.activations and recipe.max_kl is not None
     if gated and not has_int8_dot_product():
         logger.warning(UNKNOWN_DOT_PRODUCT if has_int8_dot_product() is None else NO_DOT_PRODUCT)
-    linear = linearize(model)
+    linear = prepare_for_export(model)
     seen, kept_back = split_calibration(calibration)
     fake = fake_quantize(linear, calibrate(linear, seen, recipe))
-    sensitivity = apply_gate(fake, linearize(model), kept_back, recipe.max_kl) if gated else None
+    sensitivity = apply_gate(fake, prepare_for_export(model), kept_back, recipe.max_kl) if gated else None
+    kv_cache = sensitivity.kv_cache if sensitivity else "u8" if recipe.activations else "f16"
     give_back_memory()
     with new_folder(out_dir) as partial:
-        write_ir(fake, tokenizer, partial, sensitivity.kv_cache if sensitivity else "u8" if recipe.activations else "f16")
+        export_ir(fake, tokenizer, partial, kv_cache)
         audit = _passed_audit(partial, Path(out_dir).resolve())
     return Quantized(audit, sensitivity)
 
@@ -129,14 +134,6 @@ def _passed_audit(written: Path, folder: Path) -> Int8Audit:
         except (OSError, ValueError) as lost:
             raise type(error)(f"{text_of(error)}; what was written could not be kept: {lost}") from error
         raise type(error)(f"{text_of(error)}; what was written is kept in {kept}: `gpt2opt audit` shows what is INT8 there") from error
-
-
-def _recipe(recipe: str | Recipe) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    if recipe not in RECIPES:
-        raise ValueError(f"recipe {recipe!r} is not known; expected one of {', '.join(RECIPES)}")
-    return RECIPES[recipe]
 
 
 def split_calibration(calibration: Dataset) -> tuple[Dataset, list[list[int]]]:

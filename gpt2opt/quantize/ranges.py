@@ -7,6 +7,7 @@ or AMX can multiply them without saturating: its INT8 products are added in 16 b
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -54,7 +55,7 @@ def _watch_inputs(linear: PreTrainedModel, calibration: Dataset, names: Iterable
 
 
 def clip_to_percentiles(
-    linear: GPT2LMHeadModel, calibration: Dataset, found: dict[str, QuantizedLinear], share: float = 1e-4
+    linear: PreTrainedModel, calibration: Dataset, found: dict[str, QuantizedLinear], share: float = 1e-4
 ) -> dict[str, QuantizedLinear]:
     """Narrow each u8 range so that it leaves out this share of a row's values at either end, averaged over the rows.
 
@@ -77,7 +78,7 @@ def clip_to_percentiles(
     return clipped
 
 
-def take_over_smoothing(linear: GPT2LMHeadModel, state: dict) -> None:
+def take_over_smoothing(linear: Any, state: dict[str, Any]) -> None:
     """Replace the LayerNorms of a model, in place, by the smoothed ones in INC's state; scale the weights behind them the other way.
 
     Raises:
@@ -89,7 +90,7 @@ def take_over_smoothing(linear: GPT2LMHeadModel, state: dict) -> None:
             module = getattr(layer, norm)
             weight, bias = (state[f"transformer.h.{block}.{norm}.{name}"].float() for name in ("weight", "bias"))
             old, new = torch.stack([module.weight, module.bias]), torch.stack([weight, bias])
-            # If the gain is zero, the bias tells the scale; if both are zero, the input is zero and no scale matters.
+            # If the gain is zero, the bias gives the scale; if both are zero, the input is zero and no scale matters.
             row = (new[0].abs() < new[1].abs()).long()[None]
             before, after = old.gather(0, row)[0], new.gather(0, row)[0]
             scale = torch.where(after != 0, before / after, 1.0)
@@ -100,14 +101,14 @@ def take_over_smoothing(linear: GPT2LMHeadModel, state: dict) -> None:
         raise RuntimeError("INC skipped SmoothQuant: none of the LayerNorms changed; is peft installed?")
 
 
-def smooth_untied_head(linear: GPT2LMHeadModel, calibration: Dataset, alpha: float) -> None:
-    """Smooth the last LayerNorm and the head behind it, in place, unless the embedding shares the head's weight. INC leaves them out.
+def smooth_untied_head(linear: Any, calibration: Dataset, alpha: float | None) -> None:
+    """Smooth the last LayerNorm and the head after it, in place, unless the embedding shares the head's weight. INC leaves them out.
 
-    sⱼ = max|Xⱼ|^α / max|Wⱼ|^(1 − α), SmoothQuant's own formula (Xiao et al. 2022, equation 4).
+    sⱼ = max|Xⱼ|^α / max|Wⱼ|^(1 − α), SmoothQuant's own formula (Xiao et al. 2022, equation 4). With an alpha of None nothing is smoothed.
     """
-    head, norm = linear.lm_head, linear.transformer.ln_f
-    if head.weight is linear.transformer.wte.weight:
+    if alpha is None or linear.lm_head.weight is linear.transformer.wte.weight:
         return
+    head, norm = linear.lm_head, linear.transformer.ln_f
     seen = observe_inputs(linear, calibration, ["lm_head"])["lm_head"]
     largest_input = torch.maximum(seen.highest.abs(), seen.lowest.abs()).clamp(min=1e-5)
     largest_weight = head.weight.detach().abs().amax(0).clamp(min=1e-5)
@@ -116,8 +117,8 @@ def smooth_untied_head(linear: GPT2LMHeadModel, calibration: Dataset, alpha: flo
     head.weight = nn.Parameter(head.weight * scale)
 
 
-def keep_sums_in_16_bits(found: QuantizedLinear, weight: Tensor, seen: InputRange) -> QuantizedLinear:
-    """Widen the steps of a weight until the CPU's 16-bit sums don't saturate.
+def keep_sums_in_16_bits(linear: Any, calibration: Dataset, layers: dict[str, QuantizedLinear]) -> dict[str, QuantizedLinear]:
+    """Widen the steps of the weights behind quantized inputs until the CPU's 16-bit sums don't saturate; return all layers.
 
     A CPU without VNNI or AMX first adds two u8 × i8 products in 16 bits. It saturates if a₀w₀ + a₁w₁ leaves [−32768, 32767], for the
     neighbouring inputs 2j and 2j + 1. Halving all weights would rule this out and cost one bit of every weight. Few inputs come near 255,
@@ -125,10 +126,18 @@ def keep_sums_in_16_bits(found: QuantizedLinear, weight: Tensor, seen: InputRang
     channels keep their 8 bits. `experiments/recipes.py` measures what this costs on a CPU that does not saturate.
 
     Args:
-        found: the layer with an 8-bit weight and a quantized input.
-        weight: (O, I) the float weight that it was made from, so that the result is rounded once and not twice.
-        seen: the range of each input channel.
+        linear: the float model, so that weights are rounded once and not twice.
+        calibration: the rows that show how large each input gets.
+        layers: the quantized form of each Linear.
     """
+    inputs = [name for name, layer in layers.items() if layer.input_scale is not None]
+    seen = observe_inputs(linear, calibration, inputs)
+    return layers | {name: widen_steps(layers[name], linear.get_submodule(name).weight, seen[name]) for name in inputs}
+
+
+def widen_steps(found: QuantizedLinear, weight: Tensor, seen: InputRange) -> QuantizedLinear:
+    """Round the float weight (O, I) of one layer again, by steps with which the inputs that were seen don't saturate; see above."""
+    assert found.input_scale is not None
     largest = (torch.round(seen.highest / found.input_scale) + found.input_zero_point).clamp(0, 255)
     products = weight.detach() * largest
     if products.shape[1] % 2:

@@ -3,9 +3,8 @@
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from gpt2opt.measure.results import Latency
 from gpt2opt.measure.stats import PERCENT, ratio_of_medians
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
 from gpt2opt.run.record import Measurement, Record
@@ -37,16 +36,24 @@ class ComparedFigure:
     ratios: tuple[RunRatio, ...]
 
 
-@dataclass(frozen=True)
-class _Figure:
-    """A figure of one part of a measurement. conditions: what has to be the same for a ratio to mean something."""
+class _Figure(NamedTuple):
+    """A figure by its place in a measurement. samples: an attribute beside it, over which an interval is taken; None for none."""
 
     part: str
-    of: Callable[[Any], float | None]
-    show: Callable[[float], str]
-    conditions: Callable[[Record, Measurement], dict[str, Any]]
-    interval: Callable[[Any, Any], tuple[float, float] | None] = lambda one, base: None
+    attribute: str
+    show: Callable[[Any], str]
+    samples: str | None = None
     digits: int = 2
+
+
+FIGURES = {
+    "TTFT, ms": _Figure("latency", "ttft_s", milliseconds, "ttft_samples_s"),
+    "TPOT, ms": _Figure("latency", "tpot_s", milliseconds, "tpot_by_run_s"),  # by run: the tokens of one run are not independent
+    "perplexity": _Figure("quality", "perplexity", "{:.2f}".format, digits=4),
+    "file, MB": _Figure("memory", "weight_bytes", megabytes),
+    "peak RSS, MB": _Figure("memory", "peak_rss_bytes", megabytes),
+    "peak VRAM, MB": _Figure("memory", "peak_vram_bytes", megabytes),
+}
 
 
 def compare_runs(records: Sequence[Record]) -> list[ComparedFigure]:
@@ -60,13 +67,11 @@ def compare_runs(records: Sequence[Record]) -> list[ComparedFigure]:
     found = [_models(record) for record in records]
     comparisons = []
     for key in sorted(dict.fromkeys(key for models in found for key in models), key=lambda key: key[0]):
-        measured = [models.get(key) for models in found]
-        for name, figure in FIGURES.items():
-            values = tuple(_value(figure, measurement) for measurement in measured)
+        runs = [(record, models.get(key)) for record, models in zip(records, found, strict=True)]
+        for name in FIGURES:
+            values = tuple(_value(name, measurement) for _, measurement in runs)
             if any(value is not None for value in values):
-                pairs = zip(records[1:], measured[1:], strict=True)
-                ratios = tuple(_ratio(figure, records[0], measured[0], record, measurement) for record, measurement in pairs)
-                comparisons.append(ComparedFigure(*key, name, values, ratios))
+                comparisons.append(ComparedFigure(*key, name, values, tuple(_ratio(name, runs[0], run) for run in runs[1:])))
     return comparisons
 
 
@@ -108,25 +113,46 @@ def _models(record: Record) -> dict[tuple[str, str], Measurement]:
     return {(record.role(name).stage, name): model for name, model in record.models.items()}
 
 
-def _value(figure: _Figure, measurement: Measurement | None) -> float | None:
-    part = measurement and getattr(measurement, figure.part)
-    return figure.of(part) if part else None
+def _value(name: str, measurement: Measurement | None) -> float | None:
+    part = measurement and getattr(measurement, FIGURES[name].part)
+    return getattr(part, FIGURES[name].attribute) if part else None
 
 
-def _ratio(figure: _Figure, first: Record, base: Measurement | None, record: Record, measurement: Measurement | None) -> RunRatio:
-    value, base_value = _value(figure, measurement), _value(figure, base)
-    if value is None or base_value is None:
+def _ratio(name: str, first: tuple[Record, Measurement | None], run: tuple[Record, Measurement | None]) -> RunRatio:
+    (_, base), (_, measurement) = first, run
+    value, base_value = _value(name, measurement), _value(name, base)
+    if value is None or base_value is None or not measurement or not base:
         return RunRatio(not_comparable="not measured in both")
-    mine, theirs = figure.conditions(record, measurement), figure.conditions(first, base)
-    different = [_difference(name, theirs[name], mine[name]) for name in mine if mine[name] != theirs[name]]
+    mine, theirs = _conditions(name, run[0], measurement), _conditions(name, first[0], base)
+    different = [
+        "protocol differs" if condition == "protocol" else f"{condition} {theirs[condition]} in A, {mine[condition]} here"
+        for condition in mine
+        if mine[condition] != theirs[condition]
+    ]
     if different:
         return RunRatio(not_comparable="; ".join(different))
-    interval = figure.interval(getattr(measurement, figure.part), getattr(base, figure.part))
-    return RunRatio(value / base_value, interval)
+    return RunRatio(value / base_value, _interval(name, measurement, base))
 
 
-def _difference(name: str, theirs: Any, mine: Any) -> str:
-    return f"{name} differs" if name == "protocol" else f"{name} {theirs} in A, {mine} here"
+def _conditions(name: str, record: Record, measurement: Measurement) -> dict[str, Any]:
+    """Return what has to be the same in two runs for the ratio of a figure to mean something."""
+    if name == "file, MB":
+        return {}
+    if name == "perplexity" and (quality := measurement.quality):
+        return {"device": measurement.device, "protocol": (quality.protocol, quality.document_tokens)}
+    work: Any = measurement.latency if FIGURES[name].part == "latency" else record.settings
+    tokens = {"prompt tokens": work.prompt_tokens, "new tokens": work.new_tokens, "batch size": getattr(work, "batch_size", 1)}
+    return {"device": measurement.device, "threads": record.environment["threads"], **tokens}
+
+
+def _interval(name: str, measurement: Measurement, base: Measurement) -> tuple[float, float] | None:
+    if name == "perplexity" and measurement.quality and base.quality:
+        return measurement.quality.ratio_interval(base.quality)
+    if not (samples := FIGURES[name].samples):
+        return None
+    ours, theirs = getattr(measurement.latency, samples), getattr(base.latency, samples)
+    ratio = ratio_of_medians(ours, theirs)
+    return (ratio.low, ratio.high) if min(len(ours), len(theirs)) > 1 else None
 
 
 def _show_ratio(ratio: RunRatio, digits: int) -> str:
@@ -134,50 +160,3 @@ def _show_ratio(ratio: RunRatio, digits: int) -> str:
         return f"not comparable: {ratio.not_comparable}"
     shown = f"{ratio.value:.{digits}f}"
     return shown if ratio.interval is None else f"{shown} [{ratio.interval[0]:.{digits}f}, {ratio.interval[1]:.{digits}f}]"
-
-
-def _timing(record: Record, measurement: Measurement) -> dict[str, Any]:
-    latency = measurement.latency
-    timed = {"prompt tokens": latency.prompt_tokens, "new tokens": latency.new_tokens, "batch size": latency.batch_size}
-    return {"device": measurement.device, "threads": record.environment["threads"], **timed}
-
-
-def _generating(record: Record, measurement: Measurement) -> dict[str, Any]:
-    settings = record.settings
-    work = {"prompt tokens": settings.prompt_tokens, "new tokens": settings.new_tokens}
-    return {"device": measurement.device, "threads": record.environment["threads"], **work}
-
-
-def _scoring(record: Record, measurement: Measurement) -> dict[str, Any]:
-    quality = measurement.quality
-    return {"device": measurement.device, "protocol": (quality.protocol, quality.document_tokens)}
-
-
-def _nothing(record: Record, measurement: Measurement) -> dict[str, Any]:
-    return {}
-
-
-def _ttft_interval(one: Latency, base: Latency) -> tuple[float, float] | None:
-    return _ratio_interval(one.ttft_samples_s, base.ttft_samples_s)
-
-
-def _tpot_interval(one: Latency, base: Latency) -> tuple[float, float] | None:
-    """Return the interval over runs: the tokens of one run are not independent of each other."""
-    return _ratio_interval(one.tpot_by_run_s, base.tpot_by_run_s)
-
-
-def _ratio_interval(one: Sequence[float], base: Sequence[float]) -> tuple[float, float] | None:
-    ratio = ratio_of_medians(one, base)
-    return (ratio.low, ratio.high) if min(len(one), len(base)) > 1 else None
-
-
-FIGURES = {
-    "TTFT, ms": _Figure("latency", lambda latency: latency.ttft_s, milliseconds, _timing, _ttft_interval),
-    "TPOT, ms": _Figure("latency", lambda latency: latency.tpot_s, milliseconds, _timing, _tpot_interval),
-    "perplexity": _Figure(
-        "quality", lambda quality: quality.perplexity, "{:.2f}".format, _scoring, lambda one, base: one.ratio_interval(base), 4
-    ),
-    "file, MB": _Figure("memory", lambda memory: memory.weight_bytes, megabytes, _nothing),
-    "peak RSS, MB": _Figure("memory", lambda memory: memory.peak_rss_bytes, megabytes, _generating),
-    "peak VRAM, MB": _Figure("memory", lambda memory: memory.peak_vram_bytes, megabytes, _generating),
-}

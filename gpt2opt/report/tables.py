@@ -34,7 +34,8 @@ def environment_table(record: Record) -> Table:
 
 
 def _source(source: dict) -> str:
-    return f"{source['name']} (from the {source['origin']})"
+    revision = f", revision {source['revision']}" if source.get("revision") else ""
+    return f"{source['name']} (from the {source['origin']}{revision})"
 
 
 def stand_in_notice(record: Record) -> str:
@@ -274,15 +275,6 @@ def settings_table(record: Record) -> Table:
     return table(("setting", "value"), [(name, str(value)) for name, value in dataclasses.asdict(record.settings).items()])
 
 
-def sources_table(record: Record) -> Table:
-    """Say where the model and the text came from, and what they stand in for."""
-    rows = [
-        (kind, source["name"], source["origin"], source.get("revision") or MISSING, "yes" if source["stand_in"] else "no")
-        for kind, source in record.sources.items()
-    ]
-    return table(("source", "name", "from the", "revision", "stand-in"), rows)
-
-
 def provenance_table(record: Record) -> Table:
     """Show which weights each stage read and wrote, by the first 16 of the 64 digits of their SHA-256."""
     rows: list[tuple[str, ...]] = []
@@ -301,24 +293,9 @@ def provenance_table(record: Record) -> Table:
     return table(("stage", "model", "made from", "weights in", "weights out", "seconds to measure"), rows)
 
 
-def raw_samples_table(record: Record) -> Table:
-    """Say how many raw samples the record holds of each model, under `models`."""
-    rows = []
-    for name, measurement in record.models.items():
-        latency, quality, agreement = measurement.latency, measurement.quality, measurement.agreement
-        counts = (
-            len(latency.ttft_samples_s) if latency else None,
-            len(latency.tpot_samples_s) if latency else None,
-            len(quality.document_nats) if quality else None,
-            len(agreement.document_kl_nats) if agreement else None,
-        )
-        rows.append((name, *(MISSING if count is None else str(count) for count in counts)))
-    return table(("model", "TTFT samples", "TPOT samples", "documents scored", "documents compared"), rows)
-
-
 def record_tables(record: Record) -> dict[str, Table]:
     """Return every table that the stages of a record allow, by title."""
-    tables = {"Environment": environment_table(record), "Settings": settings_table(record), "Sources": sources_table(record)}
+    tables = {"Environment": environment_table(record), "Settings": settings_table(record)}
     if record.models:
         tables["Summary"] = summary_table(record)
     if record.comparisons():
@@ -334,7 +311,7 @@ def record_tables(record: Record) -> dict[str, Table]:
     if QUANTIZE in record.stages and "prefill" in record.stage(QUANTIZE).facts.get("audit", {}):
         tables["INT8 audit"] = audit_table(record)
     if record.models:
-        tables |= {"Trade-off": tradeoff_table(record), "Provenance": provenance_table(record), "Raw samples": raw_samples_table(record)}
+        tables |= {"Trade-off": tradeoff_table(record), "Provenance": provenance_table(record)}
     return tables
 
 

@@ -1,7 +1,8 @@
 """A record in TensorBoard: the same figures, charts and tables as in the report, and a run for each model that was measured."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,18 @@ from gpt2opt.report.tables import record_tables, stand_in_notice
 from gpt2opt.run.record import Measurement, Record
 
 OURS = "events.out.tfevents.*.gpt2opt"
-TITLES = {
-    "ttft_ms": "TTFT, ms",
-    "tpot_ms": "TPOT, ms",
-    "perplexity": "perplexity",
-    "file_mb": "weights, MB",
-    "peak_rss_mb": "peak RSS, MB",
-    "peak_vram_mb": "peak VRAM, MB",
-    "bits_per_byte": "bits per byte",
+FIGURES = {
+    "ttft_ms": ("TTFT, ms", "latency", "ttft_s", 1e3),
+    "tpot_ms": ("TPOT, ms", "latency", "tpot_s", 1e3),
+    "perplexity": ("perplexity", "quality", "perplexity", 1),
+    "file_mb": ("weights, MB", "memory", "weight_bytes", 1e-6),
+    "peak_rss_mb": ("peak RSS, MB", "memory", "peak_rss_bytes", 1e-6),
+    "peak_vram_mb": ("peak VRAM, MB", "memory", "peak_vram_bytes", 1e-6),
+    "bits_per_byte": ("bits per byte", "quality", "bits_per_byte", 1),
 }
-"""The figures by the names that HParams gives them, which shows the first five unless told."""
+"""Each figure: its title in HParams, which shows the first five by default, its place in a measurement, and the factor to its unit."""
 FACTS = ("stage", "control", "runtime", "dtype", "device")
-"""What HParams tells a model by."""
+"""What HParams shows of a model beside its figures."""
 
 
 def write_tensorboard(record: Record, log_dir: Path) -> None:
@@ -31,33 +32,40 @@ def write_tensorboard(record: Record, log_dir: Path) -> None:
     share an axis, with its place in the record as the step; and its loss over the steps of its training. HParams lists the models in one
     table. Charts are under Images, tables and samples under Text.
     """
-    from torch.utils.tensorboard import SummaryWriter
-
     log_dir = Path(log_dir)
-    _empty_runs(log_dir)
+    for folder in (log_dir, *(path for path in log_dir.glob("*") if path.is_dir())):
+        empty_log(folder)
+        if folder != log_dir and not any(folder.iterdir()):  # a model of an earlier record
+            folder.rmdir()
     measured = list(record.models.values())
-    with SummaryWriter(str(log_dir)) as writer:
+    with _writer(log_dir) as writer:
         writer.file_writer.add_summary(_experiment(measured))
         for name, figure in draw_charts(record):
             writer.add_figure(name, figure, len(record.stages), close=False)
         writer.add_text("What stands in", stand_in_notice(record), len(record.stages))
         for title, table in record_tables(record).items():
             writer.add_text(title, table.markdown(), len(record.stages))
-    drop_host_names(log_dir)
     for step, measurement in enumerate(measured, 1):
         role = record.role(measurement.name)
-        folder = log_dir / measurement.name.replace("/", "-")
-        with SummaryWriter(str(folder)) as writer:
+        with _writer(log_dir / measurement.name.replace("/", "-")) as writer:
             _write_model(writer, step, role.stage, measurement, role.control)
-        drop_host_names(folder)
+
+
+@contextmanager
+def _writer(folder: Path) -> Iterator[Any]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        yield writer
+    drop_host_names(folder)
 
 
 def _write_model(writer, step: int, stage: str, measurement: Measurement, control: bool) -> None:
     from tensorboard.plugins.hparams import summary_v2 as hparams
     from torch.utils.tensorboard.summary import hparams as torch_hparams
 
-    told = dict(zip(FACTS, (stage, "yes" if control else "no", measurement.runtime, measurement.dtype, measurement.device), strict=True))
-    writer.file_writer.add_summary(hparams.hparams_pb(told, trial_id=measurement.name, start_time_secs=0))
+    facts = dict(zip(FACTS, (stage, "yes" if control else "no", measurement.runtime, measurement.dtype, measurement.device), strict=True))
+    writer.file_writer.add_summary(hparams.hparams_pb(facts, trial_id=measurement.name, start_time_secs=0))
     *_, end = torch_hparams({}, {})
     writer.file_writer.add_summary(end)
     for figure, value in _scalars(measurement).items():
@@ -74,19 +82,10 @@ def _experiment(measurements: Sequence[Measurement]) -> Any:
     several = len({measurement.device for measurement in measurements}) > 1
     found = dict.fromkeys((figure, measurement.device) for measurement in measurements for figure in _scalars(measurement))
     metrics = [
-        hparams.Metric(f"{figure}/{device}", display_name=f"{TITLES[figure]}, {device}" if several else TITLES[figure])
-        for figure, device in sorted(found, key=lambda column: list(TITLES).index(column[0]))
+        hparams.Metric(f"{figure}/{device}", display_name=f"{FIGURES[figure][0]}, {device}" if several else FIGURES[figure][0])
+        for figure, device in sorted(found, key=lambda column: list(FIGURES).index(column[0]))
     ]
     return hparams.hparams_config_pb([hparams.HParam(fact) for fact in FACTS], metrics)
-
-
-def _empty_runs(log_dir: Path) -> None:
-    """Remove the events of an earlier record, and the folders of its models that are empty then."""
-    empty_log(log_dir)
-    for folder in [path for path in log_dir.glob("*") if path.is_dir()]:
-        empty_log(folder)
-        if not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def empty_log(log_dir: Path) -> None:
@@ -107,13 +106,5 @@ def _of_this_process(log_dir: Path) -> list[Path]:
 
 def _scalars(measurement: Measurement) -> dict[str, float]:
     """Return what was measured, in the units of the tables."""
-    latency, memory, quality = measurement.latency, measurement.memory, measurement.quality
-    found: dict[str, float | None] = {}
-    if latency:
-        found |= {"ttft_ms": latency.ttft_s * 1e3, "tpot_ms": latency.tpot_s * 1e3}
-    if quality:
-        found |= {"perplexity": quality.perplexity, "bits_per_byte": quality.bits_per_byte}
-    if memory:
-        sizes = {"file_mb": memory.weight_bytes, "peak_rss_mb": memory.peak_rss_bytes, "peak_vram_mb": memory.peak_vram_bytes}
-        found |= {name: None if size is None else size / 1e6 for name, size in sizes.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    values = {name: (getattr(getattr(measurement, part), key, None), factor) for name, (_, part, key, factor) in FIGURES.items()}
+    return {name: value * factor for name, (value, factor) in values.items() if value is not None}

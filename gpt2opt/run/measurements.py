@@ -15,7 +15,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from gpt2opt import environment
-from gpt2opt.decoding.decoder import Decoder
+from gpt2opt.decoding.decoder import Decoder, Greedy
 from gpt2opt.decoding.text import token_text
 from gpt2opt.environment import device
 from gpt2opt.measure.latency import compare_latency, cuda_time, decoder_in_child, wall_time
@@ -26,7 +26,7 @@ from gpt2opt.measure.trace import record_in_turns
 from gpt2opt.measure.trace_file import remove_trace, write_trace
 from gpt2opt.run.record import Measurement, Settings
 from gpt2opt.run.workload import Workload
-from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.runtime.manifest import is_ir, read_manifest
 from gpt2opt.sources.models import load_model
 from gpt2opt.storage import weight_files
 from gpt2opt.torch_model import TorchDecoder, device_name, generate_from_torch, generate_tokens, logits_of
@@ -39,10 +39,6 @@ BUSY = 0.1
 """Share of the cores taken by others from which on a user is told that the machine is busy."""
 
 logger = logging.getLogger(__name__)
-
-
-def is_ir(folder: Path) -> bool:
-    return (folder / "openvino_model.xml").exists()
 
 
 def load_measured(folder: Path) -> Any:
@@ -81,7 +77,7 @@ def measure_answers(name: str, folder: Path, models: Mapping[str, Any], tokenize
         described: dict[str, Any] = {"device": device_name(), "runtime": "torch", "dtype": "float16", "parameters": model.num_parameters()}
         described["quality_dtype"] = str(model.dtype).removeprefix("torch.")
     else:
-        rows = [model.generate(np.array([prompt]), new_tokens)[0].tolist() for prompt in workload.samples]
+        rows = [Greedy(model.decoder([prompt], new_tokens)).generate(new_tokens)[0] for prompt in workload.samples]
         dtype = {"f32": "float32", "i8": "int8", "i4": "int4"}[read_manifest(folder).weights]
         described = {"device": environment.describe()["cpu"], "runtime": "openvino", "dtype": dtype, "quality_dtype": dtype}
     for each in in_torch:

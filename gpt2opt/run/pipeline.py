@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.decoding.prompt_lookup import PromptLookup
 from gpt2opt.decoding.text import window_length
 from gpt2opt.environment import device, set_seed
@@ -26,8 +27,8 @@ from gpt2opt.finetune import (
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.measure.trace import record_trace
 from gpt2opt.prune import head_importance, importance_batches, prune_attention_heads, pruned_heads
-from gpt2opt.quantize.fake_quant import linearize
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.report.tensorboard import drop_host_names, empty_log
 from gpt2opt.run.measurements import TRACED_TOKENS
 from gpt2opt.run.published import compare_with_published
@@ -97,7 +98,7 @@ def run_quantize(run: Run) -> None:
     calibration = prepare_calibration_dataset(documents, run.tokenizer, limit=run.settings.calibration_sequences)
     quantized = quantize_int8(model, run.tokenizer, calibration, int8)
     quantize_int8(model, run.tokenizer, calibration, naive, "w8a8-naive")
-    export_ir(linearize(model), run.tokenizer, fp32)
+    export_ir(prepare_for_export(model), run.tokenizer, fp32)
     run.measure("FP32", fp32, optimum_generates_the_same=optimum_generates_the_same(run, fp32))
     limited = generate_within(SMALL_MACHINE_BYTES, int8, run.workload.longest_prompt, run.settings.new_tokens)
     found: dict[str, Any] = {"audit": quantized.audit, "sensitivity": quantized.sensitivity, "prompt_lookup": prompt_lookup(run, int8)}
@@ -175,7 +176,7 @@ def prompt_lookup(run: Run, folder: Path) -> dict[str, Any]:
     context = window_length(run.tokenizer)
     count = min(context // 4, context - ids.shape[1])
     model = load_ir(folder)
-    plain = model.generate(ids, count)[0].tolist()
+    plain = Greedy(model.decoder(ids, count)).generate(count)[0]
     lookup = PromptLookup(model.decoder(ids))
     return {"new_tokens": count, "same_tokens": lookup.generate(count) == plain, "accepted": lookup.accepted}
 
@@ -211,4 +212,4 @@ def optimum_generates_the_same(run: Run, folder: Path) -> bool:
     generated = theirs.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=run.tokenizer.eos_token_id
     )
-    return generated[0, ids.shape[1] :].tolist() == load_ir(folder).generate(ids.numpy(), count)[0].tolist()
+    return generated[0, ids.shape[1] :].tolist() == Greedy(load_ir(folder).decoder(ids.numpy(), count)).generate(count)[0]

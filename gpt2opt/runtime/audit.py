@@ -3,15 +3,16 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import openvino
 
 from gpt2opt.runtime.compile import compile_ir
 from gpt2opt.runtime.graph import activation_quantizer, matmuls, stored_weight
-from gpt2opt.runtime.manifest import read_config, read_manifest
+from gpt2opt.runtime.manifest import IR_NAME, read_config, read_manifest
 
 INT8_TYPES = ("i8", "u8")
 BLOCK_MATMULS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -91,11 +92,11 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
     """
     directory = Path(directory)
     weights = read_manifest(directory).weights
-    graph = openvino.Core().read_model(str(directory / "openvino_model.xml"))
+    graph = openvino.Core().read_model(directory / IR_NAME)
     stored, shapes, float_inputs = {}, {}, []
     for node in matmuls(graph):
-        weight, name = stored_weight(node), _matmul(node.get_friendly_name())
-        if weight and name:
+        if name := _matmul(node.get_friendly_name()):
+            weight: Any = stored_weight(node)  # which every one of `matmuls` has
             stored[name], shapes[name] = weight.get_element_type().get_type_name(), tuple(weight.get_output_shape(0))
             float_inputs += [] if activation_quantizer(node) else [name]
     constants: Counter[str] = Counter()
@@ -103,13 +104,14 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
         if node.get_type_name() == "Constant":
             constants[node.get_element_type().get_type_name()] += node.get_byte_size()
     compiled = compile_ir(directory)
-    blocks = {name: shape for name, shape in shapes.items() if name != "lm_head"}
-    head = executed_types(compiled.head, _matmul, {name: shape for name, shape in shapes.items() if name not in blocks})
-    prefill = head | executed_types(compiled.prefill, _matmul, blocks)
-    # The single-step graph needs a head of its own: the shared one must not stand in for it.
+    in_head = {name: shape for name, shape in shapes.items() if name == "lm_head"}
+    in_body = {name: shape for name, shape in shapes.items() if name != "lm_head"}
+    head = executed_types(compiled.head, _matmul, in_head)
+    prefill = head | executed_types(compiled.prefill, _matmul, in_body)
+    # The single-step graph needs a head of its own: the shared one must not count for it.
     step = compiled.single_step
-    decode = executed_types(step, _matmul, shapes) if step else head | executed_types(compiled.decode, _matmul, blocks)
-    # The config tells how many layers there must be, not the graph: else a layer that the graph lacks would go unnoticed.
+    decode = executed_types(step, _matmul, shapes) if step else head | executed_types(compiled.decode, _matmul, in_body)
+    # The config says how many layers there must be, not the graph: otherwise a layer that the graph lacks would go unnoticed.
     audit = Int8Audit(weights, stored, prefill, decode, tuple(float_inputs), dict(constants), read_config(directory, "n_layer"))
     if must_pass and not audit.passed:
         raise RuntimeError(f"{len(audit.failures)} of {len(audit.expected)} matmuls are not INT8: {'; '.join(audit.failures)}")
@@ -119,33 +121,31 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
 def executed_types(
     compiled: openvino.CompiledModel, name_of: Callable[[str], str | None], weights: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, tuple[str, str]]:
-    """Return matmul -> (type of its input, type of its weight) in a compiled graph; all types if its parts differ.
+    """Return matmul -> (type of its input, type of its weight) in a compiled graph.
 
     The plugin may give a matmul the name of an operation that it was merged with. Such matmuls are known by the sizes of their weights and
     by their order, if these fit the matmuls that no name was found for; otherwise each is returned under the plugin's name.
 
     Args:
-        name_of: the name of a node in the graph -> that of the matmul which it is a part of; None: it is none that counts.
+        name_of: the name of a node in the graph -> that of the matmul which it is; None: it is none that counts.
         weights: the matmuls that the graph must have, in the order they run -> the shape (O, …) of the weight. Without it, what has no
             name does not count.
     """
-    parts: dict[str, list[list[str]]] = {}
-    unnamed: list[tuple[str, tuple[int, int], list[str]]] = []
+    executed: dict[str, tuple[str, str]] = {}
+    unnamed: list[tuple[str, tuple[int, int], tuple[str, str]]] = []
     for node in compiled.get_runtime_model().get_ordered_ops():
         if _fact(node, "layerType") not in ("FullyConnected", "MatMul", "Convolution"):
             continue
-        # A node that feeds several others lists the type of each output.
-        sources = [node.input_value(port).get_node() for port in (0, 1)]
-        types = [_fact(source, "outputPrecisions").split(",")[0] for source in sources]
+        source, weight = (node.input_value(port).get_node() for port in (0, 1))
+        types = (_type(source), _type(weight))
         if name := name_of(node.get_friendly_name()):
-            parts.setdefault(name, []).append(types)
-        elif weights and _fact(sources[1], "layerType") == "Const":  # a product of two activations has no weight
-            unnamed.append((node.get_friendly_name(), _size(sources[1].get_output_shape(0)), types))
-    missing = [name for name in weights or () if name not in parts]
-    fits = [size for _, size, _ in unnamed] == [_size((weights or {})[name]) for name in missing]
-    for name, (own, _, types) in zip(missing if fits else [None] * len(unnamed), unnamed, strict=True):
-        parts.setdefault(name or own, []).append(types)
-    return {name: (_one_or_all(pair[0] for pair in found), _one_or_all(pair[1] for pair in found)) for name, found in parts.items()}
+            executed[name] = types
+        elif weights and _fact(weight, "layerType") == "Const":  # a product of two activations has no weight
+            unnamed.append((node.get_friendly_name(), _size(weight.get_output_shape(0)), types))
+    missing = {name: _size(shape) for name, shape in (weights or {}).items() if name not in executed}
+    fits = [size for _, size, _ in unnamed] == list(missing.values())
+    names = list(missing) if fits else [name for name, _, _ in unnamed]
+    return executed | {name: types for name, (_, _, types) in zip(names, unnamed, strict=True)}
 
 
 def _size(shape: Sequence[int]) -> tuple[int, int]:
@@ -153,8 +153,8 @@ def _size(shape: Sequence[int]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def _one_or_all(types: Iterable[str]) -> str:
-    return " and ".join(sorted(set(types)))
+def _type(node: openvino.Node) -> str:
+    return _fact(node, "outputPrecisions").split(",")[0]  # a node that feeds several others lists the type of each output
 
 
 def _fact(node: openvino.Node, name: str) -> str:

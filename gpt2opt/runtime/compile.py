@@ -11,9 +11,20 @@ import openvino
 from gpt2opt.environment import has_int8_dot_product, threads
 from gpt2opt.errors import raise_cause
 from gpt2opt.runtime.graph import activation_quantizer, matmuls
-from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.runtime.manifest import IR_NAME, read_manifest
 from gpt2opt.runtime.paged_attention import cut
-from gpt2opt.runtime.passes import BODY, DECODE, DOT_PRODUCT, FLOAT_INPUTS, NO_DOT_PRODUCT, PREFILL, SHARED, SINGLE_STEP, Plan
+from gpt2opt.runtime.passes import (
+    BODY,
+    DECODE,
+    DOT_PRODUCT,
+    FLOAT_INPUTS,
+    NO_DOT_PRODUCT,
+    PREFILL,
+    SHARED,
+    SINGLE_STEP,
+    apply_passes,
+    choose_passes,
+)  # fmt: skip
 from gpt2opt.settings import check_whole
 
 PROPERTIES = {
@@ -78,7 +89,7 @@ def compile_ir(
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
     manifest = read_manifest(directory)
-    xml = Path(directory) / "openvino_model.xml"
+    xml = Path(directory, IR_NAME)
     properties = cpu_properties(num_threads, precision if manifest.weights == "f32" else manifest.kv_cache, precision)
     if count_time:
         properties["PERF_COUNT"] = "YES"
@@ -88,14 +99,15 @@ def compile_ir(
         return _as_asked(core.compile_model(graph, "CPU", {**properties, **changed}), properties)
 
     try:
-        graph = core.read_model(str(xml))
-        plan = Plan(case_of(graph), manifest.promises, tuple(leave_out))
-        graph = plan.apply(SHARED, graph)
-        same_bits = SAME_BITS if plan.case == NO_DOT_PRODUCT else {}
-        single_step = compiled(plan.apply(SINGLE_STEP, graph.clone()), **same_bits) if plan.includes("fix_shapes") else None
-        body, head = cut(plan.apply(BODY, graph))
-        prefill = compiled(plan.apply(PREFILL, body.clone()), **same_bits)
-        decode = compiled(plan.apply(DECODE, body), **ROUNDED_AT_RUN_TIME) if plan.includes("weight_only") else prefill
+        graph = core.read_model(xml)
+        case = case_of(graph)
+        passes = choose_passes(case, leave_out)
+        graph = apply_passes(passes, SHARED, graph)
+        same_bits = SAME_BITS if case == NO_DOT_PRODUCT else {}
+        single_step = compiled(apply_passes(passes, SINGLE_STEP, graph.clone()), **same_bits) if "fix_shapes" in passes else None
+        body, head = cut(apply_passes(passes, BODY, graph))
+        prefill = compiled(apply_passes(passes, PREFILL, body.clone()), **same_bits)
+        decode = compiled(apply_passes(passes, DECODE, body), **ROUNDED_AT_RUN_TIME) if "weight_only" in passes else prefill
         return CompiledIr(prefill, decode, compiled(head), single_step)
     except RuntimeError as error:
         raise_cause(error)
@@ -103,7 +115,7 @@ def compile_ir(
 
 
 def _as_asked(compiled: openvino.CompiledModel, properties: Mapping[str, str]) -> openvino.CompiledModel:
-    """Return the graph, or raise ValueError if the plugin chose another type than it was told: it does so without a word."""
+    """Return the graph, or raise ValueError if the plugin silently chose another type than it was asked for."""
     for name in ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION"):
         if (found := compiled.get_property(name).to_string()) != properties[name]:
             raise ValueError(f"{name} is {found} on this CPU, not {properties[name]} as asked; ask for one that the CPU has")

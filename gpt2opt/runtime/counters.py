@@ -1,9 +1,10 @@
-"""What OpenVINO's own counters tell of a generation, node by node, in the format of torch.profiler's traces.
+"""What OpenVINO's own counters measure of a generation, node by node, in the format of torch.profiler's traces.
 
-torch.profiler does not see OpenVINO. Compiled with `PERF_COUNT`, a graph counts the time of each of its nodes, in whole µs; when a node
-began is not told. So the nodes of a call stand one after another from its beginning, and what is left of the call is its own time.
+torch.profiler does not see OpenVINO. Compiled with `PERF_COUNT`, a graph counts the time of each of its nodes, in whole µs, and not when
+it began. So the nodes of a call stand one after another from its beginning, and what is left of the call is its own time.
 """
 
+import functools
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import openvino
 
-from gpt2opt.decoding.decoder import Decoder, Greedy
+from gpt2opt.decoding.decoder import Greedy
 
 if TYPE_CHECKING:
     from gpt2opt.runtime.ir_model import IrModel
@@ -50,15 +51,15 @@ def count_nodes(models: Sequence["IrModel"], prompt: list[int], new_tokens: int)
 def _counted(model: "IrModel", prompt: list[int], new_tokens: int) -> tuple[Greedy, "Log"]:
     """Make a model tell of its nodes; return what generates from it, and the log that its calls and nodes go to."""
     log = Log()
-    for name, graph in (
-        ("prefill graph", model.prefill_graph),
-        ("decode graph", model.decode_graph),
-        ("step graph", model.single_step_graph),
-    ):
-        if graph and not isinstance(graph.request, _Counted):
-            graph.request = _Counted("graph", name, graph.request, log)
+    graphs = {model.single_step_graph: "step graph", model.decode_graph: "decode graph", model.prefill_graph: "prefill graph"}
+    for graph, role in graphs.items():  # where one graph has several roles, the last one names it
+        if graph:
+            graph.request = _Counted("graph", role, graph.request, log)
     model.head = _Counted("head", "head", model.head, log)
-    return Greedy(_Spans(model.decoder(np.array([prompt]), new_tokens), log)), log
+    decoder = model.decoder(np.array([prompt]), new_tokens)
+    for name in ("prefill", "decode"):
+        setattr(decoder, name, functools.partial(log.call, name, getattr(decoder, name)))
+    return Greedy(decoder), log
 
 
 class Log:
@@ -75,11 +76,11 @@ class Log:
         place = {"ph": "X", "cat": category, "name": name, "pid": 1, "tid": 1, "ts": start_us, "dur": duration_us}
         self.events.append({**place, "args": arguments})
 
-    def call(self, name: str, function: Callable[..., Any], *arguments: Any, **told: Any) -> Any:
-        """Call a function; log the call under a name with what else is to be told of it, and return what the function returned."""
+    def call(self, name: str, function: Callable[..., Any], *arguments: Any, **further: Any) -> Any:
+        """Call a function; log the call under a name with these further arguments, and return what the function returned."""
         start_us = self.now_us()
         returned = function(*arguments)
-        self.add("user_annotation", name, start_us, self.now_us() - start_us, **told)
+        self.add("user_annotation", name, start_us, self.now_us() - start_us, **further)
         return returned
 
     def add_nodes(self, counted: list[openvino.ProfilingInfo]) -> None:
@@ -102,22 +103,6 @@ def shown_as(node: openvino.ProfilingInfo) -> tuple[str, str]:
         return node.node_type, node.exec_type
     layer = _LAYER.search(node.node_name)
     return f"MatMul {layer[1]}" if layer else "MatMul", f"{node.node_type} {node.exec_type}"
-
-
-class _Spans:
-    """A decoder whose calls are logged."""
-
-    def __init__(self, decoder: Decoder, log: Log):
-        self.decoder, self.log = decoder, log
-
-    def prefill(self) -> np.ndarray:
-        return self.log.call("prefill", self.decoder.prefill)
-
-    def decode(self, ids: np.ndarray) -> np.ndarray:
-        return self.log.call("decode", self.decoder.decode, ids)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self.decoder.keep(rows)
 
 
 class _Counted:

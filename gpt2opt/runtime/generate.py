@@ -1,15 +1,12 @@
 """From text to text with an IR directory, and the generation that the memory of serving is measured on."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from gpt2opt.decoding.generation import Token
+from gpt2opt.decoding.decoder import Greedy
+from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.prompt_lookup import LONGEST_GUESS
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text_generation import stream_text
 from gpt2opt.runtime.ir_model import load_ir
 
 
@@ -25,25 +22,16 @@ def continue_text(directory: Path | str, prompt: str, max_new_tokens: int = 50, 
     Raises:
         ValueError: no IR, an empty prompt, a prompt that is not Unicode text, or more tokens than the model's context holds.
     """
-    settings = DecodingSettings(max_new_tokens=max_new_tokens, prompt_lookup_num_tokens=LONGEST_GUESS)
-    return "".join(token.text for token in stream_from_ir(directory, [prompt], settings, truncate=truncate))
-
-
-def stream_from_ir(directory: Path | str, prompts: Sequence[str], settings: DecodingSettings, **options: Any) -> Iterator[Token]:
-    """Load the IR and the tokenizer in `directory`, continue prompts, and yield each token; see `stream_text`.
-
-    Raises:
-        ValueError: as `load_ir` and `stream_text`.
-    """
     from gpt2opt.sources.models import load_tokenizer
 
-    return stream_text(load_ir(directory), load_tokenizer(directory), prompts, settings, **options)
+    settings = DecodingSettings(max_new_tokens=max_new_tokens, prompt_lookup_num_tokens=LONGEST_GUESS)
+    return generate(load_ir(directory), [prompt], settings, load_tokenizer(directory), truncate=truncate)[0].text
 
 
 def generate_from_ir(directory: str, ids: list[int], new_tokens: int) -> Generator[str, None, list[int]]:
     """Load an IR and generate greedily, in a fresh process whose memory is measured; yield the name of each step that is done."""
     model = load_ir(directory)
     yield "loaded"
-    tokens = model.generate(np.array([ids]), new_tokens)[0].tolist()
+    (tokens,) = Greedy(model.decoder([ids], new_tokens)).generate(new_tokens)
     yield "steady"
     return tokens

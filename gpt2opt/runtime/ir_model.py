@@ -11,14 +11,11 @@ from pathlib import Path
 import numpy as np
 import openvino
 
-from gpt2opt.decoding.decoder import Greedy, check_fits, check_prompts
-from gpt2opt.decoding.prompt_lookup import PromptLookup
-from gpt2opt.runtime import attention_inputs
-from gpt2opt.runtime.bound_graph import BoundGraph
+from gpt2opt.decoding.decoder import check_fits, check_prompts
 from gpt2opt.runtime.compile import CompiledIr, compile_ir, give_back_pages
-from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache
-from gpt2opt.runtime.manifest import read_config
-from gpt2opt.runtime.paged_attention import LAST, ROWS, SEQUENCES
+from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache, texts_cut_at_blocks, token_by_token, whole_texts
+from gpt2opt.runtime.manifest import IR_WEIGHTS, read_config
+from gpt2opt.runtime.paged_attention import LAST, ROWS
 
 MANY_SEQUENCES = 16
 """From this number of rows on, a matmul is bound by arithmetic, and the prefill graph decodes faster than the decode graph."""
@@ -54,9 +51,46 @@ def load_ir(
         lambda: model._decode(cache, token, 0, 0),
     ):
         first_use()
-        give_back_pages(Path(directory) / "openvino_model.bin")
+        give_back_pages(Path(directory, IR_WEIGHTS))
     model._return_cache(cache)
     return model
+
+
+class BoundGraph:
+    """A compiled graph whose input tensors stay bound from call to call: setting eight of them again for every token would cost time.
+
+    inputs: name -> the array that its tensor shares memory with. cache: the KV cache that is bound now.
+    """
+
+    def __init__(self, compiled: openvino.CompiledModel):
+        self.request = compiled.create_infer_request()
+        self.names = {name for port in compiled.inputs for name in port.get_names()}
+        self.inputs: dict[str, np.ndarray] = {}
+        self.cache: KvCache | None = None
+
+    def run(self, cache: KvCache, inputs: dict[str, np.ndarray]) -> openvino.Tensor:
+        """Run the graph on a cache; return its output, which the next call overwrites. See `page_kv_cache` for the inputs."""
+        self.bind_cache(cache)
+        self.bind(inputs)
+        self.request.infer(share_outputs=True)
+        return self.request.get_output_tensor()
+
+    def bind(self, inputs: dict[str, np.ndarray]) -> None:
+        """Write those of the inputs that the graph has into the bound tensors; one of another shape gets a new tensor."""
+        for name, value in inputs.items():
+            if name not in self.names:
+                continue
+            if name in self.inputs and self.inputs[name].shape == value.shape:
+                self.inputs[name][...] = value
+            else:
+                self.inputs[name] = value.astype(self.request.get_tensor(name).element_type.to_dtype())  # a copy: it is written to
+                self.request.set_tensor(name, openvino.Tensor(self.inputs[name], shared_memory=True))
+
+    def bind_cache(self, cache: KvCache) -> None:
+        if self.cache is not cache:
+            for name, tensor in cache.tensors.items():
+                self.request.set_tensor(name, tensor)
+            self.cache = cache
 
 
 class IrModel:
@@ -70,13 +104,12 @@ class IrModel:
         self.head = compiled.head.create_infer_request()
         self.num_cores = compiled.prefill.get_property("INFERENCE_NUM_THREADS")
         self.vocab_size = compiled.head.output(0).get_partial_shape()[-1].get_length()
-        self._input_names = {port.get_any_name() for port in compiled.prefill.inputs}
         self._cache_ports = {port.get_any_name(): port for port in compiled.prefill.inputs if "_cache." in port.get_any_name()}
         self._no_cache = new_kv_cache(self._cache_ports, 0, context)
         # What a deleted decoder leaves for the next one: new memory costs time when it is first written.
         self._left: KvCache | None = None
         if self.single_step_graph:
-            self.single_step_graph.bind(attention_inputs.token_by_token(np.zeros(1), 0, 0, context))
+            self.single_step_graph.bind(token_by_token(np.zeros(1), 0, 0, context))
 
     def logits(self, input_ids: np.ndarray) -> np.ndarray:
         """Return the logits (B, T, V) float32 of whole sequences (B, T), computed by the prefill graph.
@@ -84,31 +117,12 @@ class IrModel:
         Raises:
             ValueError: the sequences are longer than the context, or are no token ids of this model.
         """
-        texts = self._check(input_ids)
+        texts = check_prompts(input_ids, 0, self.context, self.vocab_size)
         cache = self._take_cache(len(texts))
         rows = self._prefill(self.prefill_graph, cache, texts, np.zeros(len(texts), int), np.arange(len(texts)), every=True)
         logits = rows.reshape(*np.shape(texts), -1).copy()  # the next call overwrites the rows
         self._return_cache(cache)
         return logits
-
-    def generate(self, input_ids: np.ndarray, max_new_tokens: int, prompt_lookup: bool = False) -> np.ndarray:
-        """Continue (B, T) prompts greedily; return the new tokens (B, max_new_tokens).
-
-        Args:
-            input_ids: (B, T) int.
-            max_new_tokens: an integer of at least 1, as transformers' `GenerationConfig` requires; no token ends the text earlier.
-            prompt_lookup: for one prompt, decode several tokens per step if the text repeats itself; the tokens stay the same.
-
-        Raises:
-            ValueError: prompt and new tokens don't fit into the context, `input_ids` are no token ids of this model, `max_new_tokens` is
-                less than 1 or no integer, or `prompt_lookup` is asked for several prompts.
-        """
-        if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={max_new_tokens!r}, expected an integer of at least 1")
-        decoder = self.decoder(input_ids, max_new_tokens)
-        if prompt_lookup:
-            return np.array([PromptLookup(decoder).generate(max_new_tokens)])
-        return np.array(Greedy(decoder).generate(max_new_tokens))
 
     def decoder(self, prompts: np.ndarray | Sequence[Sequence[int]], max_new_tokens: int = 0) -> "IrDecoder":
         """Return a decoder of B prompts of any lengths; several decoders may be in use at once.
@@ -121,10 +135,7 @@ class IrModel:
             ValueError: the prompts are no token ids of this model, or they and the new tokens don't fit into the context.
             MemoryError: there is no memory for its KV cache.
         """
-        return IrDecoder(self, self._check(prompts, max_new_tokens))
-
-    def _check(self, prompts: np.ndarray | Sequence[Sequence[int]], new_tokens: int = 0) -> list[np.ndarray]:
-        return check_prompts(prompts, new_tokens, self.context, self.vocab_size)
+        return IrDecoder(self, check_prompts(prompts, max_new_tokens, self.context, self.vocab_size))
 
     def _prefill(
         self,
@@ -141,14 +152,14 @@ class IrModel:
         """
         lengths = np.array([len(ids) for ids in texts])
         ends = lengths.cumsum()
-        whole = attention_inputs.whole_texts(pasts, lengths, slots, self.context)
+        whole = whole_texts(pasts, lengths, slots, self.context)
         cut = not every and ends[-1] > len(texts)  # one token each: there is nothing to cut
-        last = attention_inputs.texts_cut_at_blocks(pasts, lengths, slots, self.context) if cut else whole
+        last = texts_cut_at_blocks(pasts, lengths, slots, self.context) if cut else whole
         inputs = {
             "input_ids": np.concatenate(texts),
             "position_ids": np.arange(ends[-1]) + np.repeat(pasts - ends + lengths, lengths),
             **whole,
-            **self._for_last_attention(last),
+            **_for_last_attention(last),
             "max_context_len": np.array((pasts + lengths).max()),
             ROWS: np.arange(ends[-1]) if every else ends - 1,
         }
@@ -160,18 +171,15 @@ class IrModel:
     def _decode(self, cache: KvCache, ids: np.ndarray, past: int, slot: int) -> np.ndarray:
         """Read (T,) further tokens of one text that has `past` tokens in this slot of the cache; return their logits (T, V).
 
-        Each token is a sequence of its own, see `attention_inputs.token_by_token`. That is faster than `_prefill`, and if inputs are
+        Each token is a sequence of its own, see `token_by_token`. That is faster than `_prefill`, and if inputs are
         quantized, the bits of the hidden states don't depend on how many tokens are read at once.
         """
         if len(ids) > 1 or slot or not self.single_step_graph:
-            inputs = attention_inputs.token_by_token(ids, past, slot, self.context)
-            return self._project(self.decode_graph.run(cache, {**inputs, **self._for_last_attention(inputs)}))
+            inputs = token_by_token(ids, past, slot, self.context)
+            return self._project(self.decode_graph.run(cache, {**inputs, **_for_last_attention(inputs)}))
         past_lens = np.array([past, 0])
         changed = {"input_ids": ids, "position_ids": past_lens[:1], "past_lens": past_lens, "max_context_len": past_lens[0] + 1}
         return self.single_step_graph.run(cache, changed).data.reshape(1, -1)
-
-    def _for_last_attention(self, sequences: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {LAST + name: sequences[name] for name in SEQUENCES if LAST + name in self._input_names}
 
     def _project(self, hidden: openvino.Tensor) -> np.ndarray:
         """Return the logits (rows, V) of hidden states (rows, 1, width); the next call overwrites them."""
@@ -196,6 +204,11 @@ class IrModel:
 
     def _return_cache(self, cache: KvCache) -> None:
         self._left = cache
+
+
+def _for_last_attention(sequences: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return these inputs under the names that the last attention has for its own."""
+    return {LAST + name: value for name, value in sequences.items()}
 
 
 class IrDecoder:
@@ -241,21 +254,14 @@ class IrDecoder:
         Raises:
             MemoryError: there is no memory for the copies.
         """
-        kept, copies, slots = set(), [], self.slots[list(rows)]
-        free = [slot for slot in range(self.cache.sequences) if slot not in set(slots.tolist())]
-        for place, slot in enumerate(slots.tolist()):
-            if slot in kept:
-                copies.append((place, slot))
-            kept.add(slot)
-        pasts = self.pasts[list(rows)]
-        if len(copies) > len(free):
+        slots, pasts = self.slots[list(rows)], self.pasts[list(rows)]
+        first_places = {slot: place for place, slot in reversed(list(enumerate(slots)))}
+        copied = [place for place, slot in enumerate(slots) if first_places[slot] != place]
+        if len(copied) > self.cache.sequences - len(first_places):
             self._grow(len(rows))
-            free = [slot for slot in range(self.cache.sequences) if slot not in kept]
-        targets = free[: len(copies)]
-        pairs = [(slot, target) for (_, slot), target in zip(copies, targets, strict=True)]
-        self.cache.copy(self.cache, pairs, [int(pasts[place]) for place, _ in copies])
-        for (place, _), target in zip(copies, targets, strict=True):
-            slots[place] = target
+        targets = [slot for slot in range(self.cache.sequences) if slot not in first_places][: len(copied)]
+        self.cache.copy(self.cache, list(zip(slots[copied], targets, strict=True)), pasts[copied])
+        slots[copied] = targets
         self.slots, self.pasts = slots, pasts
 
     def _grow(self, sequences: int) -> None:

@@ -1,4 +1,4 @@
-"""The manifest beside an IR: how it was quantized, what its export promises, and hashes that reveal a changed or truncated file."""
+"""The manifest beside an IR: the types of its weights and of its KV cache, and hashes that reveal a changed or truncated file."""
 
 import dataclasses
 import hashlib
@@ -11,7 +11,7 @@ NAME = "gpt2opt.json"
 SCHEMA = "gpt2opt.ir/4"
 WEIGHTS = ("f32", "i8", "i4")
 KV_CACHES = ("f32", "f16", "u8")
-IR_FILES = ("openvino_model.xml", "openvino_model.bin")
+IR_NAME, IR_WEIGHTS = IR_FILES = ("openvino_model.xml", "openvino_model.bin")
 
 
 @dataclass(frozen=True)
@@ -19,28 +19,26 @@ class Manifest:
     """What is known of an exported IR.
 
     weights: the type that the block matmuls are stored in, of `WEIGHTS`. kv_cache: the type that keys and values are to be kept in, of
-    `KV_CACHES`. centered_residual: a promise that graph passes may rely on: what the blocks add to the residual stream has no mean over
-    the channels, up to rounding. sha256: of each file of the IR, by its name. made_from: SHA-256 of the weight files that the exported
-    model was loaded from, see `storage.hash_weights`; None if that is not known.
+    `KV_CACHES`. sha256: of each file of the IR, by its name. made_from: SHA-256 of the weight files that the exported model was loaded
+    from, see `storage.hash_weights`; None if that is not known.
     """
 
     weights: str
     kv_cache: str
-    centered_residual: bool
     sha256: dict[str, str]
     made_from: str | None = None
     schema: str = SCHEMA
 
-    @property
-    def promises(self) -> frozenset[str]:
-        """Return the names of the promises that hold, for `passes.Plan`."""
-        return frozenset({"centered_residual"} if self.centered_residual else ())
+
+def is_ir(directory: Path | str) -> bool:
+    """Return whether a directory holds an IR."""
+    return Path(directory, IR_NAME).exists()
 
 
-def write_manifest(directory: Path, weights: str, kv_cache: str, centered_residual: bool, made_from: str | None) -> None:
+def write_manifest(directory: Path, weights: str, kv_cache: str, made_from: str | None) -> None:
     """Write the manifest of the IR in a directory, with the hashes of its files; see `Manifest` for the arguments."""
     hashes = {name: _sha256(directory / name) for name in IR_FILES}
-    content = dataclasses.asdict(Manifest(weights, kv_cache, centered_residual, hashes, made_from))
+    content = dataclasses.asdict(Manifest(weights, kv_cache, hashes, made_from))
     (directory / NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -69,18 +67,20 @@ def _manifest(content: Any) -> Manifest:
     if not isinstance(content, dict):
         raise ValueError(f"a JSON {type(content).__name__}, expected an object")
     found: dict[str, Any] = {field.name: content.get(field.name) for field in dataclasses.fields(Manifest)}
-    if found["schema"] != SCHEMA:
-        raise ValueError(f"schema {found['schema']!r}, expected {SCHEMA!r}")
-    for name, known in (("weights", WEIGHTS), ("kv_cache", KV_CACHES)):
-        if found[name] not in known:
-            raise ValueError(f"{name} {found[name]!r}, expected one of {', '.join(known)}")
-    if not isinstance(found["centered_residual"], bool):
-        raise ValueError(f"centered_residual {found['centered_residual']!r}, expected true or false")
-    hashes = found["sha256"]
-    if not isinstance(hashes, dict) or not all(isinstance(hashes.get(name), str) for name in IR_FILES):
-        raise ValueError(f"sha256 {hashes!r}, expected a hash for each of {', '.join(IR_FILES)}")
-    if found["made_from"] is not None and not isinstance(found["made_from"], str):
-        raise ValueError(f"made_from {found['made_from']!r}, expected a hash or null")
+    hashes, made_from = found["sha256"], found["made_from"]
+    for name, right, expected in (
+        ("schema", found["schema"] == SCHEMA, repr(SCHEMA)),
+        ("weights", found["weights"] in WEIGHTS, f"one of {', '.join(WEIGHTS)}"),
+        ("kv_cache", found["kv_cache"] in KV_CACHES, f"one of {', '.join(KV_CACHES)}"),
+        (
+            "sha256",
+            isinstance(hashes, dict) and all(isinstance(hashes.get(file), str) for file in IR_FILES),
+            f"a hash for each of {', '.join(IR_FILES)}",
+        ),
+        ("made_from", made_from is None or isinstance(made_from, str), "a hash or null"),
+    ):
+        if not right:
+            raise ValueError(f"{name} {found[name]!r}, expected {expected}")
     return Manifest(**found)
 
 

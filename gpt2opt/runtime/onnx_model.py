@@ -1,4 +1,4 @@
-"""GPT-2 in ONNX Runtime: the export with a retained KV cache, and the model that the generation loop drives.
+"""GPT-2 in ONNX Runtime: what `export_onnx` wrote, as a model that the generation loop drives.
 
 The graph takes the keys and values of the tokens read so far and returns them with those of the new tokens. They never pass through
 Python: IO binding hands the outputs of one call to the next as its inputs.
@@ -14,43 +14,9 @@ from gpt2opt.decoding.decoder import check_fits, check_prompts
 from gpt2opt.environment import threads
 from gpt2opt.errors import raise_cause
 from gpt2opt.runtime.manifest import read_config
-from gpt2opt.storage import new_folder
 
 ONNX_NAME = "model.onnx"
 MISSING = "ONNX Runtime is not installed: `pip install 'gpt2opt[onnx]'` brings it, and backend='openvino' works without it"
-
-
-def export_onnx(model: Any, tokenizer: Any, out_dir: Path | str) -> Path:
-    """Write an FP32 GPT-2 as ONNX with its KV cache, config and tokenizer; return the folder. It appears whole or not at all.
-
-    Inputs are `input_ids` and `position_ids` (B, T), `attention_mask` (B, past + T) and `past_key_values.LAYER.key` and `.value`
-    (B, H, past, D). Outputs are the logits (B, 1, V) of the last position and `present.LAYER.key` and `.value` (B, H, past + T, D).
-
-    Args:
-        model: a torch GPT-2; heads may be pruned, the same number in every layer.
-        tokenizer: is saved beside the graph.
-        out_dir: a new or empty folder, or one that was written here before.
-
-    Raises:
-        ValueError: a weight is NaN or infinite, layers kept different numbers of heads, or `out_dir` can't be written.
-    """
-    from optimum.exporters.onnx import onnx_export_from_model
-    from optimum.exporters.onnx.model_configs import GPT2OnnxConfig
-
-    from gpt2opt.export.openvino import kept_heads_config
-    from gpt2opt.sources.gpt2 import check_finite
-
-    check_finite(model)
-    configs = {"model": kept_heads_config(model, GPT2OnnxConfig)}
-    # Only the last position's logits, as `logits_to_keep=1` gives them in torch.
-    cut = model.lm_head.register_forward_pre_hook(lambda head, inputs: (inputs[0][:, -1:],))
-    try:
-        with new_folder(out_dir) as partial:
-            onnx_export_from_model(model, partial, task="text-generation-with-past", custom_onnx_configs=configs, do_validation=False)
-            tokenizer.save_pretrained(partial)
-    finally:
-        cut.remove()
-    return Path(out_dir)
 
 
 def load_onnx(directory: Path | str, num_threads: int | None = None) -> "OnnxModel":

@@ -14,7 +14,7 @@ from gpt2opt.runtime.graph import activation_quantizer, is_head, matmuls, stored
 
 ROWS = "rows"
 SEQUENCES = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
-"""The inputs that tell attention which tokens of a call follow each other, and where they lie in the cache."""
+"""The inputs that describe to attention which tokens of a call follow each other, and where in the cache they are."""
 LAST = "last_"
 """The prefix of `SEQUENCES` for the last attention, which has inputs of its own."""
 
@@ -69,7 +69,7 @@ def describe_last_attention(graph: Model) -> Model:
     """Give the last attention of a paged graph `SEQUENCES` of its own, as `last_past_lens` and so on.
 
     The last block stores keys and values for every token, but computes the rest only for those whose logits are wanted. With sequences
-    of its own its attention can be told so; see `attention_inputs.texts_cut_at_blocks`.
+    of its own its attention can leave the rest out; see `kv_cache.texts_cut_at_blocks`.
     """
     last = last_attention(graph).get_friendly_name()
     for name in SEQUENCES:

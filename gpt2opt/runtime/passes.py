@@ -4,14 +4,13 @@ The file holds one graph with activation quantizers, which every OpenVINO runtim
 and is bound by arithmetic, one or two decode and are bound by the bytes of the weights. `docs/runtime.md` shows the list as a table.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from openvino import Model
 
-from gpt2opt.runtime.convolutions import as_convolutions, center_embeddings, multiply_parts
+from gpt2opt.runtime.graph import as_convolutions, gelu_by_erf, look_up_integers, weight_only
 from gpt2opt.runtime.paged_attention import describe_last_attention, fix_shapes, no_empty_sizes, page_kv_cache, pick_rows
-from gpt2opt.runtime.quantized_graph import gelu_by_erf, look_up_integers, weight_only
 
 FLOAT_INPUTS = "no quantized input, any CPU"
 DOT_PRODUCT = "quantized inputs, CPU with VNNI or AMX"
@@ -28,116 +27,87 @@ body and head, and the body becomes the prefill graph and the decode graph."""
 class GraphPass:
     """One rewriting of a graph.
 
-    name: the name of the function, and the one that `leave_out` takes. cases: those of `CASES` in which the pass is applied. graphs: the
-    graphs that it is applied to. purpose: one sentence. needs: a promise of the manifest without which the pass is not applied; None:
-    it needs none. required: the reason why it can't be left out; None: it can.
+    function: its name is the one that `leave_out` takes. cases: those of `CASES` in which the pass is applied. graphs: those that it is
+    applied to. purpose: one sentence. required: the reason why it can't be left out; None: it can.
     """
 
-    name: str
     function: Callable[[Model], Model]
     cases: tuple[str, ...]
     graphs: tuple[str, ...]
     purpose: str
-    needs: str | None = None
     required: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
 
 
 PASSES = (
     GraphPass(
-        "look_up_integers", look_up_integers, CASES, (SHARED,),
+        look_up_integers, CASES, (SHARED,),
         "The embedding is looked up in the INT8 weight of the head, so that no FP32 copy of it is made.",
     ),
     GraphPass(
-        "page_kv_cache", page_kv_cache, CASES, (SHARED,),
-        "The KV cache becomes an input in blocks, which all graphs share.",
-        required="the graphs share their KV cache in blocks",
+        page_kv_cache, CASES, (SHARED,),
+        "The KV cache becomes an input in blocks, which all graphs share.", "the graphs share their KV cache in blocks",
     ),
     GraphPass(
-        "pick_rows", pick_rows, CASES, (SHARED,),
-        "The last block and the head compute only the rows whose logits are wanted.",
-        required="callers name the rows whose logits they want",
+        pick_rows, CASES, (SHARED,),
+        "The last block and the head compute only the rows whose logits are wanted.", "callers name the rows whose logits they want",
     ),
+    GraphPass(no_empty_sizes, CASES, (SHARED,), "The plugin does not copy the results of convolutions."),
     GraphPass(
-        "no_empty_sizes", no_empty_sizes, CASES, (SHARED,),
-        "The plugin does not copy the results of convolutions.",
-    ),
-    GraphPass(
-        "gelu_by_erf", gelu_by_erf, (NO_DOT_PRODUCT,), (SHARED,),
+        gelu_by_erf, (NO_DOT_PRODUCT,), (SHARED,),
         "GELU by erf, which is faster there, if a quantizer rounds the difference from tanh away.",
     ),
     GraphPass(
-        "describe_last_attention", describe_last_attention, CASES, (BODY,),
+        describe_last_attention, CASES, (BODY,),
         "The last attention stores keys and values for every token and computes only the wanted rows.",
     ),
     GraphPass(
-        "multiply_parts", multiply_parts, (NO_DOT_PRODUCT,), (PREFILL,),
-        "Queries, keys and values are computed by a matmul each, so that no result is split.",
-    ),
-    GraphPass(
-        "center_embeddings", center_embeddings, (NO_DOT_PRODUCT,), (PREFILL, SINGLE_STEP),
-        "LayerNorms need no mean, and stay in the layout of the convolutions.",
-        needs="centered_residual",
-    ),
-    GraphPass(
-        "as_convolutions", as_convolutions, (NO_DOT_PRODUCT,), (PREFILL, SINGLE_STEP),
+        as_convolutions, (NO_DOT_PRODUCT,), (PREFILL, SINGLE_STEP),
         "INT8 matmuls become 1 × 1 convolutions, whose INT8 kernel is faster there.",
     ),
     GraphPass(
-        "fix_shapes", fix_shapes, (NO_DOT_PRODUCT,), (SINGLE_STEP,),
+        fix_shapes, (NO_DOT_PRODUCT,), (SINGLE_STEP,),
         "One token of one sequence is decoded by a graph of fixed shapes; without the pass the decode graph does it.",
     ),
     GraphPass(
-        "weight_only", weight_only, (DOT_PRODUCT,), (DECODE,),
+        weight_only, (DOT_PRODUCT,), (DECODE,),
         "Decoding reads INT8 weights without activation quantizers; without the pass the prefill graph decodes.",
     ),
 )  # fmt: skip
 """In the order in which they are applied."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which passes run. case: of `CASES`. promises: fields of the manifest that are true. leave_out: passes to do without, for measuring.
+def choose_passes(case: str, leave_out: Sequence[str] = ()) -> dict[str, GraphPass]:
+    """Return the passes that run in one of `CASES`, by name and in order, without those that are left out for measuring.
 
     Raises:
         ValueError: a pass in `leave_out` is not known or can't be left out.
     """
+    known = {each.name: each for each in PASSES}
+    for name in leave_out:
+        if name not in known:
+            raise ValueError(f"no graph pass is called {name!r}; expected one of {', '.join(known)}")
+        if known[name].required:
+            raise ValueError(f"the graph pass {name!r} can't be left out: {known[name].required}")
+    return {name: each for name, each in known.items() if case in each.cases and name not in leave_out}
 
-    case: str
-    promises: frozenset[str] = frozenset()
-    leave_out: tuple[str, ...] = ()
 
-    def __post_init__(self):
-        required = {each.name: each.required for each in PASSES}
-        for name in self.leave_out:
-            if name not in required:
-                raise ValueError(f"no graph pass is called {name!r}; expected one of {', '.join(required)}")
-            if required[name]:
-                raise ValueError(f"the graph pass {name!r} can't be left out: {required[name]}")
-
-    def passes(self, graph: str) -> list[GraphPass]:
-        """Return the passes for one of the graphs, in order."""
-        return [each for each in PASSES if graph in each.graphs and self._runs(each)]
-
-    def _runs(self, each: GraphPass) -> bool:
-        return self.case in each.cases and each.name not in self.leave_out and (each.needs is None or each.needs in self.promises)
-
-    def includes(self, name: str) -> bool:
-        return any(each.name == name and self._runs(each) for each in PASSES)
-
-    def apply(self, graph: str, model: Model) -> Model:
-        """Apply the passes for one of the graphs to a model, in place; return it."""
-        for each in self.passes(graph):
-            model = each.function(model)
-        return model
+def apply_passes(chosen: Mapping[str, GraphPass], graph: str, model: Model) -> Model:
+    """Apply those of the chosen passes that are for one of the graphs to a model, in place; return it."""
+    for each in chosen.values():
+        model = each.function(model) if graph in each.graphs else model
+    return model
 
 
 def table_rows() -> list[tuple[str, ...]]:
-    """Return a row per pass for `docs/runtime.md`: name, graphs for each of `CASES`, what it needs, its purpose."""
+    """Return a row per pass for `docs/runtime.md`: name, graphs for each of `CASES`, whether it may be left out, its purpose."""
     return [
         (
             f"`{each.name}`",
             *(", ".join(each.graphs) if case in each.cases else "–" for case in CASES),
-            f"`{each.needs}`" if each.needs else "–",
             "no" if each.required else "yes",
             each.purpose,
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 COLUMNS = ("review", "text", "sentence", "content")
 """What a column of texts may be called; the first of these that a table has is read."""
+A_COLUMN = f"a column {', '.join(map(repr, COLUMNS[:-1]))} or {COLUMNS[-1]!r}"
 DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}
 RECORDS = (".json", ".jsonl", ".ndjson")
 BYTE_ORDER_MARKS = {
@@ -33,18 +34,14 @@ PARQUET = b"PAR1"
 MARKUP = re.compile(r"\s*<(!doctype html|html|\?xml)\b", re.IGNORECASE)
 COLUMN_NAME = re.compile(r"[A-Za-z_][\w.-]*")
 LOOKED_AT = 20
-"""Rows by which a table is known that has not the name of one."""
+"""Rows that are read to recognize a table whose file name does not say that it is one."""
 
 
 def parse_file(content: bytes, path: Path, fallback: str | None = None) -> str | list[str]:
     """Return the prose of a file, or the texts of a table (CSV, TSV, JSON, parquet), one for each row; "" for a row without one.
 
-    A table is known by its content or by its name. Line ends become line feeds, byte order marks go.
-
-    Args:
-        content: of the file.
-        path: of the file, for its name.
-        fallback: the encoding of what is not Unicode; None refuses that.
+    A table is known by its content or by its name. Line ends become line feeds, byte order marks go. fallback: the encoding of what is
+    not Unicode; None refuses that.
 
     Raises:
         ValueError: it is neither, its encoding is not known, or no column is called by one of `COLUMNS` and holds texts.
@@ -65,7 +62,7 @@ def parse_file(content: bytes, path: Path, fallback: str | None = None) -> str |
 
 
 def decode(content: bytes, path: Path, fallback: str | None = None) -> str:
-    """Return the text of a file without byte order marks and with line feeds: UTF-8, or UTF-16 or UTF-32, as marks or zero bytes tell."""
+    """Return the text of a file without byte order marks and with line feeds: UTF-8, or UTF-16 or UTF-32 by its mark or its zero bytes."""
     marked = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if content.startswith(mark)), None)
     encoding = marked or _utf_16(content) or "utf-8"
     try:
@@ -102,42 +99,34 @@ def _parquet_texts(path: Path) -> list[str]:
     return _checked(values[column], column, path)
 
 
-def _json_records(text: str, path: Path) -> list[Any] | None:
+def _json_records(text: str, path: Path) -> list[dict | str] | None:
     """Return the records of JSON, an array or an object a line; None if it is prose."""
-    start = text.lstrip()[:1]
-    if start not in ("{", "["):
-        if path.suffix.lower() in RECORDS:
-            raise ValueError(f"{path} is not JSON; expected an object a line with a column {_named(COLUMNS)}")
+    named = path.suffix.lower() in RECORDS
+    if text.lstrip()[:1] not in ("{", "["):
+        if named:
+            raise ValueError(f"{path} is not JSON; expected an object a line with {A_COLUMN}")
         return None
-    records: list[Any] | None
     try:
         whole = json.loads(text)
         records = whole if isinstance(whole, list) else [whole]
     except ValueError:
-        records = _lines_of_json(text, path)
-    if records is not None and not all(isinstance(record, dict | str) for record in records):
-        raise ValueError(f"{path} is JSON without texts; expected an object a line with a column {_named(COLUMNS)}")
+        records = []
+        for number, line in enumerate(text.split("\n"), 1):
+            try:
+                records += [json.loads(line)] if line.strip() else []
+            except ValueError as error:
+                if not records and not named:
+                    return None  # prose may begin with a bracket
+                raise ValueError(f"line {number} of {path} is not JSON ({error}); expected an object a line") from error
+    if not all(isinstance(record, dict | str) for record in records):
+        raise ValueError(f"{path} is JSON without texts; expected an object a line with {A_COLUMN}")
     return records
 
 
-def _lines_of_json(text: str, path: Path) -> list[Any] | None:
-    records = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            if not records and path.suffix.lower() not in RECORDS:
-                return None  # prose may begin with a bracket
-            raise ValueError(f"line {number} of {path} is not JSON ({error}); expected an object a line") from error
-    return records
-
-
-def _texts_of(records: list[Any], path: Path) -> list[str]:
-    if all(isinstance(record, str) for record in records):
-        return records
+def _texts_of(records: list[dict | str], path: Path) -> list[str]:
     tables = [record for record in records if isinstance(record, dict)]
+    if not tables:
+        return [str(record) for record in records]
     column = _column(list(dict.fromkeys(name for record in tables for name in record)), path)
     return _checked([record.get(column) for record in tables], column, path)
 
@@ -145,7 +134,7 @@ def _texts_of(records: list[Any], path: Path) -> list[str]:
 def _delimiter(text: str, path: Path) -> str | None:
     """Return what separates the columns of a table; None if it is prose.
 
-    What has not the name of a table is one if its first line is names of columns, and each of the next has as many fields.
+    Without a table's file name, it is one if its first line is names of columns and each of the next lines has as many fields.
     """
     header = text.split("\n", 1)[0]
     if named := DELIMITERS.get(path.suffix.lower()):
@@ -179,12 +168,8 @@ def _column(names: Sequence[str], path: Path) -> str:
     column = next((known[name] for name in COLUMNS if name in known), None)
     if column is None:
         has = f"columns {', '.join(name or '(no name)' for name in names)}" if names else "no header"
-        raise ValueError(f"{path.name} has {has}; expected a column {_named(COLUMNS)}: rename the one that holds the texts")
+        raise ValueError(f"{path.name} has {has}; expected {A_COLUMN}: rename the one that holds the texts")
     return column
-
-
-def _named(names: Sequence[str]) -> str:
-    return f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
 
 
 def _checked(values: list[Any], column: str, path: Path) -> list[str]:

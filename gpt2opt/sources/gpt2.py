@@ -1,10 +1,18 @@
 """What a GPT-2 in torch has to be: its heads, its numbers, its ids; and what transformers forgets of it."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2opt.storage import hash_weights, weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 CROSS_ATTENTION = "cross attention (add_cross_attention), as the decoder of an encoder-decoder has it; expected one that reads text alone"
 
 
 def fit_width_to_heads(model) -> None:
-    """Tell each attention how wide its heads are together: older transformers forget it in pruning, and then fused attention fails."""
+    """Set the width of all heads together in each attention: older transformers forget it in pruning, and fused attention fails."""
     for block in model.transformer.h:
         block.attn.embed_dim = block.attn.split_size
 
@@ -58,10 +66,16 @@ def check_finite(model) -> None:
 
 
 def check_ids(tokenizer, vocab_size: int | None) -> None:
-    """Raise ValueError if a model with so many embeddings has none for a token, be it an added one that no text holds."""
+    """Raise ValueError if a model with `vocab_size` embeddings has none for a token of the tokenizer, added tokens included."""
     token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if vocab_size is not None and highest >= vocab_size:
         raise ValueError(
             f"the tokenizer has {highest + 1} tokens and the model {vocab_size} embeddings, none for {token!r}: use the model's own "
             f"tokenizer or, if tokens were added, call model.resize_token_embeddings({highest + 1}), train them and save both"
         )
+
+
+def source_weights(model: "PreTrainedModel") -> str | None:
+    """Return the hash of the weights in the folder that a model, or the one it was copied from, was loaded from; None without one."""
+    folder = model.config.name_or_path
+    return hash_weights(Path(folder)) if folder and weight_files(Path(folder)) else None

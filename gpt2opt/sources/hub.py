@@ -1,5 +1,6 @@
 """Files of a repository on the model hub, from the local cache or from the hub. Being offline costs seconds, not minutes."""
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,17 @@ RENAMED = {
 def names_of(repo_id: str) -> tuple[str, ...]:
     """Return all names of a repository, the given one first."""
     return (repo_id, *(name for pair in RENAMED.items() if repo_id in pair for name in pair if name != repo_id))
+
+
+def find_snapshot(
+    repo_id: str, patterns: list[str], is_complete: Callable[[Path], bool], repo_type: str = "model"
+) -> tuple[Path, str] | None:
+    """Return the local folder of a repository and where it came from: the cache, else the hub; None if neither has it complete."""
+    for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
+        path = fetch(repo_id, patterns, repo_type)
+        if path and is_complete(path):
+            return path, origin + other_name(path, repo_id)
+    return None
 
 
 def cached_snapshot(repo_id: str, patterns: list[str], repo_type: str = "model") -> Path | None:

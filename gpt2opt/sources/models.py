@@ -4,16 +4,13 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpt2opt.environment import at_least
 from gpt2opt.errors import raise_cause
 from gpt2opt.sources.gpt2 import CROSS_ATTENTION, check_finite, check_ids, fit_width_to_heads, fold_attention_scale
-from gpt2opt.sources.hub import cached_snapshot, download_snapshot, names_of, other_name
-from gpt2opt.storage import WEIGHTS, WEIGHTS_INDEX, hash_weights, new_folder, torch_weights, weight_files
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from gpt2opt.sources.hub import find_snapshot, names_of
+from gpt2opt.storage import WEIGHTS, WEIGHTS_INDEX, new_folder, torch_weights
 
 VARIABLE = "GPT2OPT_MODEL"
 DEFAULT = "gpt2"
@@ -74,14 +71,15 @@ def find_model(model_id: str = "auto") -> FoundModel:
     if asked == "bundled":
         return FoundModel("bundled", origin, BUNDLED)
     if asked and Path(asked).is_dir():
-        return _checked(FoundModel(Path(asked).resolve().name, origin, Path(asked)))
+        check_gpt2(Path(asked))
+        return FoundModel(Path(asked).resolve().name, origin, Path(asked))
     if asked and ((os.sep in asked and asked.count("/") != 1) or asked.startswith((".", "~"))):
         raise ValueError(f"no directory {asked!r}; name one that holds config.json and model.safetensors, or a hub id such as gpt2")
     repo_id = asked or DEFAULT
-    for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
-        path = fetch(repo_id, PATTERNS)
-        if path and is_complete(path):
-            return _checked(FoundModel(repo_id, origin + other_name(path, repo_id), path))
+    if found := find_snapshot(repo_id, PATTERNS, is_complete):
+        path, origin = found
+        check_gpt2(path)
+        return FoundModel(repo_id, origin, path)
     if asked:
         raise ValueError(
             f"model {asked!r} is no directory, is not in the local cache and the hub did not give it; "
@@ -97,11 +95,7 @@ def is_complete(path: Path) -> bool:
 
 
 def find_model_or_stand_in(model_id: str) -> FoundModel:
-    """Find a GPT-2 as `find_model` does; the bundled model stands in for `gpt2` by name too, where that can't be had.
-
-    Raises:
-        ValueError: another model that was asked for can't be found, or is not a GPT-2.
-    """
+    """Find a GPT-2 as `find_model` does; where `gpt2` is asked for by name and can't be had, return the bundled model."""
     try:
         return find_model(model_id)
     except ValueError:
@@ -121,15 +115,13 @@ def load_model(path: Path, dtype: str = "float32"):
         `(tokenizer, model)`, the model in eval mode.
 
     Raises:
-        ValueError: the directory is missing, damaged or not a GPT-2, a weight is NaN or infinite, or the tokenizer has ids without an
-            embedding.
+        ValueError: the directory is missing, damaged or not a GPT-2, a weight is NaN or infinite, or an id has no embedding.
     """
     import torch
     from transformers import GPT2LMHeadModel
 
     path = Path(path)
     check_gpt2(path)
-    check_weights(path)
     argument = {"dtype" if at_least("transformers", "4.56") else "torch_dtype": getattr(torch, dtype)}  # renamed
     try:
         model, found = GPT2LMHeadModel.from_pretrained(
@@ -159,12 +151,6 @@ def save_model(folder: Path | str, tokenizer, model) -> None:
         tokenizer.save_pretrained(partial)
 
 
-def source_weights(model: "PreTrainedModel") -> str | None:
-    """Return the hash of the weights in the folder that a model, or the one it was copied from, was loaded from; None without one."""
-    folder = model.config.name_or_path
-    return hash_weights(Path(folder)) if folder and weight_files(Path(folder)) else None
-
-
 def load_tokenizer(path: Path | str):
     """Load the tokenizer in a directory.
 
@@ -183,7 +169,7 @@ def load_tokenizer(path: Path | str):
 
 
 def check_gpt2(path: Path) -> None:
-    """Raise ValueError unless `path` holds the config of a GPT-2 that reads text alone."""
+    """Raise ValueError unless `path` holds a GPT-2 that reads text alone: its config, and all its weights."""
     config = _read_config(path)
     if "model_type" not in config:
         raise ValueError(f"the config.json in {path} has no model_type, expected 'gpt2'; add it there if the model is a GPT-2")
@@ -191,6 +177,7 @@ def check_gpt2(path: Path) -> None:
         raise ValueError(f"the model in {path} is {config['model_type']!r}, expected 'gpt2'; name a GPT-2 of any size")
     if config.get("add_cross_attention"):
         raise ValueError(f"the model in {path} has {CROSS_ATTENTION}")
+    check_weights(path)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -204,7 +191,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def check_weights(path: Path) -> None:
-    """Raise ValueError unless a directory holds the weights of a model as safetensors, and not what stands for them or a part of them."""
+    """Raise ValueError unless a directory holds all weights of a model as safetensors, not pointers to them or a part of them."""
     files = torch_weights(path)
     if not files:
         raise ValueError(f"no {WEIGHTS} in {path}{_instead(path) or '; save the model there with save_pretrained()'}")
@@ -220,9 +207,3 @@ def _instead(path: Path) -> str:
     found = ((name, what) for pattern, what in INSTEAD.items() for name in sorted(file.name for file in path.glob(pattern)))
     name, what = next(found, ("", ""))
     return f", but {name}, {what}" if name else ""
-
-
-def _checked(found: FoundModel) -> FoundModel:
-    check_gpt2(found.path)
-    check_weights(found.path)
-    return found

@@ -6,13 +6,16 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gpt2opt.sources.docs_corpus import HELD_OUT, held_out_documents
-from gpt2opt.sources.docstrings import Document
+from gpt2opt.sources.documentation import HELD_OUT, LONG_PARAGRAPH, PARAGRAPHS_APART, Document, unique_package_documents
 from gpt2opt.sources.files import parse_file
-from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
+from gpt2opt.sources.hub import find_snapshot
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 VARIABLE = "GPT2OPT_TEXT"
 WIKITEXT = "Salesforce/wikitext"
@@ -21,9 +24,6 @@ WIKITEXT_PATTERNS = [f"{WIKITEXT_FOLDER}/*"]
 WIKITEXT_SPLITS = {"fine_tune": "train", "calibration": "validation", "score": "test"}
 WIKITEXT_TITLE = re.compile(r" = [^=].* = \n")
 COURSE_LINES = 200
-LONG_PARAGRAPH = 100
-"""Paragraphs of at least this many characters must not occur in two parts; shorter ones may by coincidence."""
-PARAGRAPHS_APART = re.compile(r"\n\s*\n")
 FILE_BLOCK = 2000
 BLANK_LINES, ONE_DOCUMENT = "cut at blank lines", "one document, since it has no blank lines"
 SHARES = {"fine_tune": 0.75, "calibration": 0.1, "score": 0.15}
@@ -35,10 +35,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Texts:
-    """A text in three parts, and how it was found. course_lines: the rows that the course's protocol scores, only for comparison.
+    """A text in three parts that share no long paragraph, and how it was found.
 
-    Raises:
-        ValueError: two parts share a long paragraph. A score on text that was trained on or calibrated with proves nothing.
+    course_lines: the rows that the course's protocol scores, only for comparison. published: the rows of each split as they are
+    published, if the text is published in splits; a row of WikiText-2 is a paragraph, a heading or empty.
     """
 
     name: str
@@ -48,16 +48,29 @@ class Texts:
     score: tuple[Document, ...]
     course_lines: tuple[str, ...] = ()
     stand_in: bool = False
+    published: dict[str, list[str]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        parts = {"fine-tuning": self.fine_tune, "calibration": self.calibration, "scored": self.score}
-        paragraphs = {part: dict.fromkeys(long_paragraphs(documents)) for part, documents in parts.items()}
-        for one, other in itertools.combinations(paragraphs, 2):
-            if shared := [paragraph for paragraph in paragraphs[other] if paragraph in paragraphs[one]]:
-                raise ValueError(
-                    f"the {one} part and the {other} part of {self.name} share {len(shared)} paragraphs, the first begins "
-                    f"{shared[0][:50]!r}; give a text that does not repeat itself"
-                )
+    def take(self, spec: str) -> "Dataset":
+        """Return the rows of a slice as a dataset with the column `text`; rows beyond the last one are left out.
+
+        Args:
+            spec: a split or a part of it, in the words of `datasets`: `train`, `train[:100]`, `validation[50:100]`, `test[:10%]`. Of a
+                text that is not published in splits they are the three parts, and a row is a paragraph on one line.
+
+        Raises:
+            ValueError: it is no such slice, there is no such split, or no row is in it.
+        """
+        from datasets import Dataset, ReadInstruction
+
+        splits = self.published or {split: _paragraphs(getattr(self, part)) for part, split in WIKITEXT_SPLITS.items()}
+        try:
+            parts = ReadInstruction.from_spec(spec).to_absolute({split: len(rows) for split, rows in splits.items()})
+        except (AssertionError, TypeError, ValueError) as error:
+            raise ValueError(f"split {spec!r} can't be read ({error}); expected one such as 'train[:100]' or 'validation[:200]'") from None
+        rows = [row for part in parts for row in splits[part.splitname][part.from_ : part.to]]
+        if not rows:
+            raise ValueError(f"split {spec!r} of {self.name} has no row; ask for at least one")
+        return Dataset.from_dict({"text": rows})
 
     @property
     def revision(self) -> str:
@@ -95,13 +108,26 @@ def find_texts(text: str = "auto") -> Texts:
     return _docs("installed packages, as a stand-in for WikiText-2, which neither the local cache nor the hub gave", stand_in=True)
 
 
-def find_wikitext() -> tuple[Path, str] | None:
-    """Return the folder of WikiText-2 and where it came from; None if neither the local cache nor the hub gives it."""
-    for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
-        path = fetch(WIKITEXT, WIKITEXT_PATTERNS, repo_type="dataset")
-        if path and is_complete(path / WIKITEXT_FOLDER):
-            return path / WIKITEXT_FOLDER, origin + other_name(path, WIKITEXT)
-    return None
+def find_wikitext() -> tuple[dict[str, list[str]], str] | None:
+    """Return the rows of WikiText-2 by split, as they are published, and where they came from; None if neither cache nor hub has them.
+
+    Raises:
+        ValueError: the copy that was found has no rows in a split.
+    """
+    found = find_snapshot(WIKITEXT, WIKITEXT_PATTERNS, lambda path: is_complete(path / WIKITEXT_FOLDER), repo_type="dataset")
+    if not found:
+        return None
+    import pyarrow.parquet
+
+    folder, rows = found[0] / WIKITEXT_FOLDER, {}
+    for split in WIKITEXT_SPLITS.values():
+        files = sorted(folder.glob(f"{split}-*.parquet"))
+        rows[split] = [row for path in files for row in pyarrow.parquet.read_table(path)["text"].to_pylist()]
+        if not rows[split]:
+            raise ValueError(
+                f"no rows of the split {split!r} in {folder}, so the copy there is damaged; use text='docs' or a file of your own"
+            )
+    return rows, found[1]
 
 
 def is_complete(folder: Path) -> bool:
@@ -131,8 +157,8 @@ def divide(name: str, origin: str, documents: Iterable[Document], stand_in: bool
         counts = ", ".join(f"{len(documents)} to {part.replace('_', '-')}" for part, documents in parts.items())
         raise ValueError(f"{name} divides into too few documents ({counts}); give a longer text, its documents apart by blank lines")
     lines = [line for document in parts["score"] for line in document.text.splitlines()]
-    divided = {part: tuple(documents) for part, documents in parts.items()}
-    return Texts(name, origin, **divided, course_lines=tuple(lines[:COURSE_LINES]), stand_in=stand_in)
+    fine_tune, calibration, score = (tuple(parts[part]) for part in SHARES)
+    return Texts(name, origin, fine_tune, calibration, score, tuple(lines[:COURSE_LINES]), stand_in)
 
 
 def _drop_shared(parts: dict[str, list[Document]]) -> int:
@@ -153,14 +179,13 @@ def _drop_shared(parts: dict[str, list[Document]]) -> int:
     return dropped
 
 
+def _paragraphs(documents: Iterable[Document]) -> list[str]:
+    """Return the paragraphs of documents that are not empty, each on one line."""
+    return [plain for document in documents for paragraph in PARAGRAPHS_APART.split(document.text) if (plain := _plain(paragraph))]
+
+
 def _plain(paragraph: str) -> str:
     return " ".join(paragraph.split())
-
-
-def long_paragraphs(documents: Iterable[Document]) -> list[str]:
-    """Return the paragraphs of at least `LONG_PARAGRAPH` characters, with each run of white space as one space."""
-    paragraphs = [_plain(paragraph) for document in documents for paragraph in PARAGRAPHS_APART.split(document.text)]
-    return [paragraph for paragraph in paragraphs if len(paragraph) >= LONG_PARAGRAPH]
 
 
 def take_bytes(documents: Iterable[Document], limit: int) -> list[Document]:
@@ -177,7 +202,7 @@ def take_bytes(documents: Iterable[Document], limit: int) -> list[Document]:
 
 
 def _docs(origin: str, stand_in: bool) -> Texts:
-    return divide(f"documentation of {' and '.join(HELD_OUT)}", origin, held_out_documents(), stand_in)
+    return divide(f"documentation of {' and '.join(HELD_OUT)}", origin, unique_package_documents(HELD_OUT, set()), stand_in)
 
 
 def _from_file(path: Path, origin: str) -> Texts:
@@ -189,7 +214,7 @@ def _from_file(path: Path, origin: str) -> Texts:
 
 
 def read_documents(path: Path) -> tuple[list[Document], str]:
-    """Read the documents of a file, and tell how it was cut into them.
+    """Read the documents of a file; return them and how the file was cut into them.
 
     Prose is cut at blank lines, see `blocks`; of a table (CSV, TSV, JSON, parquet) each row is a document; see `parse_file`.
 
@@ -224,25 +249,16 @@ def blocks(text: str) -> list[str]:
     return [*found, block] if block.strip() else found
 
 
-def _wikitext(folder: Path, origin: str) -> Texts:
-    rows = {part: wikitext_rows(folder, split) for part, split in WIKITEXT_SPLITS.items()}
+def _wikitext(rows: dict[str, list[str]], origin: str) -> Texts:
     seen: set[str] = set()
     articles = {}
     for part in KEEPS_FIRST:
-        kept = [row for row in rows[part] if _plain(row) not in seen]
+        split = WIKITEXT_SPLITS[part]
+        kept = [row for row in rows[split] if _plain(row) not in seen]
         seen.update(row for row in map(_plain, kept) if len(row) >= LONG_PARAGRAPH)
-        articles[part] = tuple(_articles(WIKITEXT_SPLITS[part], kept))
-    return Texts("WikiText-2 raw", origin, **articles, course_lines=tuple(rows["calibration"][:COURSE_LINES]), stand_in=False)
-
-
-def wikitext_rows(folder: Path, split: str) -> list[str]:
-    """Return the rows of a split, as they are published; raise ValueError if the copy in the folder has none."""
-    import pyarrow.parquet
-
-    rows = [row for path in sorted(folder.glob(f"{split}-*.parquet")) for row in pyarrow.parquet.read_table(path)["text"].to_pylist()]
-    if not rows:
-        raise ValueError(f"no rows of the split {split!r} in {folder}, so the copy there is damaged; use text='docs' or a file of your own")
-    return rows
+        articles[part] = tuple(_articles(split, kept))
+    fine_tune, calibration, score = (articles[part] for part in SHARES)
+    return Texts("WikiText-2 raw", origin, fine_tune, calibration, score, tuple(rows["validation"][:COURSE_LINES]), published=rows)
 
 
 def _articles(split: str, rows: Sequence[str]) -> Iterator[Document]:

@@ -20,8 +20,8 @@ from gpt2opt.apps import course
 from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.measure.trace import read_trace
 from gpt2opt.runtime.audit import audit_int8
-from gpt2opt.sources import models, rows, texts
-from gpt2opt.sources.docstrings import Document
+from gpt2opt.sources import hub, models, texts
+from gpt2opt.sources.documentation import Document
 from tests.conftest import ROOT, SENTENCE
 
 PROMPT = "Node 7 of graph"
@@ -122,11 +122,10 @@ def test_a_model_is_loaded_in_fp16_and_continues_a_prompt(loaded):
 
 
 def test_without_a_hub_a_stand_in_is_named(monkeypatch, model_dir, capsys):
-    for name in ("cached_snapshot", "download_snapshot"):
-        monkeypatch.setattr(models, name, lambda *_, **__: None)
-        monkeypatch.setattr(texts, name, lambda *_, **__: None)
+    for module in (models, texts):
+        monkeypatch.setattr(module, "find_snapshot", lambda *_, **__: None)
     documents = [Document(f"module {m}", "\n\n".join(f"{SENTENCE.format(m, p, 1, 2)}{SENTENCE}" for p in range(30))) for m in range(200)]
-    monkeypatch.setattr(texts, "held_out_documents", lambda: documents)
+    monkeypatch.setattr(texts, "unique_package_documents", lambda *_: documents)
     monkeypatch.delenv(texts.VARIABLE, raising=False)
     monkeypatch.chdir(model_dir)
     _, model = course.load_fp16_model()
@@ -147,7 +146,7 @@ def test_wikitext_is_sliced_row_by_row_as_it_is_published(monkeypatch, tmp_path)
     for split in ("train", "validation", "test"):
         table = pyarrow.table({"text": ["", f" = {split} = \n", "", *(f" Row {row} . \n" for row in range(97))]})
         pyarrow.parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet")
-    monkeypatch.setattr(texts, "cached_snapshot", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(hub, "cached_snapshot", lambda *_, **__: tmp_path)
     monkeypatch.delenv(texts.VARIABLE, raising=False)
     train, valid = course.load_wikitext_dataset("train[1:3]", "validation[:10%]")
     assert list(train["text"]) == [" = train = \n", ""]
@@ -160,7 +159,7 @@ def test_a_split_that_is_none_is_refused(spec):
     with pytest.raises(
         ValueError, match=rf"^split {re.escape(repr(spec))} .*; (expected one such as 'train\[:100\]'|ask for at least one)"
     ):
-        rows.Rows("a text", "test", {"train": ["row"]}, False).take(spec)
+        texts.Texts("a text", "test", (), (), (), published={"train": ["row"]}).take(spec)
 
 
 def test_latency_is_time_per_new_token_of_one_generation_after_a_short_warm_up(loaded, monkeypatch):

@@ -1,4 +1,4 @@
-"""`GPT2Deployed`: the seed's lines as they stand, the same tokens from every back-end as from torch, and one line for what is wrong."""
+"""`GPT2Deployed`: the lines of its page as they stand, the tokens of torch from every back-end, and one line for what is wrong."""
 
 import json
 import statistics
@@ -15,7 +15,7 @@ from gpt2opt.apps.deployed import model as deployed
 from gpt2opt.apps.deployed.model import GPT2Deployed
 from gpt2opt.apps.deployed.report import plot_scaling, scaling_table, statistics_caption, statistics_table
 from gpt2opt.apps.deployed.statistics import CorePoint, Scaling, ServingStatistics, TimedRun, Work, core_counts, timed_run
-from gpt2opt.decoding.generation import generate
+from gpt2opt.decoding.generation import Token, generate
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.environment import threads
 from gpt2opt.export import qaic
@@ -23,7 +23,7 @@ from gpt2opt.measure.limits import Limits
 from gpt2opt.measure.results import Latency
 from gpt2opt.sources import models
 from gpt2opt.sources.models import BUNDLED, load_model, save_model
-from gpt2opt.torch_model import TorchDecoder
+from gpt2opt.torch_model import TorchModel
 from tests.conftest import ROOT, SENTENCE
 
 LIMITS = Limits(read_bytes_per_s=1e9, int8_ops_per_s=1e12, fp32_ops_per_s=1e10)
@@ -68,7 +68,7 @@ def test_unequal_prompts_get_the_tokens_that_torch_chooses(model, backend, known
     ids = [model.tokenizer(prompt).input_ids for prompt in PROMPTS]
     assert len({len(prompt) for prompt in ids}) == 3
     settings = DecodingSettings(max_new_tokens=32, eos_token_id=model.tokenizer.eos_token_id)
-    expected = generate(TorchDecoder(load_model(model.source.path)[1], ids), ids, settings)
+    expected = generate(TorchModel(load_model(model.source.path)[1]), ids, settings)
     assert [each.ids for each in found.generated] == [each.ids for each in expected]
     assert found.statistics.prompt_tokens == tuple(len(prompt) for prompt in ids)
     assert [sum(run.tokens) for run in found.statistics.runs] == [sum(len(each.ids) for each in expected)] * 2
@@ -107,7 +107,7 @@ def test_one_prompt_is_streamed(compiled, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_five_lines_of_the_seed_run_as_they_stand(tmp_path):
+def test_the_five_lines_of_the_page_run_as_they_stand(tmp_path):
     """In a folder that has a model called gpt2, which transformers and this project find before the hub; more cores than there are."""
     save_model(tmp_path / "gpt2", *load_model(BUNDLED))
     code = """
@@ -132,8 +132,7 @@ model.generate(prompts=["Hi there!!"], tokenizer=tokenizer)
 
 
 def test_where_gpt2_cannot_be_had_the_stand_in_is_named_and_others_are_refused(monkeypatch, capsys):
-    for fetch in ("cached_snapshot", "download_snapshot"):
-        monkeypatch.setattr(models, fetch, lambda *_: None)
+    monkeypatch.setattr(models, "find_snapshot", lambda *_: None)
     model = GPT2Deployed.from_pretrained("gpt2")
     assert model.source.path == BUNDLED
     (line,) = capsys.readouterr().err.splitlines()
@@ -262,7 +261,7 @@ def test_the_compiler_of_the_card_is_called(model_dir, compiler, tmp_path, capsy
     assert {"-retained-state", "-convert-to-fp16", "-aic-hw"} <= set(options)
     for name in ("-m", "-network-specialization-config", "-custom-IO-list-file"):
         assert str(out / "qaic") in options[name]
-    assert "the program for Cloud AI 100 lies in" in capsys.readouterr().err
+    assert "the program for Cloud AI 100 is in" in capsys.readouterr().err
     compiler.write_text("#!/bin/sh\necho 'no such operator' >&2; exit 3\n")
     with pytest.raises(RuntimeError, match="exit code 3: no such operator"):
         model.compile(backend="qaic")
@@ -315,7 +314,8 @@ def test_the_least_time_is_that_of_bytes_or_of_operations():
 
 
 def test_a_sequence_that_has_ended_is_not_read_any_more():
-    run = timed_run([0.1, 0.2, 0.3], [[0, 1], [0, 1], [1]], [10, 20], WORK, LIMITS)
+    both = [Token(0, 5), Token(1, 6)]
+    run = timed_run([both, both, both[1:]], [0.1, 0.2, 0.3], [10, 20], WORK, LIMITS)
     assert run.tokens == (2, 2, 1)
     assert run.least_s[1:] == pytest.approx([(5e6 + 30_000) / 1e9, (5e6 + 21_000) / 1e9])
 
@@ -354,14 +354,11 @@ def test_times_are_those_of_steps_without_the_printing(compiled, monkeypatch):
         for _ in range(10):
             next(clock)
 
-    stream = deployed.stream_text
+    stream = deployed.stream
     settings = DecodingSettings(max_new_tokens=4)
-    tokens, seconds, sequences = deployed._timed(
-        lambda: stream(compiled.compiled.model, compiled.tokenizer, ["Hi", "Node 3"], settings), slow
-    )
-    assert len(tokens) == 8
+    steps, seconds = deployed._timed(lambda: stream(compiled.compiled.model, ["Hi", "Node 3"], settings, compiled.tokenizer), slow)
     assert seconds == [2.0] * 4  # two tokens a step, and the clock was read once before and once after each
-    assert sequences == [[0, 1]] * 4
+    assert [[token.sequence for token in tokens] for tokens in steps] == [[0, 1]] * 4
 
 
 def test_core_counts_double_up_to_all():

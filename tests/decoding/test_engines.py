@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from gpt2opt.decoding import generation
 from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.runtime.ir_model import load_ir
-from gpt2opt.torch_model import TorchDecoder, transformers_process
+from gpt2opt.torch_model import TorchModel
+from tests.decoding.conftest import transformers_process
 
 
 @pytest.fixture
@@ -39,8 +41,8 @@ def test_greedy_is_that_of_transformers(pruned, float_ir, prompts):
         by_transformers(pruned, prompt, max_new_tokens=40, do_sample=False, eos_token_id=end, repetition_penalty=1.1) for prompt in prompts
     ]
     assert len({len(each) for each in expected}) > 1  # one of them ends earlier than another
-    for decoder in (TorchDecoder(pruned, prompts), float_ir.decoder(prompts, 40)):
-        assert [list(found.ids) for found in generate(decoder, prompts, settings)] == expected
+    for model in (TorchModel(pruned), float_ir):
+        assert [list(found.ids) for found in generate(model, prompts, settings)] == expected
 
 
 @pytest.mark.parametrize(
@@ -59,14 +61,15 @@ def test_beams_are_those_of_transformers(changed, pruned, float_ir, prompts):
     end = frequent_token(pruned, prompts[0])
     settings = DecodingSettings(max_new_tokens=12, num_beams=4, eos_token_id=end, **changed)
     expected = [by_transformers(pruned, p, max_new_tokens=12, do_sample=False, num_beams=4, eos_token_id=end, **changed) for p in prompts]
-    for decoder in (TorchDecoder(pruned, prompts), float_ir.decoder(prompts, 12)):
-        assert [list(found.ids) for found in generate(decoder, prompts, settings)] == expected
+    for model in (TorchModel(pruned), float_ir):
+        assert [list(found.ids) for found in generate(model, prompts, settings)] == expected
 
 
-def test_sampling_draws_the_same_tokens_with_processors_of_numpy_and_of_transformers(pruned, prompts):
+def test_sampling_draws_the_same_tokens_with_processors_of_numpy_and_of_transformers(pruned, prompts, monkeypatch):
     settings = DecodingSettings(max_new_tokens=30, do_sample=True, temperature=1.2, top_k=30, top_p=0.9, repetition_penalty=1.1, seed=5)
-    ours = generate(TorchDecoder(pruned, prompts), prompts, settings)
-    theirs = generate(TorchDecoder(pruned, prompts), prompts, settings, process=transformers_process(settings))
+    ours = generate(TorchModel(pruned), prompts, settings)
+    monkeypatch.setattr(generation, "make_process", transformers_process)
+    theirs = generate(TorchModel(pruned), prompts, settings)
     assert [found.ids for found in ours] == [found.ids for found in theirs]
 
 
@@ -74,8 +77,8 @@ def test_sampling_draws_the_same_tokens_with_processors_of_numpy_and_of_transfor
 def test_a_batch_of_unequal_prompts_changes_no_token(either_cpu, quantized, pruned, prompts, sampled):
     model = load_ir(quantized[0])
     settings = DecodingSettings(max_new_tokens=40, do_sample=sampled, eos_token_id=frequent_token(pruned, prompts[0]), seed=2)
-    together = [found.ids for found in generate(model.decoder(prompts, 40), prompts, settings)]
-    alone = [generate(model.decoder([prompt], 40), [prompt], settings)[0].ids for prompt in prompts]
+    together = [found.ids for found in generate(model, prompts, settings)]
+    alone = [generate(model, [prompt], settings)[0].ids for prompt in prompts]
     assert together == alone
     assert len({len(ids) for ids in together}) > 1
 
@@ -97,31 +100,6 @@ def test_copied_sequences_go_on_as_their_original_does(float_ir, pruned, prompts
                 with torch.inference_mode():
                     expected = pruned(torch.tensor([text])).logits[0, -1].numpy()
                 np.testing.assert_allclose(logits[row], expected, atol=1e-3)
-
-
-def test_contrastive_search_chooses_by_probability_and_likeness(pruned, prompts):
-    """Against the formula of the paper, computed anew over the whole text for every candidate."""
-    alpha, k, count = 0.6, 4, 8
-
-    @torch.inference_mode()
-    def read(ids):
-        out = pruned(torch.tensor([ids]), output_hidden_states=True)
-        return out.logits[0, -1].softmax(-1), torch.nn.functional.normalize(out.hidden_states[-1][0], dim=-1)
-
-    expected = []
-    for prompt in prompts:
-        text = list(prompt)
-        for _ in range(count):
-            probabilities, _ = read(text)
-            scores = {}
-            for token in probabilities.topk(k).indices.tolist():
-                states = read([*text, token])[1]
-                scores[token] = (1 - alpha) * probabilities[token] - alpha * (states[:-1] @ states[-1]).max()
-            text.append(max(scores, key=scores.get))
-        expected.append(tuple(text[len(prompt) :]))
-    settings = DecodingSettings(max_new_tokens=count, penalty_alpha=alpha, top_k=k)
-    found = generate(TorchDecoder(pruned, prompts, hidden=True), prompts, settings)
-    assert [each.ids for each in found] == expected
 
 
 def test_what_does_not_fit_into_the_context_is_refused_at_once(float_ir, prompts):

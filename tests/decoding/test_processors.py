@@ -11,8 +11,7 @@ from transformers import GPT2LMHeadModel
 from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.processors import log_softmax, make_process
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.torch_model import transformers_process
-from tests.decoding.conftest import TableDecoder
+from tests.decoding.conftest import TableModel, transformers_process
 
 SAMPLING = [
     {"top_k": 0},
@@ -56,7 +55,7 @@ def test_without_sampling_only_the_repetition_penalty_counts():
 def test_draws_follow_the_distribution_of_transformers(changed, table):
     """10,000 draws of one token, and as many by transformers' `generate` on the same logits, against the same expectation."""
     settings, draws = DecodingSettings(do_sample=True, max_new_tokens=1, seed=3, **changed), 10_000
-    drawn = Counter(g.ids[0] for g in generate(TableDecoder(table, [[2]] * draws), [[2]] * draws, settings))
+    drawn = Counter(g.ids[0] for g in generate(TableModel(table), [[2]] * draws, settings))
     expected = np.exp(log_softmax(transformers_process(settings)([2], table[2])))
     possible = np.flatnonzero(expected * draws >= 5)
     assert set(drawn) <= set(np.flatnonzero(expected))

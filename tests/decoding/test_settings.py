@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from transformers import GenerationConfig
 
@@ -29,14 +30,14 @@ from gpt2opt.decoding.settings import DecodingSettings
         ({"repetition_penalty": 0}, "repetition_penalty=0"),
         ({"num_beams": 0}, "num_beams=0"),
         ({"early_stopping": "soon"}, "early_stopping='soon'"),
-        ({"penalty_alpha": 1.1}, "penalty_alpha=1.1"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"max_new_tokens": True}, "max_new_tokens=True"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens=2.0, expected a whole number of at least 1"),
+        ({"max_new_tokens": None}, "max_new_tokens=None"),
         ({"seed": -1}, "seed=-1"),
         ({"stop_strings": ("",)}, "stop_strings=('',)"),
         ({"stop_strings": "end"}, "stop_strings='end'"),
-        ({"do_sample": True, "num_beams": 2}, "three methods"),
-        ({"penalty_alpha": 0.6, "top_k": 1}, "at least 2 tokens"),
+        ({"do_sample": True, "num_beams": 2}, "two methods"),
     ],
 )
 def test_a_wrong_setting_is_named(wrong, message):
@@ -45,15 +46,22 @@ def test_a_wrong_setting_is_named(wrong, message):
     assert "\n" not in str(refused.value)
 
 
+def test_an_integer_of_numpy_is_taken():
+    assert DecodingSettings(max_new_tokens=np.int64(3)).max_new_tokens == 3
+
+
 def test_defaults_are_those_of_transformers():
     theirs = GenerationConfig()
     shared = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
-    shared += ("num_beams", "length_penalty", "early_stopping", "penalty_alpha")
+    shared += ("num_beams", "length_penalty", "early_stopping")
     ours = DecodingSettings()
     assert {name: getattr(ours, name) for name in shared} == {name: getattr(theirs, name, None) for name in shared}
     assert ours.max_new_tokens == theirs.max_length
 
 
 def test_the_method_has_a_name():
-    cases = [{}, {"do_sample": True}, {"num_beams": 2}, {"penalty_alpha": 0.6}]
-    assert [DecodingSettings(**case).method for case in cases] == ["greedy", "sampling", "beam search", "contrastive search"]
+    assert [DecodingSettings(**case).method for case in ({}, {"do_sample": True}, {"num_beams": 2})] == [
+        "greedy",
+        "sampling",
+        "beam search",
+    ]

@@ -7,10 +7,9 @@ import pytest
 
 from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text import TextStream, decoder_of, encode, end_of_text, token_text
-from gpt2opt.decoding.text_generation import encode_prompt
+from gpt2opt.decoding.text import TextStream, decoder_of, encode, encode_prompt, end_of_text, token_text
 from tests.conftest import make_tokenizer
-from tests.decoding.conftest import TableDecoder
+from tests.decoding.conftest import TableModel
 from tests.other_tokenizers import OTHERS
 
 EVERY = {"byte-level": make_tokenizer, **OTHERS}
@@ -63,7 +62,7 @@ def test_generated_text_follows_its_prompt_with_a_space():
     tokenizer = OTHERS["SentencePiece"]()
     token = tokenizer.convert_tokens_to_ids("▁bright")
     prompt, always = [token], np.tile(np.eye(len(tokenizer), dtype=np.float32)[token], (len(tokenizer), 1))
-    (found,) = generate(TableDecoder(always, [prompt]), [prompt], DecodingSettings(max_new_tokens=2), decode_text=decoder_of(tokenizer))
+    (found,) = generate(TableModel(always), [prompt], DecodingSettings(max_new_tokens=2), tokenizer)
     assert found.text == " bright bright"
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from gpt2opt.decoding.generation import generate, stream
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text_generation import generate_text, stream_text
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.torch_model import TorchModel
 
@@ -19,25 +19,25 @@ def model(float_dir):
 
 def test_prompts_of_any_length_are_continued_as_torch_continues_them(model, pruned, tokenizer):
     settings = DecodingSettings(max_new_tokens=20)
-    found = generate_text(model, tokenizer, PROMPTS, settings)
-    assert found == generate_text(TorchModel(pruned), tokenizer, PROMPTS, settings)
+    found = generate(model, PROMPTS, settings, tokenizer)
+    assert found == generate(TorchModel(pruned), PROMPTS, settings, tokenizer)
     for prompt, result in zip(PROMPTS, found, strict=True):
         assert tokenizer.decode(tokenizer(prompt).input_ids + list(result.ids)) == prompt + result.text
 
 
 def test_end_of_text_is_the_tokenizers(model, tokenizer):
-    (free,) = generate_text(model, tokenizer, PROMPTS[:1], DecodingSettings(max_new_tokens=10))
-    (ended,) = generate_text(model, tokenizer, PROMPTS[:1], DecodingSettings(max_new_tokens=10, eos_token_id=free.ids[4]))
+    (free,) = generate(model, PROMPTS[:1], DecodingSettings(max_new_tokens=10), tokenizer)
+    (ended,) = generate(model, PROMPTS[:1], DecodingSettings(max_new_tokens=10, eos_token_id=free.ids[4]), tokenizer)
     assert free.finish == "length"
     assert (ended.ids, ended.finish) == (free.ids[: free.ids.index(free.ids[4]) + 1], "end of text")
 
 
 def test_lookup_changes_no_text(model, tokenizer):
-    plain = generate_text(model, tokenizer, PROMPTS[1:2], DecodingSettings(max_new_tokens=60))
-    looked_up = generate_text(model, tokenizer, PROMPTS[1:2], DecodingSettings(max_new_tokens=60, prompt_lookup_num_tokens=10))
+    plain = generate(model, PROMPTS[1:2], DecodingSettings(max_new_tokens=60), tokenizer)
+    looked_up = generate(model, PROMPTS[1:2], DecodingSettings(max_new_tokens=60, prompt_lookup_num_tokens=10), tokenizer)
     assert looked_up == plain
     with pytest.raises(ValueError, match="with 3 prompts"):
-        generate_text(model, tokenizer, PROMPTS, DecodingSettings(prompt_lookup_num_tokens=10))
+        generate(model, PROMPTS, DecodingSettings(prompt_lookup_num_tokens=10), tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_lookup_changes_no_text(model, tokenizer):
 )
 def test_a_prompt_that_can_not_be_continued_is_refused_before_anything_is_generated(prompt, message, model, tokenizer):
     with pytest.raises(ValueError, match=message):
-        stream_text(model, tokenizer, ["fine", prompt], DecodingSettings())
+        stream(model, ["fine", prompt], DecodingSettings(), tokenizer)
 
 
 def test_the_command_line_streams_and_says_how_it_ended(float_dir, capsys):

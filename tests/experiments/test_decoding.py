@@ -10,7 +10,8 @@ import torch
 
 from experiments.contract import CONFIRMED, OPEN, REFUTED, choose
 from experiments.decoding import run
-from experiments.decoding.methods import GREEDY, METHODS, SAMPLING, settings_of
+from experiments.decoding.contrastive import ContrastiveModel
+from experiments.decoding.methods import CONTRASTIVE, GREEDY, METHODS, SAMPLING, settings_of
 from experiments.decoding.models import Candidate, find_candidates, random_model
 from experiments.decoding.report import all_tables, caption, find_all, plot_decoding
 from experiments.decoding.results import (
@@ -27,6 +28,8 @@ from experiments.decoding.results import (
     share,
 )
 from experiments.decoding.run import LOOP_STEPS, Loop, Writer, judge, judge_by_others, write_texts
+from gpt2opt.decoding.generation import generate
+from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.sources.models import load_model, save_model
 from gpt2opt.storage import from_json
 from tests.conftest import END_OF_TEXT, sample_text
@@ -90,8 +93,39 @@ def test_draws_differ_and_methods_without_draws_write_once(model):
 
 
 def test_every_method_is_another():
-    assert len({settings_of(method, 8) for method in METHODS}) == len(METHODS)
-    assert {settings_of(method, 8).method for method in METHODS} == {"greedy", "sampling", "beam search", "contrastive search"}
+    assert len({settings_of(method, 8) for method in METHODS if method != CONTRASTIVE}) == len(METHODS) - 1
+    assert {settings_of(method, 8).method for method in METHODS} == {"greedy", "sampling", "beam search"}
+    assert settings_of(CONTRASTIVE, 8) == settings_of(GREEDY, 8)  # it is a model of its own
+
+
+def test_contrastive_search_chooses_by_probability_and_likeness(pruned, calibration):
+    """Against the formula of the paper, computed again over the whole text for every candidate."""
+    alpha, k, count = 0.6, 4, 8
+    rows = calibration["input_ids"]
+    prompts = [rows[0][:20], rows[1][:3], rows[2][:32], rows[3][:1]]
+
+    @torch.inference_mode()
+    def read(ids):
+        out = pruned(torch.tensor([ids]), output_hidden_states=True)
+        return out.logits[0, -1].softmax(-1), torch.nn.functional.normalize(out.hidden_states[-1][0], dim=-1)
+
+    expected = []
+    for prompt in prompts:
+        text = list(prompt)
+        for _ in range(count):
+            probabilities, _ = read(text)
+            scores = {}
+            for token in probabilities.topk(k).indices.tolist():
+                states = read([*text, token])[1]
+                scores[token] = (1 - alpha) * probabilities[token] - alpha * (states[:-1] @ states[-1]).max()
+            text.append(max(scores, key=scores.get))
+        expected.append(tuple(text[len(prompt) :]))
+    model = ContrastiveModel(pruned, alpha, k)
+    assert [each.ids for each in generate(model, prompts, DecodingSettings(max_new_tokens=count))] == expected
+    end = expected[0][2]  # a sequence that has ended leaves, and the others go on
+    ended = [ids[: ids.index(end) + 1] if end in ids else ids for ids in expected]
+    assert len({len(ids) for ids in ended}) > 1
+    assert [each.ids for each in generate(model, prompts, DecodingSettings(max_new_tokens=count, eos_token_id=end))] == ended
 
 
 def test_random_weights_have_a_distribution_like_that_of_a_trained_model():
@@ -295,8 +329,7 @@ def test_a_judge_has_the_writers_vocabulary(model_dir, tokenizer):
 
 
 def test_a_size_that_can_not_be_had_gets_random_weights_and_is_named(monkeypatch):
-    monkeypatch.setattr("gpt2opt.sources.models.cached_snapshot", lambda *_: None)
-    monkeypatch.setattr("gpt2opt.sources.models.download_snapshot", lambda *_: None)
+    monkeypatch.setattr("gpt2opt.sources.models.find_snapshot", lambda *_: None)
     monkeypatch.delenv("GPT2OPT_MODEL", raising=False)
     found = find_candidates("auto")
     assert [candidate.name for candidate in found] == ["bundled", "gpt2", "gpt2-medium", "gpt2-large"]

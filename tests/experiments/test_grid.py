@@ -28,9 +28,9 @@ from experiments.grid.sparsity import (
 )
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.measure.results import Quality
-from gpt2opt.quantize.fake_quant import QuantizedLinear, fake_quantize, linearize
+from gpt2opt.quantize.fake_quant import QuantizedLinear, fake_quantize
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.runtime.ir_model import load_ir
-from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.storage import from_json
 from tests.conftest import relative_error, torch_logits
 
@@ -82,9 +82,7 @@ def test_zeros_are_in_the_file_and_the_function_is_that_of_the_model(model, toke
 def test_integers_are_pruned_in_a_quantized_file_and_nothing_else_changes(quantized, ids, tmp_path):
     folder, _ = quantized
     prune_integers(folder, tmp_path / "same", lambda _, magnitudes: torch.ones_like(magnitudes, dtype=torch.bool))
-    np.testing.assert_allclose(
-        load_ir(tmp_path / "same").logits(ids), load_ir(folder, leave_out=["center_embeddings"]).logits(ids), atol=1e-5
-    )
+    np.testing.assert_allclose(load_ir(tmp_path / "same").logits(ids), load_ir(folder).logits(ids), atol=1e-5)
     seen = {}
 
     def keep(name, magnitudes):
@@ -96,7 +94,6 @@ def test_integers_are_pruned_in_a_quantized_file_and_nothing_else_changes(quanti
     weights, zeros = count_zeros(tmp_path / "pruned")
     assert zeros / weights >= 0.5  # rounding made some before
     assert count_zeros(folder)[1] / weights < 0.1
-    assert not read_manifest(tmp_path / "pruned").centered_residual
     error = relative_error(load_ir(tmp_path / "pruned").logits(ids), load_ir(folder).logits(ids))
     assert 0.05 < error < 2
 
@@ -278,7 +275,7 @@ def test_the_chart_shows_every_cell_once_a_panel_and_hollow_after_quantizing(gri
 
 def round_weights(model, tokenizer, calibration, folder) -> None:
     """Write INT8 weights in no time; `quantize_int8` takes seconds for each model."""
-    linear = linearize(model)
+    linear = prepare_for_export(model)
     weights = {name: module.weight.detach() for name, module in linear.named_modules() if isinstance(module, nn.Linear)}
     scales = {name: weight.abs().amax(1, keepdim=True) / 127 for name, weight in weights.items()}
     quantized = {name: QuantizedLinear((weight / scales[name]).round() * scales[name], scales[name]) for name, weight in weights.items()}

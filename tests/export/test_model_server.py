@@ -11,12 +11,12 @@ import openvino_genai
 import pytest
 
 from gpt2opt.cli import main
-from gpt2opt.decoding.text_generation import encode_prompt
+from gpt2opt.decoding.text import encode_prompt
 from gpt2opt.export import model_server
 from gpt2opt.export.model_server import export_for_server
 from gpt2opt.runtime.generate import continue_text
 from gpt2opt.runtime.ir_model import load_ir
-from tests.conftest import CONTEXT, make_model
+from tests.conftest import CONTEXT, greedy_tokens, make_model
 from tests.other_tokenizers import sentence_piece
 
 LOADED_BY_THE_SERVER = {
@@ -80,7 +80,7 @@ def both_runtimes(folder: Path, ids: np.ndarray) -> tuple[list[list[int]], list[
     prompts = [ids[:1, :length] for length in (3, 20, 8)]
     results = serve(folder).generate([openvino.Tensor(prompt) for prompt in prompts], [greedy(12)] * len(prompts))
     model = load_ir(folder)
-    return [result.m_generation_ids[0] for result in results], [model.generate(prompt, 12)[0].tolist() for prompt in prompts]
+    return [result.m_generation_ids[0] for result in results], [greedy_tokens(model, prompt, 12)[0].tolist() for prompt in prompts]
 
 
 def test_continuous_batching_gives_the_tokens_of_our_runtime_for_a_pruned_model(float_server, ids):
@@ -107,7 +107,7 @@ def test_a_torch_model_is_exported_in_fp32_by_the_command(model_dir, tmp_path, c
     assert (answer["weights"], answer["kv_cache"]) == ("f32", "f32")
     assert set(answer["files"]) >= LOADED_BY_THE_SERVER
     assert answer["command"].startswith(f"ovms --model_path {tmp_path / 'server'} ")
-    assert len(load_ir(tmp_path / "server").generate(np.array(ids[:1, :4]), 2)[0]) == 2
+    assert len(greedy_tokens(load_ir(tmp_path / "server"), np.array(ids[:1, :4]), 2)[0]) == 2
 
 
 def test_the_server_adds_no_token_to_a_prompt_either(tmp_path):

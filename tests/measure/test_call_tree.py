@@ -1,7 +1,7 @@
 import pytest
 
 from gpt2opt.measure.call_tree import FRAME, KERNEL, NOBODY, OPERATOR, RUNTIME, Node, call_tree, operator_table, recorded
-from gpt2opt.report.profile.memory import memory_curves, thinned
+from gpt2opt.report.profile.summary import memory_curves, thinned
 from tests.report.profile.conftest import allocation, cpu_events, event, gpu_events
 
 

@@ -9,9 +9,10 @@ import torch
 from torch.profiler import profile, record_function, schedule
 
 from gpt2opt.measure import trace as trace_module
-from gpt2opt.measure.trace import check_trace, own_gpu_time, read_trace, record_in_turns, record_trace, trace_handler
+from gpt2opt.measure.trace import check_trace, operator_seconds, read_trace, record_in_turns, record_trace, trace_handler
 from gpt2opt.measure.trace_file import read_trace_file
 from gpt2opt.report.profile.summary import summarize
+from tests.report.profile.conftest import event
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="it profiles the CPU alone")
 
@@ -65,15 +66,15 @@ def test_the_time_of_each_operator_is_the_one_that_the_profiler_tells(tmp_path):
 
 
 def test_gpu_work_counts_for_the_operator_that_started_it():
-    def event(category: str, name: str, dur: float, external_id: int) -> dict:
-        return {"cat": category, "name": name, "dur": dur, "args": {"External id": external_id}}
-
     events = [
-        event("cpu_op", "aten::mm", 50, 1), event("cpu_op", "aten::copy_", 9, 2), event("cpu_op", "aten::mm", 70, 3),
-        event("kernel", "gemm", 10, 1), event("kernel", "split_k", 5, 1), event("gpu_memcpy", "HtoD", 2, 2), event("kernel", "gemm", 20, 3),
-        event("cuda_runtime", "cudaLaunchKernel", 99, 1), {"cat": "kernel", "name": "of nobody", "dur": 7}, {"ph": "M"},
+        event("aten::mm", 0, 50, **{"External id": 1}), event("aten::copy_", 60, 9, **{"External id": 2}),
+        event("aten::linear", 70, 90), event("aten::mm", 80, 70, **{"External id": 3}),
+        event("cudaLaunchKernel", 1, 9, "cuda_runtime", **{"External id": 1}),
+        event("gemm", 20, 10, "kernel", 7, **{"External id": 1}), event("split_k", 30, 5, "kernel", 7, **{"External id": 1}),
+        event("HtoD", 70, 2, "gpu_memcpy", 7, **{"External id": 2}), event("gemm", 90, 20, "kernel", 7, **{"External id": 3}),
+        event("of nobody", 110, 7, "kernel", 7), {"ph": "M"},
     ]  # fmt: skip
-    assert own_gpu_time(events) == pytest.approx({"aten::mm": 35e-6, "aten::copy_": 2e-6})
+    assert operator_seconds(events, on_gpu=True) == pytest.approx({"aten::mm": 35e-6, "aten::copy_": 2e-6})
 
 
 def test_a_profiler_that_recorded_nothing_leaves_no_earlier_trace_behind(tmp_path):

@@ -59,9 +59,9 @@ def write(tmp_path_factory):
 def test_the_page_holds_every_table_and_chart_in_order_and_asks_nothing_of_a_network(record, write):
     html, page = write(record)
     assert page.headings == [
-        "The run", "Environment", "Settings", "Sources", "Summary", "Timed in turns",
+        "The run", "Environment", "Settings", "Summary", "Timed in turns",
         "Distance from the reference model", "What each model writes",
-        "Memory", "Memory at rest", "INT8 audit", "Charts", "Trade-off", "Provenance", "Raw samples",
+        "Memory", "Memory at rest", "INT8 audit", "Charts", "Trade-off", "Provenance",
     ]  # fmt: skip
     for table in record_tables(record).values():
         for row in (table.header, *table.rows):

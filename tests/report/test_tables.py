@@ -9,7 +9,6 @@ from gpt2opt.report.tables import (
     perplexity_ratio,
     provenance_table,
     quality_table,
-    raw_samples_table,
     record_tables,
     samples_table,
     shared_memory_table,
@@ -69,6 +68,7 @@ def test_a_record_from_before_the_steps_is_still_shown(record):
 
 def test_the_machine_and_the_sources_are_named(record):
     shown = str(environment_table(record))
+    assert "WikiText-2 raw (from the hub, revision abc)" in shown
     assert "gpt2 (from the hub)" in shown
     assert "Some CPU, 2 threads, avx2" in shown
 
@@ -147,13 +147,6 @@ def test_provenance_follows_the_weights_and_sees_a_break(record):
     assert provenance_table(record).rows[2][2:4] == ("not known", "–")
 
 
-def test_every_measurement_says_how_many_samples_it_has(record):
-    rows = raw_samples_table(record).rows
-    assert rows[0] == ("Baseline", "2", "3", "3", "–")
-    assert rows[2] == ("Pruned, first heads", "–", "–", "3", "–")
-    assert rows[5] == ("INT8", "2", "3", "3", "3")
-
-
 def test_a_record_has_the_tables_that_its_stages_allow(record):
     every = [
         "Summary",
@@ -164,13 +157,13 @@ def test_a_record_has_the_tables_that_its_stages_allow(record):
         "Memory at rest",
         "INT8 audit",
     ]
-    assert list(record_tables(record))[3:] == [*every, "Trade-off", "Provenance", "Raw samples"]
+    assert list(record_tables(record))[2:] == [*every, "Trade-off", "Provenance"]
     change(record, "INT8", facts={})
     assert "INT8 audit" not in record_tables(record)
     keep(record, "Baseline")
     assert not {"Timed in turns", "Distance from the reference model"} & set(record_tables(record))
     keep(record)
-    assert list(record_tables(record)) == ["Environment", "Settings", "Sources"]
+    assert list(record_tables(record)) == ["Environment", "Settings"]
 
 
 def test_a_difference_that_rounds_to_zero_has_no_sign():

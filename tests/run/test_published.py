@@ -8,7 +8,7 @@ from gpt2opt.measure.quality import STANDARD
 from gpt2opt.measure.results import Quality
 from gpt2opt.run import published
 from gpt2opt.run.published import KNOWN, STOCK_PARAMETERS, compare_with_published, what_is_off
-from gpt2opt.sources.docstrings import Document
+from gpt2opt.sources.documentation import Document
 from gpt2opt.sources.texts import Texts
 
 STOCK = next(known for known in KNOWN if known.protocol == STANDARD)

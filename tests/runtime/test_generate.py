@@ -14,6 +14,7 @@ from optimum.intel import OVModelForCausalLM
 from gpt2opt.runtime.compile import PROPERTIES, cpu_properties
 from gpt2opt.runtime.generate import continue_text
 from gpt2opt.runtime.ir_model import load_ir
+from tests.conftest import greedy_tokens
 
 
 def test_text_is_continued(quantized):
@@ -41,9 +42,9 @@ def test_a_prompt_beyond_the_context_is_refused_or_cut_and_said_so(quantized, ca
     with pytest.raises(ValueError, match="257 tokens; with 0 new ones, from 1 to 256 fit"):
         model.logits(np.ones((1, 257), dtype=np.int64))
     with pytest.raises(ValueError, match="250 tokens; with 7 new ones, from 1 to 249 fit"):
-        model.generate(np.ones((1, 250), dtype=np.int64), 7)
+        greedy_tokens(model, np.ones((1, 250), dtype=np.int64), 7)
     with pytest.raises(ValueError, match="256 new tokens don't fit into the context of 256; ask for at most 255"):
-        model.generate(np.ones((1, 1), dtype=np.int64), 256)
+        greedy_tokens(model, np.ones((1, 1), dtype=np.int64), 256)
     prompt = "Node 1 of graph 2 has 3 edges"
     with pytest.raises(ValueError, match="from 1 to 6 fit into the context of 256"):
         continue_text(quantized[0], prompt, 250)
@@ -56,7 +57,7 @@ def test_optimum_loads_a_float_directory_and_generates_the_same(float_dir, ids):
     model = OVModelForCausalLM.from_pretrained(float_dir, ov_config=cpu_properties())
     model.generation_config.eos_token_id = None
     theirs = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False, pad_token_id=0)
-    assert theirs[0, 8:].tolist() == load_ir(float_dir).generate(prompt.numpy(), 12)[0].tolist()
+    assert theirs[0, 8:].tolist() == greedy_tokens(load_ir(float_dir), prompt.numpy(), 12)[0].tolist()
 
 
 def test_optimum_and_genai_load_an_int8_directory_and_generate(quantized, ids):

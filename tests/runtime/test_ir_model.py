@@ -9,14 +9,15 @@ import openvino
 import pytest
 
 from gpt2opt.decoding.decoder import Greedy
-from gpt2opt.decoding.prompt_lookup import PromptLookup
+from gpt2opt.decoding.generation import generate
+from gpt2opt.decoding.prompt_lookup import LONGEST_GUESS, PromptLookup
+from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.runtime import compile
-from gpt2opt.runtime.bound_graph import BoundGraph
-from gpt2opt.runtime.ir_model import MANY_SEQUENCES, load_ir
+from gpt2opt.runtime.ir_model import MANY_SEQUENCES, BoundGraph, load_ir
 from gpt2opt.runtime.kv_cache import BLOCK
 from gpt2opt.runtime.paged_attention import LAST
-from tests.conftest import relative_error, torch_logits
+from tests.conftest import greedy_tokens, relative_error, torch_logits
 
 
 def read(model, graph, cache, ids, past) -> np.ndarray:
@@ -30,7 +31,7 @@ def test_float_ir_of_a_pruned_model_equals_torch(float_dir, pruned, ids):
 
 def test_decoding_gives_what_prefill_of_the_whole_text_gives(float_dir, ids):
     model = load_ir(float_dir)
-    new = model.generate(ids[:, :10], 40)  # over the end of a block of the cache
+    new = greedy_tokens(model, ids[:, :10], 40)  # over the end of a block of the cache
     whole = model.logits(np.concatenate([ids[:, :10], new], axis=1))
     np.testing.assert_array_equal(whole[:, 9:49].argmax(-1), new)
 
@@ -82,17 +83,18 @@ def test_the_last_attention_computes_only_the_wanted_rows(past, length, float_di
 def test_prompt_lookup_gives_the_same_tokens_in_fewer_steps(quantized, ids):
     model = load_ir(quantized[0])
     prompt = ids[:1, :24]
-    plain = model.generate(prompt, 120)
+    plain = greedy_tokens(model, prompt, 120)
     lookup = PromptLookup(model.decoder(prompt))
     assert lookup.generate(120) == plain[0].tolist()
     assert sum(lookup.accepted) == 119
     assert len(lookup.accepted) < 119
-    np.testing.assert_array_equal(model.generate(prompt, 120, prompt_lookup=True), plain)
+    settings = DecodingSettings(max_new_tokens=120, prompt_lookup_num_tokens=LONGEST_GUESS)
+    assert generate(model, prompt, settings)[0].ids == tuple(plain[0])
 
 
 def test_prompt_lookup_takes_one_prompt(quantized, ids):
     with pytest.raises(ValueError, match="2 prompts, prompt lookup takes one"):
-        load_ir(quantized[0]).generate(ids[:, :24], 8, prompt_lookup=True)
+        PromptLookup(load_ir(quantized[0]).decoder(ids[:, :24])).generate(8)
 
 
 @pytest.mark.parametrize("sequences", [1, 2, 15, 16])
@@ -101,7 +103,7 @@ def test_many_sequences_are_decoded_by_the_prefill_graph(either_cpu, quantized, 
     used = []
     run = BoundGraph.run
     monkeypatch.setattr(BoundGraph, "run", lambda graph, *rest: used.append(graph) or run(graph, *rest))
-    out = model.generate(np.tile(ids[:1, :9], (sequences, 1)), 5)
+    out = greedy_tokens(model, np.tile(ids[:1, :9], (sequences, 1)), 5)
     assert (out == out[0]).all()
     few = (model.single_step_graph or model.decode_graph) if sequences == 1 else model.decode_graph
     assert used == [model.prefill_graph, *[few if sequences < MANY_SEQUENCES else model.prefill_graph] * 4]
@@ -109,9 +111,9 @@ def test_many_sequences_are_decoded_by_the_prefill_graph(either_cpu, quantized, 
 
 def test_a_second_generation_knows_nothing_of_the_first(quantized, ids):
     model = load_ir(quantized[0])
-    first = model.generate(ids[:1, :16], 8)
-    model.generate(ids[:, 4:30], 20)
-    np.testing.assert_array_equal(model.generate(ids[:1, :16], 8), first)
+    first = greedy_tokens(model, ids[:1, :16], 8)
+    greedy_tokens(model, ids[:, 4:30], 20)
+    np.testing.assert_array_equal(greedy_tokens(model, ids[:1, :16], 8), first)
 
 
 def decode(greedy: Greedy, count: int) -> np.ndarray:
@@ -125,7 +127,7 @@ def decode(greedy: Greedy, count: int) -> np.ndarray:
 
 def test_decoders_of_one_model_do_not_disturb_each_other(either_cpu, quantized, ids):
     model, prompts = load_ir(quantized[0]), (ids[:1, :20], ids[1:, :9], ids[:, 3:15], np.tile(ids[:, 5:30], (8, 1)))
-    alone = [load_ir(quantized[0]).generate(prompt, 30) for prompt in prompts]
+    alone = [greedy_tokens(load_ir(quantized[0]), prompt, 30) for prompt in prompts]
     decoders = [Greedy(model.decoder(prompt)) for prompt in prompts]
     for decoder in decoders:
         decoder.start()
@@ -138,7 +140,7 @@ def test_decoders_of_one_model_do_not_disturb_each_other(either_cpu, quantized, 
 def test_prompt_lookups_of_one_model_do_not_disturb_each_other(quantized, ids):
     model = load_ir(quantized[0])
     first, second = (model.decoder(ids[row : row + 1, :24]) for row in range(2))
-    expected = [model.generate(decoder.prompts, 40).tolist()[0] for decoder in (first, second)]
+    expected = [greedy_tokens(model, decoder.prompts, 40).tolist()[0] for decoder in (first, second)]
     chosen = [int(first.prefill().argmax())]
     assert PromptLookup(second).generate(40) == expected[1]
     while len(chosen) < 40:
@@ -155,7 +157,7 @@ def test_the_memory_of_decoders_that_are_gone_is_used_again_or_given_back(quanti
     caches = [weakref.ref(decoder.cache) for decoder in decoders]
     assert len({id(cache()) for cache in caches}) == 5
     del decoder, decoders
-    model.generate(ids, 2)
+    greedy_tokens(model, ids, 2)
     assert sum(cache() is not None for cache in caches) == 1
 
 
@@ -168,7 +170,7 @@ def retry_with_half_the_batch(directory: str) -> tuple[int, list[str]]:
     resource.setrlimit(resource.RLIMIT_AS, (mapped + 400_000_000,) * 2)
     while True:
         try:
-            model.generate(np.ones((sequences, 1), np.int64), 2)
+            greedy_tokens(model, np.ones((sequences, 1), np.int64), 2)
             return sequences, said
         except (MemoryError, RuntimeError) as error:  # the cache finds no memory, or what the plugin computes with
             sequences //= 2
@@ -195,20 +197,9 @@ def test_a_batch_that_finds_no_memory_may_be_halved(quantized):
 )
 def test_ids_that_are_no_prompts_are_refused(ids, message, quantized):
     model = load_ir(quantized[0])
-    for act in (model.logits, lambda ids: model.generate(ids, 2), lambda ids: model.decoder(ids).prefill()):
+    for act in (model.logits, lambda ids: greedy_tokens(model, ids, 2), lambda ids: model.decoder(ids).prefill()):
         with pytest.raises(ValueError, match=message):
             act(ids)
-
-
-@pytest.mark.parametrize("count", [0, -1, 2.0, "5", None])
-def test_a_number_of_new_tokens_below_1_or_no_integer_is_refused(count, quantized, ids):
-    for prompt_lookup in (False, True):
-        with pytest.raises(ValueError, match=f"max_new_tokens={count!r}, expected an integer of at least 1"):
-            load_ir(quantized[0]).generate(ids[:1], count, prompt_lookup)
-
-
-def test_a_numpy_integer_of_new_tokens_is_taken(quantized, ids):
-    assert load_ir(quantized[0]).generate(ids, np.int64(3)).shape == (2, 3)
 
 
 def test_a_full_context_stops_decoding(quantized):

@@ -6,9 +6,10 @@ import torch
 
 from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
+from gpt2opt.export.onnx import export_onnx
 from gpt2opt.runtime import onnx_model
-from gpt2opt.runtime.onnx_model import export_onnx, load_onnx
-from gpt2opt.torch_model import TorchDecoder
+from gpt2opt.runtime.onnx_model import load_onnx
+from gpt2opt.torch_model import TorchModel
 from tests.conftest import make_model
 
 
@@ -69,8 +70,8 @@ def test_unequal_prompts_stay_right_while_sequences_leave_and_are_copied(pair, p
 def test_the_loop_chooses_the_tokens_that_it_chooses_with_torch(pair, prompts):
     source, model = pair
     settings = DecodingSettings(max_new_tokens=24, do_sample=True, temperature=1.2, seed=3)
-    expected = generate(TorchDecoder(source, prompts), prompts, settings)
-    assert [each.ids for each in generate(model.decoder(prompts, 24), prompts, settings)] == [each.ids for each in expected]
+    expected = generate(TorchModel(source), prompts, settings)
+    assert [each.ids for each in generate(model, prompts, settings)] == [each.ids for each in expected]
 
 
 def test_the_cache_stays_in_the_runtime_and_grows_by_what_is_read(pair, prompts):

@@ -1,6 +1,5 @@
 """Graph passes: what each does to a graph, in both forms; which run where; leaving one out; what an export has to promise."""
 
-import json
 from collections import Counter
 
 import numpy as np
@@ -9,25 +8,18 @@ import pytest
 import torch
 
 from gpt2opt.environment import has_int8_dot_product
-from gpt2opt.export.openvino import export_ir, has_centered_residual
-from gpt2opt.quantize.calibration import calibrate
-from gpt2opt.quantize.fake_quant import fake_quantize, linearize
 from gpt2opt.quantize.int8 import quantize_int8
-from gpt2opt.quantize.recipes import Recipe
 from gpt2opt.runtime.compile import compile_ir
-from gpt2opt.runtime.convolutions import as_convolutions, center_embeddings, multiply_parts
-from gpt2opt.runtime.graph import activation_quantizer, matmuls
+from gpt2opt.runtime.graph import GELU_FORMS_DIFFER, activation_quantizer, as_convolutions, gelu_by_erf, matmuls
 from gpt2opt.runtime.ir_model import load_ir
-from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.runtime.paged_attention import ROWS, cut
-from gpt2opt.runtime.passes import CASES, DOT_PRODUCT, FLOAT_INPUTS, NO_DOT_PRODUCT, PASSES, SHARED, Plan
-from gpt2opt.runtime.quantized_graph import GELU_FORMS_DIFFER, gelu_by_erf
+from gpt2opt.runtime.passes import CASES, DOT_PRODUCT, FLOAT_INPUTS, NO_DOT_PRODUCT, PASSES, SHARED, apply_passes, choose_passes
 from tests.conftest import change_pass, relative_error, torch_logits
 
 
 def paged(folder) -> openvino.Model:
     """Return the graph of an IR after the passes that every graph gets on every CPU."""
-    return Plan(FLOAT_INPUTS).apply(SHARED, openvino.Core().read_model(str(folder / "openvino_model.xml")))
+    return apply_passes(choose_passes(FLOAT_INPUTS), SHARED, openvino.Core().read_model(folder / "openvino_model.xml"))
 
 
 def test_both_forms_of_the_prefill_graph_compute_the_same(either_cpu, quantized, pruned, ids):
@@ -107,50 +99,16 @@ def all_quantized(all_quantized_dir):
     return cut(paged(all_quantized_dir))[0]
 
 
-def test_only_attention_leaves_the_layout_of_convolutions(all_quantized):
+def test_attention_and_layer_norms_alone_leave_the_layout_of_convolutions(all_quantized):
     names = {node.get_friendly_name() for node in matmuls(all_quantized)}
     before = Counter(node.get_type_name() for node in all_quantized.get_ops())
-    as_convolutions(center_embeddings(all_quantized))
+    as_convolutions(all_quantized)
     after = Counter(node.get_type_name() for node in all_quantized.get_ops())
     assert names <= {node.get_friendly_name() for node in all_quantized.get_ops() if node.get_type_name() == "Convolution"}
-    assert (before["MVN"], after["MVN"]) == (2 * 2 + 1, 2)  # the embeddings are centered and the first LayerNorm is on rows, as they are
-    # The embeddings and their LayerNorm go into the layout, and the result goes out of it. Each of the two blocks leaves it and comes back
-    # for its attention; the residual of the last one leaves it, has its rows picked, and comes back.
-    assert after["Transpose"] - before["Transpose"] == 2 + 1 + 2 * 2 + 2
-
-
-def test_queries_keys_and_values_are_multiplied_apart_where_their_input_is_quantized(all_quantized):
-    first, second = (node for node in matmuls(all_quantized) if "attn.c_attn" in node.get_friendly_name())
-    first.input(0).replace_source_output(activation_quantizer(first).input_value(0))
-    apart = multiply_parts(all_quantized)
-    names = [node.get_friendly_name() for node in matmuls(apart) if "attn.c_attn" in node.get_friendly_name()]
-    assert names == [first.get_friendly_name(), *(f"{second.get_friendly_name()}.{part}" for part in range(3))]
-    assert sum(node.get_type_name() == "VariadicSplit" for node in apart.get_ops()) == 1
-
-
-def test_layer_norms_may_do_without_the_mean(quantized, ids, monkeypatch):
-    """In the layout of convolutions they do: the logits are those of the graph with matmuls, whose LayerNorms subtract the mean."""
-    found = []
-    for by_matmuls in (True, False):
-        monkeypatch.setattr("gpt2opt.runtime.compile.has_int8_dot_product", lambda by_matmuls=by_matmuls: by_matmuls)
-        found.append(load_ir(quantized[0]).logits(ids))
-    assert relative_error(found[1], found[0]) < 0.02
-
-
-def test_quantizers_read_normalized_tensors_before_gain_and_shift(all_quantized):
-    """OpenVINO's own folding gives a graph of fixed shapes other bits, too seldom for a small model to show it."""
-    as_convolutions(center_embeddings(all_quantized))
-    normalized = [node for node in all_quantized.get_ordered_ops() if node.get_type_name() == "NormalizeL2"]
-    consumers = [[port.get_node().get_type_name() for port in node.output(0).get_target_inputs()] for node in normalized]
-    assert consumers == [["FakeQuantize"]] * 3 + [["Multiply"]]  # the last LayerNorm's output stays float
-
-
-def test_what_a_float_matmul_adds_to_is_normalized_on_rows(all_quantized):
-    """Laid out as the rows that it came from, it would be normalized otherwise for one token than for several."""
-    node = next(node for node in matmuls(all_quantized) if "h.0.mlp.c_proj" in node.get_friendly_name())
-    node.input(0).replace_source_output(activation_quantizer(node).input_value(0))
-    as_convolutions(center_embeddings(all_quantized))
-    assert sum(node.get_type_name() == "MVN" for node in all_quantized.get_ops()) == 3
+    assert after["MVN"] == before["MVN"] == 2 * 2 + 1
+    # Each of the two blocks goes into the layout after each LayerNorm and after attention, and out of it before attention and before the
+    # next two LayerNorms. The residual goes into it once in each: as the embeddings, and as the rows that are picked in the last block.
+    assert after["Transpose"] - before["Transpose"] == 2 * (3 + 3 + 1)
 
 
 def test_the_last_block_reads_only_the_wanted_rows_behind_its_attention(quantized, ids):
@@ -203,40 +161,9 @@ def test_a_pass_that_nobody_knows_is_refused_with_those_that_are_known(float_dir
         load_ir(float_dir, leave_out=("gelu",))
 
 
-def test_every_pass_has_the_name_of_its_function_and_applies_somewhere():
+def test_every_pass_has_a_name_of_its_own_and_applies_somewhere():
     for each in PASSES:
-        assert each.name == each.function.__name__
         assert set(each.cases) <= set(CASES)
         assert each.cases
         assert each.graphs
     assert len({each.name for each in PASSES}) == len(PASSES)
-
-
-@pytest.fixture
-def off_center(pruned, tokenizer, calibration, tmp_path):
-    """An IR of the same function whose first block adds a mean to the residual stream: every LayerNorm subtracts it."""
-    linear = linearize(pruned)
-    linear.transformer.h[0].mlp.c_proj.bias.data += 3.0
-    return export_ir(fake_quantize(linear, calibrate(linear, calibration, Recipe(smooth_alpha=None))), tokenizer, tmp_path / "ir", "u8")
-
-
-def test_without_a_promise_the_pass_that_needs_it_stays_away_and_the_answers_are_right(off_center, pruned, ids, monkeypatch):
-    monkeypatch.setattr("gpt2opt.runtime.compile.has_int8_dot_product", lambda: False)
-    assert not read_manifest(off_center).centered_residual
-    right = relative_error(load_ir(off_center).logits(ids), torch_logits(pruned, ids))
-    assert right < 0.1
-    manifest = off_center / "gpt2opt.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"centered_residual": True}))
-    assert relative_error(load_ir(off_center).logits(ids), torch_logits(pruned, ids)) > 3 * right  # what the promise is good for
-
-
-def test_an_export_promises_a_centered_residual_stream_only_if_the_weights_have_it(quantized, float_dir, pruned, calibration):
-    assert read_manifest(quantized[0]).centered_residual
-    assert read_manifest(float_dir).centered_residual
-    assert not has_centered_residual(pruned)
-    linear = linearize(pruned)
-    rounded = fake_quantize(linear, calibrate(linear, calibration, Recipe(smooth_alpha=None)))
-    assert has_centered_residual(rounded)
-    weight = rounded.transformer.h[1].attn.c_proj.weight
-    weight.data += 0.1 * weight.std()
-    assert not has_centered_residual(rounded)

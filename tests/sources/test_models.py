@@ -17,7 +17,7 @@ from transformers import GPT2LMHeadModel
 from gpt2opt.cli import main
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.prune import prune_attention_heads
-from gpt2opt.quantize.fake_quant import linearize
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources import models
 from gpt2opt.sources.models import find_model, load_model
@@ -42,16 +42,14 @@ def test_then_the_variable(model_dir, monkeypatch):
 
 
 def test_at_last_the_bundled_model_named_as_a_stand_in(monkeypatch):
-    monkeypatch.setattr(models, "cached_snapshot", lambda *_: None)
-    monkeypatch.setattr(models, "download_snapshot", lambda *_: None)
+    monkeypatch.setattr(models, "find_snapshot", lambda *_: None)
     found = find_model()
     assert found.stand_in
     assert "stand-in for gpt2" in str(found)
 
 
 def test_a_model_asked_for_has_no_stand_in(monkeypatch):
-    monkeypatch.setattr(models, "cached_snapshot", lambda *_: None)
-    monkeypatch.setattr(models, "download_snapshot", lambda *_: None)
+    monkeypatch.setattr(models, "find_snapshot", lambda *_: None)
     with pytest.raises(ValueError, match="'gpt2-medium' is no directory"):
         find_model("gpt2-medium")
     with pytest.raises(ValueError, match=r"no directory '\./missing/model'"):
@@ -129,7 +127,7 @@ def test_a_model_in_shards_is_the_model(model_dir, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=rf"lacks 1 of \d+ shards of its weights \({shard.name}"):
         find_model(str(tmp_path))
     (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"index\.json does not tell the files"):
+    with pytest.raises(ValueError, match=r"index\.json does not name the files"):
         load_model(tmp_path)
 
 
@@ -185,7 +183,7 @@ def test_a_config_that_is_no_gpt2_is_refused_at_loading(case, model_dir, tmp_pat
 
 def test_cross_attention_of_a_model_in_memory_is_refused(tokenizer):
     with pytest.raises(ValueError, match="has cross attention"):
-        linearize(make_model(tokenizer, add_cross_attention=True))
+        prepare_for_export(make_model(tokenizer, add_cross_attention=True))
 
 
 def test_every_token_needs_an_embedding_and_may_be_fewer(model_dir, float_dir, tokenizer, tmp_path):
@@ -200,7 +198,7 @@ def test_every_token_needs_an_embedding_and_may_be_fewer(model_dir, float_dir, t
         with pytest.raises(ValueError, match=message + rf".*resize_token_embeddings\({len(larger)}\)"):
             load(folder)
     with pytest.raises(ValueError, match=message):
-        export_ir(linearize(make_model(tokenizer)), larger, tmp_path / "ir")
+        export_ir(prepare_for_export(make_model(tokenizer)), larger, tmp_path / "ir")
     assert not (tmp_path / "ir").exists()
     padded = make_model(larger)  # one embedding more than the tokenizer has tokens
     padded.save_pretrained(tmp_path / "padded")
@@ -242,7 +240,7 @@ def test_attention_is_scaled_as_the_config_says(flags, tokenizer, ids, tmp_path)
     model.save_pretrained(tmp_path / "again")
     tokenizer.save_pretrained(tmp_path / "again")
     assert relative_error(torch_logits(load_model(tmp_path / "again")[1], ids), expected) < 1e-5
-    export_ir(linearize(eager), tokenizer, tmp_path / "ir")
+    export_ir(prepare_for_export(eager), tokenizer, tmp_path / "ir")
     assert relative_error(load_ir(tmp_path / "ir").logits(ids), expected) < 1e-4
 
 

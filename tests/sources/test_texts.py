@@ -2,9 +2,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from gpt2opt.sources import texts
-from gpt2opt.sources.docs_corpus import HELD_OUT, TRAINING
-from gpt2opt.sources.docstrings import Document, package_documents, unique_documents
+from experiments.bundled_model import TRAINING
+from gpt2opt.sources import hub, texts
+from gpt2opt.sources.documentation import HELD_OUT, Document, package_documents, unique_documents
 from gpt2opt.sources.texts import find_texts, take_bytes
 
 PARTS = ("fine_tune", "calibration", "score")
@@ -78,6 +78,14 @@ def test_a_text_that_cannot_be_used_is_refused(tmp_path, content, message):
         find_texts(str(path))
 
 
+def test_rows_of_a_text_of_ones_own_are_its_paragraphs_each_on_one_line(text_file):
+    found = find_texts(str(text_file))
+    paragraphs = [" ".join(paragraph.split()) for document in found.calibration for paragraph in document.text.split("\n\n")]
+    assert found.take("validation")["text"][:] == [paragraph for paragraph in paragraphs if paragraph]
+    with pytest.raises(ValueError, match=r"^split 'valid' can't be read"):
+        found.take("valid")
+
+
 def test_a_missing_text_is_refused():
     with pytest.raises(ValueError, match=r"can't read the text 'missing\.txt'"):
         find_texts("missing.txt")
@@ -89,12 +97,13 @@ def test_wikitext_comes_before_the_stand_in(tmp_path, monkeypatch):
     rows = ["", " = First = \n", "", " Some words . \n", " = = Part = = \n", " = Second = \n", " Other words . \n"]
     for split in ("train", "validation", "test"):
         pyarrow.parquet.write_table(pyarrow.table({"text": rows}), folder / f"{split}-00000-of-00001.parquet")
-    monkeypatch.setattr(texts, "cached_snapshot", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(hub, "cached_snapshot", lambda *_, **__: tmp_path)
     found = find_texts()
     assert (found.name, found.origin, found.stand_in) == ("WikiText-2 raw", "local cache", False)
     assert "\n\n".join(d.text for d in found.score) == "\n\n".join(rows)  # as papers join them
     assert [d.text.split(" = ")[1] for d in found.score] == ["First", "Second"]
     assert found.course_lines == tuple(rows)
+    assert found.take("train[1:4]")["text"][:] == rows[1:4]  # as they are published, what the splits share included
 
 
 def test_what_a_text_repeats_is_left_to_the_part_that_is_scored(tmp_path, caplog):
@@ -114,12 +123,6 @@ def test_what_a_text_repeats_is_left_to_the_part_that_is_scored(tmp_path, caplog
     assert {part: len(getattr(found, part)) for part in texts.SHARES} == {part: len(getattr(alone, part)) for part in texts.SHARES}
 
 
-def test_two_parts_that_share_a_paragraph_are_no_texts():
-    shared = (Document("a", "a paragraph of some length that says the same thing wherever it stands, " * 2),)
-    with pytest.raises(ValueError, match="the fine-tuning part and the scored part of x share 1 paragraphs"):
-        texts.Texts("x", "argument", shared, (), shared)
-
-
 @pytest.mark.parametrize("hub_answers", [True, False])
 def test_a_download_that_was_killed_half_way_is_taken_up_again_or_passed_over(hub_answers, tmp_path, monkeypatch):
     rows = [" = Title = \n", " A line . \n"]
@@ -128,8 +131,8 @@ def test_a_download_that_was_killed_half_way_is_taken_up_again_or_passed_over(hu
         folder.mkdir(parents=True)
         for split in splits:
             pyarrow.parquet.write_table(pyarrow.table({"text": rows}), folder / f"{split}-00000-of-00001.parquet")
-    monkeypatch.setattr(texts, "cached_snapshot", lambda *_, **__: tmp_path / "cut")
-    monkeypatch.setattr(texts, "download_snapshot", lambda *_, **__: tmp_path / "whole" if hub_answers else None)
+    monkeypatch.setattr(hub, "cached_snapshot", lambda *_, **__: tmp_path / "cut")
+    monkeypatch.setattr(hub, "download_snapshot", lambda *_, **__: tmp_path / "whole" if hub_answers else None)
     found = find_texts("auto")
     assert (found.origin == "hub") == hub_answers
     assert found.stand_in != hub_answers
@@ -145,7 +148,7 @@ def test_what_wikitext_repeats_is_left_to_the_split_that_is_scored(tmp_path, mon
     for split in ("train", "validation", "test"):
         rows = [" = Title = \n", long, f" Of {split} alone . \n"]
         pyarrow.parquet.write_table(pyarrow.table({"text": rows}), folder / f"{split}-00000-of-00001.parquet")
-    monkeypatch.setattr(texts, "cached_snapshot", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(hub, "cached_snapshot", lambda *_, **__: tmp_path)
     found = find_texts()
     assert long in found.score[0].text
     assert long not in found.fine_tune[0].text + found.calibration[0].text

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from gpt2opt import environment
-from gpt2opt.decoding.decoder import Decoder, Greedy, Logits
+from gpt2opt.decoding.decoder import Decoder, Greedy, Logits, Model
 from gpt2opt.decoding.generation import stream
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.measure.turns import Start, in_child
@@ -143,9 +143,9 @@ class Driven(Engine):
 
     def seconds(self, prompts: np.ndarray, settings: DecodingSettings) -> float:
         """Continue (B, T) prompts by the generation loop and return the seconds of it all, prefill included."""
-        decoder = self.decoder(prompts, settings.max_new_tokens)
+        tokens = stream(cast(Model, self), cast(Any, prompts), settings)  # it has no `context`, which only prompts that are texts need
         start = time.perf_counter()
-        for _ in stream(decoder, prompts.tolist(), settings):
+        for _ in tokens:
             pass
         return time.perf_counter() - start
 

@@ -15,7 +15,7 @@ class OnnxFp32(Driven):
     note = "optimum's export, the head cut to the last position; KV cache through IO binding"
 
     def prepare(self, source: Path, folder: Path) -> None:
-        from gpt2opt.runtime.onnx_model import export_onnx
+        from gpt2opt.export.onnx import export_onnx
         from gpt2opt.sources.models import load_model
 
         tokenizer, model = load_model(source)

@@ -19,18 +19,20 @@ class OpenVinoFp32(Stepwise):
 
     def prepare(self, source: Path, folder: Path) -> None:
         from gpt2opt.export.openvino import export_ir
-        from gpt2opt.quantize.fake_quant import linearize
+        from gpt2opt.quantize.linear import prepare_for_export
         from gpt2opt.sources.models import load_model
 
         tokenizer, model = load_model(source)
-        export_ir(linearize(model), tokenizer, folder)
+        export_ir(prepare_for_export(model), tokenizer, folder)
 
     def load(self, folder: Path, threads: int) -> None:
         import openvino
 
+        from gpt2opt.runtime.manifest import IR_NAME
+
         properties = self.properties | {"INFERENCE_NUM_THREADS": str(threads)}
         # The request that OVModelForCausalLM drives, without the Python around it, which would be timed as well.
-        self.request = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", properties).create_infer_request()
+        self.request = openvino.Core().compile_model(folder / IR_NAME, "CPU", properties).create_infer_request()
         self.inputs = {name for port in self.request.model_inputs for name in port.get_names()}
 
     def read(self, ids: np.ndarray, past: int) -> np.ndarray:

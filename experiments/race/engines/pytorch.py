@@ -65,10 +65,10 @@ class TorchInt8(TorchFp32):
     def prepare(self, source: Path, folder: Path) -> None:
         import torch
 
-        from gpt2opt.quantize.fake_quant import linearize
+        from gpt2opt.quantize.linear import prepare_for_export
         from gpt2opt.sources.models import load_model
 
-        model = linearize(load_model(source)[1])  # GPT-2's own Conv1D would be passed over
+        model = prepare_for_export(load_model(source)[1])  # GPT-2's own Conv1D would be passed over
         torch.save(torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8), folder / "model.pt")
 
     def load(self, folder: Path, threads: int) -> None:

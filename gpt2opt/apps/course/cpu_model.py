@@ -31,7 +31,7 @@ class CpuModel:
 
     @classmethod
     def load(cls, directory: Path | str) -> "CpuModel":
-        """Compile the IR in a directory; raise ValueError if there is none or it was changed or cut short."""
+        """Compile the IR in a directory; raise ValueError if there is none, or it was changed or cut short."""
         ir, config = load_ir(directory), GPT2Config.from_pretrained(directory, local_files_only=True)
         return cls(ir, config.eos_token_id, DTYPES[read_manifest(directory).weights])
 
@@ -65,7 +65,7 @@ class CpuModel:
             input_ids: (B, T).
             attention_mask: 0 where a prompt is padded, on the left.
             max_length: of prompt and new tokens, in place of `max_new_tokens`.
-            pad_token_id: follows a text that ends before others; end-of-text unless told, or 0 where there is none.
+            pad_token_id: follows a text that ends before others; by default end-of-text, or 0 if there is none.
             settings: see `DecodingSettings`, whose names and defaults are those of transformers: `max_new_tokens`, `do_sample`, `top_k`, …
 
         Raises:
@@ -79,7 +79,7 @@ class CpuModel:
         chosen = DecodingSettings(**{"eos_token_id": self.eos_token_id, **settings})
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
-        generated = generate(self.ir.decoder(prompts, chosen.max_new_tokens), prompts, chosen)
+        generated = generate(self.ir, prompts, chosen)
         padding = (self.eos_token_id or 0) if pad_token_id is None else pad_token_id
         new = pad_sequence([torch.tensor(each.ids) for each in generated], batch_first=True, padding_value=padding)
         return torch.cat([input_ids, new], 1)

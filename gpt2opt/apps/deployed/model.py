@@ -1,11 +1,12 @@
 """Compile a GPT-2 for a runtime, generate with it, and get latency statistics that say how far it is from what the machine can do."""
 
+import itertools
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ from gpt2opt import environment
 from gpt2opt.apps.deployed.report import scaling_table, statistics_caption, statistics_table
 from gpt2opt.apps.deployed.statistics import CorePoint, Scaling, ServingStatistics, Work, core_counts, timed_run
 from gpt2opt.decoding.decoder import Model, check_prompts
-from gpt2opt.decoding.generation import Generated, Token, collect
+from gpt2opt.decoding.generation import Generated, Token, collect, stream
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text_generation import encode_prompt, stream_text
+from gpt2opt.decoding.text import encode_prompt
+from gpt2opt.export.onnx import export_onnx
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.export.qaic import AI_CORES, compile_program, export_qaic, find_compiler
 from gpt2opt.measure.latency import TIMED_RUNS, compare_latency
-from gpt2opt.measure.limits import Limits, measure_limits
-from gpt2opt.quantize.fake_quant import linearize
+from gpt2opt.measure.limits import measure_limits
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.runtime.ir_model import load_ir
-from gpt2opt.runtime.onnx_model import export_onnx, load_onnx, require_onnxruntime
+from gpt2opt.runtime.onnx_model import load_onnx, require_onnxruntime
 from gpt2opt.settings import is_whole
 from gpt2opt.sources.gpt2 import check_ids, heads_per_layer
 from gpt2opt.sources.models import FoundModel, find_model_or_stand_in, load_model
@@ -39,7 +41,7 @@ class Backend:
     """What runs a deployed model.
 
     require: raises ImportError if its library or SDK is not installed. export: writes a torch model and its tokenizer into a folder. load:
-    makes a `Model` of that folder, with so many cores; None if what is compiled does not run on this machine.
+    makes a `Model` of that folder, for a number of cores; None if what is compiled does not run on this machine.
     """
 
     require: Callable[[], object]
@@ -48,7 +50,7 @@ class Backend:
 
 
 BACKENDS: Mapping[str, Backend] = {
-    "openvino": Backend(lambda: None, lambda model, tokenizer, folder: export_ir(linearize(model), tokenizer, folder), load_ir),
+    "openvino": Backend(lambda: None, lambda model, tokenizer, folder: export_ir(prepare_for_export(model), tokenizer, folder), load_ir),
     "onnxruntime": Backend(require_onnxruntime, export_onnx, load_onnx),
     "qaic": Backend(find_compiler, export_qaic, None),
 }
@@ -59,7 +61,7 @@ ON_THE_CARD = "Qualcomm's runtime runs it on the card (`qaic-runner -t {}/qpc`)"
 
 @dataclass(frozen=True)
 class Compiled:
-    """A model that was compiled for a back-end of this machine, with so many cores."""
+    """A model that was compiled for a back-end and a number of cores of this machine."""
 
     backend: str
     num_cores: int
@@ -101,17 +103,14 @@ class GPT2Deployed:
         self.compiled: Compiled | None = None
         self.program: Path | None = None
         self._scratch: tempfile.TemporaryDirectory | None = None
-        self._limits: dict[int, Limits] = {}
+        self._limits = cache(lambda num_cores: measure_limits(num_cores))
 
     @classmethod
     def from_pretrained(cls, model_id: str | Path = "gpt2") -> "GPT2Deployed":
-        """Find and check a GPT-2, pruned or not. Where `gpt2` can't be had, the bundled model stands in, and a line on stderr says so.
+        """Find and check a GPT-2, pruned or not. If `gpt2` can't be had, the bundled model replaces it, and a line on stderr says so.
 
         Args:
-            model_id: a directory, a hub id, `bundled` or `auto`; see `find_model`.
-
-        Raises:
-            ValueError: the model can't be found, is damaged or is not a GPT-2, or its layers kept different numbers of heads.
+            model_id: a directory, a hub id, `bundled` or `auto`; see `find_model`, whose errors these are.
         """
         source = find_model_or_stand_in(str(model_id))
         if source.stand_in:
@@ -129,7 +128,6 @@ class GPT2Deployed:
 
         Args:
             folder: a new or empty one, or one that was written here before; None: a temporary one, which goes when this object goes.
-            backends: some of `BACKENDS`.
 
         Raises:
             ValueError: a back-end is not known, or the folder can't be written.
@@ -150,10 +148,10 @@ class GPT2Deployed:
         """Compile the model for a back-end, and export it first if that was not done.
 
         Args:
-            num_cores: CPU cores, or AI cores of the card for `qaic`. None takes all; of more cores than this process may use it takes
-                those, and a line on stderr says so.
-            backend: one of `BACKENDS`. A program for `qaic` is compiled into the folder `program` beside the export, which has to lie in a
-                folder that stays: name one to `export` before.
+            num_cores: CPU cores, or AI cores of the card for `qaic`; None takes all. If this process may use fewer, it takes those, and a
+                line on stderr says so.
+            backend: one of `BACKENDS`. A program for `qaic` is written into the folder `program` beside the export, so call `export`
+                before, with a folder of your own.
 
         Raises:
             ValueError: `num_cores` is no whole number of at least 1, the back-end is not known, or a program has no folder that stays.
@@ -165,10 +163,14 @@ class GPT2Deployed:
         BACKENDS[backend].require()  # before the export, which takes a while
         load = BACKENDS[backend].load
         if load is None:
-            exported = self._lasting(backend)
-            self.program = compile_program(exported, exported.parent / "program", num_cores or AI_CORES)
-            self.compiled = None
-            _say(f"the program for Cloud AI 100 lies in {self.program}; {ON_THE_CARD.format(self.program)}")
+            exported = self.exported.get(backend)
+            if exported is None or (self._scratch and exported.parent == Path(self._scratch.name)):
+                raise ValueError(
+                    f"a program for {backend} needs a folder that stays: "
+                    f"call export('FOLDER', backends=['{backend}']) first, with a folder of your own"
+                )
+            self.program, self.compiled = compile_program(exported, exported.parent / "program", num_cores or AI_CORES), None
+            _say(f"the program for Cloud AI 100 is in {self.program}; {ON_THE_CARD.format(self.program)}")
             return
         allowed = environment.threads()
         if num_cores and num_cores > allowed:
@@ -185,7 +187,7 @@ class GPT2Deployed:
 
         Args:
             prompts: one or several texts, of any lengths; they are read as one batch.
-            tokenizer: the model's, of transformers; None takes the one that lies beside the weights.
+            tokenizer: the model's, of transformers; None takes the one beside the weights.
             settings: greedy decoding or sampling, and its limits.
             runs: timed generations; 0 generates without statistics.
 
@@ -199,22 +201,19 @@ class GPT2Deployed:
         compiled = self._compiled()
 
         def start() -> Iterator[Token]:
-            return stream_text(compiled.model, tokenizer, prompts, settings)
+            return stream(compiled.model, prompts, settings, tokenizer)
 
         alone = len(prompts) == 1
         if alone:
             print(prompts[0], end="", flush=True)
-        tokens, *_ = _timed(start, _print_token if alone else None)
-        generated = tuple(collect(len(prompts), iter(tokens)))
+        steps, _ = _timed(start, _print_token if alone else None)
+        generated = tuple(collect(len(prompts), itertools.chain(*steps)))
         print("" if alone else "\n\n".join(prompt + each.text for prompt, each in zip(prompts, generated, strict=True)))
         if not runs:
             return Generation(prompts, generated, None)
-        limits = self._limits_with(compiled.num_cores)
-        timed = []
-        for _ in range(runs):
-            _, seconds, sequences = _timed(start)
-            timed.append(timed_run(seconds, sequences, lengths, self.work, limits))
-        statistics = ServingStatistics(str(self.source), compiled.backend, compiled.num_cores, lengths, self.work, limits, tuple(timed))
+        limits = self._limits(compiled.num_cores)
+        timed = tuple(timed_run(*_timed(start), lengths, self.work, limits) for _ in range(runs))
+        statistics = ServingStatistics(str(self.source), compiled.backend, compiled.num_cores, lengths, self.work, limits, timed)
         print(f"\n{statistics_table(statistics)}\n{statistics_caption(statistics)}")
         return Generation(prompts, generated, statistics)
 
@@ -241,7 +240,7 @@ class GPT2Deployed:
         engines = {count: load(self.exported[backend], count) for count in counts}
         decoders = {str(count): engine.decoder(ids, new_tokens) for count, engine in engines.items()}
         latencies = compare_latency(decoders, prompt_tokens=prompt_tokens, new_tokens=new_tokens, runs=runs)
-        points = tuple(CorePoint(count, latencies[str(count)], self._limits_with(count)) for count in counts)
+        points = tuple(CorePoint(count, latencies[str(count)], self._limits(count)) for count in counts)
         scaling = Scaling(str(self.source), backend, self.work, points)
         print(scaling_table(scaling))
         return scaling
@@ -256,15 +255,6 @@ class GPT2Deployed:
             self.compile()
         assert self.compiled
         return self.compiled
-
-    def _lasting(self, backend: str) -> Path:
-        exported = self.exported.get(backend)
-        if exported is None or (self._scratch and exported.parent == Path(self._scratch.name)):
-            raise ValueError(
-                f"a program for {backend} needs a folder that stays: "
-                f"call export('FOLDER', backends=['{backend}']) first, with a folder of your own"
-            )
-        return exported
 
     def _exported(self, backend: str) -> Path:
         if backend not in self.exported:
@@ -285,38 +275,26 @@ class GPT2Deployed:
         ids = [encode_prompt(tokenizer, prompt, self.context - settings.max_new_tokens) for prompt in prompts]
         return tuple(len(prompt) for prompt in check_prompts(ids, settings.max_new_tokens, self.context, self.vocab_size))
 
-    def _limits_with(self, num_cores: int) -> Limits:
-        if num_cores not in self._limits:
-            self._limits[num_cores] = measure_limits(num_cores)
-        return self._limits[num_cores]
 
-
-def _timed(
-    start: Callable[[], Iterator[Token]], show: Callable[[Token], None] | None = None
-) -> tuple[list[Token], list[float], list[list[int]]]:
-    """Generate; return all tokens, the seconds of each step, and which sequences got a token in it.
+def _timed(start: Callable[[], Iterator[Token]], show: Callable[[Token], None] | None = None) -> tuple[list[list[Token]], list[float]]:
+    """Generate; return the tokens of each step, one for each sequence that goes on, and the seconds of each step.
 
     The first step begins with the tokenizing of the prompts. The time that `show` takes is not counted.
     """
-    tokens: list[Token] = []
+    steps: list[list[Token]] = []
     seconds: list[float] = []
-    sequences: list[list[int]] = []
-    counts: Counter[int] = Counter()
     before = time.perf_counter()
     for token in start():
         now = time.perf_counter()
-        step = counts[token.sequence]
-        counts[token.sequence] += 1
-        if step == len(seconds):
+        if not steps or token.sequence <= steps[-1][-1].sequence:  # the tokens of a step come in the order of the prompts
+            steps.append([])
             seconds.append(0.0)
-            sequences.append([])
-        seconds[step] += now - before
-        sequences[step].append(token.sequence)
-        tokens.append(token)
+        seconds[-1] += now - before
+        steps[-1].append(token)
         if show:
             show(token)
         before = time.perf_counter()
-    return tokens, seconds, sequences
+    return steps, seconds
 
 
 def _print_token(token: Token) -> None:

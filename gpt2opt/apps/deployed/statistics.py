@@ -8,6 +8,7 @@ multiplications are left out, so that the least time is a little too low for lon
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gpt2opt.decoding.generation import Token
 from gpt2opt.measure.limits import Limits
 from gpt2opt.measure.results import Latency, percentile
 from gpt2opt.measure.stats import Estimate, paired_ratio
@@ -28,11 +29,9 @@ class Work:
     kv_bytes: int
 
     def least_s(self, limits: Limits, sequences: int, tokens: int, cached: int) -> float:
-        """Return the least seconds of a step that reads so many tokens of so many sequences and gets logits for the last of each.
+        """Return the least seconds of a step that reads tokens and gets the logits behind the last one of each sequence.
 
-        Args:
-            tokens: of all sequences together.
-            cached: tokens in the KV cache before the step, of all sequences together.
+        tokens, cached: those that it reads, and those in the KV cache before it, of all sequences together.
         """
         read = (self.block_weights + self.head_weights) * BYTES_PER_WEIGHT + self.kv_bytes * cached
         operations = 2 * (self.block_weights * tokens + self.head_weights * sequences)
@@ -100,25 +99,19 @@ class ServingStatistics:
 
 
 def timed_run(
-    seconds: Sequence[float], sequences: Sequence[Sequence[int]], prompt_tokens: Sequence[int], work: Work, limits: Limits
+    steps: Sequence[Sequence[Token]], seconds: Sequence[float], prompt_tokens: Sequence[int], work: Work, limits: Limits
 ) -> TimedRun:
-    """Return a run with the least seconds of its steps.
-
-    Args:
-        seconds: of each step.
-        sequences: of each step, which sequences got a token.
-        prompt_tokens: of each sequence.
-    """
+    """Return a run with the least seconds of its steps. steps: the tokens of each; prompt_tokens: of each sequence."""
     least = [work.least_s(limits, len(prompt_tokens), sum(prompt_tokens), 0)]
-    for step, running in enumerate(sequences[1:], 1):
-        cached = sum(prompt_tokens[sequence] + step - 1 for sequence in running)
-        least.append(work.least_s(limits, len(running), len(running), cached))
-    return TimedRun(tuple(seconds), tuple(len(running) for running in sequences), tuple(least))
+    for number, tokens in enumerate(steps[1:]):
+        cached = sum(prompt_tokens[token.sequence] + number for token in tokens)
+        least.append(work.least_s(limits, len(tokens), len(tokens), cached))
+    return TimedRun(tuple(seconds), tuple(map(len, steps)), tuple(least))
 
 
 @dataclass(frozen=True)
 class CorePoint:
-    """One number of cores: the latency with it, and what the machine allows so many cores."""
+    """One number of cores: the latency with it, and what the machine allows that number of cores."""
 
     num_cores: int
     latency: Latency

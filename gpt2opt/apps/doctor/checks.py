@@ -1,34 +1,38 @@
-"""The checks, each a name and a function that returns rows. None imports more than the standard library before it knows that it can."""
+"""What may be wrong with a machine: checks that return rows, and what they found together, whole or in short.
 
+None imports more than the standard library before it knows that it can.
+"""
+
+import dataclasses
+import json
 import os
 import platform
-import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from gpt2opt import environment
-from gpt2opt.apps.doctor.finding import FAILS, NOTE, Finding, measured
-from gpt2opt.apps.doctor.needs import check_disk, check_ram, total_ram
+from gpt2opt.apps.doctor.needs import BUNDLED, PARAMETERS, disk_bytes, free_disk, free_ram, ram_needs, total_ram
 from gpt2opt.cgroup import cpu_quota, memory_limit
-from gpt2opt.report.table import gigabytes, milliseconds
+from gpt2opt.report.table import Table, gigabytes, table
 from gpt2opt.versions import requirements
 
-NVIDIA_SMI_S = 5.0
+OK, NOTE, FAILS = "ok", "note", "fails"
+"""`NOTE`: the notebook runs on the bundled model, but the user may want to act. `FAILS`: it can't run before they do."""
+MEASURED = Path(__file__).parent / "measured.json"
+"""What INT8 gains on each kind of CPU, from the committed results; `python -m experiments docs` writes it."""
+FITS = "This machine can run the notebook: the Python and the packages fit, and RAM and disk suffice for the bundled model."
 
 
 @dataclass(frozen=True)
-class Check:
-    """A check. short: it belongs to the short form, which asks nothing of the network."""
+class Finding:
+    """One row: what was looked at, what was found, and in one line what to do and why; nothing to do where all is well."""
 
-    name: str
-    function: Callable[[], list[Finding]]
-    short: bool = True
+    what: str
+    found: str
+    state: str = OK
+    do: str = ""
 
 
 def check_python() -> list[Finding]:
@@ -40,46 +44,32 @@ def check_python() -> list[Finding]:
 
 
 def check_packages() -> list[Finding]:
-    """Hold the installed versions against requirements.txt: a row for each that is missing, too new or older than what was measured."""
-    rows = []
+    """Compare the installed versions with requirements.txt: a row for each that is missing, too new or older than what was measured."""
+    rows = {}
     for name, wanted in requirements().items():
         found = environment.installed(name)
-        if wanted.problem(found) is None:
+        try:
+            problem, untested = wanted.problem(found), wanted.is_untested(found)
+        except ImportError as error:
+            rows["versions"] = Finding("versions", "not compared", FAILS, str(error))
             continue
-        reason = f": {wanted.reason}" if wanted.reason else ""
-        if wanted.is_untested(found):
-            rows.append(
-                Finding(name, f"{found}", NOTE, f"may work; measured with {wanted.bounds}: `pip install '{wanted.line}'` brings that")
-            )
-        else:
-            rows.append(Finding(name, found or "not installed", FAILS, f"`pip install '{wanted.line}'`{reason}"))
-    if not requirements():
-        return [Finding("packages", "not known: neither requirements.txt nor the package's metadata is there", NOTE, "`pip install -e .`")]
-    return rows or [Finding("packages", f"all {len(requirements())} in the versions that work together")]
+        if untested:
+            do = f"may work; measured with {wanted.bounds}: `pip install '{wanted.line}'` brings that"
+            rows[name] = Finding(name, f"{found}", NOTE, do)
+        elif problem:
+            reason = f": {wanted.reason}" if wanted.reason else ""
+            rows[name] = Finding(name, found or "not installed", FAILS, f"`pip install '{wanted.line}'`{reason}")
+    return list(rows.values()) or [Finding("packages", f"all {len(requirements())} in the versions that work together")]
 
 
 def check_cpu() -> list[Finding]:
+    """Name the CPU and its kind, and what INT8 gained over FP32 in the committed race on that kind."""
     flags = environment.cpu_flags()
+    gains = json.loads(MEASURED.read_text(encoding="utf-8"))
     return [
         Finding("CPU", f"{environment.cpu_name()} ({environment.kind_label(flags)})"),
-        Finding("INT8 on this CPU", int8_gain(environment.cpu_kind(flags))),
+        Finding("INT8 on this CPU", gains.get(environment.cpu_kind(flags), "not measured on this kind of CPU")),
     ]
-
-
-def int8_gain(kind: str) -> str:
-    """Say what INT8 gained over FP32 in the committed race on a kind of CPU."""
-    race = measured()["int8"].get(kind)
-    if race is None:
-        return "not measured on this kind of CPU"
-    shown = ", ".join(f"{figure} {_gain(race[figure])}" for figure in ("TTFT", "TPOT"))
-    return f"{shown} ({race['size']}, {race['prompt_tokens']} + {race['new_tokens']} tokens)"
-
-
-def _gain(figure: dict[str, Any]) -> str:
-    if figure["times"] is None:
-        return f"{milliseconds(figure['int8_s'])} ms, gain not measured, since no FP32 engine was in the race"
-    value, low, high = figure["times"]
-    return f"{value:.1f} [{low:.1f}, {high:.1f}] times as fast as {figure['fp32_engine']}"
 
 
 def check_threads() -> list[Finding]:
@@ -99,56 +89,49 @@ def check_container() -> list[Finding]:
 
 def check_gpu() -> list[Finding]:
     """Show the GPUs, and say so if torch can't use them."""
-    gpus = nvidia_gpus()
+    gpus = environment.nvidia_smi("name", "driver_version", "memory.total", "memory.free")
     if not gpus:
         return [Finding("GPU", "none seen: stages 1 to 3 run FP16 on the CPU, and most CPUs emulate it, slowly")]
     rows = [
         Finding("GPU", f"{gpu['name']}, driver {gpu['driver_version']}, {gpu['memory.free']} of {gpu['memory.total']} of VRAM free")
         for gpu in gpus
     ]
-    if environment.installed("torch") and (problem := _unused(cuda_of_torch())):
+    if environment.installed("torch") and (problem := _why_unused()):
         rows[0] = Finding("GPU", rows[0].found, NOTE, problem)
     return rows
 
 
-def _unused(cuda: str | None) -> str | None:
-    """Return why torch, built for a version of CUDA or for none, does not use a GPU, and what to do; None if it does."""
-    if cuda is None:
-        return (
-            f"torch {environment.installed('torch')} is built for CPUs and leaves it idle: install a build for CUDA by "
-            "`pip install --force-reinstall torch`, without an index of CPU builds"
-        )
+def _why_unused() -> str | None:
+    """Return why torch does not use a GPU that is there, and what to do; None if it does."""
     try:
         import torch
-
-        used = torch.cuda.is_available()
-    except (ImportError, OSError, RuntimeError):  # a damaged installation raises any of these
-        used = False
-    return None if used else f"torch does not find it: a driver for CUDA {cuda} is needed, and CUDA_VISIBLE_DEVICES must not hide the GPU"
-
-
-def nvidia_gpus() -> list[dict[str, str]]:
-    """Return name, driver and VRAM of each GPU, as nvidia-smi tells them."""
-    fields = ("name", "driver_version", "memory.total", "memory.free")
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=NVIDIA_SMI_S).stdout.splitlines()
-        return [dict(zip(fields, (value.strip() for value in line.split(",")), strict=True)) for line in lines]
-    except (OSError, subprocess.SubprocessError, ValueError):  # there is the tool, but no driver
-        return []
-
-
-def cuda_of_torch() -> str | None:
-    """Return the version of CUDA that the installed torch is built for, None for none. torch itself is not imported: that takes seconds."""
-    spec = find_spec("torch")
-    try:
-        text = Path(spec.origin or "").with_name("version.py").read_text(encoding="utf-8") if spec else ""
-    except OSError:
+    except (ImportError, OSError, RuntimeError) as error:  # a damaged installation raises any of these
+        return f"torch can't be imported ({error}); `pip install --force-reinstall torch`"
+    if torch.version.cuda is None:
+        return (
+            f"torch {torch.__version__} is built for CPUs and leaves it idle: install a build for CUDA by "
+            "`pip install --force-reinstall torch`, without an index of CPU builds"
+        )
+    if torch.cuda.is_available():
         return None
-    found = re.search(r"^cuda\b[^=]*=\s*'([\d.]+)'", text, re.MULTILINE)
-    return found[1] if found else None
+    return f"torch does not find it: a driver for CUDA {torch.version.cuda} is needed, and CUDA_VISIBLE_DEVICES must not hide the GPU"
+
+
+def check_ram() -> list[Finding]:
+    needed, stage = max((need.bytes, need.stage) for need in ram_needs() if need.size == BUNDLED)
+    do = f"stage {stage} of the {BUNDLED} model takes about {gigabytes(needed)}; close programs, or give the container more"
+    return [_enough("free RAM", free_ram(), needed, do)]
+
+
+def check_disk() -> list[Finding]:
+    needed = disk_bytes(BUNDLED)
+    return [_enough("free disk", free_disk(), needed, f"free {gigabytes(needed)} on the disk of {Path.cwd().name}: a run writes that")]
+
+
+def _enough(what: str, free: int | None, needed: int, do: str) -> Finding:
+    if free is None:
+        return Finding(what, "not known: the system does not say")
+    return Finding(what, gigabytes(free)) if free >= needed else Finding(what, gigabytes(free), FAILS, do)
 
 
 def check_sources() -> list[Finding]:
@@ -160,34 +143,65 @@ def check_sources() -> list[Finding]:
     except ImportError as error:
         return [Finding("hub and cache", f"not known: {error}")]
     missing = {"gpt2": "the bundled model", "WikiText-2": "documentation of installed packages"}
-    stand_ins = [f"{stand_in} stands in for {name}" for name, stand_in in missing.items() if name not in cached]
+    replaced = [f"{other} replaces {name}" for name, other in missing.items() if name not in cached]
     hub = {True: "answers", False: f"does not answer within {TIMEOUT_S:.0f} s", None: "not asked: HF_HUB_OFFLINE is set"}[answers]
     rows = [Finding("hub", hub), Finding("local cache", f"holds {', '.join(cached)}" if cached else "holds no GPT-2 and no WikiText-2")]
-    if stand_ins and not answers:
-        do = f"{'; '.join(stand_ins)}: connect, or set GPT2OPT_MODEL and GPT2OPT_TEXT"
+    if replaced and not answers:
+        do = f"{'; '.join(replaced)}: connect, or set GPT2OPT_MODEL and GPT2OPT_TEXT"
         rows[1] = Finding("local cache", rows[1].found, NOTE, do)
     return rows
 
 
 def in_cache() -> list[str]:
     """Return which of the models and texts that this project names are in the local cache, whole."""
-    from gpt2opt.apps.doctor.needs import MAIN, SIZES
     from gpt2opt.sources import models, texts
     from gpt2opt.sources.hub import cached_snapshot
 
-    found = [name for name in SIZES if name != MAIN and (path := cached_snapshot(name, models.PATTERNS)) and models.is_complete(path)]
+    paths = {name: cached_snapshot(name, models.PATTERNS) for name in PARAMETERS if name != BUNDLED}
+    found = [name for name, path in paths.items() if path and models.is_complete(path)]
     wikitext = cached_snapshot(texts.WIKITEXT, texts.WIKITEXT_PATTERNS, repo_type="dataset")
     return [*found, "WikiText-2"] if wikitext and texts.is_complete(wikitext / texts.WIKITEXT_FOLDER) else found
 
 
-CHECKS = (
-    Check("Python", check_python),
-    Check("packages", check_packages),
-    Check("CPU", check_cpu),
-    Check("threads", check_threads),
-    Check("container", check_container),
-    Check("GPU", check_gpu),
-    Check("RAM", check_ram),
-    Check("disk", check_disk),
-    Check("sources", check_sources, short=False),
-)
+CHECKS = (check_python, check_packages, check_cpu, check_threads, check_container, check_gpu, check_ram, check_disk)
+"""Those that need no network."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What all checks found."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def can_run(self) -> bool:
+        """Return whether `make run` can run on the bundled model."""
+        return not any(finding.state == FAILS for finding in self.findings)
+
+    def short(self) -> str:
+        """Return one line if all is well, else what is to be done: first what keeps the notebook from running."""
+        rows = sorted((finding for finding in self.findings if finding.state != OK), key=lambda finding: finding.state != FAILS)
+        return "\n".join([*(f"{row.what}, {row.found}: {row.do}" for row in rows), *([FITS] if self.can_run else [])])
+
+    def table(self) -> Table:
+        return table(("what", "state", "found"), [(finding.what, finding.state, finding.found) for finding in self.findings])
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "can_run": self.can_run,
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "free_ram_bytes": free_ram(),
+            "free_disk_bytes": free_disk(),
+            "ram_needs": [dataclasses.asdict(need) for need in ram_needs()],
+            "disk_needs": {size: disk_bytes(size) for size in PARAMETERS},
+        }
+
+
+def examine(short: bool = False) -> Diagnosis:
+    """Run the checks; in short, those that need no network."""
+    return Diagnosis(tuple(finding for check in (*CHECKS, *(() if short else (check_sources,))) for finding in check()))
+
+
+def check_machine() -> str:
+    """Return whether this machine can run the notebook: one line if all is well, else what is to be done first."""
+    return examine(short=True).short()

@@ -1,5 +1,5 @@
 """The page of `gpt2opt ui`: text from a GPT-2 in a browser, on this machine alone. Nothing else imports this room.
 
-`choices` says what can be chosen, `prepare` makes an IR of it, `library` loads it once for everybody, `turns` lets many streams share the
-CPU token by token, `answer` and `lockstep` are one stream each, and `server` speaks to the page, which lies in `page/`.
+`choices` says what can be chosen, `models` makes an IR of it and loads it once for everybody, `turns` lets many streams share the CPU
+token by token, `answers` is what one stream yields, and `server` speaks to the page, whose files are in `page/`.
 """

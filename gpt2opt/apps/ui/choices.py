@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt.decoding.settings import DecodingSettings
+from gpt2opt.decoding.text import check_text
 from gpt2opt.quantize.recipes import RECIPES
 from gpt2opt.sources.hub import cached_snapshot
 from gpt2opt.sources.models import DEFAULT, PATTERNS
@@ -78,11 +79,8 @@ def decoding_settings(given: Mapping[str, Any]) -> DecodingSettings:
     return settings
 
 
-def check_prompt(prompt: object) -> None:
+def check_prompt(prompt: Any) -> None:
     """Raise ValueError, in one line, for a prompt that no model can continue; tokenizing it would take its time and memory before that."""
-    if not isinstance(prompt, str):
-        raise ValueError(f"a prompt of type {type(prompt).__name__}, expected text")
-    if not prompt:
-        raise ValueError("the prompt is empty: write at least a word")
+    check_text(prompt)
     if len(prompt) > PROMPT_CHARACTERS:
         raise ValueError(f"the prompt has {len(prompt):,} characters, expected at most {PROMPT_CHARACTERS:,}: shorten it")

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,9 @@ import tornado.web
 import tornado.websocket
 
 from gpt2opt import environment
-from gpt2opt.apps.ui.answer import answer, read_prompt
+from gpt2opt.apps.ui.answers import answers, read_prompt
 from gpt2opt.apps.ui.choices import MESSAGE_BYTES, PRECISIONS, SIZES, Choice, check_prompt, decoding_settings
-from gpt2opt.apps.ui.library import Library, Loaded
-from gpt2opt.apps.ui.lockstep import lockstep
-from gpt2opt.apps.ui.prepare import Cost, known_cost
+from gpt2opt.apps.ui.models import Library, known
 from gpt2opt.apps.ui.turns import Ended, Stream, Turns
 
 HOST = "127.0.0.1"
@@ -37,7 +35,7 @@ HEADERS = {
 }
 """Of every answer, errors included: nothing in the page is fetched from elsewhere, and no other page shows it in a frame."""
 ERROR_CHARACTERS = 1_000
-"""Of what went wrong, so many characters are sent: a message may repeat what it refuses."""
+"""The most characters of an error that are sent: a message may repeat what it refuses."""
 
 
 class Server:
@@ -53,19 +51,37 @@ class Server:
         application = tornado.web.Application(
             default_handler_class=NotFound, default_handler_args={"status_code": 404}, websocket_max_message_size=MESSAGE_BYTES
         )
-        shared = {"server": self}
         files = "|".join(map(re.escape, PAGE_FILES))
         application.add_handlers(
             OWN_NAMES,
             [
-                (r"/facts", Facts, shared),
-                (r"/state", State, shared),
-                (r"/cost", KnownCost, shared),
-                (r"/stream", Socket, shared),
+                *(
+                    (rf"/{name}", Answer, {"find": find})
+                    for name, find in {"facts": self.facts, "state": self.state, "cost": self.cost}.items()
+                ),
+                (r"/stream", Socket, {"server": self}),
                 (rf"/(|{files})", Files, {"path": str(PAGE), "default_filename": "index.html"}),
             ],
         )
         return application
+
+    async def facts(self, _: "Answer") -> dict[str, Any]:
+        """Return what can be chosen, and on which machine this runs."""
+        first = dataclasses.asdict(self.first)
+        return {"models": self.offered, "precisions": PRECISIONS, "first": first, "machine": self.machine}
+
+    async def state(self, _: "Answer") -> dict[str, Any]:
+        """Return what goes on: memory of this process, streams at work, loaded models."""
+        return {"rss_bytes": self.process.memory_info().rss, "streams": len(self.turns), "loaded": self.library.names()}
+
+    async def cost(self, request: "Answer") -> dict[str, Any]:
+        """Return what has been measured of a model in a precision."""
+        try:
+            choice = self.choice(request.get_query_argument("model", ""), request.get_query_argument("precision", ""))
+            prepared = await asyncio.to_thread(known, choice, self.library.out)
+            return {"cost": prepared and dataclasses.asdict(prepared.cost)}
+        except (ValueError, OSError) as error:
+            return {"cost": None, "error": str(error)}
 
     def choice(self, model: str, precision: str) -> Choice:
         """Return what a request chose. Only what the page offers is opened: a request may not name other folders of this machine.
@@ -97,37 +113,14 @@ class Files(_Guarded, tornado.web.StaticFileHandler):
         self.set_header("Cache-Control", "no-cache")
 
 
-class _Answers(_Guarded):
-    def initialize(self, server: Server) -> None:
-        self.server = server
+class Answer(_Guarded):
+    """What a function of the server finds, as JSON."""
 
-
-class Facts(_Answers):
-    """What can be chosen, and on which machine this runs."""
-
-    def get(self) -> None:
-        first = dataclasses.asdict(self.server.first)
-        self.write({"models": self.server.offered, "precisions": PRECISIONS, "first": first, "machine": self.server.machine})
-
-
-class State(_Answers):
-    """What goes on: memory of this process, streams at work, loaded models."""
-
-    def get(self) -> None:
-        rss = self.server.process.memory_info().rss
-        self.write({"rss_bytes": rss, "streams": len(self.server.turns), "loaded": self.server.library.names()})
-
-
-class KnownCost(_Answers):
-    """What has been measured of a model in a precision."""
+    def initialize(self, find: Callable[["Answer"], Awaitable[dict[str, Any]]]) -> None:
+        self.find = find
 
     async def get(self) -> None:
-        try:
-            choice = self.server.choice(self.get_query_argument("model", ""), self.get_query_argument("precision", ""))
-            cost = await asyncio.to_thread(known_cost, choice, self.server.library.out)
-            self.write({"cost": cost and dataclasses.asdict(cost)})
-        except (ValueError, OSError) as error:
-            self.write({"cost": None, "error": str(error)})
+        self.write(await self.find(self))
 
 
 class Socket(_Guarded, tornado.websocket.WebSocketHandler):
@@ -141,8 +134,18 @@ class Socket(_Guarded, tornado.websocket.WebSocketHandler):
         self.server = server
         self.stream: Stream | None = None
         self.asked = self.stopped = False
+        self.tasks: list[asyncio.Task] = []
 
     def on_message(self, message: str | bytes) -> None:
+        # A task: tornado reads no further message, a stop for example, before this method returns.
+        self.tasks.append(asyncio.create_task(self._take(message)))
+
+    def on_close(self) -> None:
+        self.stopped = True
+        if self.stream:
+            self.stream.drop()
+
+    async def _take(self, message: str | bytes) -> None:
         try:
             content = json.loads(message)
             if not isinstance(content, dict):
@@ -153,15 +156,9 @@ class Socket(_Guarded, tornado.websocket.WebSocketHandler):
                 raise ValueError("this socket has its stream; open another one")
             else:
                 self.asked = True
-                # A task: tornado reads no further message, a stop for example, before this method returns.
-                self.task = asyncio.create_task(self._try_to_begin(content))
+                await self._begin(content)
         except Exception as error:
             self._fail(error)
-
-    def on_close(self) -> None:
-        self.stopped = True
-        if self.stream:
-            self.stream.drop()
 
     def _stop(self) -> None:
         self.stopped = True
@@ -170,62 +167,42 @@ class Socket(_Guarded, tornado.websocket.WebSocketHandler):
         else:  # its model is still being loaded, which goes on: somebody else may want it
             self._end(Ended(None, 0.0))
 
-    async def _try_to_begin(self, asked: dict[str, Any]) -> None:
-        try:
-            await self._begin(asked)
-        except Exception as error:
-            self._fail(error)
-
     async def _begin(self, asked: dict[str, Any]) -> None:
         what, prompt = asked.get("ask"), asked.get("prompt", "")
         if what not in ("load", "generate", "compare"):
             raise ValueError(f"ask={what!r}, expected load, generate or compare")
-        precisions = asked.get("precisions", [])
+        precisions, given = asked.get("precisions", []), asked.get("settings", {})
         count = 2 if what == "compare" else 1
         if not isinstance(precisions, list) or len(precisions) != count:
             raise ValueError(f"precisions={precisions!r}, expected a list of {count}")
         choices = [self.server.choice(str(asked.get("model", "")), str(precision)) for precision in precisions]
-        given = asked.get("settings", {})
         if not isinstance(given, dict):
             raise ValueError(f"settings={given!r}, expected an object")
         settings = decoding_settings(given)
         if what != "load":
             check_prompt(prompt)  # before a model is loaded for it
-        loaded = []
+        loop, loaded = asyncio.get_running_loop(), []
+
+        def send(item: dict[str, Any] | Ended) -> None:  # any thread may call it
+            loop.call_soon_threadsafe(self._send, item)
+
         for choice in choices:
-            loaded.append(await asyncio.wrap_future(self.server.library.ask(choice, self._from_any_thread(self._send))))
+            loaded.append(await asyncio.wrap_future(self.server.library.ask(choice, send)))
             if self.stopped:
                 return
-            self._send({"event": "ready", **_described(loaded[-1])})
+            prepared = loaded[-1].prepared
+            about = {"name": prepared.name, "context": loaded[-1].model.context, "cost": dataclasses.asdict(prepared.cost)}
+            self._send({"event": "ready", **dataclasses.asdict(choice), **about})
         if what == "load":
-            self._end(Ended(None, 0.0))
-            return
+            return self._end(Ended(None, 0.0))
         # Neither on this thread nor on that of the turns: it takes a second of a long prompt, and nobody waits for it there.
         ids = await asyncio.to_thread(read_prompt, loaded, prompt, settings, bool(asked.get("truncate")))
-        if self.stopped:
-            return
-        make: Callable[..., Any] = lockstep if what == "compare" else answer
-        self.stream = self.server.turns.add(lambda stopped: make(*loaded, ids, settings, stopped), self._from_any_thread(self._deliver))
-
-    def _from_any_thread(self, method: Callable[[Any], None]) -> Callable[[Any], None]:
-        """Return a function that any thread may call, and that calls a method of this socket on the server's thread."""
-        loop = asyncio.get_running_loop()
-
-        def call(value: Any) -> None:
-            loop.call_soon_threadsafe(method, value)
-
-        return call
-
-    def _deliver(self, item: dict[str, Any] | Ended) -> None:
-        if isinstance(item, Ended):
-            self._end(item)
-        else:
-            self._send(item)
+        if not self.stopped:
+            self.stream = self.server.turns.add(lambda stopped: answers(loaded, ids, settings, stopped), send)
 
     def _end(self, ended: Ended) -> None:
         if ended.error:
-            self._fail(ended.error)
-            return
+            return self._fail(ended.error)
         self._send({"event": "end", "waited_s": ended.waited_s, "rss_bytes": self.server.process.memory_info().rss})
         self.close()
 
@@ -236,19 +213,11 @@ class Socket(_Guarded, tornado.websocket.WebSocketHandler):
         self._send({"event": "error", "text": text if len(text) <= ERROR_CHARACTERS else f"{text[:ERROR_CHARACTERS]} …"})
         self.close()
 
-    def _send(self, event: dict[str, Any]) -> None:
-        if self.ws_connection and not self.ws_connection.is_closing():
+    def _send(self, event: dict[str, Any] | Ended) -> None:
+        if isinstance(event, Ended):
+            self._end(event)
+        elif self.ws_connection and not self.ws_connection.is_closing():
             self.write_message(event)
-
-
-def _described(loaded: Loaded) -> dict[str, Any]:
-    cost: Cost = loaded.prepared.cost
-    return {
-        **dataclasses.asdict(loaded.choice),
-        "name": loaded.prepared.name,
-        "context": loaded.model.context,
-        "cost": dataclasses.asdict(cost),
-    }
 
 
 def bind(port: int) -> list[Any]:
@@ -272,11 +241,6 @@ def listen(server: Server, sockets: list[Any]) -> str:
     return f"http://{HOST}:{sockets[0].getsockname()[1]}"
 
 
-async def _serve(server: Server, sockets: list[Any], begun: Callable[[str], None]) -> None:
-    begun(listen(server, sockets))
-    await asyncio.Event().wait()
-
-
 def serve(out: Path, port: int, models: list[str], first: Choice, begun: Callable[[str], None]) -> None:
     """Serve the page until the process is interrupted.
 
@@ -291,8 +255,12 @@ def serve(out: Path, port: int, models: list[str], first: Choice, begun: Callabl
         ValueError: the port can't be used.
     """
     sockets = bind(port)
-    server = Server(Library(out), models, first)
+
+    async def work() -> None:
+        begun(listen(Server(Library(out), models, first), sockets))
+        await asyncio.Event().wait()
+
     try:
-        asyncio.run(_serve(server, sockets, begun))
+        asyncio.run(work())
     except KeyboardInterrupt:
         print("gpt2opt: the page is closed", file=sys.stderr)

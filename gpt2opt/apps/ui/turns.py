@@ -1,19 +1,18 @@
 """Many streams share the CPU: they take turns, one item each, on one thread."""
 
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 Start = Callable[[Callable[[], bool]], Iterator[Any]]
-"""Begins a stream when its first turn comes. It is given a function that tells whether the stream has been asked to stop."""
+"""Begins a stream when its first turn comes. It is given a function that says whether the stream has been asked to stop."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The last thing that a stream delivers. error: what it raised, or None. waited_s: how long it stood in the queue in all."""
+    """The last thing that a stream delivers. error: what it raised, or None. waited_s: how long it waited in the queue in all."""
 
     error: Exception | None
     waited_s: float
@@ -26,7 +25,6 @@ class Stream:
         self.start, self.deliver = start, deliver
         self.stopped = self.dropped = False
         self.waited_s = 0.0
-        self.queued_at = time.perf_counter()
         self.items: Iterator[Any] | None = None
 
     def stop(self) -> None:
@@ -46,12 +44,8 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._queue: deque[Stream] = deque()
-        self._changed = threading.Condition()
-        self._at_work = 0
-        self._open = True
-        self._thread = threading.Thread(target=self._work, name="turns", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, "turns")  # its queue is first in, first out
+        self._running: set[Stream] = set()
 
     def add(self, start: Start, deliver: Callable[[Any], None]) -> Stream:
         """Queue a stream.
@@ -61,58 +55,38 @@ class Turns:
             deliver: called there with each item, and at the end, whatever the reason, with an `Ended`.
         """
         stream = Stream(start, deliver)
-        with self._changed:
-            self._queue.append(stream)
-            self._changed.notify()
+        self._running.add(stream)
+        self._queue(stream)
         return stream
 
     def __len__(self) -> int:
         """Return how many streams have not ended."""
-        with self._changed:
-            return len(self._queue) + self._at_work
+        return len(self._running)
 
     def close(self) -> None:
         """Drop all streams and end the thread."""
-        with self._changed:
-            self._open = False
-            for stream in self._queue:
-                stream.drop()
-            self._changed.notify()
-        self._thread.join()
+        for stream in list(self._running):
+            stream.drop()
+        self._thread.submit(bool).result()  # behind it in the queue are only streams that end at their next turn
+        self._thread.shutdown()
 
-    def _work(self) -> None:
-        while stream := self._next():
-            stream.waited_s += time.perf_counter() - stream.queued_at
-            goes_on = _take_turn(stream)
-            with self._changed:
-                self._at_work = 0
-                if goes_on:
-                    stream.queued_at = time.perf_counter()
-                    self._queue.append(stream)
-            del stream  # an ended stream gives back its KV cache now, and not when the next one comes
+    def _queue(self, stream: Stream) -> None:
+        self._thread.submit(self._take_turn, stream, time.perf_counter())
 
-    def _next(self) -> Stream | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or not self._open)
-            if not self._queue:
-                return None
-            self._at_work = 1
-            return self._queue.popleft()
-
-
-def _take_turn(stream: Stream) -> bool:
-    """Let a stream make its next item; return whether it goes on."""
-    error = None
-    try:
-        if stream.items is None and not stream.stopped:
-            stream.items = stream.start(lambda: stream.stopped)
-        if stream.items is not None and not stream.dropped:
-            stream.deliver(next(stream.items))
-            return True
-    except StopIteration:
-        pass
-    except Exception as raised:
-        error = raised
-    stream.items = None
-    stream.deliver(Ended(error, stream.waited_s))
-    return False
+    def _take_turn(self, stream: Stream, queued_at: float) -> None:
+        """Let a stream make its next item and queue it again, or end it."""
+        stream.waited_s += time.perf_counter() - queued_at
+        error = None
+        try:
+            if stream.items is None and not stream.stopped:
+                stream.items = stream.start(lambda: stream.stopped)
+            if stream.items is not None and not stream.dropped:
+                stream.deliver(next(stream.items))
+                return self._queue(stream)
+        except StopIteration:
+            pass
+        except Exception as raised:
+            error = raised
+        stream.items = None  # an ended stream gives back its KV cache now
+        self._running.discard(stream)
+        stream.deliver(Ended(error, stream.waited_s))

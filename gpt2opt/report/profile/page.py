@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Template
+from markupsafe import Markup
+
 from gpt2opt.measure.trace_file import TRACE_NAME, is_trace
 from gpt2opt.report.profile.summary import summarize
 from gpt2opt.report.style import BETTER, SAME, WORSE
@@ -21,21 +24,20 @@ MAX_PAGE_BYTES = 1_000_000
 
 
 def page(profiles: Sequence[dict[str, Any]]) -> str:
-    """Return a page of profiles, from `summarize`; with two or more, one can be held against another.
+    """Return a page of profiles, from `summarize`; with two or more, one can be compared with another.
 
     Of a trace that could not be read it takes `{"name": …, "error": …}`.
     """
     content = {"colors": {"better": BETTER, "worse": WORSE, "same": SAME}, "profiles": list(profiles)}
     data = json.dumps(content, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")  # no tag ends the script early
-    parts = {
-        "TITLE": "Profiles" if len(profiles) != 1 else f"Profile {profiles[0]['name']}",
-        "POLICY": f"sha256-{script_hash()}",
-        "STYLE": (PARTS / "page.css").read_text(encoding="utf-8"),
-        "PROFILES": data,
-        "SCRIPT": script(),
-    }
-    template = (PARTS / "page.html").read_text(encoding="utf-8")
-    return re.sub(r"\b(TITLE|POLICY|STYLE|PROFILES|SCRIPT)\b", lambda found: parts[found[0]], template)
+    template = Template((PARTS / "page.html").read_text(encoding="utf-8"), autoescape=True, keep_trailing_newline=True)
+    return template.render(
+        title="Profiles" if len(profiles) != 1 else f"Profile {profiles[0]['name']}",
+        policy=f"sha256-{script_hash()}",
+        style=Markup((PARTS / "page.css").read_text(encoding="utf-8")),
+        profiles=Markup(data),
+        script=Markup(script()),
+    )
 
 
 def script() -> str:
@@ -75,12 +77,11 @@ def write_pages(traces: Path | str) -> list[Path]:
 
 def hash_traces(traces: Path | str) -> dict[str, str]:
     """Return the SHA-256 of each trace in a folder and of each page made of them, by its path from there; hidden files are left out."""
-    shown = (path for path in sorted(Path(traces).rglob("*")) if is_trace(path) or path.name in (ONE_NAME, ALL_NAME))
-    names = {path.relative_to(traces): path for path in shown if path.is_file()}
+    files = {path.relative_to(traces): path for path in sorted(Path(traces).rglob("*")) if path.is_file()}
     return {
         name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in names.items()
-        if not any(part.startswith(".") for part in name.parts)
+        for name, path in files.items()
+        if (is_trace(path) or path.name in (ONE_NAME, ALL_NAME)) and not any(part.startswith(".") for part in name.parts)
     }
 
 

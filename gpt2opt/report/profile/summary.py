@@ -1,6 +1,6 @@
 """What a page shows of one trace, as JSON: the tree of calls, the operators, memory over time."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,6 @@ from gpt2opt.measure.call_tree import Node, call_tree, operator_table, recorded,
 from gpt2opt.measure.results import Comparison
 from gpt2opt.measure.stats import PERCENT
 from gpt2opt.measure.trace_file import Event, read_trace_file
-from gpt2opt.report.profile.memory import memory_curves
 from gpt2opt.report.style import color
 from gpt2opt.report.tables import show_ratio
 from gpt2opt.run.record import ROLES, folder_name, read_record, reference_folder
@@ -16,38 +15,32 @@ from gpt2opt.run.record import ROLES, folder_name, read_record, reference_folder
 TRACED = {folder_name(name, role): name for name, role in ROLES.items() if role.speed}
 BESIDE = {folder_name(name, role): reference_folder(role) for name, role in ROLES.items() if role.speed and role.reference}
 MODELS = {BESIDE[folder]: str(ROLES[name].reference) for folder, name in TRACED.items() if folder in BESIDE} | TRACED
-"""Folder of a trace -> the model that is traced there; TRACED are those that each model has for itself, BESIDE tells in which folder lies
-what was recorded of a model's reference, in turns with it."""
+"""Folder of a trace -> the model that is traced there. TRACED: the folders of each model's own trace. BESIDE: folder of a model's own trace
+-> folder of the trace of its reference model that was recorded in turns with it."""
 PHASES = ("prefill", "decode")
 MAX_NOTES = 3
+MAX_POINTS = 400
+"""Of a curve; a chart has no more pixels to show them."""
+CPU_TYPE = 0  # of c10::DeviceType
+
+Curve = list[tuple[float, int]]
+"""(µs since the first event, bytes more than at that time), a step each."""
 
 
 def summarize(path: Path, name: str) -> dict[str, Any]:
-    """Read a trace and return what a page shows of it.
-
-    Args:
-        path: of the trace, as torch.profiler or `count_nodes` wrote it.
-        name: that the page gives it; of a trace of the four stages the name of its folder.
+    """Read a trace, as torch.profiler or `count_nodes` wrote it, and return what a page shows of it under a name.
 
     Returns:
-        name, model (None if it is none of the four stages'), color, runtime; beside: name of the trace of the reference model that was
-        recorded in turns with this one; again: it is such a trace, and the model has one for itself; names: (name, kind, note) of the
-        tree's nodes; tree: its root as (number in names, calls, µs on the CPU, µs on GPUs, children); operators; memory: device ->
-        (µs, bytes); phases: (`prefill` or `decode`, start, end) in µs; ratios: see `measured_ratios`. Times count from the beginning of
-        the recording.
+        name; model: which of the four stages' it is, by the folder's name, or None; color; runtime; beside: name of the trace of the
+        reference model that was recorded in turns with this one; again: it is such a trace, and the model has one of its own; names:
+        (name, kind, note) of the tree's nodes; tree: its root as (number in names, calls, µs on the CPU, µs on GPUs, children);
+        operators; memory: device -> (µs, bytes); phases: (`prefill` or `decode`, start, end) in µs; ratios: see `measured_ratios`. Times
+        count from the beginning of the recording.
 
     Raises:
         ValueError: the file is no trace, is larger than 10 MB, or holds no call.
     """
-    content = read_trace_file(path)
-    try:
-        events = recorded(content["traceEvents"])
-        root = call_tree(events)
-        curves = memory_curves(events)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path.name} has events that are not as in Chrome's format ({type(error).__name__}: {error})") from error
-    if not root.children:
-        raise ValueError(f"{path.name} holds no call; profile at least one whole step")
+    content, events, curves, root = read_calls(path)
     model = MODELS.get(Path(name).name)
     numbers: dict[tuple[str, str, str], int] = {}
     tree = _packed(root, numbers)
@@ -73,16 +66,31 @@ def summarize(path: Path, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def read_calls(path: Path) -> tuple[dict[str, Any], list[Event], dict[str, Curve], Node]:
+    """Read a trace; return its content, its events inside the profiler's steps, their memory curves and the root of their calls.
+
+    Raises:
+        ValueError: as `summarize`.
+    """
+    content = read_trace_file(path)
+    try:
+        events = recorded(content["traceEvents"])
+        root = call_tree(events)
+        curves = memory_curves(events)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name} has events that are not as in Chrome's format ({type(error).__name__}: {error})") from error
+    if not root.children:
+        raise ValueError(f"{path.name} holds no call; profile at least one whole step")
+    return content, events, curves, root
+
+
 def record_of(path: Path) -> Path:
-    """Return where the record lies of the run that left a trace, if one did."""
+    """Return the path of the record of the run that left a trace; there may be none."""
     return path.parent.parent / "run.json"
 
 
 def measured_ratios(record: Path, name: str) -> dict[str, str]:
-    """Return what a run measured of the model of a trace without a profiler, in turns with others: name of the other's trace -> a sentence.
-
-    It is empty if there is no record.
-    """
+    """Return what a run measured of a trace's model in turns with others, without a profiler: name of the other's trace -> a sentence."""
     try:
         pairs = [pair for model in read_record(record).models.values() for pair in model.comparisons()]
     except ValueError:
@@ -128,3 +136,29 @@ def _note(notes: Counter[str]) -> str:
 
 def _us(value: float) -> float:
     return round(value, 1)
+
+
+def memory_curves(events: list[Event]) -> dict[str, Curve]:
+    """Return a curve for each device that something was allocated on: `CPU`, `GPU 0` and so on.
+
+    What was allocated before the recording, such as the weights, is not in it: a curve begins at 0.
+    """
+    start = min((event["ts"] for event in events), default=0.0)
+    sums: dict[str, int] = defaultdict(int)
+    curves: dict[str, Curve] = {}
+    for event in sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"]):
+        arguments = event["args"]
+        device = "CPU" if arguments["Device Type"] == CPU_TYPE else f"GPU {arguments['Device Id']}"
+        sums[device] += arguments["Bytes"]
+        curves.setdefault(device, [(0.0, 0)]).append((event["ts"] - start, sums[device]))
+    return {device: thinned(curve) for device, curve in sorted(curves.items())}
+
+
+def thinned(curve: Curve, points: int = MAX_POINTS) -> Curve:
+    """Return at most `points` points of a curve: both ends, and the lowest and the highest of each stretch between them."""
+    if len(curve) <= points:
+        return curve
+    numbers, stretch = range(len(curve)), -(-len(curve) // (points // 2 - 1))
+    stretches = [numbers[start : start + stretch] for start in range(0, len(curve), stretch)]
+    kept = {0, len(curve) - 1, *(pick(part, key=lambda number: curve[number][1]) for part in stretches for pick in (min, max))}
+    return [curve[number] for number in sorted(kept)]

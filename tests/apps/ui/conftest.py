@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpt2opt.apps.ui.choices import Choice
-from gpt2opt.apps.ui.library import Library
+from gpt2opt.apps.ui.models import Library
 from gpt2opt.apps.ui.server import Server, bind, listen
 from gpt2opt.runtime import ir_model
 from tests.report.conftest import make_record

@@ -6,8 +6,8 @@ import urllib.request
 import pytest
 
 from gpt2opt.apps.ui.choices import Choice
+from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text_generation import generate_text
 from gpt2opt.runtime.ir_model import load_ir
 from tests.apps.ui.conftest import serving, slow_models
 
@@ -42,7 +42,7 @@ def page(opened):
 
 
 def expected(folder, tokenizer, **settings) -> str:
-    found = generate_text(load_ir(folder), tokenizer, [PROMPT], DecodingSettings(max_new_tokens=25, **settings))
+    found = generate(load_ir(folder), [PROMPT], DecodingSettings(max_new_tokens=25, **settings), tokenizer)
     return found[0].text
 
 

@@ -13,12 +13,11 @@ from email.message import Message
 import pytest
 from tornado.websocket import websocket_connect
 
-from gpt2opt.apps.ui import answer as ui_answer
+from gpt2opt.apps.ui import answers as ui_answers
 from gpt2opt.apps.ui.choices import Choice
-from gpt2opt.apps.ui.library import Library
-from gpt2opt.apps.ui.prepare import Cost, Prepared
+from gpt2opt.apps.ui.models import Cost, Library, Prepared
+from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.decoding.text_generation import generate_text
 from gpt2opt.runtime.ir_model import load_ir
 from tests.apps.ui.conftest import request, serving, slow_models, talk, tokens_of
 
@@ -41,7 +40,7 @@ def too_early(*_):
 def test_an_answer_is_what_the_library_generates(tell, run_dir, float_dir, tokenizer):
     events = tell(request(run_dir, max_new_tokens=12, do_sample=True, seed=3))
     settings = DecodingSettings(max_new_tokens=12, do_sample=True, seed=3, top_logprobs=6)
-    (expected,) = generate_text(load_ir(float_dir), tokenizer, ["Node 7 of graph"], settings)
+    (expected,) = generate(load_ir(float_dir), ["Node 7 of graph"], settings, tokenizer)
     found = tokens_of(events)
     assert [token["id"] for token in found] == list(expected.ids)
     assert "".join(token["text"] for token in found) == expected.text
@@ -165,7 +164,7 @@ def test_two_who_ask_for_one_model_wait_for_one_loading(run_dir, tmp_path):
 def tokenizing(monkeypatch):
     """Let the tokenizing of prompts that hold `LONG` begin, and end when it is allowed to: returns the two events."""
     begun, allowed = threading.Event(), threading.Event()
-    tokenize = ui_answer.encode_prompt
+    tokenize = ui_answers.encode_prompt
 
     def tokenize_when_allowed(tokenizer, prompt, *options):
         if LONG in prompt:
@@ -173,7 +172,7 @@ def tokenizing(monkeypatch):
             assert allowed.wait(60)
         return tokenize(tokenizer, prompt, *options)
 
-    monkeypatch.setattr(ui_answer, "encode_prompt", tokenize_when_allowed)
+    monkeypatch.setattr(ui_answers, "encode_prompt", tokenize_when_allowed)
     yield begun, allowed
     allowed.set()
 

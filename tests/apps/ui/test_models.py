@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from gpt2opt.apps.ui.choices import Choice
-from gpt2opt.apps.ui.prepare import Cost, cache_folder, known_cost, prepare, taken_as_it_is
+from gpt2opt.apps.ui.models import Cost, cache_folder, known, prepare, taken_as_it_is
 from gpt2opt.runtime.manifest import read_manifest
 
 
@@ -59,7 +59,7 @@ def test_other_weights_are_another_folder(model_dir, tmp_path):
 @pytest.mark.slow
 def test_a_model_is_quantized_and_measured_on_first_use(model_dir, tmp_path):
     choice, told = Choice(str(model_dir), "w8"), []
-    assert known_cost(choice, tmp_path / "ui") is None
+    assert known(choice, tmp_path / "ui") is None
     prepared = prepare(choice, tmp_path / "ui", lambda *step: told.append(step))
     assert [step for step, _, _ in told] == [1, 1, 2, 3]
     assert read_manifest(prepared.folder).weights == "i8"
@@ -69,5 +69,5 @@ def test_a_model_is_quantized_and_measured_on_first_use(model_dir, tmp_path):
     assert json.loads(prepared.folder.with_name("w8.json").read_text())["cost"]["tokens"] == cost.tokens
     told.clear()
     assert prepare(choice, tmp_path / "ui", lambda *step: told.append(step)) == prepared
-    assert known_cost(choice, tmp_path / "ui") == cost
+    assert known(choice, tmp_path / "ui") == prepared
     assert not told

@@ -5,11 +5,9 @@ import pytest
 import torch
 from scipy.special import log_softmax
 
-from gpt2opt.apps.ui.answer import answer, read_prompt
+from gpt2opt.apps.ui.answers import answers, divergence, read_prompt
 from gpt2opt.apps.ui.choices import Choice
-from gpt2opt.apps.ui.library import Loaded
-from gpt2opt.apps.ui.lockstep import divergence, lockstep
-from gpt2opt.apps.ui.prepare import Cost, Prepared
+from gpt2opt.apps.ui.models import Cost, Loaded, Prepared
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources.models import load_tokenizer
@@ -45,15 +43,15 @@ def ids(events, side=0) -> list[int]:
 
 
 def test_each_writes_what_it_writes_alone(fp32, int8, prompt):
-    events = list(lockstep(fp32, int8, prompt, settings(), lambda: False))
+    events = list(answers([fp32, int8], prompt, settings(), lambda: False))
     for side, model in enumerate((fp32, int8)):
-        assert ids(events, side) == ids(list(answer(model, prompt, settings(), lambda: False)))
+        assert ids(events, side) == ids(list(answers([model], prompt, settings(), lambda: False)))
     assert ids(events, 0) != ids(events, 1)  # they part, or this shows little
     assert [event["side"] for event in events] == [0, 1] * 40
 
 
 def test_the_distance_is_that_of_both_models_on_the_references_text(fp32, int8, pruned, prompt):
-    events = list(lockstep(fp32, int8, prompt, settings(), lambda: False))
+    events = list(answers([fp32, int8], prompt, settings(), lambda: False))
     text = prompt + ids(events)
     with torch.inference_mode():
         log_p = pruned(torch.tensor([text])).logits[0].log_softmax(-1).numpy()
@@ -69,18 +67,18 @@ def test_the_distance_is_that_of_both_models_on_the_references_text(fp32, int8, 
 
 
 def test_a_model_has_no_distance_from_itself(fp32, prompt):
-    events = list(lockstep(fp32, fp32, prompt, settings(), lambda: False))
+    events = list(answers([fp32, fp32], prompt, settings(), lambda: False))
     assert ids(events, 0) == ids(events, 1)
     assert max(event["kl_nats"] for event in events) < 1e-6
 
 
 def test_one_text_may_end_before_the_other(fp32, int8, prompt):
     """By a stop string that only one of them writes."""
-    events = list(lockstep(fp32, int8, prompt, settings(), lambda: False))
+    events = list(answers([fp32, int8], prompt, settings(), lambda: False))
     pieces = {side: [event["piece"] for event in events if event["side"] == side] for side in (0, 1)}
     for ends, goes_on in ((0, 1), (1, 0)):
         stop = next(piece for piece in pieces[ends] if piece.strip() and piece not in "".join(pieces[goes_on]))
-        found = list(lockstep(fp32, int8, prompt, settings(stop_strings=(stop,)), lambda: False))
+        found = list(answers([fp32, int8], prompt, settings(stop_strings=(stop,)), lambda: False))
         last = {side: [event for event in found if event["side"] == side][-1] for side in (0, 1)}
         assert (last[ends]["finish"], last[goes_on]["finish"]) == ("stop string", "length")
         measured = [event["kl_nats"] for event in found if event["side"] == 0]
@@ -89,7 +87,7 @@ def test_one_text_may_end_before_the_other(fp32, int8, prompt):
 
 def test_a_stop_ends_both(fp32, int8, prompt):
     asked = iter([False] * 9 + [True] * 9)
-    events = list(lockstep(fp32, int8, prompt, settings(), lambda: next(asked)))
+    events = list(answers([fp32, int8], prompt, settings(), lambda: next(asked)))
     assert len(events) == 11
     assert {event["side"]: event["finish"] for event in events} == {0: "stopped", 1: "stopped"}
 

@@ -7,16 +7,18 @@ on the fake-quantized graph, where one input can be switched at a time. Every we
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel
 
+from gpt2opt.measure.quality import kl_divergence
 from gpt2opt.quantize.fake_quant import FakeQuantLinear, quantized_linears
 
 EVERY = 4
-"""Every fourth position is compared: neighbouring positions tell nearly the same, and the head is a third of the arithmetic."""
+"""Every fourth position is compared: neighbouring positions give nearly the same answer, and the head is a third of the arithmetic."""
 
 KV_CACHE = "kv_cache"
 
@@ -64,9 +66,10 @@ def apply_gate(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, rows: Sequenc
     Raises:
         ValueError: the divergence is not finite.
     """
-    cache = CacheRounding(model.transformer.h[0].attn.head_dim)
+    blocks: Any = model.transformer.h
+    cache = CacheRounding(blocks[0].attn.head_dim)
     layers = {name: layer for name, layer in quantized_linears(model).items() if layer.quantize_input} | {KV_CACHE: cache}
-    hooks = [block.attn.c_attn.register_forward_hook(cache) for block in model.transformer.h]
+    hooks = [block.attn.c_attn.register_forward_hook(cache) for block in blocks]
     try:
         with torch.inference_mode():
             return _gate(layers, _Divergence(model, layers, reference, rows), max_kl)
@@ -101,29 +104,28 @@ Switched = FakeQuantLinear | CacheRounding
 
 def _gate(layers: Mapping[str, Switched], kl: Callable[[set[str]], float], max_kl: float | None) -> Sensitivity:
     every = set(layers)
-    planned = [set(), every, *({name} for name in layers), *(every - {name} for name in layers)]
-    with tqdm(total=len(planned), desc="sensitivity of each quantized input", leave=False) as progress:
+    with tqdm(total=2 + 2 * len(layers), desc="sensitivity of each quantized input", leave=False) as progress:
 
         def measured(quantized: set[str]) -> float:
-            found = kl(quantized)
+            cost = kl(quantized)
             progress.update()
-            return found
+            return cost
 
-        weights, all_inputs, *each = map(measured, planned)
-        together = all_inputs - weights
-        only_this = {name: cost - weights for name, cost in zip(layers, each[: len(layers)], strict=True)}
-        added_to_others = {name: together - (cost - weights) for name, cost in zip(layers, each[len(layers) :], strict=True)}
-        worst_first = sorted(layers, key=lambda name: -max(only_this[name], added_to_others[name]))
-        kept, left = set(every), together
+        weights = measured(set())
+        together = measured(every) - weights
+        only_this = {name: measured({name}) - weights for name in layers}
+        added_to_others = {name: together - (measured(every - {name}) - weights) for name in layers}
+        worst_first = iter(sorted(layers, key=lambda name: -max(only_this[name], added_to_others[name])))
+        kept, left = every, together
         while max_kl is not None and left > max_kl and kept:
-            kept.remove(worst_first[len(layers) - len(kept)])
+            kept = kept - {next(worst_first)}
             progress.total += 1  # how many of these it takes shows only now
             left = measured(kept) - weights
     _switch(layers, kept)
     short = {name: name.removeprefix("transformer.") for name in layers}
     return Sensitivity(
-        {short[name]: only_this[name] for name in layers},
-        {short[name]: added_to_others[name] for name in layers},
+        {short[name]: cost for name, cost in only_this.items()},
+        {short[name]: cost for name, cost in added_to_others.items()},
         weights, together, left, max_kl, tuple(short[name] for name in layers if name not in kept),
     )  # fmt: skip
 
@@ -156,7 +158,7 @@ class _Divergence:
         first = self._first_block(nearest ^ quantized)
         _switch(self.layers, quantized)
         found = (_log_probabilities(self.model, states, first) for states in self.kept[nearest])
-        nats = [(base.exp() * (base - other)).sum(-1) for base, other in zip(self.expected, found, strict=True)]
+        nats = [kl_divergence(base, other) for base, other in zip(self.expected, found, strict=True)]
         mean = torch.cat(nats).double().mean().item()
         if not math.isfinite(mean):  # no comparison with a budget means anything
             raise ValueError(f"the gate measured a KL divergence of {mean}: the model's numbers overflow on the calibration text")

@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from gpt2opt.export.openvino import export_ir
-from gpt2opt.quantize import sensitivity
-from gpt2opt.quantize.calibration import calibrate
-from gpt2opt.quantize.fake_quant import fake_quantize, linearize, quantized_linears
+from gpt2opt.quantize import gate
+from gpt2opt.quantize.fake_quant import fake_quantize, quantized_linears
+from gpt2opt.quantize.gate import CacheRounding, apply_gate
+from gpt2opt.quantize.inc import calibrate
 from gpt2opt.quantize.int8 import quantize_int8
+from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.quantize.recipes import Recipe
-from gpt2opt.quantize.sensitivity import CacheRounding, apply_gate
 from gpt2opt.runtime.ir_model import load_ir
 from tests.conftest import relative_error, torch_logits
 
@@ -20,7 +21,7 @@ BAD = "transformer.h.1.mlp.c_fc"
 @pytest.fixture
 def spoiled(pruned, calibration):
     """A fake-quantized model one of whose inputs has far too coarse a grid."""
-    linear = linearize(pruned)
+    linear = prepare_for_export(pruned)
     model = fake_quantize(linear, calibrate(linear, calibration, Recipe(smooth_alpha=None)))
     quantized_linears(model)[BAD].input_scale *= 12
     return model
@@ -32,13 +33,13 @@ def rows(calibration):
 
 
 def test_the_input_that_costs_most_is_found_and_left_float(spoiled, pruned, rows):
-    measured = apply_gate(spoiled, linearize(pruned), rows, max_kl=None)
+    measured = apply_gate(spoiled, prepare_for_export(pruned), rows, max_kl=None)
     assert measured.float_inputs == ()
     assert measured.left == measured.together
     for costs in (measured.only_this, measured.added_to_others):
         assert max(costs, key=costs.get) == "h.1.mlp.c_fc"
     budget = measured.together / 2
-    gated = apply_gate(spoiled, linearize(pruned), rows, max_kl=budget)
+    gated = apply_gate(spoiled, prepare_for_export(pruned), rows, max_kl=budget)
     assert gated.float_inputs == ("h.1.mlp.c_fc",)
     assert gated.left <= budget < gated.together
     assert {name for name, layer in quantized_linears(spoiled).items() if not layer.quantize_input} == {BAD, "lm_head"}
@@ -46,21 +47,21 @@ def test_the_input_that_costs_most_is_found_and_left_float(spoiled, pruned, rows
 
 @pytest.mark.parametrize(("max_kl", "further"), [(None, 0), (1e9, 0), (-1.0, 9)])
 def test_the_bar_is_full_at_the_end_however_many_inputs_are_left_float(max_kl, further, spoiled, pruned, rows, bars):
-    apply_gate(spoiled, linearize(pruned), rows, max_kl=max_kl)
+    apply_gate(spoiled, prepare_for_export(pruned), rows, max_kl=max_kl)
     count = 2 + 2 * 9 + further
     assert bars == [("sensitivity of each quantized input", count, count)]
 
 
 def test_a_budget_of_nothing_leaves_every_input_float_and_no_weight(spoiled, pruned, rows):
     weights = {name: layer.quantized_weight().clone() for name, layer in quantized_linears(spoiled).items()}
-    gated = apply_gate(spoiled, linearize(pruned), rows, max_kl=-1.0)
+    gated = apply_gate(spoiled, prepare_for_export(pruned), rows, max_kl=-1.0)
     assert len(gated.float_inputs) == 8 + 1  # the KV cache
     assert gated.left == 0
     assert all(torch.equal(layer.quantized_weight(), weights[name]) for name, layer in quantized_linears(spoiled).items())
 
 
 class WholePasses:
-    """What `sensitivity._Divergence` is, without reuse: every measurement is a forward pass of the whole model."""
+    """What `gate._Divergence` is, without reuse: every measurement is a forward pass of the whole model."""
 
     def __init__(self, model, layers, reference, rows):
         self.model, self.layers, self.rows = model, layers, rows
@@ -74,7 +75,7 @@ class WholePasses:
 
     @staticmethod
     def log_probabilities(model, row):
-        hidden = model.transformer(torch.tensor([row]), use_cache=False).last_hidden_state[0, sensitivity.EVERY - 1 :: sensitivity.EVERY]
+        hidden = model.transformer(torch.tensor([row]), use_cache=False).last_hidden_state[0, gate.EVERY - 1 :: gate.EVERY]
         return torch.log_softmax(model.lm_head(hidden), -1)
 
 
@@ -89,10 +90,10 @@ def test_starting_at_the_switched_block_changes_no_bit_and_saves_passes(attentio
         for layer in quantized_linears(spoiled).values():
             layer.quantize_input = layer.input_scale is not None
         blocks.clear()
-        return apply_gate(spoiled, linearize(pruned), rows, max_kl=1e-4), len(blocks)
+        return apply_gate(spoiled, prepare_for_export(pruned), rows, max_kl=1e-4), len(blocks)
 
     reused, fewer = measured()
-    monkeypatch.setattr(sensitivity, "_Divergence", WholePasses)
+    monkeypatch.setattr(gate, "_Divergence", WholePasses)
     whole, more = measured()
     assert reused == whole
     assert len(whole.float_inputs) > 1
@@ -102,11 +103,11 @@ def test_starting_at_the_switched_block_changes_no_bit_and_saves_passes(attentio
 def test_answers_that_overflow_are_refused_and_not_passed(spoiled, pruned, rows):
     spoiled.transformer.h[1].mlp.c_fc.weight.data *= 1e38
     with pytest.raises(ValueError, match="KL divergence of nan"):
-        apply_gate(spoiled, linearize(pruned), rows, max_kl=1e-4)
+        apply_gate(spoiled, prepare_for_export(pruned), rows, max_kl=1e-4)
 
 
 def test_sensitivity_is_the_kl_divergence_from_the_reference_model(spoiled, pruned, rows):
-    reference = linearize(pruned)
+    reference = prepare_for_export(pruned)
     measured = apply_gate(spoiled, reference, rows, max_kl=None)
     with torch.inference_mode():
         ids = torch.tensor(rows)
@@ -128,7 +129,7 @@ def test_the_gate_rounds_keys_and_values_as_the_runtime_does(spoiled, tokenizer,
 @pytest.mark.parametrize(("k", "kept_in"), [(1, "u8"), (64, "f16")])
 def test_a_cache_that_int8_would_spoil_stays_float(k, kept_in, pruned, tokenizer, calibration, ids, tmp_path):
     """A key channel × k and the query's ÷ k is the same function, and takes the steps of the head's other channels."""
-    model = linearize(pruned)
+    model = prepare_for_export(pruned)
     for block in model.transformer.h:
         queries, keys, _ = np.split(np.arange(block.attn.c_attn.weight.shape[0]), 3)
         for parameter in block.attn.c_attn.parameters():

@@ -1,4 +1,4 @@
-"""Real English text that every machine with our dependencies has: their documentation.
+"""Real English text that every machine with our dependencies has: the documentation of installed packages.
 
 Documents are read with `ast`, so that no package is imported. None of this text is committed; it is read where it was installed.
 """
@@ -13,9 +13,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Docs that a package attaches by a call instead of writing them under a `def`: torch's add_docstr, NumPy's add_newdoc.
+HELD_OUT = ("networkx", "matplotlib")
+"""The notebook fine-tunes, calibrates and scores on these; the bundled model was not trained on them."""
+PARAGRAPHS_APART = re.compile(r"\n\s*\n")
 DOC_CALL = re.compile(r"doc", re.IGNORECASE)
-MIN_PARAGRAPH = 100
+"""Documentation that a package attaches by a call instead of writing it under a `def`: torch's add_docstr, NumPy's add_newdoc."""
+LONG_PARAGRAPH = 100
 """Paragraphs of at least this many characters appear once in a corpus; shorter ones ("Parameters", "Returns") may repeat."""
 MIN_DOCUMENT = 400
 
@@ -28,6 +31,11 @@ class Document:
     text: str
 
 
+def unique_package_documents(packages: Iterable[str], seen: set[bytes]) -> list[Document]:
+    """Return the documents of packages of which no two share a long paragraph; see `unique_documents`."""
+    return [document for package in packages for document in unique_documents(package_documents(package), seen)]
+
+
 def package_documents(package: str) -> Iterator[Document]:
     """Yield one document per module of an installed package, sorted by path.
 
@@ -37,22 +45,11 @@ def package_documents(package: str) -> Iterator[Document]:
     spec = importlib.util.find_spec(package)
     if spec is None:
         raise ModuleNotFoundError(f"package {package!r} is not installed; pip install -r requirements.txt brings it")
-    if spec.submodule_search_locations is None and spec.origin:  # a single file
-        yield Document(package, "\n\n".join(_docs_of(Path(spec.origin))))
-        return
     root = Path(next(iter(spec.submodule_search_locations or ())))
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
         if "tests" not in relative.parts:
             yield Document(f"{package}/{relative.as_posix()}", "\n\n".join(_docs_of(path)))
-
-
-def language_reference() -> Iterator[Document]:
-    """Yield the chapters of the Python language reference that CPython brings along for `help()`."""
-    from pydoc_data.topics import topics
-
-    for name, text in sorted(topics.items()):
-        yield Document(f"pydoc_data.topics/{name}", text.strip())
 
 
 def unique_documents(documents: Iterable[Document], seen: set[bytes]) -> Iterator[Document]:
@@ -69,8 +66,8 @@ def unique_documents(documents: Iterable[Document], seen: set[bytes]) -> Iterato
 
 
 def _unseen_paragraphs(text: str, seen: set[bytes]) -> Iterator[str]:
-    for paragraph in re.split(r"\n\s*\n", text):
-        if len(paragraph) >= MIN_PARAGRAPH:
+    for paragraph in PARAGRAPHS_APART.split(text):
+        if len(paragraph) >= LONG_PARAGRAPH:
             digest = hashlib.blake2b(" ".join(paragraph.split()).encode(), digest_size=8).digest()
             if digest in seen:
                 continue
@@ -91,12 +88,10 @@ def _docs_of(path: Path) -> list[str]:
 
 def _doc_strings(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        doc = ast.get_docstring(node, clean=False)
-        if doc:
+        if doc := ast.get_docstring(node, clean=False):
             yield doc
     elif isinstance(node, ast.Call) and DOC_CALL.search(ast.unparse(node.func)):
-        for argument in node.args:
-            if isinstance(argument, ast.Constant) and isinstance(argument.value, str) and "\n" in argument.value:
-                yield argument.value
+        texts = (argument.value for argument in node.args if isinstance(argument, ast.Constant) and isinstance(argument.value, str))
+        yield from (text for text in texts if "\n" in text)
     for child in ast.iter_child_nodes(node):
         yield from _doc_strings(child)
