@@ -14,7 +14,7 @@ try:
     from experiments.contract import EXPERIMENTS, check_outputs, json_path, write_charts, write_json
     from gpt2opt.errors import guarded, place
     from gpt2opt.storage import claim_folder
-except KeyboardInterrupt:  # as it is told once the command runs
+except KeyboardInterrupt:  # with the message of a command that already runs
     print("gpt2opt: interrupted", file=sys.stderr)
     sys.exit(130)
 
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         for option in entry.options:
             default = f" (default {option.default})" if option.default != "" else ""
             flag = f"--{option.name.replace('_', '-')}"
-            sub.add_argument(flag, dest=option.name, type=option.kind, default=option.default, help=option.help + default)
+            sub.add_argument(flag, dest=option.name, type=type(option.default), default=option.default, help=option.help + default)
         sub.add_argument("--out", type=place, help=f"folder of {name}.json and its charts (default artifacts/{name})")
     sub = commands.add_parser("docs", help="fill every marked table, caption and chart of README and docs from the committed results")
     sub.set_defaults(command=docs)

@@ -12,16 +12,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from gpt2opt.report.table import Table, table
 from gpt2opt.storage import check_file, check_folder, from_json, read_json, write_chart, write_result
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -29,24 +27,24 @@ class Experiment:
     """One experiment. A module that defines one binds it to the name EXPERIMENT.
 
     result: the frozen dataclass that it returns; it names its `schema` and the `environment` it was measured in. run: takes the options of
-    its `Entry`, and the folder of the result if the entry says so. tables: by title. charts: by the name of the file. caption: what it
-    was measured on, and what it shows, in Markdown. in_documents: titles of the tables that documents show; all if there are none.
+    its `Entry`, and the folder of the result if the entry says so. tables: by title. charts: figures of matplotlib, by the name of the
+    file. caption: what it was measured on, and what it shows, in Markdown. in_documents: titles of the tables that documents show; all if
+    there are none.
     """
 
-    result: type
+    result: Any
     run: Callable[..., Any]
     tables: Callable[[Any], Mapping[str, Table]]
-    charts: Callable[[Any], Mapping[str, "Figure"]]
+    charts: Callable[[Any], Mapping[str, Any]]
     caption: Callable[[Any], str]
     in_documents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option of the command line; its name is that of an argument of `Experiment.run`."""
+    """One option of the command line; its name is that of an argument of `Experiment.run`, its type that of the default."""
 
     name: str
-    kind: type
     default: Any
     help: str
 
@@ -68,9 +66,9 @@ class Entry:
         return importlib.import_module(self.module).EXPERIMENT
 
 
-MODEL = Option("model", str, "auto", "directory, hub id, bundled or auto")
-TEXT = Option("text", str, "auto", "text file or table, wikitext-2, docs or auto")
-SIZE = Option("size", str, "gpt2", "gpt2, gpt2-medium, gpt2-large, or a directory with a GPT-2")
+MODEL = Option("model", "auto", "directory, hub id, bundled or auto")
+TEXT = Option("text", "auto", "text file or table, wikitext-2, docs or auto")
+SIZE = Option("size", "gpt2", "gpt2, gpt2-medium, gpt2-large, or a directory with a GPT-2")
 
 EXPERIMENTS = {
     "race": Entry(
@@ -78,8 +76,8 @@ EXPERIMENTS = {
         "race the engines that run GPT-2 on a CPU, each in its own process, in interleaved rounds",
         (
             SIZE,
-            Option("rounds", int, 5, "timed rounds"),
-            Option("engines", str, "", "names with commas between them, such as openvino-int8; all where empty, and ours always races"),
+            Option("rounds", 5, "timed rounds"),
+            Option("engines", "", "names with commas between them, such as openvino-int8; all where empty, and ours always races"),
         ),
         ("race", "growth"),
         takes_folder=True,
@@ -88,27 +86,27 @@ EXPERIMENTS = {
         "experiments.recipes", "compare the ways of quantizing, on a model as it comes and with injected activation outliers", (MODEL, TEXT)
     ),
     "attribution": Entry(
-        "experiments.attribution.report",
+        "experiments.attribution",
         "measure what each step from torch FP32 to INT8 is worth in time, size and perplexity",
-        (MODEL, TEXT, Option("rounds", int, 30, "timed rounds")),
+        (MODEL, TEXT, Option("rounds", 30, "timed rounds")),
         ("attribution",),
     ),
     "pruning": Entry(
-        "experiments.pruning.report",
+        "experiments.pruning",
         "prune heads by importance and by its controls, and measure what fine-tuning recovers",
         (
             MODEL,
             TEXT,
-            Option("seeds", int, 5, "random choices of heads"),
-            Option("score_bytes", int, 50_000, "bytes of the text's scored part"),
-            Option("epochs", float, 1, "of fine-tuning"),
+            Option("seeds", 5, "random choices of heads"),
+            Option("score_bytes", 50_000, "bytes of the text's scored part"),
+            Option("epochs", 1.0, "of fine-tuning"),
         ),
         ("pruning",),
     ),
     "passes": Entry(
         "experiments.passes",
         "leave out each graph pass in turn, and measure what the runtime loses",
-        (SIZE, Option("rounds", int, 12, "timed rounds")),
+        (SIZE, Option("rounds", 12, "timed rounds")),
         ("passes",),
     ),
     "grid": Entry(
@@ -116,62 +114,58 @@ EXPERIMENTS = {
         "prune, fine-tune and quantize GPT-2 on movie reviews in every combination: loss, size, time and memory of each",
         (
             MODEL,
-            Option("text", str, "auto", "imdb, a CSV with a column review or text, a UTF-8 file, docs or auto"),
-            Option("rounds", int, 3, "timed rounds"),
+            Option("text", "auto", "imdb, a CSV with a column review or text, a UTF-8 file, docs or auto"),
+            Option("rounds", 3, "timed rounds"),
         ),
         ("grid",),
     ),
     "scoring": Entry(
         "experiments.scoring",
         "time the scoring of a text beside lm-evaluation-harness, in turns",
-        (SIZE, TEXT, Option("rounds", int, 5, "timed rounds")),
+        (SIZE, TEXT, Option("rounds", 5, "timed rounds")),
     ),
     "classifier": Entry(
         "experiments.classifier.report",
         "take DistilBERT, or any sequence classifier, through FP16 and INT8 in three runtimes: size, latency, INT8 layers and answers",
         (
-            Option("model", str, "auto", "directory, hub id, random (DistilBERT's architecture with random weights) or auto"),
-            Option("data", str, "auto", "folder with SST-2, sst2, docstrings or auto"),
-            Option("runs", int, 100, "timed runs of each variant"),
-            Option("tokens", int, 16, "tokens of a timed text"),
-            Option("variants", str, "", "names with commas between them, such as openvino-int8-static; all where empty"),
+            Option("model", "auto", "directory, hub id, random (DistilBERT's architecture with random weights) or auto"),
+            Option("data", "auto", "folder with SST-2, sst2, docstrings or auto"),
+            Option("runs", 100, "timed runs of each variant"),
+            Option("tokens", 16, "tokens of a timed text"),
+            Option("variants", "", "names with commas between them, such as openvino-int8-static; all where empty"),
         ),
         ("classifier",),
     ),
     "deployed": Entry(
         "experiments.deployed",
         "compile for each back-end, and measure latency statistics and the scaling over cores",
-        (MODEL, Option("runs", int, 12, "timed runs")),
+        (MODEL, Option("runs", 12, "timed runs")),
         ("deployed", "deployed-full-size"),
     ),
     "decoding": Entry(
         "experiments.decoding.report",
         "compare the decoding methods on models of several sizes: repetition, perplexity and time",
         (
-            Option(
-                "models", str, "auto", "names with commas between them: directories, hub ids or bundled; or auto, for the sizes of GPT-2"
-            ),
+            Option("models", "auto", "names with commas between them: directories, hub ids or bundled; or auto, for the sizes of GPT-2"),
             TEXT,
-            Option("methods", str, "", "names with commas between them, such as top-p; all where empty, and greedy always takes part"),
-            Option("prompts", int, 10, "prompts from the held-out text"),
-            Option("seeds", int, 3, "draws of each method that samples"),
+            Option("methods", "", "names with commas between them, such as top-p; all where empty, and greedy always takes part"),
+            Option("prompts", 10, "prompts from the held-out text"),
+            Option("seeds", 3, "draws of each method that samples"),
         ),
         ("decoding",),
     ),
     "waiting": Entry(
         "experiments.waiting",
         "compare how torch's threads wait for each other, alone and beside a process that keeps every core busy",
-        (MODEL, Option("rounds", int, 5, "timed rounds")),
+        (MODEL, Option("rounds", 5, "timed rounds")),
     ),
     "optimisations": Entry(
         "experiments.optimisations",
         "time torch and ONNX Runtime with one thread and all, greedy and sampling, each in its own process, in turns",
         (
             SIZE,
-            Option(
-                "engines", str, "", "names with commas between them, such as torch-dynamic-int8; all where empty, and torch FP32 always"
-            ),
-            Option("rounds", int, 6, "timed rounds"),
+            Option("engines", "", "names with commas between them, such as torch-dynamic-int8; all where empty, and torch FP32 always"),
+            Option("rounds", 6, "timed rounds"),
         ),
         ("optimisations",),
     ),
@@ -204,10 +198,10 @@ def read_result_of(name: str, folder: Path) -> Any:
     try:
         return from_json(kind, content)
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a whole result ({type(error).__name__}: {error}); the same command writes it anew") from error
+        raise ValueError(f"{path} is not a whole result ({type(error).__name__}: {error}); the same command writes it again") from error
 
 
-def write_charts(charts: Mapping[str, "Figure"], folder: Path, source: Path) -> None:
+def write_charts(charts: Mapping[str, Any], folder: Path, source: Path) -> None:
     """Write charts as PNG; each holds the hash of the JSON file that it was drawn from."""
     import matplotlib.pyplot as plt
 
@@ -222,7 +216,7 @@ def hash_of(source: Path) -> str:
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Show a bar of so many steps on stderr; yield a function that is told which step begins, and counts the one before it."""
+    """Show a bar of `total` steps on stderr; yield a function to call with the step that begins, which counts the one before it."""
     with tqdm(total=total, unit="step", file=sys.stderr) as bar:
 
         def step(what: str) -> None:
@@ -232,6 +226,11 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
 
         yield step
         bar.update()
+
+
+def columns(items: Iterable[Any], shown: Mapping[str, Callable[[Any], str]]) -> Table:
+    """Return a table with a row for each item; `shown` has the header of each column and what it shows of an item."""
+    return table(tuple(shown), [[cell(item) for cell in shown.values()] for item in items])
 
 
 CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "no difference was measurable"
@@ -252,7 +251,7 @@ def decide(confirmed: bool, refuted: bool) -> str:
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
-    return table(("claim", "verdict", "figure"), [(found.claim, found.verdict, found.figure) for found in findings])
+    return columns(findings, {name: attrgetter(name) for name in ("claim", "verdict", "figure")})
 
 
 def say(text: str) -> None:

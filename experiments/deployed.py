@@ -1,6 +1,6 @@
 """What a deployed model does on this machine: latency statistics and scaling over cores, of `GPT2Deployed` on each back-end.
 
-The bundled model is small enough for its weights to stay in a CPU's caches. So where it stands in for `gpt2`, a GPT-2 of that size is
+The bundled model is small enough for its weights to stay in a CPU's caches. So where it replaces `gpt2`, a GPT-2 of that size is
 measured too. Its weights are random: they take the time of trained ones, and its text is not shown.
 """
 
@@ -59,11 +59,7 @@ class DeployedResult:
 
 
 def measure_deployed(model: str = "auto", runs: int = 12) -> DeployedResult:
-    """Deploy a model on every back-end that runs here, and measure; progress goes to stdout.
-
-    Args:
-        model: see `find_model`.
-        runs: timed runs, of the statistics and of each number of cores; at least 2.
+    """Deploy a model on every back-end that runs here, and measure it in `runs` timed runs; progress goes to stdout.
 
     Raises:
         ValueError: runs < 2, or there is no such model.
@@ -114,8 +110,9 @@ def deployed_tables(result: DeployedResult) -> dict[str, Table]:
 
 def _by_backend(model: DeployedModel, tables: list[Table]) -> Table:
     names = [f"{each.statistics.backend} {each.version}" for each in model.deployments]
-    rows = [(name, *row) for name, shown in zip(names, tables, strict=True) for row in shown.rows]
-    return table(("back-end", *tables[0].header), rows)
+    rows = [(f"{name}: {row[0]}", *row[1:]) for name, shown in zip(names, tables, strict=True) for row in shown.rows]
+    first, *others = tables[0].header
+    return table((f"back-end: {first}", *others), rows)
 
 
 def deployed_charts(result: DeployedResult) -> dict[str, Any]:

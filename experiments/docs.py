@@ -6,13 +6,16 @@ A block stands between `<!-- WHAT-KIND -->` and `<!-- /WHAT-KIND -->`: what was 
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from experiments.contract import EXPERIMENTS, hash_of, json_path, read_result_of, write_charts
 from experiments.doctor import measured
 from gpt2opt.environment import cpu_kind, machine_label
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.conclusions import conclude_finetune, conclude_profile, conclude_prune, conclude_quantize, machine_changes
+from gpt2opt.report.table import Table, table
 from gpt2opt.report.tables import chain_table, memory_table, perplexity_ratio, quality_table, speed_table, summary_table
 from gpt2opt.run.record import QUANTIZE, Record, read_record
 from gpt2opt.storage import write_whole
@@ -56,7 +59,7 @@ def draw_missing(folder: Path) -> None:
         if drawn and all(digest in path.read_bytes() for path in drawn):
             continue
         if source.name == "run.json":
-            charts = {f"run-{name}": figure for name, figure in draw_charts(read_record(source))}
+            charts: Mapping[str, Any] = {f"run-{name}": figure for name, figure in draw_charts(read_record(source))}
         else:
             charts = EXPERIMENTS[source.stem].load().charts(read_result_of(source.stem, folder))
         write_charts(charts, folder, source)
@@ -78,7 +81,7 @@ def drawn_from(source: Path) -> list[Path]:
 
 
 def fill(text: str, place: Path) -> str:
-    """Return a document that lies in a folder with every block made anew.
+    """Return a document that lies in a folder with every block made again.
 
     Raises:
         ValueError: a block has a name that is not known, or there is no such result.
@@ -112,9 +115,16 @@ def _first_page(record: Record, link: str) -> str:
     return f"{chain_table(record).markdown()}\n\n![Latency of the five models]({link}/run-latency.png)\n\n{_taken_on(record)}"
 
 
+def _models(record: Record) -> Table:
+    """Return the summary of a run without the columns that are the same in all rows, or follow from another."""
+    shown = summary_table(record)
+    columns = [number for number, name in enumerate(shown.header) if name not in ("bits/byte", "device")]
+    return table([shown.header[column] for column in columns], [[row[column] for column in columns] for row in shown.rows])
+
+
 def _taken_on(record: Record) -> str:
     facts, sources, settings = record.environment, record.sources, record.settings
-    quality = record.measured("Baseline").quality
+    quality = record.measured("Baseline").scored
     return (
         f"Measured on {machine_label(facts)}, {facts['gpu'] or 'no GPU'}. Model: {sources['model']['name']}; text: "
         f"{sources['text']['name']}, {quality.num_tokens:,} tokens scored. Prompt {settings.prompt_tokens} tokens, {settings.new_tokens} "
@@ -125,10 +135,10 @@ def _taken_on(record: Record) -> str:
 def _summary(record: Record, link: str) -> str:
     parts = [_taken_on(record)]
     if record.stages[-1] == QUANTIZE:
-        int8, fp32 = record.measured("INT8").quality, record.measured("FP32").quality
+        int8, fp32 = record.measured("INT8").scored, record.measured("FP32").scored
         parts.append(f"Perplexity of INT8 ÷ that of its FP32 control: {perplexity_ratio(int8, fp32)}.")
     parts.append(f"Every number comes from [`run.json`]({link}/run.json), which also holds the raw samples.")
-    return f"{summary_table(record).markdown()}\n\n{' '.join(parts)}"
+    return f"{_models(record).markdown()}\n\n{' '.join(parts)}"
 
 
 def _conclusions(record: Record, link: str) -> str:

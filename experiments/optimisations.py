@@ -11,8 +11,10 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from experiments.contract import CONFIRMED, REFUTED, Experiment, Finding, choose, decide, findings_table, now, progress
@@ -29,9 +31,6 @@ from gpt2opt.report.style import OUR_ENGINE, PEER_ENGINE
 from gpt2opt.report.table import MISSING, Table, milliseconds, table
 from gpt2opt.settings import check_whole
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 SCHEMA = "gpt2opt.optimisations/1"
 ENGINES: tuple[type[Driven], ...] = (TorchFp32, TorchEagerAttention, TorchCompile, TorchInt8, TorchInt8Compile, OnnxFp32, OnnxInt8)
 COMPILED = (TorchCompile, TorchInt8Compile)
@@ -45,7 +44,7 @@ LITTLE = 0.1
 
 @dataclass(frozen=True)
 class EngineTimes:
-    """One engine with so many threads. greedy_s, sampling_s: seconds of whole generations, one per round. left_out: why there are none."""
+    """One engine with its threads. greedy_s, sampling_s: seconds of whole generations, one per round. left_out: why there are none."""
 
     name: str
     note: str
@@ -90,9 +89,7 @@ def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 6
     """Time the engines in turns, each greedy and sampling, with one thread and with all; progress goes to stderr.
 
     Args:
-        size: as in `run_race`: a size, the bundled model stretched to it where there are no real weights, or a directory with a GPT-2.
-        engines: names with commas between them, such as `torch-dynamic-int8`; all where empty. Torch in FP32 always takes part.
-        rounds: timed rounds, at least 2.
+        size, engines: as in `run_race`. Torch in FP32 always takes part.
 
     Raises:
         ValueError: rounds < 2, or an unknown size or engine.
@@ -133,15 +130,17 @@ def time_engines(
         for number, outcome in enumerate(turns, 1):  # noqa: B007
             if number <= rounds:
                 step(f"engines, round {number} of {rounds}")
-    first, *others = rows.values()
-    first_again = replace(first, name=again(first.name), note="the same in another process")
-    rows = {str(first): first, again(str(first)): first_again, **{str(row): row for row in others}}
-    samples = {name: {method: tuple(taken) for method, taken in found.items()} for name, found in outcome.samples.items() if found}
+    found: list[tuple[str, EngineTimes]] = []
+    for key, row in rows.items():
+        found.append((key, row))
+        if key == next(iter(starts), None):
+            found.append((again(key), replace(row, name=again(row.name), note="the same in another process")))
+    samples = {name: {way: tuple(taken) for way, taken in given.items()} for name, given in outcome.samples.items() if given}
     return [
         replace(row, greedy_s=samples[key][GREEDY], sampling_s=samples[key][SAMPLING])
         if key in samples
         else replace(row, left_out=row.left_out or contestants.left.get(key))
-        for key, row in rows.items()
+        for key, row in found
     ]
 
 
@@ -223,10 +222,8 @@ def caption(result: Optimisations) -> str:
     )
 
 
-def plot_optimisations(result: Optimisations) -> "Axes":
+def plot_optimisations(result: Optimisations) -> Axes:
     """Draw the time per token of every engine and number of threads, greedy and sampling; whiskers are intervals over the rounds."""
-    import matplotlib.pyplot as plt
-
     rows = sorted(result.timed, key=lambda row: statistics.median(row.greedy_s))
     _, axes = plt.subplots(figsize=(10, 1.6 + 0.55 * len(rows)), layout="constrained")
     for offset, of, own, label in ((-0.2, "greedy_s", OUR_ENGINE, "greedy"), (0.2, "sampling_s", PEER_ENGINE, f"sampling ({SAMPLING})")):

@@ -9,30 +9,27 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import openvino
+from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from experiments.contract import Experiment, now
 from experiments.race.engines.base import Case, Timing, prompts_of
-from experiments.race.engines.ours import Ours
-from experiments.race.run import check_size, prepare_models, total_s
+from experiments.race.engines.ours import OursWithout
+from experiments.race.run import check_size, prepare_models, quantize, total_s
 from gpt2opt import environment
-from gpt2opt.measure.memory import in_fresh_process, read_resident
-from gpt2opt.measure.results import Resident
+from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.measure.stats import PERCENT, Estimate, paired_ratio
 from gpt2opt.measure.turns import Contestants, again, in_child
 from gpt2opt.report.style import OUR_ENGINE, SAME
 from gpt2opt.report.table import MISSING, Table, megabytes, milliseconds, table
 from gpt2opt.runtime.compile import case_of
-from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import IR_NAME
 from gpt2opt.runtime.passes import choose_passes
 from gpt2opt.settings import check_whole
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 SCHEMA = "gpt2opt.passes/1"
 ALL = "all passes"
@@ -64,22 +61,8 @@ class PassGains:
     schema: str = SCHEMA
 
 
-class OursWithout(Ours):
-    """The runtime with passes left out."""
-
-    def __init__(self, leave_out: Sequence[str], folder: Path):
-        self.model = load_ir(folder, environment.threads(), leave_out=leave_out)
-
-    def resident(self) -> Resident | None:
-        return read_resident()
-
-
 def measure_passes(size: str = "gpt2", rounds: int = 12) -> PassGains:
-    """Quantize a model and time its variants; progress goes to stderr.
-
-    Args:
-        size: as in `run_race`.
-        rounds: timed rounds, at least 2.
+    """Quantize a model, of a size as in `run_race`, and time its variants; progress goes to stderr.
 
     Raises:
         ValueError: rounds < 2, or an unknown size.
@@ -93,24 +76,10 @@ def measure_passes(size: str = "gpt2", rounds: int = 12) -> PassGains:
         bar.update()
         bar.set_description("quantizing")
         folder = Path(scratch, "int8")
-        in_fresh_process(quantize, Path(scratch, "models", "full"), folder)
+        in_fresh_process(quantize, Path(scratch, "models", "full"), folder, "w8a8-naive")
         bar.update()
         case, variants = time_passes(folder, models.vocab_size, rounds, bar)
     return PassGains(now(), environment.describe(), f"{size}, weights: {models.weights}", case, variants)
-
-
-def quantize(source: Path, folder: Path) -> None:
-    """Quantize every input and weight of a model, without the gate: it takes minutes, and time depends on shapes and types alone."""
-    environment.quiet()
-    from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
-    from gpt2opt.settings import MIN_CALIBRATION_SEQUENCES
-    from gpt2opt.sources.models import load_model
-    from gpt2opt.sources.texts import find_texts
-
-    tokenizer, model = load_model(source)
-    texts = [document.text for document in find_texts().calibration]
-    rows = prepare_calibration_dataset(texts, tokenizer, length=128, limit=MIN_CALIBRATION_SEQUENCES)
-    quantize_int8(model, tokenizer, rows, folder, "w8a8-naive")
 
 
 def time_passes(folder: Path, vocab_size: int, rounds: int, bar: tqdm) -> tuple[str, tuple[Variant, ...]]:
@@ -170,10 +139,8 @@ def passes_table(result: PassGains) -> Table:
     return table(("graph passes", *(f"{name}: × as long [{PERCENT}]" for name, *_ in COLUMNS), "RSS, MB"), rows)
 
 
-def plot_passes(result: PassGains) -> "Axes":
+def plot_passes(result: PassGains) -> Axes:
     """Draw how many times as long each figure takes without a pass; whiskers are intervals over the rounds."""
-    import matplotlib.pyplot as plt
-
     _, *others = result.variants
     figure, grid = plt.subplots(1, len(COLUMNS), figsize=(11, 1.5 + 0.4 * len(others)), sharey=True, squeeze=False, layout="constrained")
     for column, (axes, (name, *_)) in enumerate(zip(grid[0], COLUMNS, strict=True)):

@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import GPT2LMHeadModel
 
-from experiments.contract import Experiment, say
+from experiments.contract import Experiment, columns, say
 from gpt2opt import environment
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, perplexity, prepare_text
@@ -25,7 +25,7 @@ from gpt2opt.quantize.inc import calibrate
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.quantize.recipes import RECIPES
-from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table, with_interval
+from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, with_interval
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import IR_WEIGHTS
 from gpt2opt.sources.models import find_model, load_model
@@ -34,19 +34,18 @@ from gpt2opt.torch_model import logits_of
 
 
 @torch.no_grad()
-def inject_outliers(linear: GPT2LMHeadModel, k: float = 64, share: float = 0.01, seed: int = 0) -> GPT2LMHeadModel:
+def inject_outliers(linear: GPT2LMHeadModel, k: float = 64, share: float = 0.01) -> GPT2LMHeadModel:
     """Multiply some channels of every LayerNorm by k and divide the weights that read them: the same function with activation outliers.
 
     Large GPT-2s have such channels by themselves; SmoothQuant (Xiao et al. 2022) was made for them.
 
     Args:
         linear: a GPT-2 from `prepare_for_export`; changed in place. Its head is no longer tied to its embedding.
-        k: the factor.
-        share: of the channels of a LayerNorm, at least one.
-        seed: which.
+        k, share: the factor, and the share of the channels of a LayerNorm.
     """
-    generator = torch.Generator().manual_seed(seed)
-    pairs = [(getattr(b, norm), layer) for b in linear.transformer.h for norm, layer in (("ln_1", b.attn.c_attn), ("ln_2", b.mlp.c_fc))]
+    generator = torch.Generator().manual_seed(0)
+    blocks: Any = linear.transformer.h
+    pairs = [(getattr(b, norm), layer) for b in blocks for norm, layer in (("ln_1", b.attn.c_attn), ("ln_2", b.mlp.c_fc))]
     for norm, projection in [*pairs, (linear.transformer.ln_f, linear.lm_head)]:
         width = len(norm.weight)
         channels = torch.randperm(width, generator=generator)[: max(1, round(share * width))]
@@ -117,11 +116,6 @@ class RecipeComparison:
 def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 100_000, calibration_rows: int = 32) -> RecipeComparison:
     """Quantize a model by every recipe, as it comes and with injected outliers, and score each result on held-out text.
 
-    Args:
-        model, text: see `find_model` and `find_texts`.
-        score_bytes: how much of the text's scored part.
-        calibration_rows: rows of the model's context that INC and the gate get.
-
     Raises:
         ValueError: a source can't be found or is too short.
     """
@@ -142,16 +136,9 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
             start = time.perf_counter()
             done = quantize_int8(linear, tokenizer, calibration, folder, recipe)
             seconds = time.perf_counter() - start
-            results.append(
-                RecipeResult(
-                    name,
-                    recipe_name,
-                    *measure_agreement(logits_of(load_ir(folder)), reference, scored, reference_name="FP32"),
-                    done.audit.float_inputs,
-                    (folder / IR_WEIGHTS).stat().st_size,
-                    seconds,
-                )
-            )
+            measured = measure_agreement(logits_of(load_ir(folder)), reference, scored, reference_name="FP32")
+            size = (folder / IR_WEIGHTS).stat().st_size
+            results.append(RecipeResult(name, recipe_name, *measured, done.audit.float_inputs, size, seconds))
     safe_sums = []
     for name, linear in models.items():
         say(f"{name}: weights with and without room for sums of 16 bits …")
@@ -171,35 +158,41 @@ def _agreement_in_floats(
 
 def recipes_table(comparison: RecipeComparison) -> Table:
     """Show every recipe on both models, with intervals over documents."""
-    rows = []
-    for result in comparison.results:
-        agreement = result.agreement
-        rows.append(
-            (
-                result.model,
-                result.recipe,
-                perplexity_ratio(result.quality, comparison.reference),
-                with_interval(agreement.mean_kl, agreement.mean_kl_interval(), ".4f"),
-                with_interval(agreement.top1, agreement.top1_interval(), ".1%"),
-                str(len(result.float_inputs)),
-                megabytes(result.bin_bytes),
-                f"{result.seconds:.0f}",
-            )
-        )
-    return table(("model", "recipe", "perplexity / FP32", "mean KL, nats", "same top token", "float inputs", "bin MB", "s"), rows)
+    return columns(
+        comparison.results,
+        {
+            "model": lambda result: result.model,
+            "recipe": lambda result: result.recipe,
+            "perplexity / FP32": lambda result: perplexity_ratio(result.quality, comparison.reference),
+            "mean KL, nats": lambda result: _mean_kl(result.agreement, ".4f"),
+            "same top token": lambda result: _top1(result.agreement, ".1%"),
+            "float inputs": lambda result: str(len(result.float_inputs)),
+            "bin MB": lambda result: megabytes(result.bin_bytes),
+            "s": lambda result: f"{result.seconds:.0f}",
+        },
+    )
 
 
 def safe_sums_table(comparison: RecipeComparison) -> Table:
     """Show what weights that are safe for sums of 16 bits cost where nothing saturates, with intervals over documents."""
-    rows = [
-        (
-            found.model,
-            *(with_interval(agreement.mean_kl, agreement.mean_kl_interval(), ".5f") for agreement in (found.unsafe, found.safe)),
-            *(with_interval(agreement.top1, agreement.top1_interval(), ".2%") for agreement in (found.unsafe, found.safe)),
-        )
-        for found in comparison.safe_sums
-    ]
-    return table(("model", "mean KL, nats: steps of INC", "safe steps", "same top token: steps of INC", "safe steps"), rows)
+    return columns(
+        comparison.safe_sums,
+        {
+            "model": lambda found: found.model,
+            "mean KL, nats: steps of INC": lambda found: _mean_kl(found.unsafe, ".5f"),
+            "mean KL: safe steps": lambda found: _mean_kl(found.safe, ".5f"),
+            "same top token: steps of INC": lambda found: _top1(found.unsafe, ".2%"),
+            "same top token: safe steps": lambda found: _top1(found.safe, ".2%"),
+        },
+    )
+
+
+def _mean_kl(agreement: Agreement, digits: str) -> str:
+    return with_interval(agreement.mean_kl, agreement.mean_kl_interval(), digits)
+
+
+def _top1(agreement: Agreement, digits: str) -> str:
+    return with_interval(agreement.top1, agreement.top1_interval(), digits)
 
 
 def recipes_caption(comparison: RecipeComparison) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.contract import Experiment, now, say
+from experiments.contract import Experiment, columns, now, say
 from experiments.race.run import check_size, prepare_models
 from gpt2opt import environment
 from gpt2opt.decoding.text import encode, end_of_text
@@ -19,7 +19,7 @@ from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import perplexity, prepare_text
 from gpt2opt.measure.stats import PERCENT, paired_ratio
 from gpt2opt.measure.turns import Contestants, again, in_child
-from gpt2opt.report.table import MISSING, Table, megabytes, table
+from gpt2opt.report.table import MISSING, Table, megabytes
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import load_model, load_tokenizer
 from gpt2opt.sources.texts import find_texts
@@ -116,12 +116,7 @@ CONTESTANTS: dict[str, tuple[type[Ours], int]] = {
 
 
 def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> ScoringComparison:
-    """Let all contestants score one text with one model, in turns; progress goes to stderr.
-
-    Args:
-        size: as in `run_race`: a size, the bundled model stretched to it where there are no real weights, or a directory with a GPT-2.
-        text: see `find_texts`; the first documents of its scored part.
-        rounds: timed turns of each; at least 2.
+    """Let all contestants score the first held-out documents of a text with a model of a size as in `run_race`, in turns.
 
     Raises:
         ValueError: rounds < 2, an unknown size, or no such text.
@@ -165,20 +160,25 @@ def _first(tokenizer, documents: Sequence[str], num_tokens: int) -> tuple[list[s
 
 
 def scoring_table(comparison: ScoringComparison) -> Table:
-    """Show what each contestant takes, how much slower it is than ours, run by run, and what each gives."""
-    ours, rows = comparison.scorers[0], []
-    for scorer in comparison.scorers:
-        seconds = [turn.seconds for turn in scorer.turns]
-        ratio = paired_ratio(seconds, [turn.seconds for turn in ours.turns])
-        peaks = [turn.peak_rss_bytes for turn in scorer.turns if turn.peak_rss_bytes is not None]
-        rows.append(
-            (
-                scorer.name, scorer.version or "", f"{comparison.tokens / statistics.median(seconds):.0f}",
-                str(ratio),
-                f"{scorer.turns[0].nats / comparison.tokens:.5f}", megabytes(max(peaks)) if peaks else MISSING,
-            )
-        )  # fmt: skip
-    return table(("scored by", "version", "tokens/s", f"time ÷ ours [{PERCENT}]", "nats per token", "peak RSS, MB"), rows)
+    """Show what each contestant takes, how much slower it is than ours, run by run, and what it gives."""
+
+    def seconds(scorer: Scorer) -> list[float]:
+        return [turn.seconds for turn in scorer.turns]
+
+    def peak(scorer: Scorer) -> int:
+        return max(turn.peak_rss_bytes or 0 for turn in scorer.turns)
+
+    return columns(
+        comparison.scorers,
+        {
+            "scored by": lambda scorer: scorer.name,
+            "version": lambda scorer: scorer.version or "",
+            "tokens/s": lambda scorer: f"{comparison.tokens / statistics.median(seconds(scorer)):.0f}",
+            f"time ÷ ours [{PERCENT}]": lambda scorer: str(paired_ratio(seconds(scorer), seconds(comparison.scorers[0]))),
+            "nats per token": lambda scorer: f"{scorer.turns[0].nats / comparison.tokens:.5f}",
+            "peak RSS, MB": lambda scorer: megabytes(peak(scorer)) if peak(scorer) else MISSING,
+        },
+    )
 
 
 def scoring_caption(comparison: ScoringComparison) -> str:

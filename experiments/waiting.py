@@ -80,7 +80,7 @@ class Work:
         from gpt2opt.torch_model import generate_tokens
 
         torch.set_num_threads(environment.threads())
-        tokenizer, loaded = load_model(model)
+        tokenizer, loaded = load_model(Path(model))
         rows = prepare_calibration_dataset([text.text for text in find_texts().calibration], tokenizer, ROW_TOKENS, ROWS)
         batch = torch.tensor(rows["input_ids"][:STEP_ROWS])
 
@@ -136,10 +136,6 @@ def compare_waiting(model: str = "auto", rounds: int = 5) -> Waiting:
     """Time three works in every way of waiting, in turns, alone and beside a busy process; progress goes to stderr.
 
     Every run is in a new process, which starts with the variables of its way of waiting; so nothing is warmed up between runs.
-
-    Args:
-        model: as in `find_model`.
-        rounds: timed rounds, at least 2.
 
     Raises:
         ValueError: rounds < 2, or there is no such model.

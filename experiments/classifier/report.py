@@ -2,9 +2,10 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 
 from experiments.classifier.run import ClassifierResult, VariantResult, compare_variants
 from experiments.contract import Experiment
@@ -14,7 +15,6 @@ from gpt2opt.measure.stats import (
     PERCENT,
     Estimate,
     mcnemar,
-    mean_interval,
     only_one_hits,
     over_documents,
     paired_ratio,
@@ -23,9 +23,6 @@ from gpt2opt.measure.stats import (
 from gpt2opt.measure.turns import again
 from gpt2opt.report.style import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 PRECISION_COLORS = {32: COLORS["FP32"], 16: COLORS["Baseline"], 8: COLORS["INT8"]}
 
@@ -74,6 +71,9 @@ def size_table(result: ClassifierResult) -> Table:
         if variant.left_out:
             rows.append((variant.name, *[MISSING] * 5, f"left out: {variant.left_out}"))
             continue
+        assert variant.size_bytes
+        assert variant.int8
+        assert result.base.size_bytes
         smaller = f"{result.base.size_bytes / variant.size_bytes:.2f}"
         layers = [f"{count} of {result.linears}" for count in (variant.int8.stored, variant.int8.multiplied)]
         rows.append((variant.name, megabytes(variant.size_bytes), smaller, *layers, f"{variant.package} {variant.version}", variant.note))
@@ -110,8 +110,8 @@ def answer_table(result: ClassifierResult) -> Table:
     rows = []
     for variant in result.measured:
         right, base = hits(result, variant), hits(result, result.base)
-        low, high = mean_interval(right, [1] * len(right)) or (float("nan"), float("nan"))
-        row = [variant.name, f"{statistics.fmean(right):.4f} [{low:.4f}, {high:.4f}]", f"{macro_f1(result, variant):.4f}"]
+        accuracy = over_documents(np.divide, right, np.ones(len(right)), tokens=np.ones(len(right)))
+        row = [variant.name, f"{accuracy:.4f}", f"{macro_f1(result, variant):.4f}"]
         if variant is result.base:
             rows.append((*row, *[""] * 4))
             continue
@@ -153,23 +153,21 @@ def _share_difference(result: ClassifierResult, variant: VariantResult) -> Estim
     return paired_share_difference(hits(result, variant), hits(result, result.base))
 
 
-def plot_classifier(result: ClassifierResult) -> list["Axes"]:
+def plot_classifier(result: ClassifierResult) -> list[Axes]:
     """Draw size, latency (bar: p50, whisker: p95, dot: p99) and the difference of accuracy to torch FP32, a row for each variant."""
-    import matplotlib.pyplot as plt
-
     variants = result.measured
     figure, (size, latency, answers) = plt.subplots(1, 3, figsize=(14, 1.8 + 0.5 * len(variants)), layout="constrained")
     for row, variant in enumerate(variants):
         own = PRECISION_COLORS.get(variant.bits, CONTROL)
+        assert variant.size_bytes
         _bar(size, row, variant.size_bytes / 1e6, variant.size_bytes / 1e6, own, megabytes(variant.size_bytes))
         p50, p95, p99 = (percentile(variant.samples_s, share) * 1e3 for share in (0.5, 0.95, 0.99))
         _bar(latency, row, p50, p99, own, f"p50 {p50:.3g}")
         latency.errorbar(p50, row, xerr=[[0], [p95 - p50]], fmt="none", color="black", capsize=3, linewidth=1)
         latency.plot(p99, row, "o", color="black", markersize=3)
         if variant is not result.base:
-            found = _share_difference(result, variant)
-            ends = [[100 * (found.value - found.low)], [100 * (found.high - found.value)]]
-            answers.errorbar(100 * found.value, row, xerr=ends, fmt="o", color=own, capsize=4)
+            found = _share_difference(result, variant).scaled(100)
+            answers.errorbar(found.value, row, xerr=found.reach, fmt="o", color=own, capsize=4)
     _rows((size, latency, answers), [variant.name for variant in variants])
     size.set(title="As saved", xlabel="MB")
     latency.set(title=f"Latency of one text of {result.tokens} tokens", xlabel="ms; bar: p50, whisker: p95, dot: p99")
@@ -180,12 +178,12 @@ def plot_classifier(result: ClassifierResult) -> list["Axes"]:
     return [size, latency, answers]
 
 
-def _bar(axes: "Axes", row: int, value: float, end: float, color: str, text: str) -> None:
+def _bar(axes: Axes, row: int, value: float, end: float, color: str, text: str) -> None:
     axes.barh(row, value, height=0.6, color=color)
     axes.annotate(text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
 
 
-def _rows(grid: Sequence["Axes"], names: list[str]) -> None:
+def _rows(grid: Sequence[Axes], names: list[str]) -> None:
     for axes in grid:
         axes.set_yticks(range(len(names)), names if axes is grid[0] else [""] * len(names))
         axes.set_ylim(len(names) - 0.4, -0.6)

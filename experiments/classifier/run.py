@@ -107,8 +107,7 @@ def compare_variants(model: str = "auto", data: str = "auto", runs: int = 100, t
         model: a directory, a hub id, `random` (DistilBERT's architecture with random weights), or `auto`: the DistilBERT of the demo from
             the local cache or the hub, else random weights, which are then named as a stand-in.
         data: see `find_task`.
-        runs: timed runs of each variant, at least 2, on one text of `tokens` tokens; the intervals of the times are over these.
-        tokens: of a timed text, the two special ones included.
+        runs, tokens: timed runs of each variant, at least 2, and tokens of a timed text, the two special ones included.
         variants: names as `slug` writes them, with commas between them; all where empty. What they are compared with joins.
 
     Raises:
@@ -221,7 +220,7 @@ def class_numbers(name: str, config: Any, classes: Sequence[str]) -> tuple[int, 
 
 
 def check_memory(weight_bytes: int) -> None:
-    """Raise ValueError unless there is memory to make the variants of a model whose FP32 weights take so many bytes."""
+    """Raise ValueError unless there is memory to make the variants of a model whose FP32 weights take this many bytes."""
     import psutil
 
     needed, free = MAKING_COPIES * weight_bytes + LIBRARY_BYTES, psutil.virtual_memory().available
@@ -242,7 +241,7 @@ def _subjects(found: FoundModel | None, asked: str, task: Task, tokens: int) -> 
     """Return the model that is timed and the one that answers; they are one if a real classifier meets the texts it was made for.
 
     Raises:
-        ValueError: the model has other classes than the texts, or no room for so many tokens.
+        ValueError: the model has other classes than the texts, or no room for this many tokens.
     """
     if found:
         tokenizer, model = load_classifier(found.path)

@@ -4,15 +4,12 @@ SST-2 (Socher et al. 2013) says of sentences from film reviews whether they are 
 documentation is from; the words that would give it away are blanked.
 """
 
-import csv
-import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2opt.sources.documentation import Document, package_documents, unique_documents
-from gpt2opt.sources.files import decode
 from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
 from gpt2opt.sources.texts import PARAGRAPHS_APART, divide
 
@@ -102,29 +99,31 @@ def _read_part(folder: Path, part: str) -> Labelled:
     paths = next((found for pattern in SPLITS[part] if (found := sorted(folder.glob(pattern)))), [])
     if not paths:
         raise ValueError(f"no {' or '.join(SPLITS[part])} in {folder}; name a folder with both parts of SST-2, or data=docstrings")
-    rows = [row for path in paths for row in (_parquet_rows(path) if path.suffix == ".parquet" else _tsv_rows(path))]
+    rows = [row for path in paths for row in _rows(path)]
     texts, labels = tuple(text.strip() for text, _ in rows), tuple(label for _, label in rows)
     if not rows or set(labels) - set(range(len(SST2_CLASSES))):
         raise ValueError(f"{paths[0]} has {len(rows)} rows with the labels {sorted(set(labels))}; expected 0 (negative) and 1 (positive)")
     return Labelled(texts, labels)
 
 
-def _parquet_rows(path: Path) -> list[tuple[str, int]]:
-    import pyarrow.parquet
+def _rows(path: Path) -> list[tuple[str, int]]:
+    import pyarrow
+    from pyarrow import csv, parquet
 
+    columns = {"sentence": pyarrow.string(), "label": pyarrow.int64()}
     try:
-        columns = pyarrow.parquet.read_table(path, columns=["sentence", "label"])
-        return list(zip(columns["sentence"].to_pylist(), columns["label"].to_pylist(), strict=True))
+        if path.suffix == ".parquet":
+            found = parquet.read_table(path, columns=[*columns])
+        else:
+            apart, kinds = (
+                csv.ParseOptions(delimiter="\t", quote_char=False),
+                csv.ConvertOptions(column_types=columns, include_columns=[*columns]),
+            )
+            found = csv.read_csv(path, parse_options=apart, convert_options=kinds)
+        return list(zip(found["sentence"].to_pylist(), found["label"].to_pylist(), strict=True))
     except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors derive from these
-        raise ValueError(f"can't read {path} ({str(error).strip()[:120]!r}); expected the columns sentence and label") from error
-
-
-def _tsv_rows(path: Path) -> list[tuple[str, int]]:
-    try:
-        rows = csv.DictReader(io.StringIO(decode(path.read_bytes(), path), newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
-        return [(row["sentence"], int(row["label"])) for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"can't read {path} ({error}); expected UTF-8 text with the columns sentence and label, apart by tabs") from error
+        what = "parquet or UTF-8 text with the columns sentence and label, in text apart by tabs"
+        raise ValueError(f"can't read {path} ({str(error).strip()[:120]!r}); expected {what}") from error
 
 
 def _docstrings(origin: str) -> Task:

@@ -16,7 +16,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the small model's weights, besides the texts. row_tokens: of a text, the first so many are read."""
+    """Everything that decides the small model's weights, besides the texts. row_tokens: how many of a text are read."""
 
     vocab_size: int = 4096
     layers: int = 2

@@ -229,7 +229,8 @@ class OpenVinoFp32(Variant):
         from gpt2opt.runtime.audit import INT8_TYPES, executed_types
         from gpt2opt.runtime.graph import matmuls, stored_weight
 
-        stored = sum(stored_weight(node).get_element_type().get_type_name() in INT8_TYPES for node in matmuls(self.graph))
+        weights = [weight for node in matmuls(self.graph) if (weight := stored_weight(node))]
+        stored = sum(weight.get_element_type().get_type_name() in INT8_TYPES for weight in weights)
         executed = executed_types(self.compiled, lambda name: name)
         return Int8Layers(stored, sum(set(types) <= set(INT8_TYPES) for types in executed.values()))
 

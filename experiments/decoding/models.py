@@ -1,6 +1,5 @@
 """The models whose decoding is compared: real ones where they can be had, and random weights of the same size where they can't."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_utils import no_init_weights
 
+from experiments.contract import say
 from experiments.race.run import SIZES
 from experiments.race.stretch import stretch_tokenizer
 from gpt2opt.sources.models import BUNDLED, FoundModel, find_model, load_model, load_tokenizer
@@ -87,10 +87,9 @@ def random_model(layers: int, heads: int, width: int, vocab_size: int = 50257, p
     return model
 
 
-def tell_stand_ins(candidates: list[Candidate], texts: Texts) -> None:
-    """Print on stderr what stands in for what, and how to get the real ones."""
-    told = [f"{candidate.name}: {candidate.weights}" for candidate in candidates if candidate.stand_in]
-    told += [str(texts)] if texts.stand_in else []
-    if told:
-        told.append("Connect and run again for the real ones, or name what holds them with --models and --text.")
-        print("\n".join(told), file=sys.stderr, flush=True)
+def name_stand_ins(candidates: list[Candidate], texts: Texts) -> None:
+    """Print on stderr what was replaced by what, and how to get the real ones."""
+    lines = [f"{candidate.name}: {candidate.weights}" for candidate in candidates if candidate.stand_in]
+    lines += [str(texts)] if texts.stand_in else []
+    if lines:
+        say("\n".join([*lines, "Connect and run again for the real ones, or name what holds them with --models and --text."]))

@@ -3,26 +3,15 @@
 import math
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
-from experiments.contract import Experiment, Finding, decide, findings_table
+from experiments.contract import Experiment, Finding, columns, decide, findings_table
 from experiments.decoding.methods import GREEDY, METHODS, SAMPLING
-from experiments.decoding.results import (
-    ITSELF,
-    Decoding,
-    ModelResult,
-    explained,
-    explained_to_judge,
-    exponential,
-    mean,
-    nats,
-    rep4,
-    repetition,
-    share,
-    slower_than_greedy,
-)
+from experiments.decoding.results import ITSELF, Decoding, ModelResult, exponential, mean, share, slower_than_greedy
 from experiments.decoding.run import compare_decoding
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.stats import PERCENT, Estimate, median, over_documents, paired_ratio, ratio_of_medians
@@ -30,12 +19,8 @@ from gpt2opt.measure.turns import again
 from gpt2opt.report.style import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, milliseconds, table, with_interval
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 SMALL, MEDIUM, LARGE = "gpt2", "gpt2-medium", "gpt2-large"
-SAMPLE_PROMPTS = 2
+SAMPLE_PROMPTS = 1
 LOOP_MOST = 1.03
 
 
@@ -58,15 +43,15 @@ def sampling_is_coherent(model: ModelResult) -> list[Finding]:
     if not methods:
         return [Finding(claim, "not measured here: no method that samples was asked for", "") for claim in (repeats, coherent)]
 
-    def gain(of) -> Estimate:
-        sampled = np.mean([model.by_prompt(method, of) for method in methods], axis=0)
-        return mean(sampled - model.by_prompt(GREEDY, of))
+    def gain(figure: str) -> Estimate:
+        sampled = np.mean([model.by_prompt(method, figure) for method in methods], axis=0)
+        return mean(sampled - model.by_prompt(GREEDY, figure))
 
-    less, nll = gain(rep4), gain(nats)
+    less, nll = gain("rep4"), gain("nll")
     cost = f"the texts cost {nll:+.2f} nats per token more under the model that wrote them"
     verdict, figure = "not judged here: needs a second model that writes, with the same vocabulary", cost
     if model.judge:
-        more, itself = gain(explained_to_judge), mean(model.by_prompt(ITSELF, explained_to_judge)).value
+        more, itself = gain("explained_to_judge"), mean(model.by_prompt(ITSELF, "explained_to_judge")).value
         verdict = decide(more.low > 0, more.high < 0)
         figure = (
             f"to {model.judge} the prompt explains {more:+.2f} nats per token more than with greedy (of the text itself it explains "
@@ -89,7 +74,7 @@ def medium_is_balanced(result: Decoding) -> Finding:
     real = [model for model in sizes if model and model.texts]
     if len(real) < 3:
         return Finding(claim, _needs([MEDIUM, LARGE]), _speeds([model for model in sizes if model]))
-    (small, medium, large), costs = real, [model.by_prompt(ITSELF, nats) for model in real]
+    (small, medium, large), costs = real, [model.by_prompt(ITSELF, "nll") for model in real]
     first, second = (math.log2(_slower(*pair).value) for pair in ((medium, small), (large, medium)))
     ones = np.ones(len(costs[0]))
     better = over_documents(
@@ -109,7 +94,7 @@ def larger_is_slower(result: Decoding) -> list[Finding]:
     real = [model for model in sizes if model.texts]
     if len(real) < 2:
         return [found, Finding(no_better, _needs([MEDIUM, LARGE]), "")]
-    gain = mean(real[0].by_prompt(ITSELF, nats) - real[-1].by_prompt(ITSELF, nats))
+    gain = mean(real[0].by_prompt(ITSELF, "nll") - real[-1].by_prompt(ITSELF, "nll"))
     figure = f"the text itself costs {real[-1].name} {gain:+.2f} nats per token less than {real[0].name}"
     return [found, Finding(no_better, decide(gain.low <= 0, gain.low > 0), figure)]
 
@@ -134,50 +119,35 @@ def _needs(names: Sequence[str]) -> str:
 
 def texts_table(model: ModelResult) -> Table:
     """Show repetition, diversity, perplexity, and what the prompt explains, of every method and of the text itself."""
-    rows = []
-    for method in (ITSELF, *model.methods):
-        rows.append(
-            (
-                method,
-                f"{model.by_prompt(method, lambda output: repetition(output.tokens, 2)).mean():.1%}",
-                with_interval(*share(model.by_prompt(method, rep4)), ".1%"),
-                f"{model.distinct(method, 1):.3f}",
-                f"{model.distinct(method, 2):.3f}",
-                str(exponential(mean(model.by_prompt(method, nats)))),
-                str(mean(model.by_prompt(method, explained))),
-            )
-        )
-    return table(
-        (
-            "method",
-            "rep-2",
-            f"rep-4 [{PERCENT}]",
-            "distinct-1",
-            "distinct-2",
-            f"perplexity [{PERCENT}]",
-            f"prompt explains to the writer, nats [{PERCENT}]",
-        ),
-        rows,
+    return columns(
+        (ITSELF, *model.methods),
+        {
+            "method": str,
+            "rep-2": lambda method: f"{model.by_prompt(method, 'rep2').mean():.1%}",
+            f"rep-4 [{PERCENT}]": lambda method: with_interval(*share(model.by_prompt(method, "rep4")), ".1%"),
+            "distinct-1": lambda method: f"{model.distinct(method, 1):.3f}",
+            "distinct-2": lambda method: f"{model.distinct(method, 2):.3f}",
+            f"perplexity [{PERCENT}]": lambda method: str(exponential(mean(model.by_prompt(method, "nll")))),
+            f"prompt explains to the writer, nats [{PERCENT}]": lambda method: str(mean(model.by_prompt(method, "explained"))),
+        },
     )
 
 
 def paired_table(model: ModelResult) -> Table:
-    """Show every method against greedy decoding, paired by prompt (texts) or by round (times)."""
-    rows = []
-    for method in model.methods:
-        if method == GREEDY:
-            continue
-        repeats, cost, more = (mean(model.by_prompt(method, of) - model.by_prompt(GREEDY, of)) for of in (rep4, nats, explained))
-        rows.append((method, f"{repeats:+.1%}", str(exponential(cost)), f"{more:+.2f}", str(slower_than_greedy(model, method))))
-    return table(
-        (
-            "method against greedy",
-            f"rep-4, difference [{PERCENT}]",
-            f"perplexity, ratio [{PERCENT}]",
-            f"prompt explains to the writer, difference [{PERCENT}]",
-            f"time, ratio [{PERCENT}]",
-        ),
-        rows,
+    """Show every method compared with greedy decoding, paired by prompt (texts) or by round (times)."""
+
+    def more(method: str, figure: str) -> Estimate:
+        return mean(model.by_prompt(method, figure) - model.by_prompt(GREEDY, figure))
+
+    return columns(
+        [method for method in model.methods if method != GREEDY],
+        {
+            "method against greedy": str,
+            f"rep-4, difference [{PERCENT}]": lambda method: f"{more(method, 'rep4'):+.1%}",
+            f"perplexity, ratio [{PERCENT}]": lambda method: str(exponential(more(method, "nll"))),
+            f"prompt explains to the writer, difference [{PERCENT}]": lambda method: f"{more(method, 'explained'):+.2f}",
+            f"time, ratio [{PERCENT}]": lambda method: str(slower_than_greedy(model, method)),
+        },
     )
 
 
@@ -197,18 +167,15 @@ def speed_table(result: Decoding) -> Table:
 def loop_table(result: Decoding) -> Table:
     """Show what the generation loop adds to the time per token of our INT8 runtime."""
     loop = result.loop
-    rows = [
-        ("plain loop (`Greedy`)", milliseconds(median(loop.plain_s).value), MISSING),
-        *(
-            ("plain loop again", milliseconds(median(loop.again_s).value), f"{paired_ratio(loop.again_s, loop.plain_s):.3f}")
-            for _ in loop.again_s[:1]
-        ),
-        ("generation loop (`stream`, greedy)", milliseconds(median(loop.loop_s).value), f"{loop.ratio:.3f}"),
-    ]
-    if loop.again_s:
-        twice = (again("plain loop"), milliseconds(median(loop.again_s).value), f"{paired_ratio(loop.again_s, loop.plain_s):.3f}")
-        rows.insert(1, twice)
-    return table(("INT8 IR driven by the", "TPOT, ms", f"÷ plain loop [{PERCENT}]"), rows)
+    loops = {"plain loop (`Greedy`)": loop.plain_s, again("plain loop"): loop.again_s, "generation loop (`stream`, greedy)": loop.loop_s}
+    return columns(
+        [(name, taken) for name, taken in loops.items() if taken],
+        {
+            "INT8 IR driven by the": lambda row: row[0],
+            "TPOT, ms": lambda row: milliseconds(median(row[1]).value),
+            f"÷ plain loop [{PERCENT}]": lambda row: MISSING if row[1] is loop.plain_s else f"{paired_ratio(row[1], loop.plain_s):.3f}",
+        },
+    )
 
 
 def samples_table(result: Decoding) -> Table:
@@ -236,7 +203,7 @@ def all_tables(result: Decoding) -> dict[str, Table]:
 
 
 def caption(result: Decoding) -> str:
-    """Say what was measured on what, and what stands in for what."""
+    """Say what was measured on what, and what was replaced by what."""
     methods = ", ".join(f"{method} ({_settings(method)})" for method in result.models[0].methods)
     models = "; ".join(f"{model.name}: {model.weights}, {model.parameters / 1e6:.0f} M parameters" for model in result.models)
     sampling = [method for method in result.models[0].methods if method in SAMPLING]
@@ -261,22 +228,19 @@ def caption(result: Decoding) -> str:
     )
 
 
-def plot_decoding(result: Decoding) -> list["Axes"]:
+def plot_decoding(result: Decoding) -> list[Axes]:
     """Draw, for each model that writes, perplexity over repetition and over the time per token; whiskers are intervals."""
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator
-
     writers = result.writers
     figure, grid = plt.subplots(len(writers), 2, figsize=(13, 5.2 * len(writers)), layout="constrained", squeeze=False, sharey="row")
     for (repeats, times), model in zip(grid, writers, strict=True):
         for number, method in enumerate((ITSELF, *model.methods)):
             style = _style(method, number)
-            quality = exponential(mean(model.by_prompt(method, nats)))
-            value, interval = share(model.by_prompt(method, rep4))
+            quality = exponential(mean(model.by_prompt(method, "nll")))
+            value, interval = share(model.by_prompt(method, "rep4"))
             _point(repeats, Estimate(value, *(interval or (value, value))).scaled(100), quality, method, style)
             if method != ITSELF:
                 _point(times, median(model.seconds(method)).scaled(1e3 / result.timed_new_tokens), quality, method, style)
-        times.axhline(exponential(mean(model.by_prompt(ITSELF, nats))).value, color="black", linestyle=":", linewidth=1)
+        times.axhline(exponential(mean(model.by_prompt(ITSELF, "nll"))).value, color="black", linestyle=":", linewidth=1)
         repeats.set(title=f"{model.name}: perplexity and repetition", xlabel="rep-4, %", ylabel="perplexity, logarithmic")
         times.set(title=f"{model.name}: perplexity and time", xlabel="ms per token, prefill included; dotted: the text itself")
         repeats.set_yscale("log")
@@ -290,10 +254,6 @@ def plot_decoding(result: Decoding) -> list["Axes"]:
     return list(grid.flat)
 
 
-def charts(result: Decoding) -> dict[str, "Figure"]:
-    return {"decoding": plot_decoding(result)[0].figure}
-
-
 def _style(method: str, number: int) -> dict:
     if method == ITSELF:
         return {"color": "black", "marker": "*", "markersize": 13}
@@ -301,7 +261,7 @@ def _style(method: str, number: int) -> dict:
     return {"color": own, "marker": "ov^s<Dp>XP"[number], "markersize": 8}
 
 
-def _point(axes: "Axes", x: Estimate, y: Estimate, label: str, style: dict) -> None:
+def _point(axes: Axes, x: Estimate, y: Estimate, label: str, style: dict) -> None:
     axes.errorbar(x.value, y.value, xerr=x.reach, yerr=y.reach, label=label, linestyle="none", elinewidth=0.8, **style)
 
 
@@ -317,4 +277,6 @@ def _in_one_line(text: str) -> str:
     return "`" + " ".join(text.replace("`", "'").split()) + "`"
 
 
-EXPERIMENT = Experiment(Decoding, compare_decoding, all_tables, charts, caption)
+EXPERIMENT = Experiment(
+    Decoding, compare_decoding, all_tables, charts=lambda result: {"decoding": plot_decoding(result)[0].figure}, caption=caption
+)

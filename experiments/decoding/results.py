@@ -1,7 +1,7 @@
 """What the experiment gave: frozen, with the texts and the raw times; and the figures that are read from it."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import expit
 
 from experiments.decoding.methods import GREEDY
-from gpt2opt.measure.stats import Estimate, over_documents, paired_ratio
+from gpt2opt.measure.stats import Estimate, Numbers, over_documents, paired_ratio
 from gpt2opt.measure.turns import again
 
 SCHEMA = "gpt2opt.decoding/1"
@@ -39,6 +39,34 @@ class Output:
     @property
     def tokens(self) -> list[int]:
         return [int(token) for token in self.ids.split()]
+
+    @property
+    def rep2(self) -> float:
+        return repetition(self.tokens, 2)
+
+    @property
+    def rep4(self) -> float:
+        return repetition(self.tokens, 4)
+
+    @property
+    def nll(self) -> float:
+        """Return the NLL per token behind the prompt."""
+        return self.nats / len(self.tokens)
+
+    @property
+    def explained(self) -> float:
+        """Return by how many nats per token the prompt makes the text more probable to the model that wrote it.
+
+        Of texts that were drawn this is a KL divergence of the model from itself, and above 0 whatever the model, random weights included.
+        """
+        return (self.nats_alone - self.nats) / len(self.tokens)
+
+    @property
+    def explained_to_judge(self) -> float:
+        """Return by how many nats per token the prompt makes the text more probable to a model that did not write it."""
+        assert self.judged is not None
+        assert self.judged_alone is not None
+        return (self.judged_alone - self.judged) / len(self.tokens)
 
 
 def repetition(tokens: Sequence[int], n: int) -> float:
@@ -106,11 +134,11 @@ class ModelResult:
     def outputs(self, method: str) -> tuple[Output, ...]:
         return next(texts.outputs for texts in self.texts if texts.method == method)
 
-    def by_prompt(self, method: str, of: Callable[[Output], float]) -> np.ndarray:
-        """Return the mean over the draws of each prompt, (prompts,)."""
+    def by_prompt(self, method: str, figure: str) -> np.ndarray:
+        """Return the mean of a figure of `Output` over the draws of each prompt, (prompts,)."""
         values: dict[int, list[float]] = {}
         for output in self.outputs(method):
-            values.setdefault(output.prompt, []).append(of(output))
+            values.setdefault(output.prompt, []).append(getattr(output, figure))
         return np.array([statistics.mean(values[prompt]) for prompt in sorted(values)])
 
     def distinct(self, method: str, n: int) -> float:
@@ -164,37 +192,13 @@ class Decoding:
         return next((model for model in self.models if model.name == name), None)
 
 
-def rep4(output: Output) -> float:
-    return repetition(output.tokens, 4)
-
-
-def nats(output: Output) -> float:
-    """Return the NLL per token behind the prompt."""
-    return output.nats / len(output.tokens)
-
-
-def explained(output: Output) -> float:
-    """Return by how many nats per token the prompt makes the text more probable to the model that wrote it.
-
-    Of texts that were drawn this is a KL divergence of the model from itself, and above 0 whatever the model, random weights included.
-    """
-    return (output.nats_alone - output.nats) / len(output.tokens)
-
-
-def explained_to_judge(output: Output) -> float:
-    """Return by how many nats per token the prompt makes the text more probable to a model that did not write it."""
-    assert output.judged is not None
-    assert output.judged_alone is not None
-    return (output.judged_alone - output.judged) / len(output.tokens)
-
-
-def mean(values: Sequence[float] | np.ndarray) -> Estimate:
+def mean(values: Numbers) -> Estimate:
     """Return the mean over prompts, and its interval over other prompts of this kind."""
     ones = np.ones(len(values))
     return over_documents(np.divide, values, ones, tokens=ones)
 
 
-def share(values: Sequence[float] | np.ndarray) -> tuple[float, tuple[float, float] | None]:
+def share(values: Numbers) -> tuple[float, tuple[float, float] | None]:
     """Return the mean of shares over prompts, and its interval, taken on the scale of log-odds so that it stays between 0 and 1.
 
     It is None for fewer than two prompts, and if all of the share, or all that is left of it, is one prompt's.

@@ -3,8 +3,9 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,20 +13,23 @@ from transformers import GPT2LMHeadModel
 
 from experiments.contract import choose, now, progress
 from experiments.decoding.contrastive import model_of
-from experiments.decoding.methods import GREEDY, METHODS, settings_of
-from experiments.decoding.models import Candidate, find_candidates, tell_stand_ins
+from experiments.decoding.methods import GREEDY, METHODS, SAMPLING, settings_of
+from experiments.decoding.models import Candidate, find_candidates, name_stand_ins
 from experiments.decoding.results import ITSELF, Decoding, LoopTimes, MethodTexts, MethodTimes, ModelResult, Output
-from experiments.decoding.texts import find_prompts, judge, judge_again, write_texts
 from experiments.race.engines.base import Case, make_prompts
+from experiments.race.run import quantize
 from gpt2opt import environment
 from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.decoding.generation import generate, stream
+from gpt2opt.decoding.text import decoder_of, encode, end_of_text
 from gpt2opt.measure.memory import in_fresh_process
+from gpt2opt.measure.quality import token_nll
 from gpt2opt.measure.turns import Contestants, Here, in_child
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import save_model
-from gpt2opt.sources.texts import find_texts
+from gpt2opt.sources.texts import Texts, find_texts
+from gpt2opt.torch_model import logits_of
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 48
 TIMED = Case(16, 6)
@@ -60,7 +64,7 @@ def compare_decoding(
         check_whole(name, found, least, "intervals and ranges over fewer say little")
     chosen = choose("method", methods, METHODS, GREEDY)
     candidates, texts = find_candidates(models), find_texts(text)
-    tell_stand_ins(candidates, texts)
+    name_stand_ins(candidates, texts)
     torch.set_num_threads(environment.threads())
     steps = sum((prompts * len(chosen) if writes(each) else 0) + LEAST_ROUNDS * len(chosen) for each in candidates)
     steps += len(LOOP_STEPS)
@@ -213,16 +217,13 @@ class Loop:
 
     def tpot(self, new_tokens: int) -> float:
         """Return the seconds per output token."""
-        if self.way == "plain":
-            greedy = Greedy(self.model.decoder(self.prompts, new_tokens))
-            greedy.start()
-            steps: Iterable = (greedy.step() for _ in range(new_tokens - 1))
-        else:
-            steps = stream(self.model, self.prompts, settings_of(GREEDY, new_tokens))
-            next(steps)
+        greedy = Greedy(self.model.decoder(self.prompts, new_tokens))
+        tokens = stream(self.model, self.prompts, settings_of(GREEDY, new_tokens))
+        begin, step = (greedy.start, greedy.step) if self.way == "plain" else (partial(next, tokens), partial(next, tokens, None))
+        begin()
         start = time.perf_counter()
-        for _ in steps:
-            pass
+        for _ in range(new_tokens - 1):
+            step()
         return (time.perf_counter() - start) / (new_tokens - 1)
 
 
@@ -230,7 +231,7 @@ def time_loop(source: Path, prompt: list[int], step: Callable[[str], None]) -> L
     """Export a model as an INT8 IR (weights alone) and time both loops on it, in turns."""
     step(LOOP_STEPS[0])
     folder = source.parent / "ir"
-    in_fresh_process(export_int8, source, folder)
+    in_fresh_process(quantize, source, folder, "w8")
     step(LOOP_STEPS[1])
     with Contestants({way: in_child(Loop, folder, prompt, way) for way in ("plain", "loop")}) as contestants:
         *_, outcome = contestants.take_turns("tpot", [LOOP_TOKENS], rounds=LOOP_RUNS)
@@ -238,15 +239,58 @@ def time_loop(source: Path, prompt: list[int], step: Callable[[str], None]) -> L
     return LoopTimes(plain, loop, twice)
 
 
-def export_int8(source: Path, folder: Path) -> None:
-    """Write the model in `source` as an IR with INT8 weights; nothing is calibrated, so any rows of tokens do."""
-    from datasets import Dataset
+def find_prompts(texts: Texts, tokenizer, count: int, prompt_tokens: int, new_tokens: int) -> list[tuple[list[int], list[int]]]:
+    """Return prompts from the scored part, which no model was trained on here, and how the text itself goes on behind each.
 
-    from gpt2opt.quantize.int8 import quantize_int8
-    from gpt2opt.settings import MIN_CALIBRATION_SEQUENCES
-    from gpt2opt.sources.models import load_model
+    Each is the beginning of another document: (prompt_tokens ids, new_tokens ids).
 
-    environment.quiet()
-    tokenizer, model = load_model(source)
-    rows = Dataset.from_dict({"input_ids": [list(range(16))] * MIN_CALIBRATION_SEQUENCES})
-    quantize_int8(model, tokenizer, rows, folder, "w8")
+    Raises:
+        ValueError: too few documents are long enough.
+    """
+    length, found = prompt_tokens + new_tokens, []
+    for document in texts.score:
+        ids = encode(tokenizer, document.text).input_ids[:length]
+        if len(ids) == length:
+            found.append((ids[:prompt_tokens], ids[prompt_tokens:]))
+        if len(found) == count:
+            return found
+    raise ValueError(
+        f"{texts.name} has {len(found)} held-out documents of {length} tokens, {count} prompts are asked for; give a longer text"
+    )
+
+
+def write_texts(model: GPT2LMHeadModel, method: str, prompt: list[int], draws: int, new_tokens: int, seed: int) -> list[list[int]]:
+    """Continue a prompt by a method, with several draws if it draws at all; return the new tokens of each.
+
+    Copies of one prompt in one batch draw different numbers, and another seed for each prompt keeps the prompts independent.
+    """
+    prompts = [prompt] * (draws if method in SAMPLING else 1)
+    return [list(found.ids) for found in generate(model_of(method, model), prompts, settings_of(method, new_tokens, seed))]
+
+
+def judge(model: GPT2LMHeadModel, tokenizer, number: int, prompt: list[int], written: Sequence[list[int]]) -> list[Output]:
+    """Score texts behind a prompt, each with the same number of tokens."""
+    nats = _nats(model, prompt, written)
+    alone = _nats(model, [end_of_text(tokenizer)], written)
+    return [
+        Output(number, draw, " ".join(map(str, ids)), decoder_of(tokenizer)(ids), nats[draw], alone[draw])
+        for draw, ids in enumerate(written)
+    ]
+
+
+def judge_again(model: GPT2LMHeadModel, tokenizer, prompts: Sequence[list[int]], outputs: Sequence[Output]) -> tuple[Output, ...]:
+    """Score texts under a model of the same vocabulary that did not write them. prompts: by number."""
+    return tuple(
+        replace(
+            output,
+            judged=_nats(model, prompts[output.prompt], [output.tokens])[0],
+            judged_alone=_nats(model, [tokenizer.eos_token_id], [output.tokens])[0],
+        )
+        for output in outputs
+    )
+
+
+def _nats(model: GPT2LMHeadModel, before: list[int], written: Sequence[list[int]]) -> list[float]:
+    rows = torch.tensor([[*before, *ids] for ids in written])
+    nll = token_nll(logits_of(model)(rows[:, :-1]), rows[:, 1:])
+    return nll[:, len(before) - 1 :].double().sum(1).tolist()

@@ -1,22 +1,26 @@
-"""The seed's empty table, filled; what each cell costs and gains; what the order changes; and the Pareto fronts."""
+"""The table of the project quantization-pruning, filled; what each cell costs and gains; what the order changes; Pareto fronts."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from experiments.contract import Experiment
 from experiments.grid.results import AFTER, BEFORE, DENSE, FP32, INT8, Cell, Grid, front, loss, loss_difference, time_ratio
 from experiments.grid.run import run_grid
 from experiments.grid.sparsity import RULES
 from gpt2opt.environment import machine_label
-from gpt2opt.measure.stats import PERCENT, Estimate
+from gpt2opt.measure.stats import PERCENT
+from gpt2opt.measure.turns import again
 from gpt2opt.report.style import color
-from gpt2opt.report.tables import MISSING, Table, megabytes, table, with_interval
+from gpt2opt.report.table import MISSING, Table, megabytes, table
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-SEED_LOSS, SEED_MIB, SEED_SECONDS = 3.1347156999111174, 486.7002410888672, 244.6421639919281
-"""The baseline row that the seed gives; the other rows of its table are empty."""
+PROJECT, PROJECT_MIB = "quantization-pruning", 486.7002410888672
+PUBLISHED = (f"Baseline, as the project {PROJECT} gives it", "3.1347", f"{PROJECT_MIB:.1f} (MiB in memory)", "244.6")
+"""The one row that the project gives; the other rows of its table are empty."""
 FIGURES: dict[str, Callable[[Cell], float]] = {
     "saved": lambda cell: cell.file_bytes / 1e6,
     "compressed": lambda cell: cell.compressed_bytes / 1e6,
@@ -29,9 +33,9 @@ AXES = {"saved": "weights as saved, MB", "compressed": "the same, compressed, MB
 MARKERS = ("o", "s", "P", "^", "v", "D")
 
 
-def seed_table(grid: Grid) -> Table:
-    """Fill the table of the seed, in its words; its own baseline stands above ours."""
-    rows = [("Baseline, as the seed gives it", f"{SEED_LOSS:.4f}", f"{SEED_MIB:.1f} (MiB in memory)", f"{SEED_SECONDS:.1f}")]
+def project_table(grid: Grid) -> Table:
+    """Fill the table of the project, in its words; its own baseline stands above ours."""
+    rows = [PUBLISHED]
     base = grid.base
     for cell in sorted(grid.cells, key=_group):
         size, time = megabytes(cell.file_bytes), f"{cell.text_seconds:.3g}"
@@ -39,18 +43,14 @@ def seed_table(grid: Grid) -> Table:
             size = f"{size} ({_changed(cell.file_bytes / base.file_bytes, 'reduced', 'grown')})"
             ratio = time_ratio([cell], base)
             time = f"{time} ({_changed(ratio.value, 'improved', 'worsened') if ratio.measurable else 'no measurable difference'})"
-        rows.append((_seed_name(cell), f"{loss(cell.quality):.4f}", size, time))
+        kind = ("Baseline", "Quantization", "Pruning", "Combined")[_group(cell)]
+        rows.append((f"{kind}: {cell.name}", f"{loss(cell.quality):.4f}", size, time))
     return table(("model", "validation loss", "model size, MB", "inference time, s"), rows)
 
 
 def _group(cell: Cell) -> int:
-    """Return the place of a cell in the seed's order: baseline, quantization, pruning, both."""
+    """Return the place of a cell in the order of the project: baseline, quantization, pruning, both."""
     return (cell.sparsity != DENSE) * 2 + (cell.precision == INT8)
-
-
-def _seed_name(cell: Cell) -> str:
-    kind = ("Baseline", "Quantization", "Pruning", "Combined")[_group(cell)]
-    return f"{kind}: {cell.name}"
 
 
 def _changed(ratio: float, less: str, more: str) -> str:
@@ -59,52 +59,28 @@ def _changed(ratio: float, less: str, more: str) -> str:
     return f"{less} by {1 - ratio:.0%}" if ratio <= 1 else f"{more} by {ratio - 1:.0%}"
 
 
-def baseline_table(grid: Grid) -> Table:
-    """Set the seed's baseline beside ours, and say why they differ."""
-    base = grid.base
-    rows = [
-        (
-            "validation loss", f"{SEED_LOSS:.4f}", f"{loss(base.quality):.4f}",
-            "other weights, text and tokens; the seed cuts a review at 128 tokens, pads the rest with end-of-text and counts the padding",
-        ),
-        (
-            "size", f"{SEED_MIB:.1f} MiB", f"{grid.memory_bytes / 2**20:.1f} MiB in memory, {megabytes(base.file_bytes)} MB as saved",
-            "the seed's is memory, not a file: 124,439,808 FP32 parameters and the causal masks of 12 layers, in MiB",
-        ),
-        (
-            "time", f"{SEED_SECONDS:.1f} s", f"{base.text_seconds:.3g} s",
-            f"another machine, runtime and number of tokens: here {base.quality.num_tokens:,}",
-        ),
-    ]  # fmt: skip
-    return table(("what", "seed", "ours", "why they differ"), rows)
-
-
 def cells_table(grid: Grid) -> Table:
     """Show every cell: loss and time with their paired intervals, zeros, bytes, memory, and the fronts that it is on."""
     fronts = {name: front(grid.cells, figure) for name, figure in FIGURES.items()}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for cell in grid.cells:
-        difference = loss_difference(cell.quality, grid.base.quality)
         rows.append(
             (
-                cell.sparsity, cell.precision, cell.order or MISSING, _signed(difference),
-                f"{cell.weights / grid.base.weights:.0%}", f"{cell.zeros / cell.weights:.1%}",
-                *(megabytes(size) for size in (cell.file_bytes, cell.compressed_bytes)),
+                cell.name, f"{loss_difference(cell.quality, grid.base.quality):+.4f}",
+                f"{cell.weights / grid.base.weights:.0%}, {cell.zeros / cell.weights:.1%} zero", megabytes(cell.compressed_bytes),
                 _ratio(cell, grid.base), _ratio(cell, grid.dense(cell)),
                 MISSING if cell.peak_rss_bytes is None else megabytes(cell.peak_rss_bytes),
                 ", ".join(name for name, members in fronts.items() if cell in members) or MISSING,
             )
         )  # fmt: skip
+    if grid.again_s:
+        twice = dataclasses.replace(grid.base, seconds=grid.again_s)
+        rows.insert(1, (again(grid.base.name), *[MISSING] * 3, str(time_ratio([twice], grid.base)), *[MISSING] * 3))
     header = (
-        "sparsity", "precision", "pruned before or after quantizing", f"loss above dense FP32 [{PERCENT}]", "block weights left",
-        "of them zero", "saved MB", "compressed MB", f"time ÷ dense FP32 [{PERCENT}]", f"÷ dense of the same precision [{PERCENT}]",
-        "peak RSS MB", "on the front of loss and",
+        "model", f"loss above dense FP32 [{PERCENT}]", "block weights left", "compressed MB", f"time ÷ dense FP32 [{PERCENT}]",
+        f"÷ dense of the same precision [{PERCENT}]", "peak RSS MB", "on the front of loss and",
     )  # fmt: skip
     return table(header, rows)
-
-
-def _signed(difference: Estimate) -> str:
-    return with_interval(difference.value, (difference.low, difference.high), "+.4f")
 
 
 def _ratio(cell: Cell, base: Cell) -> str:
@@ -120,7 +96,7 @@ def order_table(grid: Grid) -> Table:
             (
                 control.sparsity,
                 *(f"{loss(quality):.4f}" for quality in (before, after, control.own_choice, control.choice_of_int8)),
-                *(_signed(loss_difference(after, other)) for other in (before, control.own_choice, control.choice_of_int8)),
+                *(f"{loss_difference(after, other):+.4f}" for other in (before, control.own_choice, control.choice_of_int8)),
             )
         )
     header = (
@@ -131,20 +107,19 @@ def order_table(grid: Grid) -> Table:
 
 
 def caption(grid: Grid) -> str:
-    """Say where sparsity brings size and where speed, what stands in for what, and what all tables were measured on."""
+    """Say where sparsity brings size and where speed, and what all tables were measured on."""
     base, tuning = grid.base, grid.tuning
-    parts = [
-        *grid.stand_ins,
+    return "\n\n".join((
         *(_size_and_speed(grid, precision) for precision in (FP32, INT8)),
-        _order(grid),
+        "**Order.** Integers can't be tuned after they were pruned, nor can heads be removed from them: the graph, its KV cache and the "
+        "ranges of its inputs are made for all heads, so a head could only be set to zero, which removes no byte and no product.",
         f"Model: {grid.model}; text: {grid.text}. {machine_label(grid.environment)}. Validation loss is in nats per token: "
         f"{base.quality.protocol}. All were tuned alike on {tuning.rows} rows of up to {tuning.row_tokens} tokens, epochs: "
         f"{tuning.epochs:g}; before that, the dense model has a loss of {loss(grid.untuned):.4f}, after it {loss(base.quality):.4f}. "
-        f"Seconds are medians of {len(base.seconds)} rounds, forward passes alone, all models in turns window by window. Intervals are "
+        f"Seconds are medians of {len(base.seconds)} rounds, forward passes alone, all models in turns. Intervals are "
         f"{PERCENT} and paired: of losses over {len(base.quality.document_nats)} documents, of times over {sum(map(len, base.seconds))} "
         "windows; the variance between training runs is not in them. A front goes by the figures alone.",
-    ]
-    return "\n\n".join(parts)
+    ))  # fmt: skip
 
 
 def _size_and_speed(grid: Grid, precision: str) -> str:
@@ -174,27 +149,8 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _order(grid: Grid) -> str:
-    """Say how much worse pruning after quantizing is, what the controls tell of it, and that heads can't be removed there."""
-    listed: dict[str, list[str]] = {name: [] for name in "ACD"}
-    for control in grid.controls:
-        before, after = (grid.cell(control.sparsity, INT8, order).quality for order in (BEFORE, AFTER))
-        for found, other in zip(listed.values(), (before, control.own_choice, control.choice_of_int8), strict=True):
-            found.append(f"{control.sparsity} {_signed(loss_difference(after, other))}")
-    order, own, same = (", ".join(found) for found in listed.values())
-    return (
-        f"**Order.** Pruning after quantizing instead of before changes the loss by, in nats per token: {order}. Integers can't be tuned "
-        f"afterwards. Beside an FP32 model that was not tuned afterwards either, the change is {own}; if that one lacks the same weights, "
-        f"{same}. The weights of INT8 are smoothed, so that which ones are the smallest depends on the inputs too. Heads can't be removed "
-        "after quantizing: the graph, its KV cache and the ranges of its inputs are made for all heads, so a head could only be set to "
-        "zero, which removes no byte and no product."
-    )
-
-
-def plot_grid(grid: Grid) -> list["Axes"]:
+def plot_grid(grid: Grid) -> list[Axes]:
     """Draw the loss of every cell over its saved bytes, its compressed bytes and its time, with the Pareto front of each pair."""
-    import matplotlib.pyplot as plt
-
     figure, panels = plt.subplots(1, 3, figsize=(15, 5.4), sharey=True, layout="constrained")
     for axes, (name, value) in zip(panels, FIGURES.items(), strict=True):
         _panel(axes, grid, value)
@@ -206,14 +162,12 @@ def plot_grid(grid: Grid) -> list["Axes"]:
     return list(panels)
 
 
-def _panel(axes: "Axes", grid: Grid, figure: Callable[[Cell], float]) -> None:
-    from matplotlib.ticker import LogLocator
-
+def _panel(axes: Axes, grid: Grid, figure: Callable[[Cell], float]) -> None:
     markers = _markers(grid)
     for cell in grid.cells:
         found = loss_difference(cell.quality, grid.base.quality)
         axes.errorbar(
-            figure(cell), found.value, yerr=[[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]],
+            figure(cell), found.value, yerr=found.reach,
             marker=markers[cell.sparsity], markersize=8, color=color(cell.precision), ecolor="#cccccc", elinewidth=1.2,
             markerfacecolor="white" if cell.order == AFTER else color(cell.precision), linestyle="none", zorder=3,
         )  # fmt: skip
@@ -234,8 +188,6 @@ def _markers(grid: Grid) -> dict[str, str]:
 
 
 def _legend(figure, grid: Grid) -> None:
-    from matplotlib.lines import Line2D
-
     def shown(label: str, **style) -> Line2D:
         return Line2D([], [], **{"linestyle": "none", "marker": "o", "color": "black", "label": label, **style})
 
@@ -249,8 +201,7 @@ EXPERIMENT = Experiment(
     Grid,
     run_grid,
     tables=lambda grid: {
-        "The table of the seed, filled": seed_table(grid),
-        "The seed's baseline beside ours": baseline_table(grid),
+        f"The table of the project {PROJECT}, filled": project_table(grid),
         "Every cell beside the dense model": cells_table(grid),
         "Pruning before or after quantizing: validation loss": order_table(grid),
     },

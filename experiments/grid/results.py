@@ -73,7 +73,7 @@ class Tuning:
 class Grid:
     """All cells, and what they are compared with.
 
-    stand_ins: a sentence for each source that stands in for another one. memory_bytes: parameters and buffers of the dense model in FP32,
+    stand_ins: a sentence for each source that replaces another one. memory_bytes: parameters and buffers of the dense model in FP32,
     which the project calls its size. untuned: the dense model as it came. again_s: the dense FP32 model's seconds once more (A/A); not in
     older results.
     """

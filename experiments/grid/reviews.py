@@ -1,4 +1,4 @@
-"""Find movie reviews: IMDB from the hub, the CSV of the seed by its path, or, offline, the documentation that the library has."""
+"""Find movie reviews: IMDB from the hub, a CSV of them by its path, or, offline, the documentation that the library has."""
 
 import dataclasses
 import os
@@ -42,7 +42,7 @@ def find_reviews(text: str = "auto") -> Texts:
 
 
 def read_csv(path: Path) -> list[Document]:
-    """Read the reviews of a CSV, one document each: its column `review` or `text`, what the seed's formatter keeps of Kaggle's file.
+    """Read the reviews of a CSV, one document each: its column `review` or `text`, as Kaggle and quantization-pruning name it.
 
     Kaggle has the reviews in UTF-8 and, as `imdb_master.csv`, in ISO-8859-1; what is not Unicode is read as that.
 

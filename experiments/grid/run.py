@@ -20,7 +20,7 @@ from experiments.contract import now, say
 from experiments.grid.results import AFTER, BEFORE, DENSE, FP32, INT8, Cell, Control, Grid, Tuning
 from experiments.grid.reviews import find_reviews
 from experiments.grid.sparsity import RULES, Rule, count_zeros, export_fp32, held_at_zero, masks_of, prune_integers
-from experiments.pruning.run import fine_tuned
+from experiments.pruning import fine_tuned
 from gpt2opt import environment
 from gpt2opt.finetune import prepare_tokenizer_for_padding, tokenize_dataset
 from gpt2opt.measure.memory import peak_ram
@@ -84,12 +84,6 @@ def run_grid(
     Every sparsity gets the same short fine-tuning, its zeros held at zero, and is then written in FP32 and quantized. The integers of the
     dense INT8 model are pruned by magnitude too; they can't be tuned any more.
 
-    Args:
-        model, text: see `find_model` and `find_reviews`.
-        rounds: timed passes over the validation text, in turns.
-        fine_tune_bytes, score_bytes: how much of the text's parts.
-        calibration_rows: rows that INC and the gate get.
-
     Raises:
         ValueError: a source can't be found or is too short, the model has too few heads, or rounds < 1.
     """
@@ -124,11 +118,11 @@ def run_grid(
 
 
 def _stand_ins(found: FoundModel, texts: Texts) -> Iterator[str]:
-    """Yield a sentence for each source that stands in for another one, with how to get the real one."""
+    """Yield a sentence for each source that replaces another one, with how to get the real one."""
     if found.stand_in:
-        yield "The bundled GPT-2 stands in for `gpt2`; online, `--model gpt2` takes the real one."
+        yield "The bundled GPT-2 is used instead of `gpt2`; online, `--model gpt2` takes the real one."
     if texts.stand_in:
-        yield f"The {texts.name} stands in for IMDB reviews; `--text imdb` takes these online, `--text FILE.csv` a CSV of them offline."
+        yield f"The {texts.name} is used instead of IMDB reviews; `--text imdb` gets these online, `--text FILE.csv` reads a CSV."
 
 
 def _head_fractions(model: GPT2LMHeadModel) -> dict[str, float]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ RULES: dict[str, Rule] = {
 token embedding, which is also the head, stays whole."""
 
 
-def matrices(model: GPT2LMHeadModel) -> dict[str, nn.Module]:
+def matrices(model: GPT2LMHeadModel) -> dict[str, Any]:
     """Return the four projections of every block by the names that the audit gives them."""
     names = [f"h.{layer}.{part}" for layer in range(len(model.transformer.h)) for part in BLOCK_MATMULS]
     return {name: model.transformer.get_submodule(name) for name in names}
@@ -97,6 +98,7 @@ def prune_integers(source: Path, target: Path, keep: Callable[[str, Tensor], Ten
     graph = _read(source)
     for name, matmul in _block_matmuls(graph).items():
         constant = stored_weight(matmul)
+        assert constant
         integers = constant.data.copy()
         magnitudes = torch.from_numpy(np.abs(integers * weight_scales(matmul)))
         integers[~keep(name, magnitudes).numpy()] = 0
@@ -109,7 +111,7 @@ def prune_integers(source: Path, target: Path, keep: Callable[[str, Tensor], Ten
 
 def count_zeros(folder: Path) -> tuple[int, int]:
     """Return how many weights the blocks' matrices have in the file of an IR, and how many of them are zero."""
-    stored = [stored_weight(matmul).data for matmul in _block_matmuls(_read(folder)).values()]
+    stored = [constant.data for matmul in _block_matmuls(_read(folder)).values() if (constant := stored_weight(matmul))]
     return sum(weight.size for weight in stored), sum(weight.size - np.count_nonzero(weight) for weight in stored)
 
 

@@ -1,7 +1,9 @@
 """Charts of a race. Each function draws new axes and returns them."""
 
 import statistics
-from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 from experiments.race.engines import OURS
 from experiments.race.engines.ours import Ours
@@ -10,15 +12,10 @@ from gpt2opt.environment import machine_label
 from gpt2opt.measure.results import percentile
 from gpt2opt.report.style import OUR_ENGINE, OUR_ENGINE_PALE, PEER_ENGINE, PEER_ENGINE_PALE
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
-
-def plot_race(result: RaceResult) -> list["Axes"]:
+def plot_race(result: RaceResult) -> list[Axes]:
     """Draw TTFT, TPOT, a whole call, and memory of every engine; whiskers span the rounds, dotted lines are the probe's best rates."""
-    import matplotlib.pyplot as plt
-
-    engines = sorted((e for e in result.raced if WHOLE.per_round(e)), key=WHOLE.median)
+    engines = sorted((e for e in result.raced if WHOLE.per_round(e)), key=WHOLE.order)
     figure, grid = plt.subplots(2, 2, figsize=(12, 2 + 0.62 * len(engines)), layout="constrained")
     first, later, whole, memory = grid.flat
     compute, reading = (bound.least(result, result.ours) * 1e3 for bound in (COMPUTING, READING))
@@ -36,10 +33,8 @@ def plot_race(result: RaceResult) -> list["Axes"]:
     return list(grid.flat)
 
 
-def plot_growth(result: RaceResult) -> list["Axes"]:
+def plot_growth(result: RaceResult) -> list[Axes]:
     """Draw TTFT, TPOT and peak memory of ours and the best peer, over the context (above) and over the batch (below)."""
-    import matplotlib.pyplot as plt
-
     figure, grid = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
     names = list(dict.fromkeys(point.engine for point in result.growth))
     for name in names:
@@ -73,7 +68,7 @@ def _median(point: GrowthPoint, of) -> float:
     return statistics.median(of(timing, point.case) for timing in point.timings)
 
 
-def _bars(axes: "Axes", engines: list[EngineResult], figure: Figure, scale: float) -> None:
+def _bars(axes: Axes, engines: list[EngineResult], figure: Figure, scale: float) -> None:
     for row, engine in enumerate(engines):
         samples = [sample * scale for sample in figure.per_round(engine)]
         value, low, high = statistics.median(samples), percentile(samples, 0.05), percentile(samples, 0.95)
@@ -83,7 +78,7 @@ def _bars(axes: "Axes", engines: list[EngineResult], figure: Figure, scale: floa
     _rows(axes, engines)
 
 
-def _memory(axes: "Axes", engines: list[EngineResult]) -> None:
+def _memory(axes: Axes, engines: list[EngineResult]) -> None:
     for row, engine in enumerate(engines):
         peak, disk = (engine.peak_rss_bytes or 0) / 1e6, (engine.disk_bytes or 0) / 1e6
         axes.barh(row, peak, height=0.65, color=_color(engine))
@@ -92,7 +87,7 @@ def _memory(axes: "Axes", engines: list[EngineResult]) -> None:
     _rows(axes, engines)
 
 
-def _rows(axes: "Axes", engines: list[EngineResult]) -> None:
+def _rows(axes: Axes, engines: list[EngineResult]) -> None:
     axes.set_yticks(range(len(engines)), [engine.name for engine in engines], fontsize=9)
     axes.set_ylim(len(engines) - 0.4, -0.6)
     axes.margins(x=0.34)

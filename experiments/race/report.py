@@ -1,9 +1,9 @@
 """The race as an experiment: its tables, charts and caption."""
 
 import statistics
-from typing import TYPE_CHECKING
+from typing import Any
 
-from experiments.contract import Experiment
+from experiments.contract import Experiment, columns
 from experiments.race.charts import plot_growth, plot_race
 from experiments.race.engines.ours import Ours, OursPromptLookup
 from experiments.race.results import (
@@ -25,9 +25,6 @@ from gpt2opt.environment import machine_label
 from gpt2opt.measure.stats import PERCENT
 from gpt2opt.measure.turns import again
 from gpt2opt.report.table import MISSING, Table, megabytes, milliseconds, table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawn
 
 SHOW = {"ms": milliseconds, "s": "{:.2f}".format, "tokens/s": "{:.0f}".format}
 VERDICTS, ENGINES = "Ours beside the other engines", "Time and memory of every engine"
@@ -101,12 +98,15 @@ def first_step_share(engine: EngineResult) -> float:
 
 def remarks_table(result: RaceResult) -> Table:
     """Show what took part, in which version and how, and the memory of converting; and what did not take part, and why."""
-    rows = []
-    for each in result.engines:
-        converting = megabytes(each.prepare_peak_rss_bytes) if each.prepare_peak_rss_bytes else MISSING
-        remark = f"left out: {each.left_out}" if each.left_out else each.note
-        rows.append((each.name, f"{each.package} {each.version or ''}".strip(), converting, remark))
-    return table(("engine", "package", "peak RSS of converting, MB", "remark"), rows)
+    return columns(
+        result.engines,
+        {
+            "engine": lambda each: each.name,
+            "package": lambda each: f"{each.package} {each.version or ''}".strip(),
+            "peak RSS of converting, MB": lambda each: megabytes(each.prepare_peak_rss_bytes) if each.prepare_peak_rss_bytes else MISSING,
+            "remark": lambda each: f"left out: {each.left_out}" if each.left_out else each.note,
+        },
+    )
 
 
 def caption(result: RaceResult) -> str:
@@ -114,16 +114,15 @@ def caption(result: RaceResult) -> str:
     models = result.models
     lookup = next((EFFECTIVE_TPOT.ratio(each, result.ours) for each in result.raced if each.name == OursPromptLookup.name), None)
     return (
-        f"{result.size}, weights: {models.weights}. {models.pruned_share} of each layer pruned, but none where marked *: these engines "
-        f"compute all heads. Ours: {result.ours.note}. {machine_label(result.environment)}, {result.rounds} rounds. "
-        f"{_rate(result, READING, 'reads', 'GB/s')} {_rate(result, COMPUTING, 'computes', 'GOPS in INT8')} In FP32 it is "
-        f"{result.limit('fp32_ops_per_s') / 1e9:.0f} GOPS."
+        f"{machine_label(result.environment)}, {result.rounds} rounds. {result.size}, weights: {models.weights}. {models.pruned_share} of "
+        f"each layer pruned; engines marked * compute all heads. Ours: {result.ours.note}. {_rate(result, READING, 'reads', 'GB/s')} "
+        f"{_rate(result, COMPUTING, 'computes', 'GOPS in INT8')} In FP32 it is {result.limit('fp32_ops_per_s') / 1e9:.0f} GOPS."
         + (f" On a text that repeats itself, prompt lookup takes {lookup} times as long per token as ours without it." if lookup else "")
     )
 
 
 def _rate(result: RaceResult, bound: Bound, does: str, unit: str) -> str:
-    rate = f"At its best in the whole race, the probe {does} {result.limit(bound.rate) / 1e9:{'.1f' if unit == 'GB/s' else '.0f'}} {unit}"
+    rate = f"At its best, the probe {does} {result.limit(bound.rate) / 1e9:{'.1f' if unit == 'GB/s' else '.0f'}} {unit}"
     faster = ", ".join(engine.name for engine in bound.faster(result))
     return (
         f"{rate}, which is not the limit of the machine, since some engines were faster: {faster}."
@@ -151,7 +150,7 @@ def all_tables(result: RaceResult) -> dict[str, Table]:
     }
 
 
-def charts(result: RaceResult) -> "dict[str, Drawn]":
+def charts(result: RaceResult) -> dict[str, Any]:
     growth = {"growth": plot_growth(result)[0].figure} if result.growth else {}
     return {"race": plot_race(result)[0].figure, **growth}
 

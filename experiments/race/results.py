@@ -169,6 +169,10 @@ class Figure:
     def per_round(self, engine: EngineResult) -> list[float]:
         return [self.of(timing, self.case) for timing in engine.timings(self.case)]
 
+    def order(self, engine: EngineResult) -> float:
+        """Return the median, by which engines are sorted."""
+        return statistics.median(self.per_round(engine))
+
     def median(self, engine: EngineResult) -> float | None:
         values = self.per_round(engine)
         return statistics.median(values) if values else None
@@ -222,7 +226,7 @@ COMPUTING = Bound(TTFT_512, "int8_ops_per_s", lambda engine: engine.operations(T
 
 def best_peer(result: RaceResult) -> EngineResult | None:
     """Return the peer that takes the least time for a whole call of 512 + 128 tokens."""
-    return min(peers(result, WHOLE), key=WHOLE.median, default=None)
+    return min(peers(result, WHOLE), key=WHOLE.order, default=None)
 
 
 def peers(result: RaceResult, figure: Figure) -> list[EngineResult]:

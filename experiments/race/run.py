@@ -115,7 +115,7 @@ def make_models(size: str, folder: Path) -> Models:
         matmuls = [p.numel() for block in model.transformer.h for p in block.parameters() if p.ndim == 2]
         shapes.append(Shape(sum(matmuls), model.lm_head.weight.numel()))
         heads.append(heads_per_layer(model))
-    return Models(weights, *heads, model.config.vocab_size, model.config.n_positions, *shapes)
+    return Models(weights, heads[0], heads[1], model.config.vocab_size, model.config.n_positions, shapes[0], shapes[1])
 
 
 def _stretched_bundled(layers: int, heads: int, width: int) -> tuple[tuple, str]:
@@ -142,7 +142,21 @@ def convert(engine: type[Engine], source: Path, folder: Path) -> str | None:
 def generate_once(engine: type[Engine], folder: Path, threads: int, prompts: np.ndarray, new_tokens: int) -> None:
     """Load an engine and generate, for the memory that takes."""
     environment.quiet()
-    loaded(engine, folder, threads).generate(prompts, new_tokens)
+    loaded(engine, folder, threads).timed(prompts, new_tokens)
+
+
+def quantize(source: Path, folder: Path, recipe: str) -> None:
+    """Quantize a model by a recipe without the gate, which takes minutes: the time of what comes out depends on shapes and types alone."""
+    environment.quiet()
+    from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
+    from gpt2opt.settings import MIN_CALIBRATION_SEQUENCES
+    from gpt2opt.sources.models import load_model
+    from gpt2opt.sources.texts import find_texts
+
+    tokenizer, model = load_model(source)
+    texts = [document.text for document in find_texts().calibration]
+    rows = prepare_calibration_dataset(texts, tokenizer, length=128, limit=MIN_CALIBRATION_SEQUENCES)
+    quantize_int8(model, tokenizer, rows, folder, recipe)
 
 
 # The steps of a run, in order.

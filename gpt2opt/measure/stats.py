@@ -13,6 +13,7 @@ import numpy as np
 CONFIDENCE = 0.95
 PERCENT = f"{CONFIDENCE:.0%}"
 """The confidence level as captions and headers show it."""
+Numbers = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def paired_ratio(samples: Sequence[float], base: Sequence[float]) -> Estimate:
     return median(np.divide(samples, base))
 
 
-def median(samples: Sequence[float] | np.ndarray) -> Estimate:
+def median(samples: Numbers) -> Estimate:
     """Return the median of positive samples of any distribution.
 
     The interval goes from the k-th smallest to the k-th largest sample. The number of samples below the true median is binomial (n, 1/2),
@@ -138,7 +139,7 @@ def only_one_hits(one: Sequence[bool], other: Sequence[bool]) -> tuple[int, int]
     return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
 
 
-def over_documents(statistic: Callable[..., np.ndarray], *sums: Sequence[float], tokens: Sequence[float]) -> Estimate:
+def over_documents(statistic: Callable[..., np.ndarray], *sums: Numbers, tokens: Numbers) -> Estimate:
     """Return a statistic of totals over documents, and its interval over other texts of such documents.
 
     The jackknife gives the standard error: each document is left out in turn (Efron and Stein 1981). Because a few long documents make up

@@ -49,7 +49,7 @@ Start = Callable[[], Child] | Here
 
 
 def in_child(factory: Callable, *arguments: Any, threads: int | None = None) -> Callable[[], Child]:
-    """Return what starts a contestant in a process of its own, with so many threads, all that there are by default; see `Child`."""
+    """Return what starts a contestant in a process of its own, with a number of threads, by default all; see `Child`."""
     return partial(Child, factory, *arguments, environment=thread_settings(threads or environment.threads()))
 
 
@@ -83,10 +83,9 @@ class Contestants:
         """
         self.left: dict[str, str] = {}
         self._may_fail, self._reserve_bytes = may_fail, reserve_bytes
-        self._first, *others = starts
-        self._starts = {self._first: starts[self._first]}
-        self._starts |= {again(self._first): starts[self._first]} if others else {}
-        self._starts |= starts
+        self._first = next(iter(starts), "")
+        twice = {again(self._first): starts[self._first]} if len(starts) > 1 else {}
+        self._starts = {**dict(list(starts.items())[:1]), **twice, **starts}
         self._workers: dict[str, Child | Here] = {}
         try:
             with ThreadPoolExecutor(STARTED_AT_ONCE) as pool:
@@ -152,7 +151,7 @@ class Contestants:
         by_name.setdefault(again(self._first), by_name.get(self._first, ()))
         names = [name for name in self.names if by_name.get(name)]
         outcome = Outcome({name: {task: [] for task in by_name[name]} for name in names}, {name: {} for name in names})
-        reference = None
+        reference: tuple[float, str] | None = None
         for name in names:
             for task in by_name[name]:
                 given = arguments(task, 0)
@@ -160,9 +159,9 @@ class Contestants:
                     runs, steady, best = warm_up(lambda: seconds(self._turn(name, method, task, given)))  # noqa: B023
                     outcome.warmups[name][task] = runs, steady
                     if task == by_name[name][0]:
-                        reference = reference or best
-                        if best > too_slow * reference:
-                            self._leave(name, f"too slow: {best / reference:.0f} × the time of {self._first} for {task}")
+                        reference = reference or (best, name)
+                        if best > too_slow * reference[0]:
+                            self._leave(name, f"too slow: {best / reference[0]:.0f} × the time of {reference[1]} for {task}")
         yield outcome
         for number, order in enumerate(turn_orders(names, rounds), 1):
             for task in dict.fromkeys(chain(*by_name.values())):

@@ -7,9 +7,8 @@ import shutil
 import matplotlib as mpl
 import pytest
 
-from experiments.attribution import run as attribution_module
-from experiments.attribution.report import attribution_caption, attribution_table, plot_attribution
-from experiments.attribution.run import (
+from experiments import attribution as attribution_module
+from experiments.attribution import (
     CASE,
     NO_BF16,
     PERPLEXITY,
@@ -22,6 +21,9 @@ from experiments.attribution.run import (
     _make_models,
     _race,
     attribute,
+    attribution_caption,
+    attribution_table,
+    plot_attribution,
 )
 from experiments.race.engines.base import Timing, loaded
 from experiments.race.engines.ours import Ours, OursBf16
@@ -61,13 +63,13 @@ def attribution() -> Attribution:
 def test_factor_is_over_the_step_before_that_was_not_left_out_and_slow_minutes_cancel_out(attribution):
     (second, first), (same, before_same), (last, _) = attribution.pairs
     assert before_same is second
-    assert TPOT.factor(second, first, CASE) == TTFT.factor(second, first, CASE) == "0.50 [0.50, 0.50]"
-    assert TPOT.factor(same, second, CASE) == "1.00 [0.98, 1.03], no measurable difference"
-    assert SIZE.factor(same, second, CASE) == "1.00"
-    assert SIZE.factor(last, same, CASE) == "0.25"
-    assert PERPLEXITY.factor(second, first, CASE) == "1.0000 [1.0000, 1.0000], no measurable difference"
+    assert TPOT.factor(second, first) == TTFT.factor(second, first) == "0.50 [0.50, 0.50]"
+    assert TPOT.factor(same, second) == "1.00 [0.98, 1.03], no measurable difference"
+    assert SIZE.factor(same, second) == "1.00"
+    assert SIZE.factor(last, same) == "0.25"
+    assert PERPLEXITY.factor(second, first) == "1.0000 [1.0000, 1.0000], no measurable difference"
     assert (
-        PERPLEXITY.factor(last, same, CASE) == "1.1107 [1.0423, 1.1836]"
+        PERPLEXITY.factor(last, same) == "1.1107 [1.0423, 1.1836]"
     )  # exp(0.105), two documents of 0.1 and 0.11 nats more per token, ± 12.7 × 0.005
 
 
@@ -136,7 +138,7 @@ def test_attribution_of_a_tiny_model(model_dir, text_file, quantized, monkeypatc
     case = dataclasses.replace(CASE, prompt_tokens=16, new_tokens=3)
     found = attribute(str(model_dir), str(text_file), 2, case=case, score_bytes=2000, calibration_rows=8)
     torch_fp32, twice, fp32, bf16, pruned, int8 = found.steps
-    assert TPOT.factor(twice, torch_fp32, case)
+    assert TPOT.factor(twice, torch_fp32)
     assert (bf16.left_out, bf16.quality) == (NO_BF16, None)
     assert [len(s.timings) for s in found.chain] == [2] * 4
     assert fp32.quality.ratio_to(torch_fp32.quality) == pytest.approx(1, abs=1e-4)

@@ -334,7 +334,7 @@ def test_sst2_is_read_as_the_hub_and_as_glue_keep_it(sst2_dir, tmp_path):
         find_task(str(tmp_path))
     (tmp_path / "dev.tsv").write_text("text\n")
     (tmp_path / "train.tsv").write_text("text\nfine\n")
-    with pytest.raises(ValueError, match=r"can't read .*train\.tsv .*expected UTF-8 text with the columns sentence and label"):
+    with pytest.raises(ValueError, match=r"can't read .*train\.tsv .*expected parquet or UTF-8 text with the columns sentence and label"):
         find_task(str(tmp_path))
 
 

@@ -40,7 +40,7 @@ def test_help_names_every_experiment_and_loads_neither_torch_nor_openvino():
 @pytest.fixture
 def stub(monkeypatch) -> None:
     """An experiment more in the registry."""
-    entry = Entry("tests.experiments.stub_experiment", "measure nothing", (Option("rounds", int, 3, "rounds"),), ("stub",))
+    entry = Entry("tests.experiments.stub_experiment", "measure nothing", (Option("rounds", 3, "rounds"),), ("stub",))
     monkeypatch.setitem(EXPERIMENTS, "stub", entry)
 
 

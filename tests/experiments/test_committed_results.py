@@ -6,13 +6,13 @@ import matplotlib.pyplot as plt
 import pytest
 
 from experiments import docs
-from experiments.attribution.run import PERPLEXITY, TPOT
+from experiments.attribution import PERPLEXITY, TPOT
 from experiments.bundled_model import score_held_out
 from experiments.contract import EXPERIMENTS, hash_of, read_result_of
-from experiments.pruning.run import IMPORTANCE, RANDOM
+from experiments.pruning import IMPORTANCE, RANDOM
 from gpt2opt.environment import cpu_kind
 from gpt2opt.measure.trace import check_trace
-from gpt2opt.run.record import PROFILE, PRUNE, QUANTIZE, read_record
+from gpt2opt.run.record import QUANTIZE, read_record
 from gpt2opt.sources.models import BUNDLED, load_model
 
 
@@ -108,9 +108,9 @@ def test_every_step_is_in_the_committed_attribution_or_says_why_not(kind):
     assert (attribution.steps[0].name, attribution.steps[-1].name) == ("torch FP32", "INT8")
     assert all(len(step.timings) == attribution.rounds for step in attribution.chain)
     first, last = attribution.chain[0], attribution.chain[-1]
-    assert TPOT.ratio(last, first, attribution.case).high < 1
+    assert TPOT.ratio(last, first).high < 1
     (runtime, before), *_ = attribution.pairs
-    assert not PERPLEXITY.measurable(runtime, before, attribution.case)
+    assert not PERPLEXITY.measurable(runtime, before)
 
 
 @of_every_kind("pruning")
@@ -125,22 +125,21 @@ def test_importance_beats_the_first_heads_and_random_ones_in_the_committed_contr
 RUNS = {kind: read_record(docs.RESULTS / kind / "run.json") for kind in kinds("run")}
 
 
-@pytest.fixture(params=[kind for kind, run in RUNS.items() if run.stages[-1].name == QUANTIZE])
+@pytest.fixture(params=[kind for kind, run in RUNS.items() if run.stages[-1] == QUANTIZE])
 def record(request):
     return RUNS[request.param]
 
 
 def test_a_run_with_a_gpu_chose_the_same_heads_and_found_the_same_losses_as_one_without():
     cpu, gpu = RUNS["avx2"], RUNS["nvidia_h200"]
-    assert gpu.stage(PRUNE).measurement.facts["pruned_heads"] == cpu.stage(PRUNE).measurement.facts["pruned_heads"]
-    for one, other in zip(gpu.stages, cpu.stages, strict=False):
-        assert one.measurement.device == "NVIDIA H200"
-        assert one.measurement.quality.perplexity == pytest.approx(other.measurement.quality.perplexity, rel=1e-3)
+    assert gpu.measured("Pruned").facts["pruned_heads"] == cpu.measured("Pruned").facts["pruned_heads"]
+    for name in ("Baseline", "Pruned", "Fine-tuned"):
+        assert gpu.measured(name).device == "NVIDIA H200"
+        assert gpu.measured(name).scored.perplexity == pytest.approx(cpu.measured(name).scored.perplexity, rel=1e-3)
 
 
 def test_pruning_costs_fine_tuning_pays_back_and_int8_keeps_it(record):
-    baseline, pruned, tuned, int8 = (stage.measurement.quality for stage in record.stages)
-    fp32 = record.measured("FP32").quality
+    baseline, pruned, tuned, fp32, int8 = (record.measured(name).scored for name in ("Baseline", "Pruned", "Fine-tuned", "FP32", "INT8"))
     assert pruned.ratio_to(baseline) > 1
     assert tuned.ratio_to(baseline) <= 1
     assert int8.ratio_to(fp32) <= 1.01
@@ -154,7 +153,7 @@ def test_every_matmul_of_the_run_was_int8(record):
 
 def test_the_trace_that_is_handed_in_is_small_and_holds_operators():
     """That of the latest run of the notebook, whoever ran it."""
-    trace = docs.ROOT / read_record(docs.ROOT / "traces" / "run.json").stage(PROFILE).facts["trace"]
+    trace = docs.ROOT / read_record(docs.ROOT / "traces" / "run.json").measured("Baseline").facts["trace"]
     assert len(check_trace(trace)) > 100
     assert trace.stat().st_size < 5_000_000
 

@@ -23,13 +23,11 @@ from experiments.decoding.results import (
     ModelResult,
     Output,
     distinct,
-    explained,
     mean,
     repetition,
     share,
 )
-from experiments.decoding.run import LOOP_STEPS, Loop, Writer, judge_by_others
-from experiments.decoding.texts import judge, write_texts
+from experiments.decoding.run import LOOP_STEPS, Loop, Writer, judge, judge_by_others, write_texts
 from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.sources.models import load_model, save_model
@@ -289,7 +287,7 @@ def test_the_experiment_on_a_tiny_model(model_dir, long_text, monkeypatch, bars)
     assert [len(model.outputs(method)) for method in METHODS] == [3 * PROMPTS if method in SAMPLING else PROMPTS for method in METHODS]
     assert {len(model.seconds(method)) for method in METHODS} == {run.LEAST_ROUNDS}
     assert len(found.prompts) == len(set(found.prompts)) == PROMPTS
-    lowest = min(METHODS, key=lambda method: model.by_prompt(method, lambda output: output.nats).mean())
+    lowest = min(METHODS, key=lambda method: model.by_prompt(method, "nll").mean())
     assert lowest in (GREEDY, "beam search")
     assert from_json(Decoding, json.loads(json.dumps(dataclasses.asdict(found)))) == found
     assert all(table.rows for table in all_tables(found).values())
@@ -311,7 +309,7 @@ def test_random_weights_are_not_confirmed_to_write_coherently(judges, model_dir,
     found = run.compare_decoding(",".join(map(str, (model_dir, tmp_path / "other")[: 1 + judges])), str(long_text), "temperature,top-p")
     writer = found.models[0]
     assert writer.judge == (None, "other")[judges]
-    assert mean(writer.by_prompt("temperature", explained)).low > 0  # to itself its prompts explain what it draws
+    assert mean(writer.by_prompt("temperature", "explained")).low > 0  # to itself its prompts explain what it draws
     for name, (verdict, _) in verdicts(found).items():
         assert verdict != CONFIRMED or "coherent" not in name
     if judges:

@@ -33,7 +33,7 @@ def test_the_bar_is_full_at_the_end(quantized, monkeypatch, bars):
     monkeypatch.setattr(experiment, "ONE", Case(8, 3))
     monkeypatch.setattr(experiment, "SEVERAL", Case(4, 3, 2))
     monkeypatch.setattr(experiment, "prepare_models", lambda *_: SimpleNamespace(vocab_size=320, weights="random"))
-    monkeypatch.setattr(experiment, "in_fresh_process", lambda _, source, folder: shutil.copytree(quantized[0], folder))
+    monkeypatch.setattr(experiment, "in_fresh_process", lambda _, source, folder, recipe: shutil.copytree(quantized[0], folder))
     measure_passes(rounds=2)
     assert bars == [("timing", 5, 5)]
 

@@ -9,8 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.pruning.report import curve_table, plot_pruning, ratio_table, recovery_caption, recovery_table
-from experiments.pruning.run import IMPORTANCE, RANDOM, PruningControls, Recovery, Score, compare_pruning, head_choices, head_magnitude
+from experiments.pruning import (
+    IMPORTANCE,
+    RANDOM,
+    PruningControls,
+    Recovery,
+    Score,
+    compare_pruning,
+    curve_table,
+    head_choices,
+    head_magnitude,
+    plot_pruning,
+    ratio_table,
+    recovery_caption,
+    recovery_table,
+)
 from gpt2opt.measure.results import Quality
 from gpt2opt.measure.stats import Estimate
 from gpt2opt.storage import from_json
@@ -96,7 +109,7 @@ def test_tables_show_mean_and_range_of_the_seeds_and_paired_ratios(controls):
 def test_chart_has_a_curve_for_each_rule_and_a_band_for_the_seeds(controls):
     mpl.use("Agg")
     curves, recovery = plot_pruning(controls)
-    assert [line.get_label() for line in curves.lines] == [IMPORTANCE, "first heads", "random: mean"]
+    assert [line.get_label() for line in curves.lines] == [IMPORTANCE, "first heads", "random: mean, and range of 5 seeds"]
     assert curves.lines[0].get_xdata() == pytest.approx([0, 2 / 12, 0.5])
     assert curves.lines[0].get_ydata() == pytest.approx(np.exp([4, 4.2, 4.6]))
     (band,) = curves.collections

@@ -45,6 +45,11 @@ def test_the_first_one_takes_part_twice():
         assert len({started._workers[name]._process.pid for name in started.names}) == 3
 
 
+def test_nobody_is_no_error():
+    outcome, started = outcome_of({})
+    assert (outcome.samples, started.names) == ({}, [])
+
+
 def test_tasks_of_each_contestant():
     outcome, _ = outcome_of({"a": Contestant(), "b": Contestant()}, {"a": ("one", "two"), "b": ("two",)})
     assert {name: list(samples) for name, samples in outcome.samples.items()} == {

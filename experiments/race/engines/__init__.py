@@ -4,8 +4,7 @@ from experiments.race.engines.base import Engine
 from experiments.race.engines.c_translate import CTranslate2
 from experiments.race.engines.llama import LlamaCpp
 from experiments.race.engines.onnx_runtime import OnnxFp32, OnnxInt8
-from experiments.race.engines.openvino_genai import GenAiFp32, GenAiPaged, GenAiSdpa
-from experiments.race.engines.openvino_ir import OpenVinoFp32, OpenVinoInt4, OpenVinoInt8
+from experiments.race.engines.openvino import GenAiFp32, GenAiPaged, GenAiSdpa, OpenVinoFp32, OpenVinoInt4, OpenVinoInt8
 from experiments.race.engines.ours import Ours, OursPromptLookup, OursUnpruned
 from experiments.race.engines.pytorch import TorchBf16, TorchCompile, TorchEagerAttention, TorchFp32, TorchInt8, TorchInt8Compile
 from gpt2opt.measure.turns import again

@@ -118,7 +118,7 @@ class Engine(Runner):
         return found
 
 
-def loaded(engine: type[Runner], folder: Path, threads: int) -> Runner:
+def loaded(engine: type[Runner], folder: Path, threads: int) -> Any:
     """Return an engine, ready to run."""
     contestant = engine()
     contestant.load(folder, threads)
@@ -138,12 +138,12 @@ class Driven(Engine):
         return time_greedy(self.decoder(prompts, new_tokens), new_tokens)
 
     def decoder(self, prompts: np.ndarray, new_tokens: int) -> Decoder:
-        """Return a decoder of (B, T) prompts, with room for so many new tokens; not timed."""
+        """Return a decoder of (B, T) prompts, with room for the new tokens; not timed."""
         raise NotImplementedError
 
     def seconds(self, prompts: np.ndarray, settings: DecodingSettings) -> float:
         """Continue (B, T) prompts by the generation loop and return the seconds of it all, prefill included."""
-        tokens = stream(cast(Model, self), prompts, settings)  # it has no `context`, which only prompts that are texts need
+        tokens = stream(cast(Model, self), cast(Any, prompts), settings)  # it has no `context`, which only prompts that are texts need
         start = time.perf_counter()
         for _ in tokens:
             pass
@@ -166,8 +166,8 @@ class Stepwise(Driven):
         raise NotImplementedError
 
 
-class StepwiseDecoder:
-    """A `Decoder` over an engine that is read step by step."""
+class StepwiseDecoder(Decoder):
+    """A decoder over an engine that is read step by step. It can't drop sequences."""
 
     def __init__(self, engine: Stepwise, prompts: np.ndarray):
         self.engine, self.prompts = engine, prompts
@@ -179,6 +179,9 @@ class StepwiseDecoder:
     def decode(self, ids: Any) -> Logits:
         self.past += 1
         return self.engine.read(ids, self.past - 1)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        raise NotImplementedError
 
 
 def time_greedy(decoder: Decoder, new_tokens: int) -> Timing:

@@ -1,12 +1,16 @@
 """This project's runtime: the IR that stage 4 writes, and the rows of the race that tell what it is worth."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from experiments.race.engines.base import Driven, Timing
+from gpt2opt import environment
 from gpt2opt.decoding.decoder import Decoder
+from gpt2opt.measure.memory import read_resident
+from gpt2opt.measure.results import Resident
 
 CALIBRATION_ROWS = 32
 
@@ -17,11 +21,11 @@ class Ours(Driven):
     name, package = "ours", "openvino"
     files = ("openvino_model.*",)
     block_bytes = head_bytes = 1
-    texts = ("random", "repeating")
+    texts: tuple[str, ...] = ("random", "repeating")
     note = "W8A8 by the default recipe"
     precision = "f32"
 
-    def prepare(self, source: Path, folder: Path) -> str:
+    def prepare(self, source: Path, folder: Path) -> str | None:
         from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
         from gpt2opt.sources.models import load_model
         from gpt2opt.sources.texts import find_texts
@@ -30,6 +34,7 @@ class Ours(Driven):
         texts = find_texts()
         rows = prepare_calibration_dataset([document.text for document in texts.calibration], tokenizer, limit=CALIBRATION_ROWS)
         found = quantize_int8(model, tokenizer, rows, folder).sensitivity
+        assert found
         return (
             f"calibrated on {len(rows)} rows of {texts.name}; the gate left {len(found.float_inputs)} of {len(found.only_this)} inputs "
             f"float (the KV cache counts as one), the rest costs {found.left:.5f} nats per token of KL"
@@ -48,6 +53,18 @@ class OursBf16(Ours):
     """The same runtime with float arithmetic in bf16; on CPUs that have it. No engine of the race, but a step of `attribution`."""
 
     name, precision = "ours, bf16", "bf16"
+
+
+class OursWithout(Ours):
+    """The same runtime with graph passes left out, ready to generate; for `passes`."""
+
+    def __init__(self, leave_out: Sequence[str], folder: Path):
+        from gpt2opt.runtime.ir_model import load_ir
+
+        self.model = load_ir(folder, environment.threads(), leave_out=leave_out)
+
+    def resident(self) -> Resident | None:
+        return read_resident()
 
 
 class OursUnpruned(Ours):
@@ -79,7 +96,7 @@ class OursPromptLookup(Ours):
             marks.append(time.perf_counter())
             return logits
 
-        decoder.prefill = prefill
+        decoder.prefill = prefill  # type: ignore[method-assign]
         PromptLookup(decoder).generate(new_tokens)
         later = time.perf_counter() - marks[1]
         return Timing(marks[1] - marks[0], (later / (new_tokens - 1),) * (new_tokens - 1))

@@ -12,6 +12,7 @@ class TorchFp32(Stepwise):
     name, package = "torch eager FP32", "torch"
     files = ("model.safetensors",)
     dtype, attention = "float32", "sdpa"
+    cache: Any
 
     def prepare(self, source: Path, folder: Path) -> None:
         from gpt2opt.sources.models import load_model

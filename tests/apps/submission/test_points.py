@@ -10,6 +10,7 @@ from gpt2opt.apps.submission import figures
 from gpt2opt.apps.submission.code import read_code
 from gpt2opt.apps.submission.evidence import read_submission
 from gpt2opt.apps.submission.points import POINTS, check_points, should_show
+from gpt2opt.report import tables
 from gpt2opt.report.conclusions import conclude_finetune
 from gpt2opt.report.profile.page import hash_traces
 from gpt2opt.report.tables import stage_table, summary_table
@@ -205,7 +206,7 @@ def test_what_was_shown_before_the_last_stage_passes(name, recorded):
     record = make_record()
     keep(record, "Baseline", "Pruned", "Pruned, first heads")
     recorded.cells["again"].source += f"\nprint(gpt2opt.{name}(run.record))\nprint('and more')"
-    recorded.say("again", f"{getattr(gpt2opt, name)(record)}\nand more\n")
+    recorded.say("again", f"{getattr(tables, name)(record)}\nand more\n")
     assert recorded.failed() == {}
 
 

@@ -7,18 +7,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from datasets import Dataset
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 from transformers import GPT2LMHeadModel
 
-from experiments.contract import say
+from experiments.contract import Experiment, say
 from gpt2opt import environment
 from gpt2opt.finetune import create_training_arguments, prepare_tokenizer_for_padding, run_fine_tuning, tokenize_dataset
 from gpt2opt.measure.quality import perplexity, prepare_text
 from gpt2opt.measure.results import Quality
-from gpt2opt.measure.stats import Estimate, over_documents
+from gpt2opt.measure.stats import PERCENT, Estimate, over_documents
 from gpt2opt.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
+from gpt2opt.report.style import CONTROL, SAME, color
+from gpt2opt.report.tables import Table, perplexity_ratio, show_perplexity, table
 from gpt2opt.run.record import Settings
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import find_model, load_model
@@ -40,6 +45,7 @@ def head_magnitude(model: GPT2LMHeadModel) -> np.ndarray:
         float64 array (layers, heads).
     """
     norms = []
+    block: Any
     for block in model.transformer.h:
         heads = block.attn.num_heads
         made = block.attn.c_attn.weight.double().square().sum(0)  # (3 × H × head_dim,): Conv1D keeps its weight (in, out)
@@ -111,12 +117,12 @@ class PruningControls:
         nats = [model.document_nats for model in (self.unpruned, self.pruned, self.recovery.tuned_pruned, self.recovery.tuned_unpruned)]
         tokens = self.unpruned.document_tokens
         statistics: dict[str, Callable[..., np.ndarray]] = {
-            "cost": lambda base, pruned, tuned, control, tokens: (pruned - base) / tokens,
-            "cost left": lambda base, pruned, tuned, control, tokens: (tuned - control) / tokens,
-            "gain of pruned": lambda base, pruned, tuned, control, tokens: (pruned - tuned) / tokens,
-            "gain of unpruned": lambda base, pruned, tuned, control, tokens: (base - control) / tokens,
-            "without control": lambda base, pruned, tuned, control, tokens: (pruned - tuned) / (pruned - base),
-            "recovered": lambda base, pruned, tuned, control, tokens: 1 - (tuned - control) / (pruned - base),
+            "cost": lambda base, pruned, tuned, control, n: (pruned - base) / n,
+            "cost left": lambda base, pruned, tuned, control, n: (tuned - control) / n,
+            "gain of pruned": lambda base, pruned, tuned, control, n: (pruned - tuned) / n,
+            "gain of unpruned": lambda base, pruned, tuned, control, n: (base - control) / n,
+            "without control": lambda base, pruned, tuned, control, n: (pruned - tuned) / (pruned - base),
+            "recovered": lambda base, pruned, tuned, control, n: 1 - (tuned - control) / (pruned - base),
         }
         return {name: over_documents(statistic, *nats, tokens, tokens=tokens) for name, statistic in statistics.items()}
 
@@ -135,11 +141,8 @@ def compare_pruning(
     Heads are chosen and models are tuned on the fine-tuning part of the text, with the settings of a run; the scored part is another.
 
     Args:
-        model, text: see `find_model` and `find_texts`.
         fractions: shares of each layer's heads, in [0, 1); those that come to the same number of heads are one.
-        seeds: how many random choices, at least 5: the range of fewer says little.
-        score_bytes: how much of the text's scored part.
-        epochs: of fine-tuning.
+        seeds: how many random choices, at least 5.
 
     Raises:
         ValueError: a source can't be found or is too short, a fraction is outside [0, 1), fewer than 5 seeds, or no epochs.
@@ -198,3 +201,137 @@ def fine_tuned(model: GPT2LMHeadModel, tokenizer, rows: Dataset, settings: Setti
         arguments = create_training_arguments(scratch, settings.learning_rate, epochs=settings.epochs, seed=settings.seed)
         run_fine_tuning(model, arguments, rows, tokenizer)
     return model.cpu().eval()
+
+
+STYLES: dict[str, dict[str, Any]] = {
+    IMPORTANCE: {"color": color("Pruned"), "marker": "o"},
+    "magnitude": {"color": SAME, "marker": "s", "linestyle": "--"},
+    "first heads": {"color": SAME, "marker": "^", "linestyle": ":"},
+    RANDOM: {"color": CONTROL, "marker": "v"},
+}
+"""Every rule but importance is a control, and grey; the lines tell them apart."""
+
+
+def curve_table(controls: PruningControls) -> Table:
+    """Show the perplexity of every rule over the heads pruned, untuned; of random choices the mean and the range over the seeds."""
+    rows = [("0", *[f"{controls.unpruned.perplexity:.2f}"] * len(controls.rules))]
+    for count in controls.counts:
+        cells = [_curve_cell(controls, rule, count) for rule in controls.rules]
+        rows.append((f"{count} of {controls.heads} ({count / controls.heads:.0%})", *cells))
+    return table(("heads removed per layer", *controls.rules), rows)
+
+
+def _curve_cell(controls: PruningControls, rule: str, count: int) -> str:
+    each = [quality.perplexity for quality in controls.of(rule, count)]
+    value = f"{controls.mean(rule, count).perplexity:.2f}"
+    return f"{value} ({min(each):.2f} to {max(each):.2f})" if len(each) > 1 else value
+
+
+def ratio_table(controls: PruningControls) -> Table:
+    """Show the perplexity by importance ÷ that of every other rule, with its paired interval; below 1, importance chose better.
+
+    Against random choices it is their mean: the interval is that of the text, the range of the seeds is in `curve_table`.
+    """
+    others = [rule for rule in controls.rules if rule != IMPORTANCE]
+    rows = []
+    for count in controls.counts:
+        ours = controls.mean(IMPORTANCE, count)
+        rows.append((f"{count} of {controls.heads}", *(perplexity_ratio(ours, controls.mean(rule, count)) for rule in others)))
+    return table(("heads removed per layer", *(f"importance ÷ {rule} [{PERCENT}]" for rule in others)), rows)
+
+
+def recovery_table(controls: PruningControls) -> Table:
+    """Show the four models between which the recovered share is taken."""
+    recovery = controls.recovery
+    models = {
+        "unpruned": controls.unpruned,
+        f"{recovery.pruned_heads} of {controls.heads} heads pruned": controls.pruned,
+        "pruned, fine-tuned": recovery.tuned_pruned,
+        "unpruned, fine-tuned (control)": recovery.tuned_unpruned,
+    }
+    rows = [(name, show_perplexity(quality), perplexity_ratio(quality, controls.unpruned)) for name, quality in models.items()]
+    return table(("model", f"perplexity [{PERCENT}]", f"÷ unpruned [{PERCENT}]"), rows)
+
+
+def recovery_caption(controls: PruningControls) -> str:
+    """Say what share of the cost fine-tuning recovers, compared with the control, and what all tables were measured on."""
+    found = controls.estimates
+    cost = f"Pruning costs {found['cost']:.4f} nats per token"
+    if found["cost"].low <= 0:
+        verdict = f"{cost}, which is not measurably different from 0, so there is no share of it to recover."
+    else:
+        verdict = (
+            f"{cost}. Fine-tuning then gains the pruned model {found['gain of pruned']:.4f} nats per token, but the unpruned one on the "
+            f"same budget {found['gain of unpruned']:.4f}: that part is learning the text, not recovery. Compared with the fine-tuned "
+            f"control, {found['cost left']:.4f} nats per token of the cost remain, so {found['recovered']:.0%} is recovered; without the "
+            f"control it would seem to be {found['without control']:.0%}."
+        )
+    recovery = controls.recovery
+    return (
+        f"{verdict} Model: {controls.model}; {controls.unpruned.protocol}; tuned on {recovery.rows} rows, epochs: {recovery.epochs:g}. "
+        f"Intervals are {PERCENT}, over documents and paired; the variance between training runs is not in them."
+    )
+
+
+def plot_pruning(controls: PruningControls) -> list[Axes]:
+    """Draw the curves, the band of the random choices from the lowest to the highest seed, and the four models of the recovery."""
+    figure, (curves, recovery) = plt.subplots(1, 2, figsize=(13, 5), width_ratios=(3, 2), layout="constrained")
+    _curves(curves, controls)
+    _recovery(recovery, controls)
+    figure.suptitle(f"Controls for head pruning on the {controls.model.split()[0]} model")
+    return [curves, recovery]
+
+
+def _curves(axes: Axes, controls: PruningControls) -> None:
+    base, counts = controls.unpruned.perplexity, controls.counts
+    x = [0, *(count / controls.heads for count in counts)]
+    for rule in controls.rules:
+        each = [[quality.perplexity for quality in controls.of(rule, count)] for count in counts]
+        label = rule
+        if len(each[0]) > 1:
+            low, high, label = [base, *map(min, each)], [base, *map(max, each)], f"{rule}: mean, and range of {len(each[0])} seeds"
+            axes.fill_between(x, low, high, color=STYLES[rule]["color"], alpha=0.25, linewidth=0)
+        means = [base, *(controls.mean(rule, count).perplexity for count in counts)]
+        axes.plot(x, means, markersize=4, label=label, **STYLES[rule])
+    axes.set(title="Heads pruned, not tuned", xlabel="share of each layer's heads pruned", ylabel="perplexity, logarithmic; less is better")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
+    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _recovery(axes: Axes, controls: PruningControls) -> None:
+    recovery = controls.recovery
+    bars = {
+        "pruned": (controls.pruned, color("Pruned")),
+        "pruned,\ntuned": (recovery.tuned_pruned, color("Fine-tuned")),
+        "unpruned,\ntuned (control)": (recovery.tuned_unpruned, CONTROL),
+    }
+    for row, (quality, own) in enumerate(bars.values()):
+        ratio = quality.ratio_to(controls.unpruned)
+        cost = Estimate(*np.log([ratio, *(quality.ratio_interval(controls.unpruned) or [ratio] * 2)]).tolist())
+        axes.barh(row, cost.value, height=0.55, color=own)
+        axes.errorbar(cost.value, row, xerr=cost.reach, fmt="none", color="black", capsize=3)
+        axes.annotate(f"{cost.value:+.4f}", (max(cost.high, 0), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.margins(x=0.22)
+    found = controls.estimates
+    recovered = "no measurable cost" if found["cost"].low <= 0 else f"{found['recovered']:.0%} recovered"
+    axes.set(title=f"{recovery.pruned_heads} of {controls.heads} heads: {recovered}", xlabel="nats per token against the unpruned model")
+
+
+EXPERIMENT = Experiment(
+    PruningControls,
+    compare_pruning,
+    tables=lambda controls: {
+        "Perplexity; of random choices the mean over the seeds, taken in nats, and the range": curve_table(controls),
+        "Importance over the other rules": ratio_table(controls),
+        "What fine-tuning recovers": recovery_table(controls),
+    },
+    charts=lambda controls: {"pruning": plot_pruning(controls)[0].figure},
+    caption=recovery_caption,
+)

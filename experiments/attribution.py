@@ -9,21 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.contract import say
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from experiments.contract import Experiment, say
 from experiments.race.engines.base import Case, Engine, Timing, prompts_of, started
 from experiments.race.engines.ours import Ours, OursBf16
 from experiments.race.engines.pytorch import TorchFp32
-from experiments.race.results import tpot, ttft
 from experiments.race.run import total_s
 from gpt2opt import environment
+from gpt2opt.environment import machine_label
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.measure.quality import ScoredText, perplexity, prepare_text
 from gpt2opt.measure.results import Quality
-from gpt2opt.measure.stats import Estimate, paired_ratio
+from gpt2opt.measure.stats import PERCENT, Estimate, paired_ratio
 from gpt2opt.measure.turns import Contestants, again
 from gpt2opt.prune import head_importance, importance_batches, prune_attention_heads
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.linear import prepare_for_export
+from gpt2opt.report.style import BETTER, SAME, WHOLE, WORSE
+from gpt2opt.report.table import MISSING, Table, table
 from gpt2opt.report.tables import megabytes, milliseconds
 from gpt2opt.run.record import Settings
 from gpt2opt.runtime.ir_model import load_ir
@@ -90,59 +95,55 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Column:
-    """What every step is measured in: its value, how that is shown, and the ratio of a step to the one before it.
+    """What every step is measured in: its value, how that is shown, and the ratio of a step to the one that it is compared with.
 
     digits: of a ratio. exact: it is counted, not measured, so that it has no interval.
     """
 
     name: str
     unit: str
-    value: Callable[[Step, Case], float]
+    value: Callable[[Any], float]
     show: Callable[[float], str]
-    ratio: Callable[[Step, Step, Case], Estimate]
+    ratio: Callable[[Any, Any], Estimate]
     digits: int = 2
     exact: bool = False
 
-    def factor(self, step: Step, before: Step, case: Case) -> str:
-        """Return the ratio with its interval, and say so where it can't be told from 1."""
-        ratio = self.ratio(step, before, case)
-        middle, low, high = (f"{value:.{self.digits}f}" for value in (ratio.value, ratio.low, ratio.high))
+    def factor(self, step: Step, before: Step) -> str:
+        """Return the ratio with its interval, and say so where it can't be distinguished from 1."""
+        ratio = self.ratio(step, before)
         if self.exact:
-            return middle
-        return f"{middle} [{low}, {high}]" + ("" if self.measurable(step, before, case) else ", no measurable difference")
+            return f"{ratio.value:.{self.digits}f}"
+        return f"{ratio:.{self.digits}f}" + ("" if self.measurable(step, before) else ", no measurable difference")
 
-    def measurable(self, step: Step, before: Step, case: Case) -> bool:
+    def measurable(self, step: Step, before: Step) -> bool:
         """Return whether the interval, at the digits that are shown, leaves 1 out."""
-        ratio = self.ratio(step, before, case)
+        ratio = self.ratio(step, before)
         return not round(ratio.low, self.digits) <= 1 <= round(ratio.high, self.digits)
 
 
-def _timed(name: str, of: Callable[[Timing, Case], float]) -> Column:
-    def per_round(step: Step, case: Case) -> list[float]:
-        return [of(timing, case) for timing in step.timings]
+def _timed(name: str, of: Callable[[Timing], float]) -> Column:
+    def per_round(step: Step) -> list[float]:
+        return [of(timing) for timing in step.timings]
 
-    def middle(step: Step, case: Case) -> float:
-        return statistics.median(per_round(step, case))
-
-    def ratio(step: Step, before: Step, case: Case) -> Estimate:
-        return paired_ratio(per_round(step, case), per_round(before, case))
-
-    return Column(name, "ms", middle, milliseconds, ratio)
+    return Column(
+        name, "ms", lambda step: statistics.median(per_round(step)), milliseconds,
+        lambda step, before: paired_ratio(per_round(step), per_round(before)),
+    )  # fmt: skip
 
 
-def _size_ratio(step: Step, before: Step, case: Case) -> Estimate:
-    value = step.weight_bytes / before.weight_bytes
-    return Estimate(value, value, value)
+def _size_ratio(step: Any, before: Any) -> Estimate:
+    return Estimate(*[step.weight_bytes / before.weight_bytes] * 3)
 
 
-def _perplexity_ratio(step: Step, before: Step, case: Case) -> Estimate:
-    interval = step.quality.ratio_interval(before.quality) or (0.0, math.inf)  # one document tells nothing of another
+def _perplexity_ratio(step: Any, before: Any) -> Estimate:
+    interval = step.quality.ratio_interval(before.quality) or (0.0, math.inf)  # one document says nothing of another
     return Estimate(step.quality.ratio_to(before.quality), *interval)
 
 
-TTFT, TPOT = _timed("TTFT", ttft), _timed("TPOT", tpot)
-SIZE = Column("on disk", "MB", lambda step, case: step.weight_bytes, megabytes, _size_ratio, exact=True)
-PERPLEXITY = Column("perplexity", "", lambda step, case: step.quality.perplexity, "{:.2f}".format, _perplexity_ratio, digits=4)
+TTFT = _timed("TTFT", lambda timing: timing.first_s)
+TPOT = _timed("TPOT", lambda timing: statistics.median(timing.later_s))
+SIZE = Column("on disk", "MB", lambda step: step.weight_bytes, lambda size: megabytes(int(size)), _size_ratio, exact=True)
+PERPLEXITY = Column("perplexity", "", lambda step: step.quality.perplexity, "{:.2f}".format, _perplexity_ratio, digits=4)
 COLUMNS = (TTFT, TPOT, SIZE, PERPLEXITY)
 
 
@@ -171,14 +172,6 @@ def attribute(
 
     bf16 is a branch of OpenVINO FP32: the pruned model computes in FP32 everywhere, as what is left float in the INT8 one does. It is
     not fine-tuned, since that would be a second change.
-
-    Args:
-        model, text: see `find_model` and `find_texts`.
-        rounds: timed ones; the intervals of the times are over these.
-        case: prompt and new tokens of a timed call.
-        score_bytes: how much of the text's scored part.
-        calibration_rows: rows of the model's context that INC and the gate get.
-        prune_fraction: share of each layer's heads that the pruned model lacks.
 
     Raises:
         ValueError: a source can't be found or is too short, rounds < 1, or the case doesn't fit into the model's context.
@@ -232,7 +225,9 @@ def _score(candidate: Candidate, reference, text: ScoredText) -> Step:
     if candidate.engine is OursBf16 and not environment.has_bf16():
         return dataclasses.replace(step, left_out=NO_BF16 if environment.has_bf16() is False else environment.UNTOLD)
     say(f"scoring {candidate.name}")
-    model = reference if candidate.engine is TorchFp32 else load_ir(candidate.folder, precision=candidate.engine.precision)
+    model = (
+        reference if candidate.engine is TorchFp32 else load_ir(candidate.folder, precision=getattr(candidate.engine, "precision", "f32"))
+    )
     quality = perplexity(logits_of(model), text)
     return dataclasses.replace(step, weight_bytes=candidate.engine.disk_bytes(candidate.folder), quality=quality)
 
@@ -254,3 +249,86 @@ def _race(candidates: list[Candidate], steps: list[Step], case: Case, rounds: in
         dataclasses.replace(step, timings=tuple(samples.get(step.name, {}).get(case, ())), left_out=step.left_out or left.get(step.name))
         for step in (first, twice, *others)
     ]
+
+
+def attribution_table(attribution: Attribution) -> Table:
+    """Show every step, and its factor over what it is compared with; the last row compares the last step with the first."""
+    before = {step.name: previous for step, previous in attribution.pairs}
+    rows = []
+    for step in attribution.steps:
+        if step.left_out:
+            rows.append((step.name, f"left out: {step.left_out}", "", *[MISSING] * len(COLUMNS)))
+            continue
+        base = before.get(step.name)
+        cells = [column.show(column.value(step)) + (f"; {column.factor(step, base)}" if base else "") for column in COLUMNS]
+        rows.append((step.name, step.change, base.name if base else "", *cells))
+    first, last = attribution.chain[0], attribution.chain[-1]
+    rows.append(("all steps together", "", first.name, *(column.factor(last, first) for column in COLUMNS)))
+    header = [f"{column.name}, {column.unit}".rstrip(", ") + f"; ÷ that [{PERCENT}]" for column in COLUMNS]
+    return table(("step", "what changes", "compared with", *header), rows)
+
+
+def attribution_caption(attribution: Attribution) -> str:
+    """Say what the table was taken on."""
+    case, quality = attribution.case, attribution.chain[0].quality
+    assert quality
+    return (
+        f"Model: {attribution.model}. {machine_label(attribution.environment)}; prompt {case.prompt_tokens} tokens, "
+        f"{case.new_tokens} new, {attribution.rounds} rounds in which all steps take turns. "
+        "Times are medians, factors medians of the ratios within a round. Perplexity, paired document by document: "
+        f"{quality.protocol}."
+    )
+
+
+def plot_attribution(attribution: Attribution) -> list[Axes]:
+    """Draw a waterfall for each column: green where a step lowers it, red where it raises it, grey without a measurable difference."""
+    figure, grid = plt.subplots(2, 2, figsize=(13, 2 + 1.1 * len(attribution.measured)), layout="constrained")
+    for axes, column in zip(grid.flat, COLUMNS, strict=True):
+        _waterfall(axes, attribution, column)
+    for axes in grid[:, 1]:
+        axes.set_yticklabels([])
+    facts, case = attribution.environment, attribution.case
+    figure.suptitle(f"From torch FP32 to INT8, step by step, on {facts['cpu']}, {facts['threads']} threads, {case} tokens")
+    notes = [f"each factor is over the step above it, with its {PERCENT} interval; less is better"]
+    notes += [
+        f"{step.name} is a branch: it and the step below it are over {before.name}" for step, before in attribution.pairs if step.branch
+    ]
+    notes += [f"{step.name} is left out: {step.left_out}" for step in attribution.steps if step.left_out]
+    figure.supxlabel("\n".join(notes), fontsize=9)
+    return list(grid.flat)
+
+
+def _waterfall(axes: Axes, attribution: Attribution, column: Column) -> None:
+    chain, steps = attribution.chain, attribution.measured
+    scale = {"ms": 1e3, "MB": 1e-6}.get(column.unit, 1)
+    values = [column.value(step) * scale for step in steps]
+    # Perplexities differ by some percent; from zero on no step could be seen.
+    start = min(values) - (max(values) - min(values)) if column is PERPLEXITY else 0
+    _bar(axes, 0, values[0] - start, start, WHOLE, f"{column.show(column.value(chain[0]))} {column.unit}")
+    for step, before in attribution.pairs:
+        row, base = steps.index(step), steps.index(before)
+        was, now = values[base], values[row]
+        changed = SAME if not column.measurable(step, before) else WORSE if now > was else BETTER
+        factor = column.factor(step, before).replace(", no", "\nno")
+        axes.barh(row, min(was, now) - start, left=start, height=0.6, color=WHOLE)
+        _bar(axes, row, now - was, was, changed, f"{column.show(column.value(step))} {column.unit}\n× {factor}")
+        axes.plot([was, was], [base + 0.3, row - 0.3], color="grey", linewidth=0.8)
+    axes.set_yticks(range(len(steps)), [step.name for step in steps])
+    axes.set_ylim(len(steps) - 0.5, -0.5)
+    axes.set_xlim(start, start + 1.5 * (max(values) - start))
+    whole = column.factor(chain[-1], chain[0])
+    axes.set(title=f"{column.name}, all steps together: × {whole}", xlabel=column.unit + ("the axis does not start at 0" if start else ""))
+
+
+def _bar(axes: Axes, row: int, width: float, left: float, color: str, text: str) -> None:
+    axes.barh(row, width, left=left, height=0.6, color=color)
+    axes.annotate(text, (left + max(width, 0), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+
+
+EXPERIMENT = Experiment(
+    Attribution,
+    attribute,
+    tables=lambda found: {"Each step, over the step that it is compared with": attribution_table(found)},
+    charts=lambda found: {"attribution": plot_attribution(found)[0].figure},
+    caption=attribution_caption,
+)
