@@ -121,15 +121,20 @@ def read_notebook(path: Path) -> Any:
     import nbformat
 
     try:
-        content = json.loads(Path(path).read_bytes())
-        strange = _first_problem(content)
-        notebook = nbformat.convert(nbformat.reader.reads(json.dumps(_completed(content))), 4)
+        content, strange = json.loads(Path(path).read_bytes()), ""
+        if content.get("nbformat") == 4:
+            strange = _first_problem(content)
+            content = _completed(content)
+            without_metadata = [cell | {"metadata": {}} for cell in content["cells"]]
+            if wrong := _first_problem(content | {"metadata": {}, "cells": without_metadata}, relax_add_props=True):
+                raise ValueError(wrong)
+        notebook = nbformat.convert(nbformat.reader.reads(json.dumps(content)), 4)
     except OSError as error:
         reason = error.strerror or str(error)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         reason = f"it is not JSON ({error})"
-    except (ValueError, TypeError, AttributeError, KeyError, nbformat.ValidationError) as error:  # what nbformat raises for other JSON
-        reason = _first_line(error)
+    except (ValueError, TypeError, AttributeError, KeyError, nbformat.ValidationError) as error:
+        reason = f"its JSON is not that of a notebook ({type(error).__name__}: {error})"
     else:
         if strange:
             logger.warning("%s is not quite a notebook by its format (%s); it is read all the same, as Jupyter does", path, strange)
@@ -144,8 +149,17 @@ def notebook_text(notebook: Any) -> str:
     return writes(notebook) + "\n"
 
 
-def _first_problem(content: Any) -> str:
-    """Return what the format does not allow in a notebook; nothing if it can't be read at all. Cells get ids of their own."""
+def _completed(content: dict[str, Any]) -> dict[str, Any]:
+    """Add what a notebook of format 4 must have, as empty values where it is missing."""
+    for cell in content["cells"]:
+        cell |= REQUIRED.get(cell.get("cell_type"), {}) | cell
+        for output in cell.get("outputs", ()):
+            output |= REQUIRED.get(output.get("output_type"), {}) | output
+    return {"metadata": {}, "nbformat_minor": 0, **content}
+
+
+def _first_problem(content: dict[str, Any], **how: Any) -> str:
+    """Return what the format does not allow in a notebook, see `nbformat.validate`; nothing if all is right. Cells get ids of their own."""
     import nbformat
     from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
 
@@ -154,51 +168,12 @@ def _first_problem(content: Any) -> str:
         for kind in (DuplicateCellId, MissingIDFieldWarning):
             warnings.simplefilter("always", kind)
         try:
-            nbformat.validate(content)
+            nbformat.validate(content, **how)
         except nbformat.ValidationError as problem:
-            return _first_line(problem)
-        except (AttributeError, KeyError, TypeError):
-            pass
+            place, line = list(problem.relative_path), problem.message.splitlines()[0]
+            where = f"cell {place[1] + 1}: " if place[:1] == ["cells"] else ""
+            return where + (line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}…")
     return str(caught[0].message).splitlines()[0] if caught else ""
-
-
-def _completed(content: Any) -> dict[str, Any]:
-    """Return parsed JSON with what a notebook of format 4 must have, as empty values where it is missing."""
-    import nbformat
-
-    _check_object(content, "it")
-    if content.get("nbformat") != 4:
-        return content
-    if not isinstance(content.get("cells"), list):
-        raise ValueError("it has no list of cells")
-    for number, cell in enumerate(content["cells"], 1):
-        _check_object(cell, f"cell {number}")
-        if (kind := cell.get("cell_type")) not in ("code", "markdown", "raw"):
-            raise ValueError(f"cell {number} is of type {kind!r}, expected code, markdown or raw")
-        cell |= REQUIRED[kind] | cell
-        _check_object(cell["metadata"], f"the metadata of cell {number}")
-        for output in cell["outputs"] if kind == "code" and isinstance(cell["outputs"], list) else ():
-            _check_object(output, f"an output of cell {number}")
-            output |= REQUIRED.get(output.get("output_type", ""), {}) | output
-        try:
-            nbformat.validate(
-                cell | {"metadata": {}}, ref=f"{kind}_cell", version=4, version_minor=4, relax_add_props=True
-            )  # other keys may be there
-        except nbformat.ValidationError as error:
-            raise ValueError(f"cell {number}: {_first_line(error)}") from error
-    content = {"metadata": {}, "nbformat_minor": 0, **content}
-    _check_object(content["metadata"], "its metadata")
-    return content
-
-
-def _check_object(content: Any, name: str) -> None:
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} holds a JSON {type(content).__name__}, expected an object")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(getattr(error, "message", error)).splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) <= LONGEST_REASON else f"{lines[0][:LONGEST_REASON]}…"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from gpt2opt.report.chart import describe
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.compare import CAPTION, compare_runs, comparison_tables, differences_table
 from gpt2opt.report.conclusions import machine_changes
-from gpt2opt.report.tables import explain_products, record_tables, stand_in_notice
+from gpt2opt.report.tables import audit_of, explain_products, record_tables, stand_in_notice
 from gpt2opt.run.record import QUANTIZE, Record
 from gpt2opt.storage import write_result
 
@@ -43,9 +43,10 @@ def write_report(records: Sequence[Record], path: Path) -> None:
 
 def _run(record: Record, heading: str) -> dict[str, Any]:
     """Return what the template shows of a run."""
+    stopped = "" if QUANTIZE in record.stages else "; the run stopped there, and what comes later is not shown"
     return {
         "heading": heading,
-        "stages": _stages(record),
+        "stages": f"Taken {record.created}. Stages: {', '.join(record.stages) or 'none'}{stopped}.",
         "notice": stand_in_notice(record),
         "tables": record_tables(record),
         "notes": _notes(record),
@@ -53,16 +54,11 @@ def _run(record: Record, heading: str) -> dict[str, Any]:
     }
 
 
-def _stages(record: Record) -> str:
-    names = ", ".join(record.stages) or "none"
-    stopped = "" if QUANTIZE in record.stages else "; the run stopped there, and what comes later is not shown"
-    return f"Taken {record.created}. Stages: {names}{stopped}."
-
-
 def _notes(record: Record) -> dict[str, str]:
     """Return what has to be said to some of the tables, by title."""
     settings = record.settings
-    protocols = dict.fromkeys(m.quality.protocol for m in record.measurements() if m.quality)
+    protocols, audit = dict.fromkeys(m.quality.protocol for m in record.measurements() if m.quality), audit_of(record)
+    products = explain_products(audit["prefill"], audit["decode"]) if audit else ""
     return {
         "Summary": f"Prompt of {settings.prompt_tokens} tokens, {settings.new_tokens} new ones; TTFT and TPOT are medians. Intervals are "
         f"{PERCENT}: over documents, and of models timed in turns over the pairs of runs. Scored: {'; '.join(protocols) or 'nothing yet'}. "
@@ -72,18 +68,13 @@ def _notes(record: Record) -> dict[str, str]:
         "processes share as 1/n; USS counts pages that no other process maps. File-backed pages are mapped weights and libraries: the "
         "system may drop them and read them again. PSS and USS depend on what else runs on the machine.",
         "Timed in turns": f"Times and ratios of the last rounds that both models took part in. {machine_changes(record)}",
-        "INT8 audit": f"What the weights are stored as in the file, and what the two compiled graphs multiply. {_products(record)}",
+        "INT8 audit": f"What the weights are stored as in the file, and what the two compiled graphs multiply. {products}",
         "Trade-off": "A model is dominated if another on the same device, text and prompt is no worse in TPOT, perplexity and size, and "
         "better in one; the others are the Pareto front. Perplexities count as different if their paired interval shows it.",
         "Provenance": f"Schema {record.schema}, commit {record.environment['commit'] or 'unknown'}, seed {settings.seed}. Weights by the "
         "first 16 of the 64 digits of their SHA-256. All on this page is drawn from the record, run.json, which holds every sample: times "
         "of single tokens in latency, summed loss of documents in quality, their divergence from the reference model in agreement.",
     }
-
-
-def _products(record: Record) -> str:
-    audit = next((m.facts["audit"] for m in record.measurements() if "audit" in m.facts), None)
-    return explain_products(audit["prefill"], audit["decode"]) if audit and "prefill" in audit else ""
 
 
 def _svg(figure) -> str:

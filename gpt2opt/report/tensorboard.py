@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.tables import record_tables, stand_in_notice
-from gpt2opt.run.record import Measurement, Record
+from gpt2opt.run.record import Measurement, Record, Role
 
 OURS = "events.out.tfevents.*.gpt2opt"
 FIGURES = {
@@ -32,7 +32,6 @@ def write_tensorboard(record: Record, log_dir: Path) -> None:
     share an axis, with its place in the record as the step; and its loss over the steps of its training. HParams lists the models in one
     table. Charts are under Images, tables and samples under Text.
     """
-    log_dir = Path(log_dir)
     for folder in (log_dir, *(path for path in log_dir.glob("*") if path.is_dir())):
         empty_log(folder)
         if folder != log_dir and not any(folder.iterdir()):  # a model of an earlier record
@@ -46,9 +45,8 @@ def write_tensorboard(record: Record, log_dir: Path) -> None:
         for title, table in record_tables(record).items():
             writer.add_text(title, table.markdown(), len(record.stages))
     for step, measurement in enumerate(measured, 1):
-        role = record.role(measurement.name)
         with _writer(log_dir / measurement.name.replace("/", "-")) as writer:
-            _write_model(writer, step, role.stage, measurement, role.control)
+            _write_model(writer, step, measurement, record.role(measurement.name))
 
 
 @contextmanager
@@ -60,13 +58,14 @@ def _writer(folder: Path) -> Iterator[Any]:
     drop_host_names(folder)
 
 
-def _write_model(writer, step: int, stage: str, measurement: Measurement, control: bool) -> None:
+def _write_model(writer, step: int, measurement: Measurement, role: Role) -> None:
     from tensorboard.plugins.hparams import summary_v2 as hparams
     from torch.utils.tensorboard.summary import hparams as torch_hparams
 
-    facts = dict(zip(FACTS, (stage, "yes" if control else "no", measurement.runtime, measurement.dtype, measurement.device), strict=True))
-    writer.file_writer.add_summary(hparams.hparams_pb(facts, trial_id=measurement.name, start_time_secs=0))
+    facts = (role.stage, "yes" if role.control else "no", measurement.runtime, measurement.dtype, measurement.device)
+    start = hparams.hparams_pb(dict(zip(FACTS, facts, strict=True)), trial_id=measurement.name, start_time_secs=0)
     *_, end = torch_hparams({}, {})
+    writer.file_writer.add_summary(start)
     writer.file_writer.add_summary(end)
     for figure, value in _scalars(measurement).items():
         writer.add_scalar(f"{figure}/{measurement.device}", value, step)
@@ -79,11 +78,13 @@ def _experiment(measurements: Sequence[Measurement]) -> Any:
     """Return the columns of HParams' table. A figure of two devices has a column for each."""
     from tensorboard.plugins.hparams import summary_v2 as hparams  # what hparams.api offers too, but that one imports tensorflow
 
-    several = len({measurement.device for measurement in measurements}) > 1
-    found = dict.fromkeys((figure, measurement.device) for measurement in measurements for figure in _scalars(measurement))
+    devices = list(dict.fromkeys(measurement.device for measurement in measurements))
+    found = {(figure, measurement.device) for measurement in measurements for figure in _scalars(measurement)}
     metrics = [
-        hparams.Metric(f"{figure}/{device}", display_name=f"{FIGURES[figure][0]}, {device}" if several else FIGURES[figure][0])
-        for figure, device in sorted(found, key=lambda column: list(FIGURES).index(column[0]))
+        hparams.Metric(f"{figure}/{device}", display_name=f"{title}, {device}" if len(devices) > 1 else title)
+        for figure, (title, *_) in FIGURES.items()
+        for device in devices
+        if (figure, device) in found
     ]
     return hparams.hparams_config_pb([hparams.HParam(fact) for fact in FACTS], metrics)
 
@@ -106,5 +107,8 @@ def _of_this_process(log_dir: Path) -> list[Path]:
 
 def _scalars(measurement: Measurement) -> dict[str, float]:
     """Return what was measured, in the units of the tables."""
-    values = {name: (getattr(getattr(measurement, part), key, None), factor) for name, (_, part, key, factor) in FIGURES.items()}
-    return {name: value * factor for name, (value, factor) in values.items() if value is not None}
+    return {
+        figure: value * factor
+        for figure, (_, part, attribute, factor) in FIGURES.items()
+        if (value := getattr(getattr(measurement, part), attribute, None)) is not None
+    }

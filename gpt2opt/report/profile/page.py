@@ -62,11 +62,10 @@ def write_pages(traces: Path | str) -> list[Path]:
         RuntimeError: a page would be larger than 1 MB.
     """
     traces = Path(traces)
-    found = sorted(traces.glob(f"*/{TRACE_NAME}"))
-    profiles = [summarize(path, path.parent.name) for path in found]
-    pages = {path.with_name(ONE_NAME): page([profile]) for path, profile in zip(found, profiles, strict=True)}
+    profiles = {path.with_name(ONE_NAME): summarize(path, path.parent.name) for path in sorted(traces.glob(f"*/{TRACE_NAME}"))}
+    pages = {path: page([profile]) for path, profile in profiles.items()}
     if profiles:
-        pages[traces / ALL_NAME] = page(profiles)
+        pages[traces / ALL_NAME] = page(list(profiles.values()))
     for path, content in pages.items():
         if (size := len(content.encode())) > MAX_PAGE_BYTES:
             raise RuntimeError(f"{path} would take {size / 1e6:.1f} MB, expected at most 1 MB; record fewer steps or fewer new tokens")

@@ -49,8 +49,8 @@ class ProfilePlugin(base_plugin.TBPlugin):
 
         A trace is read once while it and the record of its run stay as they are.
         """
-        found = {(path, _changed(path), _changed(record_of(path))): path for path in sorted(self.log_dir.rglob(PATTERN))}
-        self._known = {key: self._known.get(key) or self._summary(path) for key, path in found.items()}
+        found = ((path, _changed(path), _changed(record_of(path))) for path in sorted(self.log_dir.rglob(PATTERN)))
+        self._known = {key: self._known.get(key) or self._summary(key[0]) for key in found}
         return list(self._known.values())
 
     def _summary(self, path: Path) -> dict[str, Any]:
