@@ -253,20 +253,18 @@ def _bars(
     remarks: Sequence[str] = (),
 ) -> None:
     """Draw a bar for each measurement, with its value and a remark behind it; where nothing was measured there is a word instead."""
-    for row, (measurement, value) in enumerate(zip(group, values, strict=True)):
-        end, text = 0.0, "not measured"
-        if value is not None:
-            axes.barh(row, value, height=0.6, color=color(measurement.name))
-            end = max(value, p95[row]) if p95 else value
-            if p95:
-                axes.errorbar(value, row, xerr=[[0.0], [end - value]], fmt="none", color="black", capsize=3)
-            text = f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
-            text += f"\n{remarks[row]}" if remarks and remarks[row] else ""
-        axes.annotate(text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+    known = [0.0 if value is None else value for value in values]
+    whiskers = [[0.0] * len(known), [max(0.0, end - value) for end, value in zip(p95, known, strict=True)]] if p95 else None
+    numbers = [f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}" for value in known]
+    texts = ["not measured" if value is None else number for value, number in zip(values, numbers, strict=True)]
+    if any(remarks):
+        texts = [f"{text}\n{remark}".rstrip() for text, remark in zip(texts, remarks, strict=True)]
+    bars = axes.barh(range(len(group)), known, xerr=whiskers, height=0.6, color=[color(m.name) for m in group], capsize=3)
+    axes.bar_label(bars, texts, padding=6, fontsize=9)
     axes.set_yticks(range(len(group)), [_label(m) for m in group])
     axes.set_ylim(len(group) - 0.5, -0.5)
     room = 1.9 if any(remarks) else 1.3  # for what stands behind the bars
-    axes.set_xlim(0, room * max([1e-9, *(p95 or [value for value in values if value is not None])]))
+    axes.set_xlim(0, room * max([1e-9, *(p95 or known)]))
 
 
 def _label(measurement: Measurement) -> str:

@@ -11,19 +11,8 @@ from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
 from gpt2opt.measure.trace_file import PATTERN
-from gpt2opt.report.profile.page import page, script_hash
+from gpt2opt.report.profile.page import PARTS, page, script_hash
 from gpt2opt.report.profile.summary import record_of, summarize
-
-FRAME = """export function render() {
-  document.body.style.margin = 0;
-  const frame = document.createElement("iframe");
-  frame.src = "page.html";
-  frame.title = "Profiles";
-  frame.style = "border: 0; width: 100%; height: 100vh; display: block";
-  document.body.append(frame);
-}
-"""
-"""TensorBoard loads a module into a frame of its own; this one puts the page into it."""
 
 
 class ProfilePlugin(base_plugin.TBPlugin):
@@ -63,7 +52,7 @@ class ProfilePlugin(base_plugin.TBPlugin):
             return {"name": name, "error": str(error)}
 
     def _frame(self, request: wrappers.Request) -> wrappers.Response:
-        return http_util.Respond(request, FRAME, "application/javascript")
+        return http_util.Respond(request, (PARTS / "tensorboard.js").read_text(), "application/javascript")
 
     def _page(self, request: wrappers.Request) -> wrappers.Response:
         return http_util.Respond(request, page(self.profiles()), "text/html", csp_scripts_sha256s=[script_hash()])
