@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 import time
 import warnings
 from pathlib import Path
@@ -25,7 +26,6 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "error": {"ename": "", "evalue": "", "traceback": []},
 }
 """Kind of a cell or of an output -> the keys that it must have, with the values that they get where they are missing."""
-LONGEST_REASON = 160
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 logger = logging.getLogger(__name__)
@@ -47,15 +47,15 @@ def execute_notebook(path: Path) -> int:
     notebook = read_notebook(path)
     if not any(cell.cell_type == "code" for cell in notebook.cells):
         raise ValueError(f"the notebook {path} has no cell to run; name one with code cells")
-    headings, start = _headings(notebook), time.perf_counter()
+    start = time.perf_counter()
 
     def elapsed() -> str:
         minutes, seconds = divmod(int(time.perf_counter() - start), 60)
         return f"{minutes}:{seconds:02d}"
 
-    def show_heading(cell_index: int, **_) -> None:
-        if cell_index in headings:
-            print(f"{elapsed()}  {headings[cell_index]}", file=sys.stderr, flush=True)
+    def show_heading(cell: Any, **_) -> None:
+        if cell.cell_type == "markdown" and cell.source.startswith("#"):
+            print(f"{elapsed()}  {cell.source.splitlines()[0].lstrip('# ')}", file=sys.stderr, flush=True)
 
     client = NotebookClient(
         notebook,
@@ -81,17 +81,6 @@ def execute_notebook(path: Path) -> int:
     charts = sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
     print(f"{elapsed()}  done: {path.name} holds {charts} charts", file=sys.stderr)
     return 0
-
-
-def _headings(notebook: Any) -> dict[int, str]:
-    """Return each heading by the index of the first code cell below it."""
-    headings, heading = {}, ""
-    for index, cell in enumerate(notebook.cells):
-        if cell.cell_type == "markdown" and cell.source.startswith("#"):
-            heading = cell.source.splitlines()[0].lstrip("# ")
-        elif cell.cell_type == "code" and heading:
-            headings[index], heading = heading, ""
-    return headings
 
 
 def _drop_transient(notebook: Any) -> None:
@@ -123,7 +112,10 @@ def read_notebook(path: Path) -> Any:
     try:
         content, strange = json.loads(Path(path).read_bytes()), ""
         if content.get("nbformat") == 4:
-            strange = _first_problem(content)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                changed, content = nbformat.validator.normalize(content)  # cells get ids of their own
+            strange = _first_problem(content) or ("a cell has no id of its own" if changed else "")
             content = _completed(content)
             without_metadata = [cell | {"metadata": {}} for cell in content["cells"]]
             if wrong := _first_problem(content | {"metadata": {}, "cells": without_metadata}, relax_add_props=True):
@@ -159,21 +151,15 @@ def _completed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first_problem(content: dict[str, Any], **how: Any) -> str:
-    """Return what the format does not allow in a notebook, see `nbformat.validate`; nothing if all is right. Cells get ids of their own."""
+    """Return what the format does not allow in a notebook, see `nbformat.validate`; nothing if all is right."""
     import nbformat
-    from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
-        for kind in (DuplicateCellId, MissingIDFieldWarning):
-            warnings.simplefilter("always", kind)
-        try:
-            nbformat.validate(content, **how)
-        except nbformat.ValidationError as problem:
-            place, line = list(problem.relative_path), problem.message.splitlines()[0]
-            where = f"cell {place[1] + 1}: " if place[:1] == ["cells"] else ""
-            return where + (line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}…")
-    return str(caught[0].message).splitlines()[0] if caught else ""
+    try:
+        nbformat.validate(content, **how)
+    except nbformat.ValidationError as problem:
+        place, reason = list(problem.relative_path), textwrap.shorten(problem.message, 160, placeholder=" …")
+        return f"cell {place[1] + 1}: {reason}" if place[:1] == ["cells"] else reason
+    return ""
 
 
 def _parser() -> argparse.ArgumentParser:

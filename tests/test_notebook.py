@@ -154,8 +154,8 @@ WARNED = {
         changed(1, outputs=[{"output_type": "display_data", "data": {"text/plain": "1"}}]),
         "'metadata' is a required",
     ),
-    "an id twice": (changed(1, id="a1"), "Non-unique cell id"),
-    "no id": (changed(1, "id"), "Cell is missing an id field"),
+    "an id twice": (changed(1, id="a1"), "a cell has no id of its own"),
+    "no id": (changed(1, "id"), "a cell has no id of its own"),
 }
 SILENT = {
     "format 3": {"nbformat": 3, "nbformat_minor": 0, "metadata": {"name": ""}, "worksheets": [{"cells": [V3], "metadata": {}}]},
