@@ -1,5 +1,6 @@
 """Runs beside each other: each figure of a later run over the first run's, or why that would say nothing."""
 
+import math
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -139,10 +140,7 @@ def _conditions(name: str, record: Record, measurement: Measurement) -> dict[str
 
 
 def _interval(name: str, measurement: Measurement, base: Measurement) -> tuple[float, float] | None:
-    if name == "perplexity":
-        return measurement.scored.ratio_interval(base.scored)
-    if name not in SAMPLES:
-        return None
-    ours, theirs = (getattr(each.latency, SAMPLES[name]) for each in (measurement, base))
-    ratio = ratio_of_medians(ours, theirs)
-    return (ratio.low, ratio.high) if min(len(ours), len(theirs)) > 1 else None
+    if name in SAMPLES:
+        ratio = ratio_of_medians(*(getattr(each.latency, SAMPLES[name]) for each in (measurement, base)))
+        return (ratio.low, ratio.high) if math.isfinite(ratio.high) else None
+    return measurement.scored.ratio_interval(base.scored) if name == "perplexity" else None

@@ -23,10 +23,8 @@ def write_report(records: Sequence[Record], path: Path) -> None:
     """Write a report as one HTML file, whole or not at all. Of several runs, all are compared with the first.
 
     Raises:
-        ValueError: no run, more than there are letters to name them, or the place can't be written.
+        ValueError: there are more runs than letters to name them, or the place can't be written.
     """
-    if not records:
-        raise ValueError("no run to report; name at least one record")
     several = len(records) > 1
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     content = pages.get_template("page.html").render(
