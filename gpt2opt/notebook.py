@@ -16,16 +16,8 @@ from typing import Any
 from gpt2opt.storage import write_whole
 
 CELL: dict[str, Any] = {"metadata": {}, "source": ""}
-REQUIRED: dict[str, dict[str, Any]] = {
-    "code": {**CELL, "execution_count": None, "outputs": []},
-    "markdown": CELL,
-    "raw": CELL,
-    "stream": {"name": "stdout", "text": ""},
-    "display_data": {"data": {}, "metadata": {}},
-    "execute_result": {"data": {}, "metadata": {}, "execution_count": None},
-    "error": {"ename": "", "evalue": "", "traceback": []},
-}
-"""Kind of a cell or of an output -> the keys that it must have, with the values that they get where they are missing."""
+CODE_CELL = CELL | {"execution_count": None, "outputs": []}
+"""What a cell must have, with the values that it gets where they are missing."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 logger = logging.getLogger(__name__)
@@ -116,9 +108,10 @@ def read_notebook(path: Path) -> Any:
                 warnings.simplefilter("ignore")
                 changed, content = nbformat.validator.normalize(content)  # cells get ids of their own
             strange = _first_problem(content) or ("a cell has no id of its own" if changed else "")
-            content = _completed(content)
-            without_metadata = [cell | {"metadata": {}} for cell in content["cells"]]
-            if wrong := _first_problem(content | {"metadata": {}, "cells": without_metadata}, relax_add_props=True):
+            cells = [(CODE_CELL if cell["cell_type"] == "code" else CELL) | cell for cell in content["cells"]]
+            content = {"metadata": {}, "nbformat_minor": 0, **content, "cells": cells}
+            bare = {**content, "metadata": {}, "cells": [cell | {"metadata": {}} for cell in cells]}
+            if wrong := _first_problem(bare, relax_add_props=True):
                 raise ValueError(wrong)
         notebook = nbformat.convert(nbformat.reader.reads(json.dumps(content)), 4)
     except OSError as error:
@@ -139,15 +132,6 @@ def notebook_text(notebook: Any) -> str:
     from nbformat.v4 import writes  # unlike nbformat.writes, it does not log once more what is wrong by the format
 
     return writes(notebook) + "\n"
-
-
-def _completed(content: dict[str, Any]) -> dict[str, Any]:
-    """Add what a notebook of format 4 must have, as empty values where it is missing."""
-    for cell in content["cells"]:
-        cell |= REQUIRED.get(cell.get("cell_type"), {}) | cell
-        for output in cell.get("outputs", ()):
-            output |= REQUIRED.get(output.get("output_type"), {}) | output
-    return {"metadata": {}, "nbformat_minor": 0, **content}
 
 
 def _first_problem(content: dict[str, Any], **how: Any) -> str:

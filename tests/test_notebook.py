@@ -99,11 +99,15 @@ REFUSED = {
     "no format": ("{}", "from version 1 to version 2 because it's missing a key: cells"),
     "no cells": (f"{HEAD}}}", "KeyError: 'cells'"),
     "a cell that is a number": (f'{HEAD}, "cells": [1]}}', "'int' is not iterable"),
-    "a cell of no kind": (f'{HEAD}, "cells": [{{"source": "x"}}]}}', "cell 1: {'source': 'x'"),
+    "a cell of no kind": (f'{HEAD}, "cells": [{{"source": "x"}}]}}', "KeyError: 'cell_type'"),
     "a source that is a number": (f'{HEAD}, "cells": [{{"cell_type": "code", "source": 5}}]}}', "cell 1: 5 is not valid under any"),
-    "outputs that are a number": (f'{HEAD}, "cells": [{{"cell_type": "code", "outputs": 5}}]}}', "'int' object is not iterable"),
+    "outputs that are a number": (f'{HEAD}, "cells": [{{"cell_type": "code", "outputs": 5}}]}}', "cell 1: 5 is not of type 'array'"),
     "metadata that are text": (f'{HEAD}, "cells": [{{"cell_type": "raw", "metadata": "x"}}]}}', "'str' object has no attribute"),
     "an output of no kind": (f'{HEAD}, "cells": [{{"cell_type": "code", "outputs": [{{}}]}}]}}', "cell 1: {} is not valid under any"),
+    "an output without metadata": (
+        f'{HEAD}, "cells": [{{"cell_type": "code", "outputs": [{{"output_type": "display_data", "data": {{}}}}]}}]}}',
+        "cell 1: 'metadata' is a required property",
+    ),
 }
 
 
@@ -148,10 +152,6 @@ WARNED = {
     "no metadata in a cell": (changed(1, "metadata"), "'metadata' is a required property"),
     "no metadata at all": ({name: value for name, value in plain_notebook().items() if name != "metadata"}, "'metadata' is a required"),
     "no outputs": (changed(1, "outputs"), "'outputs' is a required property"),
-    "an output without metadata": (
-        changed(1, outputs=[{"output_type": "display_data", "data": {"text/plain": "1"}}]),
-        "'metadata' is a required",
-    ),
     "an id twice": (changed(1, id="a1"), "a cell has no id of its own"),
     "no id": (changed(1, "id"), "a cell has no id of its own"),
 }

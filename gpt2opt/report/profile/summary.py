@@ -59,7 +59,7 @@ def summarize(path: Path, name: str) -> dict[str, Any]:
         ],
         "memory": {device: [(_us(at), size) for at, size in curve] for device, curve in curves.items()},
         "phases": phases(events),
-        "ratios": measured_ratios(record_of(path), name),
+        "ratios": measured_ratios(path.parent.parent / "run.json", name),
     }  # fmt: skip
 
 
@@ -79,11 +79,6 @@ def read_calls(path: Path) -> tuple[dict[str, Any], list[Event], dict[str, Curve
     if not root.children:
         raise ValueError(f"{path.name} holds no call; profile at least one whole step")
     return content, events, curves, root
-
-
-def record_of(path: Path) -> Path:
-    """Return the path of the record of the run that left a trace; there may be none."""
-    return path.parent.parent / "run.json"
 
 
 def measured_ratios(record: Path, name: str) -> dict[str, str]:
