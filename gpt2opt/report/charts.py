@@ -148,13 +148,12 @@ def plot_importance(record: Record) -> Chart:
 def plot_loss(record: Record) -> Chart:
     """Draw the loss of stage 3 over its steps: of the pruned model and of the unpruned control, in training and on validation rows."""
     _, ((axes,),) = _panels(figsize=(9, 3.6))
-    training: dict[str, Any] = {"linewidth": 1, "alpha": 0.6}
-    validation: dict[str, Any] = {"linewidth": 2, "marker": "o"}
     for measurement in (m for m in record.measurements() if record.role(m.name).stage == FINETUNE):
-        for kind, curve, style in (("training", "loss", training), ("validation", "validation_loss", validation)):
+        for kind, curve, width, marker in (("training", "loss", 1, ""), ("validation", "validation_loss", 2, "o")):
             if points := measurement.facts.get(curve):
                 steps, nats = [point["step"] for point in points], [point["loss_nats"] for point in points]
-                axes.plot(steps, nats, color=color(measurement.name), label=f"{measurement.name}: {kind}", **style)
+                style = {"color": color(measurement.name), "label": f"{measurement.name}: {kind}", "marker": marker}
+                axes.plot(steps, nats, linewidth=width, **style)
     axes.set_title("Fine-tuning, on text that is neither scored nor calibrated with")
     axes.set(xlabel="optimizer step", ylabel="loss, nats per token")
     axes.legend(fontsize=9)

@@ -6,21 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gpt2opt.report import compare
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.tables import record_tables, stand_in_notice
 from gpt2opt.run.record import Measurement, Record, Role
 
 OURS = "events.out.tfevents.*.gpt2opt"
-FIGURES = {
-    "ttft_ms": ("TTFT, ms", "latency", "ttft_s", 1e3),
-    "tpot_ms": ("TPOT, ms", "latency", "tpot_s", 1e3),
-    "perplexity": ("perplexity", "quality", "perplexity", 1),
-    "file_mb": ("weights, MB", "memory", "weight_bytes", 1e-6),
-    "peak_rss_mb": ("peak RSS, MB", "memory", "peak_rss_bytes", 1e-6),
-    "peak_vram_mb": ("peak VRAM, MB", "memory", "peak_vram_bytes", 1e-6),
-    "bits_per_byte": ("bits per byte", "quality", "bits_per_byte", 1),
-}
-"""Each figure: its title in HParams, which shows the first five by default, its place in a measurement, and the factor to its unit."""
+FIGURES = compare.FIGURES | {"bits per byte": ("quality", "bits_per_byte", str)}
+"""HParams shows the first five by default."""
+UNITS = {"ms": 1e3, "MB": 1e-6}
 FACTS = ("stage", "control", "runtime", "dtype", "device")
 """What HParams shows of a model beside its figures."""
 
@@ -67,8 +61,8 @@ def _write_model(writer, step: int, measurement: Measurement, role: Role) -> Non
     *_, end = torch_hparams({}, {})
     writer.file_writer.add_summary(start)
     writer.file_writer.add_summary(end)
-    for figure, value in _scalars(measurement).items():
-        writer.add_scalar(f"{figure}/{measurement.device}", value, step)
+    for title, value in _scalars(measurement).items():
+        writer.add_scalar(_tag(title, measurement.device), value, step)
     for curve in ("loss", "validation_loss"):
         for point in measurement.facts.get(curve, ()):
             writer.add_scalar(f"{curve}_nats", point["loss_nats"], point["step"])
@@ -78,13 +72,11 @@ def _experiment(measurements: Sequence[Measurement]) -> Any:
     """Return the columns of HParams' table. A figure of two devices has a column for each."""
     from tensorboard.plugins.hparams import summary_v2 as hparams  # what hparams.api offers too, but that one imports tensorflow
 
-    devices = list(dict.fromkeys(measurement.device for measurement in measurements))
-    found = {(figure, measurement.device) for measurement in measurements for figure in _scalars(measurement)}
+    columns = dict.fromkeys((title, measurement.device) for measurement in measurements for title in _scalars(measurement))
+    several = len({device for _, device in columns}) > 1
     metrics = [
-        hparams.Metric(f"{figure}/{device}", display_name=f"{title}, {device}" if len(devices) > 1 else title)
-        for figure, (title, *_) in FIGURES.items()
-        for device in devices
-        if (figure, device) in found
+        hparams.Metric(_tag(title, device), display_name=f"{title}, {device}" if several else title)
+        for title, device in sorted(columns, key=lambda column: list(FIGURES).index(column[0]))
     ]
     return hparams.hparams_config_pb([hparams.HParam(fact) for fact in FACTS], metrics)
 
@@ -106,9 +98,10 @@ def _of_this_process(log_dir: Path) -> list[Path]:
 
 
 def _scalars(measurement: Measurement) -> dict[str, float]:
-    """Return what was measured, in the units of the tables."""
-    return {
-        figure: value * factor
-        for figure, (_, part, attribute, factor) in FIGURES.items()
-        if (value := getattr(getattr(measurement, part), attribute, None)) is not None
-    }
+    """Return what was measured by its title, in the unit that the title names."""
+    values = {title: getattr(getattr(measurement, part), attribute, None) for title, (part, attribute, *_) in FIGURES.items()}
+    return {title: value * UNITS.get(title[-2:], 1) for title, value in values.items() if value is not None}
+
+
+def _tag(title: str, device: str) -> str:
+    return f"{title.lower().replace(',', '').replace(' ', '_')}/{device}"

@@ -69,7 +69,7 @@ def test_hparams_list_every_model_with_what_it_is_and_what_was_measured(record, 
     record.models["Halved, by a/b"] = measurement("Halved, by a/b", "float16", "torch", timed=False)
     write_tensorboard(record, tmp_path)
     assert [column.display_name for column in experiment(tmp_path).metric_infos] == [
-        "TTFT, ms", "TPOT, ms", "perplexity", "weights, MB", "peak RSS, MB", "bits per byte",
+        "TTFT, ms", "TPOT, ms", "perplexity", "file, MB", "peak RSS, MB", "bits per byte",
     ]  # fmt: skip
     told = {}
     for folder in (path for path in tmp_path.iterdir() if path.is_dir()):
