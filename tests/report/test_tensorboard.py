@@ -92,7 +92,7 @@ def test_the_loss_of_a_training_is_a_curve_of_its_model(record, tmp_path):
     assert points(events, "validation_loss_nats") == [(0, 3.5), (2, 2.75)]
 
 
-def test_the_log_is_written_anew_and_does_not_name_the_machine(record, tmp_path, monkeypatch):
+def test_the_log_is_written_again_and_does_not_name_the_machine(record, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "the-name-of-this-machine")
     shorten(record, stages=1)
     (tmp_path / "A model of before").mkdir()

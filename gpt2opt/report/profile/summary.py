@@ -84,7 +84,7 @@ def read_calls(path: Path) -> tuple[dict[str, Any], list[Event], dict[str, Curve
 def measured_ratios(record: Path, name: str) -> dict[str, str]:
     """Return what a run measured of a trace's model in turns with others, without a profiler: name of the other's trace -> a sentence."""
     try:
-        pairs = [pair for model in read_record(record).models.values() for pair in model.comparisons()]
+        pairs = read_record(record).comparisons()
     except ValueError:
         return {}
     both = [*pairs, *(Comparison(pair.base, pair.name, pair.base_latency, pair.latency) for pair in pairs)]
