@@ -18,8 +18,7 @@ Logits = Callable[[Tensor], Any]
 """ids (B, T) int64 -> logits (B, T, V), a tensor or an array of any float dtype; they are used before the next call."""
 
 JOIN = "\n\n"
-ROWS = 64
-"""Positions whose logits are processed at once: few enough to stay in the CPU's cache, and their memory is reused."""
+ROWS = 64  # positions whose logits are processed at once: few enough to stay in the CPU's cache, and their memory is reused
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ class Protocol:
 STANDARD = Protocol("standard")
 """The protocol of papers. On the raw test split of WikiText-2, stock GPT-2 gets a perplexity of 29.94."""
 COURSE = Protocol("course", window=512, by_line=True)
-"""The protocol of the course's notebook. On 200 validation rows of raw WikiText-2, stock GPT-2 in FP16 gets a `course_perplexity` of
-40.03."""
+"""That of the course's notebook. On 200 validation rows of raw WikiText-2, stock GPT-2 in FP16 gets a `course_perplexity` of 40.03."""
 PROTOCOLS = {protocol.name: protocol for protocol in (STANDARD, COURSE)}
 
 
@@ -56,7 +54,7 @@ class ScoredText:
     """A text as token ids, ready for every model that uses the same tokenizer.
 
     sequences: pairs of ids (T,) that are read together and, for each id, the index of its document (T,). num_words, num_bytes: of the
-    scored part; words are separated by white space. label: the text and the protocol.
+    scored part. label: the text and the protocol.
     """
 
     sequences: tuple[tuple[Tensor, Tensor], ...]
@@ -75,10 +73,6 @@ def prepare_text(tokenizer, documents: Sequence[str], label: str, protocol: Prot
         tokenizer: the model's own; `model_max_length` is its context, and the protocol's window is cut to it.
         documents: intervals are taken over them. If the protocol scores by line, each line is a document.
         label: the name of the text; the protocol is appended to it.
-
-    Raises:
-        ValueError: no document has two tokens, what is scored has no byte, the stride would leave tokens out, or the tokenizer is not a
-            fast one of transformers.
 
     Example:
         >>> class Bytes:
@@ -135,12 +129,9 @@ def perplexity(logits: Logits, text: ScoredText, *, batch_size: int = 2) -> Qual
     """Score a text: the perplexity per token, with all that an interval and other units (per word, bits per byte) need.
 
     Args:
-        logits: the model under test, as a function of token ids; see `Logits`.
+        logits: the model under test, as a function of token ids.
         text: from `prepare_text`, tokenized with the model's own tokenizer.
         batch_size: windows that are scored at once. It changes memory and speed, not the result.
-
-    Raises:
-        ValueError: ids are outside the vocabulary, or logits are not finite.
 
     Example:
         A model that expects each of 4 tokens equally has a perplexity of 4:
@@ -159,14 +150,9 @@ def perplexity(logits: Logits, text: ScoredText, *, batch_size: int = 2) -> Qual
 def measure_agreement(
     logits: Logits, reference: Logits, text: ScoredText, *, reference_name: str, batch_size: int = 1
 ) -> tuple[Quality, Agreement]:
-    """Score a text and, in the same pass, compare the model's next-token distributions with those of its reference model.
+    """Score a text as `perplexity` does and, in the same pass, compare the model's next-token distributions with its reference model's.
 
-    Args:
-        logits, text, batch_size: as in `perplexity`.
-        reference: the model that it was made from, with the same vocabulary; KL is KL(reference ‖ model). reference_name: its name.
-
-    Raises:
-        ValueError: as `perplexity`, or the two models' vocabularies differ.
+    reference: the model that it was made from, with the same vocabulary; KL is KL(reference ‖ model).
     """
     sums = torch.zeros(text.num_documents, 4, dtype=torch.float64)
     every: list[tuple[Tensor, Tensor]] = []
@@ -193,9 +179,6 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
         logits: (B, T, V), any float dtype; upcast to FP32 before the log-softmax.
         targets: (B, T) int64, already shifted: `targets[:, t]` is the token that `logits[:, t]` predicts.
 
-    Raises:
-        ValueError: the vocabulary is too small for the targets, or a value is not a finite number.
-
     Example:
         Uniform logits over V = 4 cost ln 4 nats per target:
 
@@ -218,8 +201,7 @@ def _compare(logits: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     kls, sames = [], []
     for ours, theirs in zip(_rows(logits), _rows(reference), strict=True):
         theirs = theirs.to(ours.device)
-        log_p, log_q = torch.log_softmax(theirs, -1), torch.log_softmax(ours, -1)
-        kls.append(kl_divergence(log_p, log_q))
+        kls.append(kl_divergence(torch.log_softmax(theirs, -1), torch.log_softmax(ours, -1)))
         sames.append(ours.argmax(-1) == theirs.argmax(-1))
     return torch.cat(kls).cpu(), torch.cat(sames).cpu()
 
