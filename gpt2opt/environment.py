@@ -39,17 +39,16 @@ CPU_KINDS = {
 }
 """Kind -> the CPU flag that shows it, and its label. A CPU is of the first kind whose flag it has. The kind decides the INT8 kernels."""
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # how OpenMP's threads wait; where both are set, libgomp goes by the second
-OTHER_CPU_KIND = "other"
 UNTOLD = "instructions not known: the system does not tell them"
 
 
 def cpu_kind(flags: Collection[str] | None) -> str:
-    """Return the kind of CPU that a record was measured on, given its `cpu_flags`. Committed results lie in a folder of that name.
+    """Return the kind of CPU that a record was measured on, given its `cpu_flags`. Committed results are in a folder of that name.
 
     >>> cpu_kind(["avx2", "avx512f", "avx512_vnni"])
     'avx512_vnni'
     """
-    return next((kind for kind, (flag, _) in CPU_KINDS.items() if flag in (flags or ())), OTHER_CPU_KIND)
+    return next((kind for kind, (flag, _) in CPU_KINDS.items() if flag in (flags or ())), "other")
 
 
 def machine_label(facts: Mapping[str, Any]) -> str:
@@ -122,7 +121,7 @@ def describe() -> dict[str, Any]:
         "gpu_state": next(iter(nvidia_smi("driver_version", "clocks.sm", "clocks.max.sm", "power.limit")), None) if gpu else None,
         "gpu_tf32": torch.backends.cuda.matmul.allow_tf32 if gpu else None,
         "versions": {package: installed(package) for package in REPORTED},
-        "commit": commit(),
+        "commit": _output("git", "rev-parse", "--short", "HEAD"),
     }
 
 
@@ -142,12 +141,12 @@ def launched() -> bool:
 
 
 def launched_processes() -> int:
-    """Return how many processes a launcher started on all machines together; 1 without a launcher."""
+    """Return how many processes a launcher started, on all machines together; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1")) if launched() else 1
 
 
 def is_main_process() -> bool:
-    """Return whether this process writes and prints. Of the processes that a launcher started, on all machines together, one does."""
+    """Return whether this process writes and prints: one of all that a launcher started does."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -184,24 +183,20 @@ def give_back_memory() -> None:
 
 
 def cpu_name() -> str:
-    return _cpu_fact("model name") or platform.processor() or platform.machine()
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> set[str] | None:
     """Return the CPU's instruction-set flags; None where the system does not list them, as on macOS and Windows."""
-    flags = _cpu_fact("flags", "Features")
+    flags = _cpuinfo().get("flags", _cpuinfo().get("Features"))  # the second on Arm
     return None if flags is None else set(flags.split())
 
 
-def _cpu_fact(*names: str) -> str | None:
-    facts = (line.partition(":") for line in _cpuinfo())
-    return next((value.strip() for name, _, value in facts if name.strip() in names), None)
-
-
 @cache
-def _cpuinfo() -> tuple[str, ...]:
+def _cpuinfo() -> dict[str, str]:
     path = Path("/proc/cpuinfo")
-    return tuple(path.read_text().splitlines()) if path.exists() else ()
+    facts = (line.partition(":") for line in path.read_text().splitlines()) if path.exists() else ()
+    return {name.strip(): value.strip() for name, _, value in facts}
 
 
 class CpuWatch:
@@ -240,11 +235,6 @@ def nvidia_smi(*fields: str) -> list[dict[str, str]]:
     lines = (_output("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader") or "").splitlines()
     rows = [[value.strip() for value in line.split(",")] for line in lines]
     return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]
-
-
-def commit() -> str | None:
-    """Return the commit of this library, if it runs from its repository."""
-    return _output("git", "rev-parse", "--short", "HEAD")
 
 
 def _output(*command: str) -> str | None:

@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+LIMITED_S = 300  # life of a child with a memory limit: a library that gets no memory may wait for ever, as OpenBLAS does
+
 
 class Child:
     """An object in a process of its own, with all the libraries that it loads. Use it in a `with` block, or call `close`.
@@ -24,15 +26,13 @@ class Child:
         *arguments: Any,
         environment: Mapping[str, str] | None = None,
         address_space_bytes: int | None = None,
-        timeout_s: float | None = None,
     ):
         """Start the process and make the object. Arguments and values, here and of later calls, are pickled.
 
         Args:
             factory: a module-level class or function; the child imports its module and calls it.
             environment: variables that the child gets beside those of this process.
-            address_space_bytes: the most that the child may map (RLIMIT_AS), set before it imports anything.
-            timeout_s: how long the child may live; it is killed then.
+            address_space_bytes: the most that the child may map (RLIMIT_AS), set before it imports anything; see `LIMITED_S`.
 
         Raises:
             RuntimeError, KeyboardInterrupt, TimeoutError: as `call`.
@@ -47,8 +47,8 @@ class Child:
             env={**os.environ, **(environment or {}), "PYTHONPATH": path},
         )
         self._timed_out = False
-        self._timer = threading.Timer(timeout_s or 0, self._give_up)
-        if timeout_s:
+        self._timer = threading.Timer(LIMITED_S, self._give_up)
+        if address_space_bytes:
             self._timer.start()
         try:
             self.call(factory, *arguments)

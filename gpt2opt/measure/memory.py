@@ -4,16 +4,13 @@ The memory of a process that has trained, plotted and quantized says nothing abo
 """
 
 import importlib
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2opt.measure.child import Child
 from gpt2opt.measure.results import Resident
-
-LIMITED_SECONDS = 300  # for a child with a memory limit: a library that gets no memory may wait for ever, as OpenBLAS does
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,8 @@ class ChildRun:
 
     @property
     def start_rss_bytes(self) -> int | None:
-        return self.steps["start"] and self.steps["start"].rss_bytes
+        start = self.steps["start"]
+        return start.rss_bytes if start else None
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,8 @@ def in_fresh_process(
     Raises:
         RuntimeError: the function raised, the child died (for example because memory ran out), or it got stuck under its limit.
     """
-    timeout_s = LIMITED_SECONDS if address_space_bytes else None
     try:
-        with Child(Metered, libraries, address_space_bytes=address_space_bytes, timeout_s=timeout_s) as child:
+        with Child(Metered, libraries, address_space_bytes=address_space_bytes) as child:
             return child.call("run", function, arguments)
     except TimeoutError as error:
         raise RuntimeError(f"{function.__name__} gave {error} with {(address_space_bytes or 0) / 1e6:.0f} MB of address space") from error
@@ -87,7 +84,7 @@ class Metered:
     def run(self, function: Callable, arguments: tuple) -> ChildRun:
         steps = {"start": read_resident()}
         value = function(*arguments)
-        if inspect.isgenerator(value):
+        if isinstance(value, Generator):
             try:
                 while True:
                     step = next(value)

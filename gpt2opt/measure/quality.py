@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,46 +84,34 @@ def prepare_text(tokenizer, documents: Sequence[str], label: str, protocol: Prot
         >>> prepare_text(Bytes(), ["one", "two"], "numbers").label
         'numbers, documents joined by blank lines | standard: window 8, stride 8 | 7 of 8 tokens scored'
     """
+    if not getattr(tokenizer, "is_fast", True):
+        raise ValueError(f"{type(tokenizer).__name__} does not tell where its tokens stand in a text; take the fast one, by AutoTokenizer")
     window = min(protocol.window, window_length(tokenizer))
     stride = protocol.stride or window
     if stride > window:
         raise ValueError(f"stride={stride}, window={window}: expected 0 < stride <= window, or tokens would be left out")
     if protocol.by_line:
         documents = [line for document in documents for line in document.splitlines(keepends=True) if line.strip()]
-        read = [_cut(*_tokens(tokenizer, line), window) for line in documents]
-        sequences = [(ids, torch.full_like(ids, index)) for index, (ids, _) in enumerate(read)]
-        spans = [line[slice(*span)] for line, (_, span) in zip(documents, read, strict=True)]
-        how = f"each line alone, cut at {window} tokens"
+        texts, kept, how = documents, slice(window), f"each line alone, cut at {window} tokens"
     else:
-        text = JOIN.join(documents)
-        ids, offsets = _tokens(tokenizer, text)
-        ends = list(itertools.accumulate(len(document) + len(JOIN) for document in documents))
-        sequences = [(ids, torch.tensor([min(bisect.bisect_right(ends, start), len(documents) - 1) for start, _ in offsets]))]
-        spans = [text[slice(*_cut(ids, offsets, len(ids))[1])]]
-        how = "documents joined by blank lines"
-    sequences = [(ids, owners) for ids, owners in sequences if len(ids) > 1]
+        texts, kept, how = [JOIN.join(documents)], slice(None), "documents joined by blank lines"
+    ends = list(itertools.accumulate(len(document) + len(JOIN) for document in documents))
+    sequences, scored = [], []
+    for number, text in enumerate(texts):
+        encoded = encode(tokenizer, text, return_offsets_mapping=True)
+        ids, offsets = torch.tensor(encoded.input_ids[kept], dtype=torch.int64), encoded.offset_mapping[kept]
+        if len(ids) > 1:
+            owners = [number if protocol.by_line else min(bisect.bisect_right(ends, start), len(documents) - 1) for start, _ in offsets]
+            sequences.append((ids, torch.tensor(owners)))
+            scored.append(text[offsets[0][1] : offsets[-1][1]])  # from behind the first token, which nothing predicts
     if not sequences:
         raise ValueError(f"{label} has no two tokens in a row, which is what it takes to predict one from another; give a longer text")
     total = sum(len(ids) for ids, _ in sequences)
-    num_words, num_bytes = sum(len(span.split()) for span in spans), sum(len(span.encode()) for span in spans)
+    num_words, num_bytes = sum(len(part.split()) for part in scored), sum(len(part.encode()) for part in scored)
     if not num_bytes:
         raise ValueError(f"{label} has no character behind the first, which nothing predicts; give a longer text")
     how = f"{how} | {protocol.name}: window {window}, stride {stride} | {total - len(sequences)} of {total} tokens scored"
     return ScoredText(tuple(sequences), len(documents), num_words, num_bytes, window, stride, f"{label}, {how}")
-
-
-def _tokens(tokenizer, text: str) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Return a text's token ids (T,), and for each the characters at which it begins and ends."""
-    if not getattr(tokenizer, "is_fast", True):
-        raise ValueError(f"{type(tokenizer).__name__} does not tell where its tokens stand in a text; take the fast one, by AutoTokenizer")
-    encoded = encode(tokenizer, text, return_offsets_mapping=True)
-    return torch.tensor(encoded.input_ids, dtype=torch.int64), encoded.offset_mapping
-
-
-def _cut(ids: Tensor, offsets: list[tuple[int, int]], window: int) -> tuple[Tensor, tuple[int, int]]:
-    """Return the first `window` ids, and the range of scored characters: it starts behind the first token, which is not predicted."""
-    kept = offsets[:window]
-    return ids[:window], (kept[0][1], kept[-1][1]) if kept else (0, 0)
 
 
 def perplexity(logits: Logits, text: ScoredText, *, batch_size: int = 2) -> Quality:
@@ -141,10 +130,8 @@ def perplexity(logits: Logits, text: ScoredText, *, batch_size: int = 2) -> Qual
         >>> round(perplexity(lambda ids: torch.zeros(*ids.shape, 4), text).perplexity, 4)
         4.0
     """
-    sums = torch.zeros(text.num_documents, 2, dtype=torch.float64)
-    for batch in _batches(text, batch_size):
-        batch.add(sums, token_nll(torch.as_tensor(logits(batch.ids)), batch.targets))
-    return _quality(text, *sums[sums[:, -1] > 0].T)
+    owners, nats = _of_each_token(text, batch_size, lambda ids, targets: [token_nll(torch.as_tensor(logits(ids)), targets)])
+    return _quality(text, owners, nats)
 
 
 def measure_agreement(
@@ -154,22 +141,22 @@ def measure_agreement(
 
     reference: the model that it was made from, with the same vocabulary; KL is KL(reference ‖ model).
     """
-    sums = torch.zeros(text.num_documents, 4, dtype=torch.float64)
-    every: list[tuple[Tensor, Tensor]] = []
-    for batch in _batches(text, batch_size):
-        ours, theirs = (torch.as_tensor(model(batch.ids)) for model in (logits, reference))
+
+    def compared(ids: Tensor, targets: Tensor) -> list[Tensor]:
+        ours, theirs = (torch.as_tensor(model(ids)) for model in (logits, reference))
         if ours.shape != theirs.shape:
             raise ValueError(f"{ours.shape[-1]} and {theirs.shape[-1]} tokens; only models of one vocabulary can be compared")
-        nll = token_nll(ours, batch.targets)
+        nll = token_nll(ours, targets)
         kl, is_same = (values.view_as(nll) for values in _compare(ours, theirs))
         if not torch.isfinite(kl).all():
             raise ValueError("the reference model gave logits that are not finite; its weights are damaged or overflow in this dtype")
-        batch.add(sums, nll, kl, is_same)
-        every.append((kl[batch.scored], batch.owners[batch.scored]))
-    nats, kl_nats, same, tokens = sums[sums[:, -1] > 0].T
-    kls, owners = (torch.cat(values).numpy() for values in zip(*every, strict=True))
-    totals = tuple(kl_nats.tolist()), tuple(same.long().tolist()), tuple(tokens.long().tolist())
-    return _quality(text, nats, tokens), Agreement(*totals, *percentile_99(kls, owners), text.label, reference_name)
+        return [nll, kl, is_same]
+
+    owners, nats, kls, is_same = _of_each_token(text, batch_size, compared)
+    kl, same, tokens = _by_document(owners, kls), _by_document(owners, is_same), _by_document(owners)
+    return _quality(text, owners, nats), Agreement(
+        kl, tuple(map(int, same)), tokens, *percentile_99(kls, owners), text.label, reference_name
+    )
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -233,23 +220,11 @@ def windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, in
         start += stride
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Windows of one length, so that no row is padded: ids, targets, the targets' documents, and whether each is scored, (B, T) each."""
+def _of_each_token(text: ScoredText, batch_size: int, values: Callable[[Tensor, Tensor], list[Tensor]]) -> list[np.ndarray]:
+    """Return the document of each scored token, and what `values` gives for it, (N,) each.
 
-    ids: Tensor
-    targets: Tensor
-    owners: Tensor
-    scored: Tensor
-
-    def add(self, sums: Tensor, *values: Tensor) -> None:
-        """Add the values (B, T) of the scored targets, and their number, to the sums (documents, values and number)."""
-        columns = torch.stack([*(each[self.scored].double() for each in values), self.scored[self.scored].double()], dim=1)
-        sums.index_add_(0, self.owners[self.scored], columns)
-
-
-def _batches(text: ScoredText, batch_size: int) -> Iterator[_Batch]:
-    """Yield every window once; a batch has at most `batch_size` windows, all of one length."""
+    values: ids and targets (B, T), of at most `batch_size` windows of one length, so that no row is padded -> (B, T) each.
+    """
     check_whole("batch_size", batch_size, 1)
     rows = [
         (ids[start:end], ids[start + 1 : end + 1], owners[start + 1 : end + 1], torch.arange(start + 1, end + 1) >= first)
@@ -257,11 +232,19 @@ def _batches(text: ScoredText, batch_size: int) -> Iterator[_Batch]:
         for start, end, first in windows(len(ids), text.window, text.stride)
     ]
     rows.sort(key=lambda row: -len(row[0]))
+    found = []
     for _, same_length in itertools.groupby(rows, key=lambda row: len(row[0])):
         group = list(same_length)
         for place in range(0, len(group), batch_size):
-            yield _Batch(*map(torch.stack, zip(*group[place : place + batch_size], strict=True)))
+            ids, targets, owners, scored = map(torch.stack, zip(*group[place : place + batch_size], strict=True))
+            found.append([each[scored] for each in (owners, *values(ids, targets))])
+    return [torch.cat(each).numpy() for each in zip(*found, strict=True)]
 
 
-def _quality(text: ScoredText, nats: Tensor, tokens: Tensor) -> Quality:
-    return Quality(tuple(nats.tolist()), tuple(tokens.long().tolist()), text.num_words, text.num_bytes, text.label)
+def _by_document(owners: np.ndarray, values: np.ndarray | None = None) -> tuple:
+    """Return the sum of the values of each document that has scored tokens, by default their number."""
+    return tuple(np.bincount(owners, values)[np.bincount(owners) > 0].tolist())
+
+
+def _quality(text: ScoredText, owners: np.ndarray, nats: np.ndarray) -> Quality:
+    return Quality(_by_document(owners, nats), _by_document(owners), text.num_words, text.num_bytes, text.label)
