@@ -7,7 +7,6 @@ folder that has other files and no marker is refused. A single file is replaced 
 import atexit
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -119,13 +118,6 @@ def write_result(path: Path | str, content: str | bytes) -> None:
     """Write a result whole or not at all. See `check_file` for what is refused; the content must hold one of `SIGNATURES`."""
     check_file(path)
     write_whole(Path(path), content)
-
-
-def write_chart(path: Path | str, figure, made_from: str = "") -> None:
-    """Write a figure of matplotlib as PNG; see `write_result`. made_from: what it was drawn from, kept in the file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": "gpt2opt", "Source": made_from})
-    write_result(path, buffer.getvalue())
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -9,12 +9,13 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 LIMITED_S = 300  # life of a child with a memory limit: a library that gets no memory may wait for ever, as OpenBLAS does
 
 
-class Child:
+class Child(AbstractContextManager["Child"]):
     """An object in a process of its own, with all the libraries that it loads. Use it in a `with` block, or call `close`.
 
     The process is a plain subprocess, because multiprocessing would import the caller's main script into it.
@@ -87,9 +88,6 @@ class Child:
         self._process.kill()
         self._process.communicate()
         self._complaints.close()
-
-    def __enter__(self) -> "Child":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

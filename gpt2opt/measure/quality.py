@@ -74,15 +74,6 @@ def prepare_text(tokenizer, documents: Sequence[str], label: str, protocol: Prot
         tokenizer: the model's own; `model_max_length` is its context, and the protocol's window is cut to it.
         documents: intervals are taken over them. If the protocol scores by line, each line is a document.
         label: the name of the text; the protocol is appended to it.
-
-    Example:
-        >>> class Bytes:
-        ...     model_max_length = 8
-        ...     def __call__(self, text, **_):
-        ...         spans = [(i, i + 1) for i in range(len(text))]
-        ...         return type("Encoded", (), {"input_ids": list(text.encode()), "offset_mapping": spans})
-        >>> prepare_text(Bytes(), ["one", "two"], "numbers").label
-        'numbers, documents joined by blank lines | standard: window 8, stride 8 | 7 of 8 tokens scored'
     """
     if not getattr(tokenizer, "is_fast", True):
         raise ValueError(f"{type(tokenizer).__name__} does not tell where its tokens stand in a text; take the fast one, by AutoTokenizer")
@@ -117,10 +108,7 @@ def prepare_text(tokenizer, documents: Sequence[str], label: str, protocol: Prot
 def perplexity(logits: Logits, text: ScoredText, *, batch_size: int = 2) -> Quality:
     """Score a text: the perplexity per token, with all that an interval and other units (per word, bits per byte) need.
 
-    Args:
-        logits: the model under test, as a function of token ids.
-        text: from `prepare_text`, tokenized with the model's own tokenizer.
-        batch_size: windows that are scored at once. It changes memory and speed, not the result.
+    text: from `prepare_text`, with the model's own tokenizer. batch_size changes memory and speed, not the result.
 
     Example:
         A model that expects each of 4 tokens equally has a perplexity of 4:
@@ -165,12 +153,6 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     Args:
         logits: (B, T, V), any float dtype; upcast to FP32 before the log-softmax.
         targets: (B, T) int64, already shifted: `targets[:, t]` is the token that `logits[:, t]` predicts.
-
-    Example:
-        Uniform logits over V = 4 cost ln 4 nats per target:
-
-        >>> token_nll(torch.zeros(1, 2, 4), torch.tensor([[1, 2]])).exp().tolist()
-        [[4.0, 4.0]]
     """
     if int(targets.max()) >= logits.shape[-1]:
         raise ValueError(f"token id {int(targets.max())} is outside the model's {logits.shape[-1]} tokens; use the model's own tokenizer")

@@ -91,33 +91,24 @@ def ratio_of_medians(samples: Sequence[float], base: Sequence[float]) -> Estimat
     return Estimate(value, value * math.exp(-down), value * math.exp(up))
 
 
-def paired_share_difference(one: Sequence[bool], other: Sequence[bool]) -> Estimate:
-    """Return the share of hits in `one` minus that in `other`, for the same cases in the same order, such as the accuracies of two models.
+def paired_share_difference(won: int, lost: int, count: int) -> Estimate:
+    """Return the difference of two shares of hits in the same `count` cases: `won` have a hit in the first alone, `lost` in the second.
 
-    The interval is Bonett and Price's (2012, Psychological Methods 17): only cases in which exactly one of the two hits count, and one is
-    added to either kind. It keeps its level with few or no such cases, where the usual interval has no width.
+    The interval is Bonett and Price's (2012, Psychological Methods 17): one is added to either kind of these cases. It keeps its level with
+    few or no such cases, where the usual interval has no width.
     """
     from scipy.special import ndtri
 
-    won, lost = only_one_hits(one, other)
-    count = len(one)
     more, less = (won + 1) / (count + 2), (lost + 1) / (count + 2)
     reach = float(ndtri((1 + CONFIDENCE) / 2)) * math.sqrt((more + less - (more - less) ** 2) / (count + 2))
     return Estimate((won - lost) / count, more - less - reach, more - less + reach)
 
 
-def mcnemar(one: Sequence[bool], other: Sequence[bool]) -> float:
-    """Return the p-value of McNemar's exact test that both hit equally often: among the cases in which only one does, each is as likely."""
+def mcnemar(won: int, lost: int) -> float:
+    """Return the p-value of McNemar's exact test: a case that only one of two hits is as likely to be the one's as the other's."""
     from scipy.stats import binomtest
 
-    won, lost = only_one_hits(one, other)
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
-
-
-def only_one_hits(one: Sequence[bool], other: Sequence[bool]) -> tuple[int, int]:
-    """Return in how many cases only `one` hits, and in how many only `other` does."""
-    pairs = list(zip(one, other, strict=True))
-    return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
 
 
 def over_documents(statistic: Callable[..., np.ndarray], *sums: Numbers, tokens: Numbers) -> Estimate:

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -65,8 +65,8 @@ class LeftError(Exception):
     """A contestant has left; `Contestants.left` has the reason."""
 
 
-class Contestants:
-    """Started contestants, by name; use it in a `with` block. left: who failed or was too slow -> the reason."""
+class Contestants(AbstractContextManager["Contestants"]):
+    """Started contestants, for a `with` block. left: who failed or was too slow -> the reason."""
 
     def __init__(self, starts: Mapping[str, Start], *, may_fail: bool = False, reserve_bytes: float = 0):
         """Start all contestants, and the first one twice, unless it is the only one.
@@ -93,9 +93,6 @@ class Contestants:
     def names(self) -> list[str]:
         """Return who is still there: the first one, its second instance, and the others in their order."""
         return [name for name in self._starts if name not in self.left]
-
-    def __enter__(self) -> "Contestants":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
