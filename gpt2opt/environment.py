@@ -132,7 +132,7 @@ def threads() -> int:
 
 def cores() -> int:
     """Return how many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def launched() -> bool:
@@ -178,8 +178,8 @@ def give_back_memory() -> None:
 
     gc.collect()
     torch.cuda.empty_cache()  # does nothing unless a GPU is in use
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None:
-        trim(0)
+    with contextlib.suppress(AttributeError):  # of glibc alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def cpu_name() -> str:
@@ -187,7 +187,7 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> set[str] | None:
-    """Return the CPU's instruction-set flags; None where the system does not list them, as on macOS and Windows."""
+    """Return the CPU's instruction-set flags; None where the system does not list them."""
     flags = _cpuinfo().get("flags", _cpuinfo().get("Features"))  # the second on Arm
     return None if flags is None else set(flags.split())
 
@@ -205,21 +205,16 @@ class CpuWatch:
     def __init__(self):
         self._start = self._read()
 
-    def others_share(self) -> float | None:
-        """Return the share that other processes, or other machines on the same host, used; None if unknown."""
-        end = self._read()
-        if self._start is None or end is None:
-            return None
-        seconds, busy, own = (now - then for now, then in zip(end, self._start, strict=True))
+    def others_share(self) -> float:
+        """Return the share that other processes, or other machines on the same host, used."""
+        seconds, busy, own = (now - then for now, then in zip(self._read(), self._start, strict=True))
         return min(1.0, max(0.0, busy - own) / (seconds * cores()))
 
     @staticmethod
-    def _read() -> tuple[float, float, float] | None:
+    def _read() -> tuple[float, float, float]:
         """Return the clock, the busy seconds of the cores that this process may use, and its CPU seconds with those of its children."""
         import psutil
 
-        if not hasattr(os, "sched_getaffinity"):
-            return None
         every = psutil.cpu_times(percpu=True)
         usable = [every[core] for core in os.sched_getaffinity(0) if core < len(every)]
         busy = sum(core.user + core.nice + core.system + core.irq + core.softirq + core.steal for core in usable)

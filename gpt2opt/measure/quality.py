@@ -27,8 +27,8 @@ class Protocol:
     """How a text is scored. Two perplexities can be compared only under the same protocol.
 
     window: tokens that are read at once, at most the model's context. stride: how far the window moves; None means a whole window.
-    by_line: each line is scored alone, its line break included, and cut at the end of the window. Otherwise the documents are joined by
-    blank lines and scored as one text. Nothing predicts the first token of either.
+    by_line: each line is scored alone and cut at the end of the window. Otherwise the documents are joined by blank lines and scored as
+    one text. Nothing predicts the first token of either.
     """
 
     name: str
@@ -59,7 +59,6 @@ class ScoredText:
     """
 
     sequences: tuple[tuple[Tensor, Tensor], ...]
-    num_documents: int
     num_words: int
     num_bytes: int
     window: int
@@ -102,7 +101,7 @@ def prepare_text(tokenizer, documents: Sequence[str], label: str, protocol: Prot
     if not num_bytes:
         raise ValueError(f"{label} has no character behind the first, which nothing predicts; give a longer text")
     how = f"{how} | {protocol.name}: window {window}, stride {stride} | {total - len(sequences)} of {total} tokens scored"
-    return ScoredText(tuple(sequences), len(documents), num_words, num_bytes, window, stride, f"{label}, {how}")
+    return ScoredText(tuple(sequences), num_words, num_bytes, window, stride, f"{label}, {how}")
 
 
 def perplexity(logits: Logits, text: ScoredText, *, batch_size: int = 2) -> Quality:
@@ -114,7 +113,7 @@ def perplexity(logits: Logits, text: ScoredText, *, batch_size: int = 2) -> Qual
         A model that expects each of 4 tokens equally has a perplexity of 4:
 
         >>> ids = torch.tensor([0, 1, 2])
-        >>> text = ScoredText(((ids, torch.zeros_like(ids)),), num_documents=1, num_words=1, num_bytes=2, window=8, stride=8, label="ids")
+        >>> text = ScoredText(((ids, torch.zeros_like(ids)),), num_words=1, num_bytes=2, window=8, stride=8, label="ids")
         >>> round(perplexity(lambda ids: torch.zeros(*ids.shape, 4), text).perplexity, 4)
         4.0
     """

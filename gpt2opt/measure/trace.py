@@ -22,7 +22,6 @@ class Trace:
     """A trace on disk. operators: name -> seconds of its own, see `operator_seconds`; on the GPU if there is one."""
 
     path: Path
-    size_bytes: int
     operators: dict[str, float]
 
 
@@ -82,7 +81,7 @@ def read_trace(log_dir: Path | str) -> Trace:
     if not path.exists():
         raise RuntimeError(f"the profiler wrote no trace into {log_dir}; profile at least one whole step, and call step() after each")
     events = check_trace(path, kernels=cuda.is_available())
-    return Trace(path, path.stat().st_size, operator_seconds(events, on_gpu=cuda.is_available()))
+    return Trace(path, operator_seconds(events, on_gpu=cuda.is_available()))
 
 
 def record_trace(work: Callable[[], object], log_dir: Path | str, *, steps: int = 1) -> Trace:
