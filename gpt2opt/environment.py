@@ -121,7 +121,7 @@ def describe() -> dict[str, Any]:
         "gpu_state": next(iter(nvidia_smi("driver_version", "clocks.sm", "clocks.max.sm", "power.limit")), None) if gpu else None,
         "gpu_tf32": torch.backends.cuda.matmul.allow_tf32 if gpu else None,
         "versions": {package: installed(package) for package in REPORTED},
-        "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        "commit": commit(),
     }
 
 
@@ -230,6 +230,11 @@ def nvidia_smi(*fields: str) -> list[dict[str, str]]:
     lines = (_output("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader") or "").splitlines()
     rows = [[value.strip() for value in line.split(",")] for line in lines]
     return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]
+
+
+def commit() -> str | None:
+    """Return the commit of this library, if it runs from its repository."""
+    return _output("git", "rev-parse", "--short", "HEAD")
 
 
 def _output(*command: str) -> str | None:

@@ -47,7 +47,9 @@ class Node:
         return max(0.0, self.gpu_us - sum(child.gpu_us for child in self.children.values()))
 
     def child(self, kind: str, name: str) -> "Node":
-        return self.children.setdefault((kind, name), Node(name, kind, self))
+        if (kind, name) not in self.children:
+            self.children[kind, name] = Node(name, kind, self)
+        return self.children[kind, name]
 
     def callers(self) -> Iterator["Node"]:
         node = self.parent
