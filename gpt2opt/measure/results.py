@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gpt2opt.measure.stats import Estimate, mean_interval, paired_ratio, positive_mean_interval
+from gpt2opt.measure.stats import Estimate, paired_ratio, perplexity_interval, positive_mean_interval
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
@@ -170,8 +170,8 @@ class Quality:
         return self.nll_nats / math.log(2) / self.num_bytes
 
     def interval(self) -> tuple[float, float] | None:
-        """Return the interval of the perplexity over other texts of such documents; see `stats.mean_interval`."""
-        return _exponential(mean_interval(self.document_nats, self.document_tokens))
+        """Return the interval of the perplexity over other texts of such documents; see `stats.over_documents`."""
+        return perplexity_interval(self.document_nats, self.document_tokens)
 
     def ratio_to(self, base: "Quality") -> float:
         """Return this perplexity ÷ `base`'s; raise ValueError unless both were scored on the same tokens by the same protocol."""
@@ -183,7 +183,7 @@ class Quality:
         """Return the interval of `ratio_to`; documents are paired."""
         self.ratio_to(base)
         nats = [ours - theirs for ours, theirs in zip(self.document_nats, base.document_nats, strict=True)]
-        return _exponential(mean_interval(nats, self.document_tokens))
+        return perplexity_interval(nats, self.document_tokens)
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,3 @@ class Agreement:
         others = [tokens - same for tokens, same in zip(self.document_tokens, self.document_same_top, strict=True)]
         interval = positive_mean_interval(others, self.document_tokens)
         return interval and (1 - interval[1], 1 - interval[0])
-
-
-def _exponential(interval: tuple[float, float] | None) -> tuple[float, float] | None:
-    return interval and (math.exp(interval[0]), math.exp(interval[1]))

@@ -136,10 +136,10 @@ def over_documents(statistic: Callable[..., np.ndarray], *sums: Numbers, tokens:
     return Estimate(value, value - reach, value + reach)
 
 
-def mean_interval(sums: Sequence[float], tokens: Sequence[float]) -> tuple[float, float] | None:
-    """Return the interval of Σ sums ÷ Σ tokens, see `over_documents`; None for fewer than two documents."""
-    found = over_documents(np.divide, sums, tokens, tokens=tokens)
-    return (found.low, found.high) if len(sums) > 1 else None
+def perplexity_interval(nats: Sequence[float], tokens: Sequence[float]) -> tuple[float, float] | None:
+    """Return the interval of exp(Σ nats ÷ Σ tokens), see `over_documents`; None for fewer than two documents."""
+    found = over_documents(np.divide, nats, tokens, tokens=tokens)
+    return (math.exp(found.low), math.exp(found.high)) if len(nats) > 1 else None
 
 
 def positive_mean_interval(sums: Sequence[float], tokens: Sequence[float]) -> tuple[float, float] | None:

@@ -9,12 +9,12 @@ import pytest
 from gpt2opt.measure.stats import (
     Estimate,
     mcnemar,
-    mean_interval,
     median,
     over_documents,
     paired_ratio,
     paired_share_difference,
     percentile_99,
+    perplexity_interval,
     positive_mean_interval,
     ratio_of_medians,
 )
@@ -76,7 +76,7 @@ def noise(sizes: np.ndarray, seed: int) -> np.ndarray:
 
 def test_the_interval_of_a_loss_covers_over_documents_of_skewed_sizes(sizes):
     nats = sizes * (3 + 0.4 * noise(sizes, 0))
-    assert coverage([mean_interval(*text) for text in zip(nats, sizes, strict=True)], 3) >= LEAST
+    assert coverage([perplexity_interval(*text) for text in zip(nats, sizes, strict=True)], math.exp(3)) >= LEAST
 
 
 def test_the_interval_of_a_skewed_divergence_covers_over_documents_of_skewed_sizes(sizes):
@@ -108,7 +108,7 @@ def test_too_few_samples_have_no_interval():
     assert ratio_of_medians([3], [2, 2]) == Estimate(1.5, 0, math.inf)
     assert not paired_ratio([3], [2]).measurable
     assert over_documents(np.divide, [3], [2], tokens=[2]) == Estimate(1.5, -math.inf, math.inf)
-    assert mean_interval([3], [2]) is positive_mean_interval([3], [2]) is None
+    assert perplexity_interval([3], [2]) is positive_mean_interval([3], [2]) is None
     assert positive_mean_interval([0, 0, 3], [2, 2, 2]) is None
 
 
