@@ -40,7 +40,6 @@ def compare_latency(
     prompt_tokens: int,
     new_tokens: int,
     runs: int = TIMED_RUNS,
-    batch_size: int = 1,
     timer: Timer = wall_time,
 ) -> dict[str, Latency]:
     """Time each token of greedy generations of one or several models, one run of each in every round, after a warm-up; see `turns`.
@@ -49,7 +48,7 @@ def compare_latency(
 
     Args:
         decoders: name -> `decoder_in_child(…)`, or a decoder in this process; the same prompt for all.
-        prompt_tokens, batch_size: of that prompt; stored with the result.
+        prompt_tokens: of that prompt; stored with the result.
         new_tokens: tokens that a run generates, the first included; at least 2.
         runs: number of timed runs. Each gives one TTFT sample and new_tokens − 1 TPOT samples.
         timer: of the decoders in this process: `wall_time`, or `cuda_time` for models on a GPU.
@@ -70,7 +69,7 @@ def compare_latency(
         name: Latency(
             tuple(times[0] for times in samples[new_tokens]),
             tuple(step for times in samples[new_tokens] for step in times[1:]),
-            outcome.warmups[name][new_tokens][0], batch_size, prompt_tokens, new_tokens, outcome.warmups[name][new_tokens][1], others,
+            outcome.warmups[name][new_tokens][0], 1, prompt_tokens, new_tokens, outcome.warmups[name][new_tokens][1], others,
         )
         for name, samples in outcome.samples.items()
     }  # fmt: skip

@@ -121,9 +121,7 @@ def perplexity(logits: Logits, text: ScoredText, *, batch_size: int = 2) -> Qual
     return _quality(text, owners, nats)
 
 
-def measure_agreement(
-    logits: Logits, reference: Logits, text: ScoredText, *, reference_name: str, batch_size: int = 1
-) -> tuple[Quality, Agreement]:
+def measure_agreement(logits: Logits, reference: Logits, text: ScoredText, *, reference_name: str) -> tuple[Quality, Agreement]:
     """Score a text as `perplexity` does and, in the same pass, compare the model's next-token distributions with its reference model's.
 
     reference: the model that it was made from, with the same vocabulary; KL is KL(reference ‖ model).
@@ -139,7 +137,7 @@ def measure_agreement(
             raise ValueError("the reference model gave logits that are not finite; its weights are damaged or overflow in this dtype")
         return [nll, kl, is_same]
 
-    owners, nats, kls, is_same = _of_each_token(text, batch_size, compared)
+    owners, nats, kls, is_same = _of_each_token(text, 1, compared)
     kl, same, tokens = _by_document(owners, kls), _by_document(owners, is_same), _by_document(owners)
     return _quality(text, owners, nats), Agreement(
         kl, tuple(map(int, same)), tokens, *percentile_99(kls, owners), text.label, reference_name

@@ -84,16 +84,12 @@ def read_trace(log_dir: Path | str) -> Trace:
     return Trace(path, operator_seconds(events, on_gpu=cuda.is_available()))
 
 
-def record_trace(work: Callable[[], object], log_dir: Path | str, *, steps: int = 1) -> Trace:
-    """Profile `work` and write one trace into `log_dir`.
-
-    Args:
-        work: called once to warm up, once while the profiler warms up, then `steps` times on record.
-    """
-    return record_in_turns({log_dir: work}, rounds=1, steps=steps)[0]
+def record_trace(work: Callable[[], object], log_dir: Path | str) -> Trace:
+    """Profile `work` and write one trace into `log_dir`. It calls `work` to warm up, while the profiler warms up, and once on record."""
+    return record_in_turns({log_dir: work}, rounds=1)[0]
 
 
-def record_in_turns(works: Mapping[Path | str, Callable[[], object]], *, rounds: int, steps: int = 1) -> list[Trace]:
+def record_in_turns(works: Mapping[Path | str, Callable[[], object]], *, rounds: int) -> list[Trace]:
     """Profile several pieces of work in turns, and write the fastest recording of each: other processes disturbed that one least.
 
     works: folder of the trace -> work, as in `record_trace`. An earlier trace stays until there is a new one.
@@ -106,25 +102,24 @@ def record_in_turns(works: Mapping[Path | str, Callable[[], object]], *, rounds:
         for number in range(rounds):
             for place, (log_dir, work) in enumerate(works.items()):
                 path = Path(scratch, f"trace-{place}-{number}.json")
-                recordings[log_dir].append((_record(work, steps, path), path))
+                recordings[log_dir].append((_record(work, path), path))
         for log_dir, recorded_here in recordings.items():
             write_trace(parse_trace(min(recorded_here)[1]), Path(log_dir))
     return [read_trace(log_dir) for log_dir in works]
 
 
-def _record(work: Callable[[], object], steps: int, path: Path) -> float:
-    """Profile `steps` calls of `work`, write the trace as torch does, and return how many seconds they took."""
+def _record(work: Callable[[], object], path: Path) -> float:
+    """Profile a call of `work`, write the trace as torch does, and return how many seconds the call took."""
     from torch.profiler import profile, schedule
 
-    recording = schedule(wait=0, warmup=1, active=steps, repeat=1)
+    recording = schedule(wait=0, warmup=1, active=1, repeat=1)
     with profile(schedule=recording, record_shapes=True, profile_memory=True, with_stack=True) as profiler:
         work()
         profiler.step()
         start = time.perf_counter()
-        for _ in range(steps):
-            work()
-            seconds = time.perf_counter() - start
-            profiler.step()
+        work()
+        seconds = time.perf_counter() - start
+        profiler.step()
     _export(profiler, path)  # here, and not in a callback of torch's, an exception does no harm
     return seconds
 

@@ -200,7 +200,7 @@ def turn_orders(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
         yield order
 
 
-def one_line(error: BaseException | str, limit: int = 160) -> str:
-    """Return the last line of a complaint that says something, cut to `limit` characters; the kind of an error that says nothing."""
+def one_line(error: BaseException | str) -> str:
+    """Return the last line of a complaint that says something, cut to 160 characters; the kind of an error that says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:limit] if lines else type(error).__name__
+    return lines[-1][:160] if lines else type(error).__name__
