@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, set_seed
 
 from experiments.contract import Experiment, say
 from gpt2opt import environment
@@ -196,7 +196,7 @@ def head_choices(model: GPT2LMHeadModel, batches, seeds: int) -> list[tuple[str,
 
 def fine_tuned(model: GPT2LMHeadModel, tokenizer, rows: Dataset, settings: Settings) -> GPT2LMHeadModel:
     """Fine-tune a model in place as stage 3 does, and return it on the CPU, ready to be scored."""
-    environment.set_seed(settings.seed)
+    set_seed(settings.seed)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = create_training_arguments(scratch, settings.learning_rate, epochs=settings.epochs, seed=settings.seed)
         run_fine_tuning(model, arguments, rows, tokenizer)

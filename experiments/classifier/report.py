@@ -11,15 +11,7 @@ from experiments.classifier.run import ClassifierResult, VariantResult, compare_
 from experiments.contract import Experiment
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.results import percentile
-from gpt2opt.measure.stats import (
-    PERCENT,
-    Estimate,
-    mcnemar,
-    only_one_hits,
-    over_documents,
-    paired_ratio,
-    paired_share_difference,
-)
+from gpt2opt.measure.stats import PERCENT, Estimate, mcnemar, over_documents, paired_ratio, paired_share_difference
 from gpt2opt.measure.turns import again
 from gpt2opt.report.style import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
@@ -35,6 +27,12 @@ def speed_up(variant: VariantResult, base: VariantResult | None) -> Estimate | N
 def hits(result: ClassifierResult, variant: VariantResult) -> list[bool]:
     """Return whether each answer is right."""
     return [answer == label for answer, label in zip(variant.answers, result.truth, strict=True)]
+
+
+def gained_and_lost(right: list[bool], base: list[bool]) -> tuple[int, int]:
+    """Return how many answers are right in `right` alone, and how many in `base` alone."""
+    pairs = list(zip(right, base, strict=True))
+    return sum(one and not other for one, other in pairs), sum(other and not one for one, other in pairs)
 
 
 def macro_f1(result: ClassifierResult, variant: VariantResult) -> float:
@@ -116,12 +114,12 @@ def answer_table(result: ClassifierResult) -> Table:
             rows.append((*row, *[""] * 4))
             continue
         changed = sum(a != b for a, b in zip(variant.answers, result.base.answers, strict=True))
-        won, lost = only_one_hits(right, base)
+        won, lost = gained_and_lost(right, base)
         f1 = f"{f1_difference(result, variant):+.4f}" if changed else "none: the same answers"  # the jackknife would give it no width
         rows.append(
             (
-                *row, f"{paired_share_difference(right, base):+.4f}", f1,
-                f"{changed} ({won} gained, {lost} lost)", f"{mcnemar(right, base):.3f}",
+                *row, f"{paired_share_difference(won, lost, len(right)):+.4f}", f1,
+                f"{changed} ({won} gained, {lost} lost)", f"{mcnemar(won, lost):.3f}",
             )
         )  # fmt: skip
     header = (
@@ -150,7 +148,7 @@ def _scored_by(result: ClassifierResult) -> str:
 
 
 def _share_difference(result: ClassifierResult, variant: VariantResult) -> Estimate:
-    return paired_share_difference(hits(result, variant), hits(result, result.base))
+    return paired_share_difference(*gained_and_lost(hits(result, variant), hits(result, result.base)), len(result.truth))
 
 
 def plot_classifier(result: ClassifierResult) -> list[Axes]:

@@ -28,7 +28,7 @@ def as_text(ids, window=16, stride=None, documents=1):
     """Return ids as they are, as a text in documents of one length."""
     ids = torch.tensor(ids)
     owners = torch.arange(len(ids)) * documents // len(ids)
-    return ScoredText(((ids, owners),), documents, 10, 100, window, stride or window, f"test | window {window}, stride {stride}")
+    return ScoredText(((ids, owners),), 10, 100, window, stride or window, f"test | window {window}, stride {stride}")
 
 
 def score(logits, ids, window=16, stride=None, **options):

@@ -81,7 +81,7 @@ def measure_latency_gpu(
     """Time one greedy generation after a warm-up of 10 tokens, where the model is: on a GPU by CUDA events, on a CPU by the clock.
 
     A call does what the course's own function does, and no more; it returns the ms per new token of a single run, the reading of the
-    prompt included. `gpt2opt.measure_latency` and `run.measure` repeat runs until they are steady, and give medians.
+    prompt included. `run.measure` repeats runs until they are steady, and gives medians.
 
     Args:
         max_new_tokens: at least 2; end-of-text does not stop it.
