@@ -55,25 +55,22 @@ def _watch_inputs(linear: PreTrainedModel, calibration: Dataset, names: Iterable
 
 
 def clip_to_percentiles(
-    linear: PreTrainedModel, calibration: Dataset, found: dict[str, QuantizedLinear], share: float = 1e-4
+    linear: PreTrainedModel, calibration: Dataset, layers: dict[str, QuantizedLinear], share: float = 1e-4
 ) -> dict[str, QuantizedLinear]:
-    """Narrow each u8 range so that it leaves out this share of a row's values at either end, averaged over the rows.
-
-    Values outside the range are clipped, values inside get finer steps.
-    """
-    ends: dict[str, list[Tensor]] = {name: [] for name in found}
+    """Narrow each u8 range so that it leaves out, and clips, this share of a row's values at either end, averaged over the rows."""
+    ends: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def watch(name: str, channels: Tensor) -> None:
         values = channels.flatten()
         count = max(1, round(len(values) * share))
         ends[name].append(torch.stack([values.kthvalue(count).values, values.kthvalue(len(values) + 1 - count).values]))
 
-    _watch_inputs(linear, calibration, found, watch)
+    _watch_inputs(linear, calibration, layers, watch)
     clipped = {}
-    for name, layer in found.items():
+    for name, layer in layers.items():
         low, high = torch.stack(ends[name]).mean(0).tolist()
-        low, high = min(low, 0.0), max(high, 0.0)
-        scale = (high - low) / 255
+        low = min(low, 0.0)
+        scale = (max(high, 0.0) - low) / 255
         clipped[name] = dataclasses.replace(layer, input_scale=scale, input_zero_point=round(-low / scale))
     return clipped
 
@@ -89,10 +86,9 @@ def take_over_smoothing(linear: Any, state: dict[str, Any]) -> None:
         for norm, projection in (("ln_1", layer.attn.c_attn), ("ln_2", layer.mlp.c_fc)):
             module = getattr(layer, norm)
             weight, bias = (state[f"transformer.h.{block}.{norm}.{name}"].float() for name in ("weight", "bias"))
-            old, new = torch.stack([module.weight, module.bias]), torch.stack([weight, bias])
             # If the gain is zero, the bias gives the scale; if both are zero, the input is zero and no scale matters.
-            row = (new[0].abs() < new[1].abs()).long()[None]
-            before, after = old.gather(0, row)[0], new.gather(0, row)[0]
+            by_gain = weight.abs() >= bias.abs()
+            before, after = torch.where(by_gain, module.weight, module.bias), torch.where(by_gain, weight, bias)
             scale = torch.where(after != 0, before / after, 1.0)
             smoothed += not torch.allclose(scale, torch.ones_like(scale))
             module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
@@ -124,11 +120,6 @@ def keep_sums_in_16_bits(linear: Any, calibration: Dataset, layers: dict[str, Qu
     neighbouring inputs 2j and 2j + 1. Halving all weights would rule this out and cost one bit of every weight. Few inputs come near 255,
     though: the step of an output channel only has to grow until the largest inputs that calibration saw don't saturate in it, and most
     channels keep their 8 bits. `experiments/recipes.py` measures what this costs on a CPU that does not saturate.
-
-    Args:
-        linear: the float model, so that weights are rounded once and not twice.
-        calibration: the rows that show how large each input gets.
-        layers: the quantized form of each Linear.
     """
     inputs = [name for name, layer in layers.items() if layer.input_scale is not None]
     seen = observe_inputs(linear, calibration, inputs)
@@ -139,15 +130,9 @@ def widen_steps(found: QuantizedLinear, weight: Tensor, seen: InputRange) -> Qua
     """Round the float weight (O, I) of one layer again, by steps with which the inputs that were seen don't saturate; see above."""
     assert found.input_scale is not None
     largest = (torch.round(seen.highest / found.input_scale) + found.input_zero_point).clamp(0, 255)
-    products = weight.detach() * largest
-    if products.shape[1] % 2:
-        products = torch.nn.functional.pad(products, (0, 1))
-    pairs = torch.maximum(_pair_sums(products.clamp(min=0)), _pair_sums(-products.clamp(max=0)))
+    products = nn.functional.pad(weight.detach() * largest, (0, weight.shape[1] % 2)).unflatten(1, (-1, 2))
+    pairs = torch.maximum(products.clamp(min=0).sum(-1), -products.clamp(max=0).sum(-1))
     limit = 32767 - 255  # rounding adds half a step to each of the two weights
     scale = torch.maximum(found.weight_scale, pairs.amax(1, keepdim=True) / limit)
     steps = torch.round(weight.detach() / scale).clamp(-128, 127)
     return dataclasses.replace(found, weight=steps * scale, weight_scale=scale)
-
-
-def _pair_sums(products: Tensor) -> Tensor:
-    return products.unflatten(1, (-1, 2)).sum(-1)

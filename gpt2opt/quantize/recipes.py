@@ -79,14 +79,13 @@ def weight_grids(linear: Any, recipe: Recipe) -> dict[str, tuple[int, int]]:
     """
     from torch import nn
 
-    grids = {}
-    for name, module in linear.named_modules():
-        if isinstance(module, nn.Linear):
-            inputs, is_head = module.in_features, name == "lm_head"
-            largest = 0 if is_head else recipe.group_size or 0
-            sizes = [size for size in (16, 32, 64, 128) if size <= largest and inputs % size == 0]
-            grids[name] = 8 if is_head else recipe.weight_bits, max(sizes, default=inputs)
-    return grids
+    def grid(name: str, inputs: int) -> tuple[int, int]:
+        if name == "lm_head":
+            return 8, inputs
+        sizes = [size for size in (16, 32, 64, 128) if size <= (recipe.group_size or 0) and inputs % size == 0]
+        return recipe.weight_bits, max(sizes, default=inputs)
+
+    return {name: grid(name, module.in_features) for name, module in linear.named_modules() if isinstance(module, nn.Linear)}
 
 
 def weight_only_config(linear: Any, recipe: Recipe) -> Any:
