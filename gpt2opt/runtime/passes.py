@@ -19,16 +19,15 @@ CASES = (FLOAT_INPUTS, DOT_PRODUCT, NO_DOT_PRODUCT)
 """What decides which passes run: whether the IR quantizes any matmul's input, and whether the CPU has INT8 dot products."""
 
 SHARED, BODY, PREFILL, DECODE, SINGLE_STEP = "every graph", "prefill and decode", "prefill", "decode", "single-step"
-"""Which graphs a pass works on. `compile_ir` makes them in this order: the shared graph is cloned for the single-step graph, then cut into
-body and head, and the body becomes the prefill graph and the decode graph."""
+"""Which graphs a pass works on. The shared graph is cloned for the single-step graph, then cut into body and head, and the body becomes the
+prefill graph and the decode graph."""
 
 
 @dataclass(frozen=True)
 class GraphPass:
     """One rewriting of a graph.
 
-    function: its name is the one that `leave_out` takes. cases: those of `CASES` in which the pass is applied. graphs: those that it is
-    applied to. purpose: one sentence. required: the reason why it can't be left out; None: it can.
+    function: `leave_out` takes its name. cases: of `CASES`. graphs: those that it is applied to. required: why it can't be left out, if so.
     """
 
     function: Callable[[Model], Model]
@@ -81,11 +80,7 @@ PASSES = (
 
 
 def choose_passes(case: str, leave_out: Sequence[str] = ()) -> dict[str, GraphPass]:
-    """Return the passes that run in one of `CASES`, by name and in order, without those that are left out for measuring.
-
-    Raises:
-        ValueError: a pass in `leave_out` is not known or can't be left out.
-    """
+    """Return the passes that run in one of `CASES`, by name and in order, without those that are left out for measuring."""
     known = {each.name: each for each in PASSES}
     for name in leave_out:
         if name not in known:
@@ -100,16 +95,3 @@ def apply_passes(chosen: Mapping[str, GraphPass], graph: str, model: Model) -> M
     for each in chosen.values():
         model = each.function(model) if graph in each.graphs else model
     return model
-
-
-def table_rows() -> list[tuple[str, ...]]:
-    """Return a row per pass for `docs/runtime.md`: name, graphs for each of `CASES`, whether it may be left out, its purpose."""
-    return [
-        (
-            f"`{each.name}`",
-            *(", ".join(each.graphs) if case in each.cases else "–" for case in CASES),
-            "no" if each.required else "yes",
-            each.purpose,
-        )
-        for each in PASSES
-    ]
