@@ -31,9 +31,6 @@ def count_nodes(models: Sequence["IrModel"], prompt: list[int], new_tokens: int)
 
     It has the calls of `prefill` and `decode`, the graphs that ran in each, and their nodes: by type, matmuls by the layer too, with the
     kernel that ran them as `exec type`. Of several generations it is the fastest one.
-
-    Raises:
-        ValueError: prompt and new tokens don't fit into the context.
     """
     counted = [_counted(model, prompt, new_tokens) for model in models]
     recordings: list[list[list[dict[str, Any]]]] = [[] for _ in models]
@@ -41,15 +38,14 @@ def count_nodes(models: Sequence["IrModel"], prompt: list[int], new_tokens: int)
         for (greedy, log), kept in zip(counted, recordings, strict=True):
             log.events = []
             log.call(f"ProfilerStep#{number}", greedy.generate, new_tokens)
-            if number >= 0:
-                kept.append(log.events)
+            kept.append(log.events)
     runtime = {"runtime": f"OpenVINO {openvino.__version__.split('-')[0]}"}
-    fastest = [min(kept, key=lambda events: events[-1]["dur"]) for kept in recordings]  # the step ends last
+    fastest = [min(kept[WARMUPS:], key=lambda events: events[-1]["dur"]) for kept in recordings]  # the step ends last
     return [{"gpt2opt": runtime, "traceEvents": events} for events in fastest]
 
 
 def _counted(model: "IrModel", prompt: list[int], new_tokens: int) -> tuple[Greedy, "Log"]:
-    """Make a model tell of its nodes; return what generates from it, and the log that its calls and nodes go to."""
+    """Make a model log its nodes; return what generates from it, and the log that its calls and nodes go to."""
     log = Log()
     graphs = {model.single_step_graph: "step graph", model.decode_graph: "decode graph", model.prefill_graph: "prefill graph"}
     for graph, role in graphs.items():  # where one graph has several roles, the last one names it
@@ -73,8 +69,8 @@ class Log:
         return time.perf_counter() * 1e6 - self.paused_us
 
     def add(self, category: str, name: str, start_us: float, duration_us: float, **arguments: Any) -> None:
-        place = {"ph": "X", "cat": category, "name": name, "pid": 1, "tid": 1, "ts": start_us, "dur": duration_us}
-        self.events.append({**place, "args": arguments})
+        event = {"ph": "X", "cat": category, "name": name, "pid": 1, "tid": 1, "ts": start_us, "dur": duration_us, "args": arguments}
+        self.events.append(event)
 
     def call(self, name: str, function: Callable[..., Any], *arguments: Any, **further: Any) -> Any:
         """Call a function; log the call under a name with these further arguments, and return what the function returned."""

@@ -17,25 +17,22 @@ from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache, texts_cut_at_blocks,
 from gpt2opt.runtime.manifest import IR_WEIGHTS, read_config
 from gpt2opt.runtime.paged_attention import LAST, ROWS
 
+Texts = Sequence[np.ndarray] | np.ndarray
+"""The token ids of several texts: an array for each, or (B, T)."""
 MANY_SEQUENCES = 16
 """From this number of rows on, a matmul is bound by arithmetic, and the prefill graph decodes faster than the decode graph."""
 
 
 def load_ir(
-    directory: Path | str,
-    num_threads: int | None = None,
-    precision: str = "f32",
-    leave_out: Sequence[str] = (),
-    count_time: bool = False,
+    directory: Path | str, num_threads: int | None = None, precision: str = "f32", leave_out: Sequence[str] = (), count_time: bool = False
 ) -> "IrModel":
-    """Compile the IR in `directory` for the CPU.
+    """Compile what `export_ir` or `quantize_int8` wrote for the CPU.
 
     Args:
-        directory: what `export_ir` or `quantize_int8` wrote.
-        num_threads: CPU threads; None: all that this process may use.
+        directory: of the IR.
+        num_threads: CPU threads, by default all that this process may use.
         precision: of float arithmetic, `f32` or, on CPUs that have it (see `has_bf16`), `bf16`.
-        leave_out: names of graph passes to do without, to measure what they gain; see `passes.PASSES`. The logits stay right. A
-            pass that does not apply to this IR on this CPU makes no difference.
+        leave_out: names of graph passes to do without, to measure what they gain; see `passes.PASSES`. The logits stay right.
         count_time: let the graphs count the time of each node, at a small cost; see `counters.count_nodes`.
 
     Raises:
@@ -114,8 +111,7 @@ class IrModel:
     def logits(self, input_ids: np.ndarray) -> np.ndarray:
         """Return the logits (B, T, V) float32 of whole sequences (B, T), computed by the prefill graph.
 
-        Raises:
-            ValueError: the sequences are longer than the context, or are no token ids of this model.
+        ValueError: the sequences are longer than the context, or are no token ids of this model.
         """
         texts = check_prompts(input_ids, 0, self.context, self.vocab_size)
         cache = self._take_cache(len(texts))
@@ -125,30 +121,15 @@ class IrModel:
         return logits
 
     def decoder(self, prompts: np.ndarray | Sequence[Sequence[int]], max_new_tokens: int = 0) -> "IrDecoder":
-        """Return a decoder of B prompts of any lengths; several decoders may be in use at once.
-
-        Args:
-            prompts: token ids, (B, T) or a list for each prompt.
-            max_new_tokens: how many tokens of each have to fit into the context behind it.
-
-        Raises:
-            ValueError: the prompts are no token ids of this model, or they and the new tokens don't fit into the context.
-            MemoryError: there is no memory for its KV cache.
-        """
+        """Return a decoder of B prompts of any lengths, see `decoding.decoder.Model`; several decoders may be in use at once."""
         return IrDecoder(self, check_prompts(prompts, max_new_tokens, self.context, self.vocab_size))
 
     def _prefill(
-        self,
-        graph: BoundGraph,
-        cache: KvCache,
-        texts: Sequence[np.ndarray] | np.ndarray,
-        pasts: np.ndarray,
-        slots: np.ndarray,
-        every: bool = False,
+        self, graph: BoundGraph, cache: KvCache, texts: Texts, pasts: np.ndarray, slots: np.ndarray, every: bool = False
     ) -> np.ndarray:
         """Read further tokens of B texts, which have `pasts` (B,) tokens in these slots of the cache; return the last ones' logits (B, V).
 
-        With `every`, return those of all tokens, end to end.
+        With `every`, return those of all tokens, text after text.
         """
         lengths = np.array([len(ids) for ids in texts])
         ends = lengths.cumsum()
@@ -188,11 +169,7 @@ class IrModel:
         return self.head.get_output_tensor().data.reshape(hidden.shape[0], -1)
 
     def _take_cache(self, sequences: int) -> KvCache:
-        """Return a cache for this number of sequences that nothing else uses; call `_return_cache` when it is no longer needed.
-
-        Raises:
-            MemoryError: there is no memory for it.
-        """
+        """Return a cache for this number of sequences that nothing else uses; call `_return_cache` when it is no longer needed."""
         left, self._left = self._left, None
         if left and left.sequences == sequences:
             return left
@@ -233,11 +210,7 @@ class IrDecoder:
         return logits
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
-        """Read one further token of each sequence, ids (B, 1); return the logits (B, V) for the tokens after them, until the next call.
-
-        Raises:
-            ValueError: the context is full.
-        """
+        """Read one further token of each sequence, ids (B, 1); return the logits (B, V) for the tokens after them, until the next call."""
         check_fits(int(self.pasts.max()) + 1, 0, self.model.context)
         batch = len(self.slots)
         if batch == 1:
@@ -249,27 +222,19 @@ class IrDecoder:
         return logits
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these sequences, in this order; one that is named twice is copied in the cache.
-
-        Raises:
-            MemoryError: there is no memory for the copies.
-        """
+        """Go on with these sequences, in this order; one that is named twice is copied in the cache."""
         slots, pasts = self.slots[list(rows)], self.pasts[list(rows)]
         first_places = {slot: place for place, slot in reversed(list(enumerate(slots)))}
         copied = [place for place, slot in enumerate(slots) if first_places[slot] != place]
-        if len(copied) > self.cache.sequences - len(first_places):
-            self._grow(len(rows))
+        if len(copied) > self.cache.sequences - len(first_places):  # move to a larger cache
+            before = self.cache
+            self._give_back.detach()
+            self._own(self.model._take_cache(before.sequences + len(rows)))
+            self.cache.copy(before, [(slot, slot) for slot in self.slots], self.pasts)
         targets = [slot for slot in range(self.cache.sequences) if slot not in first_places][: len(copied)]
         self.cache.copy(self.cache, list(zip(slots[copied], targets, strict=True)), pasts[copied])
         slots[copied] = targets
         self.slots, self.pasts = slots, pasts
-
-    def _grow(self, sequences: int) -> None:
-        """Move to a cache of this many sequences more."""
-        before = self.cache
-        self._give_back.detach()
-        self._own(self.model._take_cache(before.sequences + sequences))
-        self.cache.copy(before, [(slot, slot) for slot in self.slots], self.pasts)
 
     def verify(self, last: int, guessed: list[int]) -> list[int]:
         """Read the last token of one sequence and guesses of what follows; return the guesses that are right and one token more.
@@ -281,9 +246,7 @@ class IrDecoder:
         ids, past = np.array([last, *guessed]), int(self.pasts[0])
         check_fits(past + len(ids), 0, self.model.context)
         chosen = self.model._decode(self.cache, ids, past, int(self.slots[0])).argmax(-1)
-        right = 0
-        while right < len(guessed) and chosen[right] == guessed[right]:
-            right += 1
+        right = int((chosen[:-1] == guessed).cumprod().sum())
         self.pasts = self.pasts + right + 1
         return chosen[: right + 1].tolist()
 

@@ -49,13 +49,7 @@ class KvCache:
 def new_kv_cache(ports: Mapping[str, openvino.ConstOutput], sequences: int, context: int) -> KvCache:
     """Reserve memory of zeros: anything else in new memory might read as NaN. The system backs only the pages that are written.
 
-    Args:
-        ports: the cache inputs of a compiled graph, by name.
-        sequences: how many sequences the cache holds; 0 gives tensors without memory.
-        context: the largest number of tokens of a sequence.
-
-    Raises:
-        MemoryError: there is no memory for it.
+    ports: the cache inputs of a compiled graph, by name. sequences: 0 gives tensors without memory. context: in tokens.
     """
     tensors, memories = {}, {}
     for name, port in ports.items():
@@ -76,12 +70,12 @@ def whole_texts(pasts: np.ndarray, lengths: np.ndarray, slots: np.ndarray, conte
     Args:
         pasts: (B,) tokens of each text that are in the cache already.
         lengths: (B,) how many tokens of each are read now.
-        slots: (B,) where in the cache each text lies; see `KvCache`.
+        slots: (B,) where in the cache each text is; see `KvCache`.
         context: tokens that the cache holds of each text.
 
     Returns:
         past_lens (B,): tokens in the cache before those of the sequence. subsequence_begins (B + 1,): where each sequence begins among
-        the tokens of the call, and where the last one ends. block_indices: the blocks of the cache of all sequences, end to end.
+        the tokens of the call, and where the last one ends. block_indices: the blocks of the cache of all sequences, joined.
         block_indices_begins (B + 1,): where those of each sequence begin, and where the last one's end.
     """
     per_text = blocks(context)
@@ -96,17 +90,15 @@ def whole_texts(pasts: np.ndarray, lengths: np.ndarray, slots: np.ndarray, conte
 def texts_cut_at_blocks(pasts: np.ndarray, lengths: np.ndarray, slots: np.ndarray, context: int) -> dict[str, np.ndarray]:
     """Describe the same texts so that attention computes almost nothing for tokens whose logits are not wanted.
 
-    Keys and values of every token have to be stored, but only the last token's attention has to be computed in full. Each block of the
-    cache before the last one becomes a sequence of its own: its tokens are stored in their place, and attend to their own block only.
-    The last sequence of each text attends to everything before it.
+    Each block of the cache before the last one becomes a sequence of its own: its tokens are stored in their place, and attend to their
+    own block only. The last sequence of each text attends to everything before it.
     """
     per_text = blocks(context)
     sequences: list[tuple[int, int, Sequence[int]]] = []  # of each: the tokens before it that it attends to, how many it has, its blocks
     for past, length, slot in zip(pasts, lengths, slots, strict=True):
         starts = [past, *range((past // BLOCK + 1) * BLOCK, past + length, BLOCK)]
         first = slot * per_text
-        for start, end in itertools.pairwise(starts):
-            sequences.append((start % BLOCK, end - start, [first + start // BLOCK]))
+        sequences += [(start % BLOCK, end - start, [first + start // BLOCK]) for start, end in itertools.pairwise(starts)]
         sequences.append((starts[-1], past + length - starts[-1], range(first, first + per_text)))
     past_lens, counts, indices = zip(*sequences, strict=True)
     return {

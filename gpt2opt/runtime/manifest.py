@@ -55,7 +55,7 @@ def read_manifest(directory: Path | str) -> Manifest:
             raise ValueError(f"schema {content['schema']!r}, expected {SCHEMA!r}")
         manifest, hashes = Manifest(**content), {name: content["sha256"][name] for name in IR_FILES}
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{directory / NAME} is damaged ({error!r}); export the model again") from error
+        raise ValueError(f"{directory / NAME} is damaged ({error}); export the model again") from error
     for name, expected in hashes.items():
         if _sha256(directory / name) != expected:
             raise ValueError(f"{directory / name} is not the file that was exported: it was changed or cut short; export it again")

@@ -3,10 +3,8 @@
 So the graph that reads prompts and those that decode work on the same memory, and nothing is copied between them.
 """
 
-from collections.abc import Iterable
-
 import numpy as np
-from openvino import Dimension, Input, Model, Node, Output, PartialShape
+from openvino import Dimension, Model, Node, PartialShape
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
@@ -22,7 +20,7 @@ LAST = "last_"
 def page_kv_cache(graph: Model) -> Model:
     """Turn the state of a stateful graph into inputs: its KV cache, in blocks.
 
-    The tokens of all sequences of a call lie end to end. Inputs are `input_ids` and `position_ids` (tokens,), `past_lens` (sequences,),
+    The tokens of all sequences of a call are joined. Inputs are `input_ids` and `position_ids` (tokens,), `past_lens` (sequences,),
     `subsequence_begins` and `block_indices_begins` (sequences + 1,), `block_indices` (blocks,), `max_context_len` (), and the cache,
     `key_cache.N` and `value_cache.N`. The output are the logits (tokens, 1, V).
     """
@@ -38,22 +36,17 @@ def pick_rows(graph: Model) -> Model:
     rows = ops.parameter([-1], np.int64)
     rows.output(0).set_names({ROWS})
     graph.add_parameters([rows])
-    attention = last_attention(graph)
-    _pick(attention.output(0), attention.output(0).get_target_inputs(), rows)
-    node = attention
+    attention = node = last_attention(graph)
     while node.get_type_name() != "Add" or any(stored_constant(value) for value in node.input_values()):
         before, (consumer,) = node, node.output(0).get_target_inputs()
         node = consumer.get_node()
     residual = next(port for port in node.inputs() if port.get_source_output().get_node().get_friendly_name() != before.get_friendly_name())
-    _pick(residual.get_source_output(), [residual], rows)
+    for source, consumers in ((attention.output(0), attention.output(0).get_target_inputs()), (residual.get_source_output(), [residual])):
+        picked = ops.gather(source, rows, ops.constant(0, dtype=np.int64))
+        for consumer in consumers:
+            consumer.replace_source_output(picked.output(0))
     graph.validate_nodes_and_infer_types()
     return graph
-
-
-def _pick(source: Output, consumers: Iterable[Input], rows: Node) -> None:
-    picked = ops.gather(source, rows, ops.constant(0, dtype=np.int64))
-    for consumer in consumers:
-        consumer.replace_source_output(picked.output(0))
 
 
 def no_empty_sizes(graph: Model) -> Model:
