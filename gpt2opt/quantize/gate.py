@@ -67,7 +67,7 @@ def apply_gate(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, rows: Sequenc
     blocks: Any = model.transformer.h
     cache = CacheRounding(blocks[0].attn.head_dim)
     quantized = {name.removeprefix("transformer."): layer for name, layer in quantized_linears(model).items() if layer.quantize_input}
-    layers = {**quantized, KV_CACHE: cache}
+    layers: dict[str, Switched] = {**quantized, KV_CACHE: cache}
     hooks = [block.attn.c_attn.register_forward_hook(cache) for block in blocks]
     try:
         with torch.inference_mode():

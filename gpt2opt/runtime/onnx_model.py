@@ -119,7 +119,7 @@ class OnnxDecoder:
 
 
 def _on_cpu(states: np.ndarray) -> Any:
-    """Return keys or values as a tensor that the runtime takes without a copy."""
+    """Return keys or values as a tensor of the runtime."""
     from onnxruntime import OrtValue
 
     return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(states))
