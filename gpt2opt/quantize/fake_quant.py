@@ -1,7 +1,6 @@
 """A GPT-2 with fake quantization: it computes in float with the integers and scales that INC found, and OpenVINO reads it as INT8.
 
-INC's own INT8 modules can't be traced, and INC writes a torch state dict, not IR. So its results are put into a float model that
-rounds weights and inputs to the same grids, and that can be exported.
+INC's own INT8 modules can't be traced, and INC writes no IR. This float model rounds weights and inputs alike, and can be exported.
 """
 
 from collections.abc import Mapping
@@ -18,9 +17,8 @@ from transformers import GPT2LMHeadModel
 class QuantizedLinear:
     """The quantized form of one Linear layer with O outputs and I inputs.
 
-    weight: (O, I) float32, already rounded to its integer grid. weight_scale: (O, G) float32, symmetric, one for each of G groups of
-    inputs; G = 1 is per channel. bits: of the weight. input_scale, input_zero_point: the u8 grid of the input, one for the whole
-    tensor; an input_scale of None leaves the input float.
+    weight: (O, I) float32, already rounded to its integer grid. weight_scale: (O, G) float32, symmetric, for each of G groups of inputs;
+    G = 1 is per channel. input_scale, input_zero_point: the u8 grid of the whole input; an input_scale of None leaves it float.
     """
 
     weight: Tensor

@@ -24,7 +24,7 @@ from gpt2opt.sources.gpt2 import check_finite, check_ids
 from gpt2opt.storage import check_folder, new_folder
 
 GATE_TOKENS = 2048
-"""Tokens on which the gate compares, twice for each input: enough to distinguish sensitivity from noise, few enough to wait for."""
+"""Tokens on which the gate compares, twice for each input: enough to distinguish sensitivity from noise."""
 SLOW_INT8 = {
     False: "this CPU has neither VNNI nor AMX, so an INT8 product takes several instructions; `gpt2opt doctor` shows what INT8 gained on "
     "each kind of CPU",
@@ -113,7 +113,7 @@ def quantize_int8(
 
 
 def _passed_audit(written: Path, folder: Path) -> Int8Audit:
-    """Audit what was written. What fails does not get the name of the folder, but it took minutes and is kept under another one."""
+    """Audit what was written. What fails took minutes: it is kept, under another name than that of the folder."""
     try:
         return audit_int8(written)
     except (MemoryError, RuntimeError, ValueError) as error:

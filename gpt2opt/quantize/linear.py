@@ -54,9 +54,9 @@ def _replace_conv1d(model: nn.Module) -> None:
 
 
 def _center_projections(model: Any) -> None:
-    """Subtract the mean over the outputs from the projections into the residual stream.
+    """Subtract the mean over the outputs from the projections into the residual stream, as every LayerNorm does anyway.
 
-    Every LayerNorm subtracts this mean anyway, so the logits stay the same (SliceGPT, Ashkboos et al. 2024, section 3.2).
+    So the logits stay the same (SliceGPT, Ashkboos et al. 2024, section 3.2).
     """
     for block in model.transformer.h:
         for projection in (block.attn.c_proj, block.mlp.c_proj):

@@ -27,22 +27,18 @@ class InputRange:
 
 def observe_inputs(linear: PreTrainedModel, calibration: Dataset, names: Iterable[str]) -> dict[str, InputRange]:
     """Run the calibration rows; return the lowest and the highest value of each input channel of these Linears."""
-    seen: dict[str, InputRange] = {}
-
-    def watch(name: str, channels: Tensor) -> None:
-        found = InputRange(channels.amin(0), channels.amax(0))
-        before = seen.get(name, found)
-        seen[name] = InputRange(torch.minimum(before.lowest, found.lowest), torch.maximum(before.highest, found.highest))
-
-    _watch_inputs(linear, calibration, names, watch)
-    return seen
+    ends = _of_each_row(linear, calibration, names, lambda channels: torch.stack(channels.aminmax(dim=0)))
+    return {name: InputRange(rows[:, 0].amin(0), rows[:, 1].amax(0)) for name, rows in ends.items()}
 
 
-def _watch_inputs(linear: PreTrainedModel, calibration: Dataset, names: Iterable[str], watch: Callable[[str, Tensor], None]) -> None:
-    """Call `watch` with the name and the input (tokens, I) of each Linear, for every calibration row."""
+def _of_each_row(
+    linear: PreTrainedModel, calibration: Dataset, names: Iterable[str], statistic: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Return for each Linear a statistic of its input (tokens, I), stacked over the calibration rows."""
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
     hooks = [
-        linear.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs[0].flatten(0, -2)))
-        for name in names
+        linear.get_submodule(name).register_forward_pre_hook(lambda _, inputs, rows=rows: rows.append(statistic(inputs[0].flatten(0, -2))))
+        for name, rows in found.items()
     ]
     no_cache = {"use_cache": False} if isinstance(linear, GPT2LMHeadModel) else {}  # classifiers have none to leave out
     try:
@@ -52,35 +48,30 @@ def _watch_inputs(linear: PreTrainedModel, calibration: Dataset, names: Iterable
     finally:
         for hook in hooks:
             hook.remove()
+    return {name: torch.stack(rows) for name, rows in found.items()}
 
 
 def clip_to_percentiles(
     linear: PreTrainedModel, calibration: Dataset, layers: dict[str, QuantizedLinear], share: float = 1e-4
 ) -> dict[str, QuantizedLinear]:
     """Narrow each u8 range so that it leaves out, and clips, this share of a row's values at either end, averaged over the rows."""
-    ends: dict[str, list[Tensor]] = {name: [] for name in layers}
 
-    def watch(name: str, channels: Tensor) -> None:
+    def ends(channels: Tensor) -> Tensor:
         values = channels.flatten()
         count = max(1, round(len(values) * share))
-        ends[name].append(torch.stack([values.kthvalue(count).values, values.kthvalue(len(values) + 1 - count).values]))
+        return torch.stack([values.kthvalue(count).values, values.kthvalue(len(values) + 1 - count).values])
 
-    _watch_inputs(linear, calibration, layers, watch)
     clipped = {}
-    for name, layer in layers.items():
-        low, high = torch.stack(ends[name]).mean(0).tolist()
-        low = min(low, 0.0)
-        scale = (max(high, 0.0) - low) / 255
-        clipped[name] = dataclasses.replace(layer, input_scale=scale, input_zero_point=round(-low / scale))
+    for name, rows in _of_each_row(linear, calibration, layers, ends).items():
+        low, high = rows.mean(0).tolist()
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = (high - low) / 255
+        clipped[name] = dataclasses.replace(layers[name], input_scale=scale, input_zero_point=round(-low / scale))
     return clipped
 
 
 def take_over_smoothing(linear: Any, state: dict[str, Any]) -> None:
-    """Replace the LayerNorms of a model, in place, by the smoothed ones in INC's state; scale the weights behind them the other way.
-
-    Raises:
-        RuntimeError: no LayerNorm differs; INC skips SmoothQuant without an error.
-    """
+    """Replace the LayerNorms of a model, in place, by the smoothed ones in INC's state; scale the weights behind them the other way."""
     smoothed = 0
     for block, layer in enumerate(linear.transformer.h):
         for norm, projection in (("ln_1", layer.attn.c_attn), ("ln_2", layer.mlp.c_fc)):
@@ -94,7 +85,7 @@ def take_over_smoothing(linear: Any, state: dict[str, Any]) -> None:
             module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
             projection.weight = nn.Parameter(projection.weight * scale)
     if not smoothed:
-        raise RuntimeError("INC skipped SmoothQuant: none of the LayerNorms changed; is peft installed?")
+        raise RuntimeError("INC skipped SmoothQuant: none of the LayerNorms changed; is peft installed?")  # INC itself raises nothing
 
 
 def smooth_untied_head(linear: Any, calibration: Dataset, alpha: float | None) -> None:

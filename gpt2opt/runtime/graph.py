@@ -14,10 +14,6 @@ def matmuls(graph: Model) -> list[Node]:
     return [node for node in graph.get_ordered_ops() if node.get_type_name() == "MatMul" and stored_weight(node)]
 
 
-def is_head(matmul: Node) -> bool:
-    return "lm_head" in matmul.get_friendly_name()
-
-
 def activation_quantizer(matmul: Node) -> Node | None:
     """Return the node that rounds a matmul's input to INT8, if there is one."""
     source = matmul.input_value(0).get_node()

@@ -81,7 +81,7 @@ def whole_texts(pasts: np.ndarray, lengths: np.ndarray, slots: np.ndarray, conte
     per_text = blocks(context)
     return {
         "past_lens": pasts,
-        "subsequence_begins": _begins(lengths),
+        "subsequence_begins": np.cumsum([0, *lengths]),
         "block_indices": (slots[:, None] * per_text + np.arange(per_text)).reshape(-1),
         "block_indices_begins": np.arange(len(slots) + 1) * per_text,
     }
@@ -103,14 +103,10 @@ def texts_cut_at_blocks(pasts: np.ndarray, lengths: np.ndarray, slots: np.ndarra
     past_lens, counts, indices = zip(*sequences, strict=True)
     return {
         "past_lens": np.array(past_lens),
-        "subsequence_begins": _begins(counts),
+        "subsequence_begins": np.cumsum([0, *counts]),
         "block_indices": np.concatenate(indices),
-        "block_indices_begins": _begins([len(own) for own in indices]),
+        "block_indices_begins": np.cumsum([0, *map(len, indices)]),
     }
-
-
-def _begins(counts: Sequence[int] | np.ndarray) -> np.ndarray:
-    return np.cumsum([0, *counts])
 
 
 def token_by_token(ids: np.ndarray, past: int, slot: int, context: int) -> dict[str, np.ndarray]:

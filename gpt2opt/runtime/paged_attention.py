@@ -8,7 +8,7 @@ from openvino import Dimension, Model, Node, PartialShape
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
-from gpt2opt.runtime.graph import activation_quantizer, is_head, matmuls, stored_constant
+from gpt2opt.runtime.graph import activation_quantizer, matmuls, stored_constant
 
 ROWS = "rows"
 SEQUENCES = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
@@ -61,8 +61,7 @@ def no_empty_sizes(graph: Model) -> Model:
 def describe_last_attention(graph: Model) -> Model:
     """Give the last attention of a paged graph `SEQUENCES` of its own, as `last_past_lens` and so on.
 
-    The last block stores keys and values for every token, but computes the rest only for those whose logits are wanted. With sequences
-    of its own its attention can leave the rest out; see `kv_cache.texts_cut_at_blocks`.
+    With them it stores keys and values for every token, but computes little more than what is wanted; see `kv_cache.texts_cut_at_blocks`.
     """
     last = last_attention(graph).get_friendly_name()
     for name in SEQUENCES:
@@ -78,7 +77,7 @@ def describe_last_attention(graph: Model) -> Model:
 
 def cut(graph: Model) -> tuple[Model, Model]:
     """Cut a paged graph into its body, which returns the hidden states (rows, 1, width), and its head, from these to the logits."""
-    head = next(node for node in matmuls(graph) if is_head(node))
+    head = next(node for node in matmuls(graph) if "lm_head" in node.get_friendly_name())
     first = activation_quantizer(head) or head
     hidden = first.input_value(0)
     picked = ops.parameter(hidden.get_partial_shape(), np.float32)
@@ -95,7 +94,7 @@ def fix_shapes(graph: Model) -> Model:
     sizes = {"input_ids": 1, "position_ids": 1, ROWS: 1, "past_lens": 2, "subsequence_begins": 3, "block_indices_begins": 3}
     graph.reshape({name: [size] for name, size in sizes.items()})
     for node in matmuls(graph):
-        if is_head(node):
+        if "lm_head" in node.get_friendly_name():
             continue
         consumers, row = node.output(0).get_target_inputs(), node.input_value(0)
         node.input(0).replace_source_output(ops.concat([row, row], 0).output(0))
