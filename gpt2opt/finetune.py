@@ -32,11 +32,8 @@ TRAINING: dict[str, Any] = {
 }
 """What every training here has in common: AdamW, 10% warm-up, linear decay to zero, and no checkpoints."""
 VALIDATION: dict[str, Any] = {
-    "eval_strategy": "steps",
-    "eval_steps": 0.25,
-    "eval_on_start": True,
-    "per_device_eval_batch_size": BATCH_ROWS,
-}
+    "eval_strategy": "steps", "eval_steps": 0.25, "eval_on_start": True, "per_device_eval_batch_size": BATCH_ROWS,
+}  # fmt: skip
 """How the loss on text that is not trained on is followed: before the first step, and four times on the way."""
 
 
@@ -94,14 +91,8 @@ def create_training_arguments(
     """Build the arguments of a short fine-tuning; see `TRAINING`.
 
     Under `torchrun` or `accelerate launch` this joins the processes, which share a batch of 8 rows: by NCCL on GPUs, by gloo on CPUs.
-
-    Args:
-        output_dir: where `Trainer` may write; no checkpoints are kept.
-        learning_rate: the highest one, after the warm-up.
-        epochs: 1 to 5 is usual; a fraction is allowed.
-        log_dir: for TensorBoard logs of the loss.
-        seed: of the order of the rows.
-        validate: follow the loss on an evaluation dataset as well; see `VALIDATION`.
+    learning_rate: the highest one, after the warm-up. log_dir: for TensorBoard logs of the loss. seed: of the order of the rows. validate:
+    follow the loss on an evaluation dataset as well, see `VALIDATION`.
 
     Raises:
         ValueError: the processes can't share a batch evenly, or a number is out of its range.
@@ -196,8 +187,8 @@ def fused_gelu(model: GPT2LMHeadModel) -> Iterator[None]:
 
 def loss_curves(trainer: Trainer) -> dict[str, list[dict[str, float]]]:
     """Return the loss in nats per token over the optimizer steps, of training and, where it was followed, of validation."""
-    log = trainer.state.log_history
-    return {
-        curve: [{"step": entry["step"], "loss_nats": entry[key]} for entry in log if key in entry]
-        for curve, key in (("loss", "loss"), ("validation_loss", "eval_loss"))
-    }
+
+    def curve(key: str) -> list[dict[str, float]]:
+        return [{"step": entry["step"], "loss_nats": entry[key]} for entry in trainer.state.log_history if key in entry]
+
+    return {"loss": curve("loss"), "validation_loss": curve("eval_loss")}

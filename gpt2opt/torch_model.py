@@ -27,10 +27,6 @@ def load_fp16_model(model_id: str | Path = "auto") -> tuple[PreTrainedTokenizerB
     return tokenizer, model.to(device())
 
 
-def device_name() -> str:
-    return environment.describe()["gpu"] or environment.describe()["cpu"]
-
-
 class TorchModel:
     """A torch model as a `Model` of the generation loop."""
 

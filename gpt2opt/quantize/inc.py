@@ -32,8 +32,7 @@ def calibrate(
     The result is the same on every CPU and runs on every CPU, whichever it is made on; see `keep_sums_in_16_bits`.
 
     Args:
-        linear: from `prepare_for_export`; smoothing leaves its function as it is. Or another model whose matmuls are `nn.Linear`, with a
-            recipe without smoothing.
+        linear: from `prepare_for_export`, or another model whose matmuls are `nn.Linear`, with a recipe without smoothing.
         calibration: the columns that the model reads, such as `input_ids`; rows of one length.
         task: what the model does, in optimum's words.
 
@@ -83,8 +82,7 @@ def read_inc_result(
 
 def _read_int8_layers(state: dict[str, Any]) -> dict[str, QuantizedLinear]:
     """Read INC's state dict, which holds the scale and the zero point of an input beside each Linear's packed weight."""
-    suffix = "._packed_params._packed_params"
-    layers = {}
+    suffix, layers = "._packed_params._packed_params", {}
     for module in [key.removesuffix(suffix) for key in state if key.endswith(suffix)]:
         weight, _ = state[module + suffix]
         scale, zero_point = (state[f"{module}_input_{name}_0"].item() for name in ("scale", "zero_point"))
@@ -207,10 +205,9 @@ def _traceable(linear: PreTrainedModel) -> Iterator[None]:
 
 
 class _HiddenActivation(nn.Module):
-    """An activation that INC does not recognize.
+    """An activation that INC does not recognize: it would smooth through a ReLU, for example, into the Linear before.
 
-    Through an activation that it knows, ReLU for example, INC would smooth the next Linear into the one before. Between two Linears it
-    would keep the activation in INT8 and report no range for the next input. In the exported graph activations are float.
+    And it would keep an activation between two Linears in INT8 and report no range for the next input. In the exported graph it is float.
     """
 
     def __init__(self, activation: nn.Module):

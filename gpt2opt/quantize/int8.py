@@ -72,12 +72,10 @@ def quantize_int8(
     """Quantize weights and activations to INT8 and write a stateful OpenVINO IR.
 
     `INCQuantizer` smooths and calibrates: weights symmetric per output channel, activations asymmetric per tensor. Then the gate
-    measures what each quantized input and an INT8 KV cache cost, and leaves those float that cost too much; see `apply_gate`. Some
-    weights get wider steps, so that a CPU without VNNI or AMX can run what any CPU quantized; see `keep_sums_in_16_bits`.
+    measures what each quantized input and an INT8 KV cache cost, and leaves those float that cost too much; see `apply_gate`.
 
     Args:
         model: a GPT-2 of any dtype, heads pruned or not. It is not changed.
-        tokenizer: saved beside the IR.
         calibration: column `input_ids`, rows of one length; see `prepare_calibration_dataset`. The last quarter is the gate's.
         out_dir: a new or empty folder, or one that was written here before; it appears whole or not at all.
         recipe: `w8a8`, `w8a8-naive` (neither smoothing nor gate, for comparison), `w8` (weights alone, INT8 per channel), `w4` (weights

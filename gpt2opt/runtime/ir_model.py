@@ -99,7 +99,6 @@ class IrModel:
         self.decode_graph = self.prefill_graph if compiled.decode is compiled.prefill else BoundGraph(compiled.decode)
         self.single_step_graph = BoundGraph(compiled.single_step) if compiled.single_step else None
         self.head = compiled.head.create_infer_request()
-        self.num_cores = compiled.prefill.get_property("INFERENCE_NUM_THREADS")
         self.vocab_size = compiled.head.output(0).get_partial_shape()[-1].get_length()
         self._cache_ports = {port.get_any_name(): port for port in compiled.prefill.inputs if "_cache." in port.get_any_name()}
         self._no_cache = new_kv_cache(self._cache_ports, 0, context)
