@@ -21,7 +21,7 @@ from gpt2opt.environment import at_least, give_back_memory
 from gpt2opt.errors import chain_of, raise_cause, text_of
 from gpt2opt.quantize.fake_quant import QuantizedLinear
 from gpt2opt.quantize.ranges import clip_to_percentiles, keep_sums_in_16_bits, smooth_untied_head, take_over_smoothing
-from gpt2opt.quantize.recipes import Recipe, int8_config, weight_grids, weight_only_config
+from gpt2opt.quantize.recipes import Recipe, int8_config
 
 
 def calibrate(
@@ -39,16 +39,15 @@ def calibrate(
     Raises:
         RuntimeError: INC failed, did not apply the smoothing that was asked for, or quantized nothing.
     """
+    if not recipe.activations:
+        return _round_weights(linear, recipe)
     with tempfile.TemporaryDirectory() as folder:
-        if recipe.activations:
-            smooth_untied_head(linear, calibration, recipe.smooth_alpha)
-            run_inc(linear, int8_config(recipe), folder, calibration, task)
-            return read_inc_result(linear, folder, calibration, recipe, safe_sums)
-        run_inc(linear, weight_only_config(linear, recipe), folder, None, task)
-        return _read_rounded_weights(linear, folder, recipe)
+        smooth_untied_head(linear, calibration, recipe.smooth_alpha)
+        run_inc(linear, int8_config(recipe), folder, calibration, task)
+        return read_inc_result(linear, folder, calibration, recipe, safe_sums)
 
 
-def run_inc(linear: PreTrainedModel, config: Any, folder: Path | str, calibration: Dataset | None, task: str) -> None:
+def run_inc(linear: PreTrainedModel, config: Any, folder: Path | str, calibration: Dataset, task: str) -> None:
     """Run `INCQuantizer` on a copy of a model, by a config of `neural_compressor`; INC saves its result into the folder."""
     from optimum.intel import INCQuantizer
 
@@ -94,18 +93,22 @@ def _read_int8_layers(state: dict[str, Any]) -> dict[str, QuantizedLinear]:
     return layers
 
 
-def _read_rounded_weights(linear: Any, folder: Path | str, recipe: Recipe) -> dict[str, QuantizedLinear]:
-    """Find the scales of weights that INC has rounded and multiplied out again: the largest value of a group lies on the last step."""
-    state, layers = torch.load(Path(folder, "pytorch_model.bin"), weights_only=False), {}
-    for name, (bits, group) in weight_grids(linear, recipe).items():
-        weight, rounded = linear.get_submodule(name).weight, state[f"{name}.weight"]
-        grouped = rounded.unflatten(1, (-1, group))
-        scale = grouped.abs().amax(-1) / (2 ** (bits - 1) - 1)
-        scale = torch.where(scale > 0, scale, 1.0)
-        steps = grouped / scale[..., None]
-        if torch.equal(rounded, weight) or (steps - steps.round()).abs().max() > 1e-2:
-            raise RuntimeError(f"INC did not round {name} to {bits} bits in groups of {group}")
-        layers[name] = QuantizedLinear(rounded, scale, bits)
+def _round_weights(linear: PreTrainedModel, recipe: Recipe) -> dict[str, QuantizedLinear]:
+    """Round weights to nearest by INC's own function, with a symmetric scale for each group of inputs; the head gets INT8 per channel.
+
+    A group is the largest one, up to the size in the recipe, that divides the inputs.
+    """
+    from neural_compressor.adaptor.torch_utils.weight_only import quant_weight
+
+    layers = {}
+    for name, module in linear.named_modules():
+        if isinstance(module, nn.Linear):
+            bits, largest = (8, 0) if name == "lm_head" else (recipe.weight_bits, recipe.group_size or 0)
+            sizes = [size for size in (16, 32, 64, 128) if size <= largest and module.in_features % size == 0]
+            group = max(sizes, default=module.in_features)
+            integers, scale, _ = quant_weight(module.weight.detach().clone(), bits, group, "sym", return_int=True)
+            weight = integers.unflatten(1, (-1, group)) * scale[..., None]
+            layers[name] = QuantizedLinear(weight.flatten(1), scale, bits)
     return layers
 
 

@@ -67,31 +67,3 @@ def int8_config(recipe: Recipe) -> Any:
         recipes=smooth if recipe.smooth_alpha is not None else {},
         op_type_dict={"Linear": {"activation": {"algorithm": [algorithm]}}, "Embedding": embedding},
     )
-
-
-def weight_grids(linear: Any, recipe: Recipe) -> dict[str, tuple[int, int]]:
-    """Return, for each Linear by name, the bits of its weight and how many inputs share a scale, where weights alone are quantized.
-
-    A group is the largest one, up to the size in the recipe, that divides the inputs and that INC knows: for others INC silently takes 32.
-    The head gets INT8 per channel.
-    """
-    from torch import nn
-
-    def grid(name: str, inputs: int) -> tuple[int, int]:
-        if name == "lm_head":
-            return 8, inputs
-        sizes = [size for size in (16, 32, 64, 128) if size <= (recipe.group_size or 0) and inputs % size == 0]
-        return recipe.weight_bits, max(sizes, default=inputs)
-
-    return {name: grid(name, module.in_features) for name, module in linear.named_modules() if isinstance(module, nn.Linear)}
-
-
-def weight_only_config(linear: Any, recipe: Recipe) -> Any:
-    """Return INC's configuration: weights alone, rounded to nearest, with a symmetric scale for each group of inputs."""
-    from neural_compressor.config import PostTrainingQuantConfig
-
-    choices = {}
-    for name, (bits, group) in weight_grids(linear, recipe).items():
-        size = -1 if group == linear.get_submodule(name).in_features else group  # -1: a whole row
-        choices[name] = {"weight": {"bits": bits, "group_size": size, "scheme": "sym", "algorithm": "RTN"}}
-    return PostTrainingQuantConfig(approach="weight_only", op_name_dict=choices)
