@@ -13,9 +13,6 @@ def export_onnx(model: Any, tokenizer: Any, out_dir: Path | str) -> Path:
 
     Inputs are `input_ids` and `position_ids` (B, T), `attention_mask` (B, past + T) and `past_key_values.LAYER.key` and `.value`
     (B, H, past, D). Outputs are the logits (B, 1, V) of the last position and `present.LAYER.key` and `.value` (B, H, past + T, D).
-
-    Raises:
-        ValueError: a weight is NaN or infinite, layers kept different numbers of heads, or `out_dir` can't be written.
     """
     from optimum.exporters.onnx import onnx_export_from_model
     from optimum.exporters.onnx.model_configs import GPT2OnnxConfig

@@ -30,8 +30,7 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
         kv_cache: the type that `load_ir` is to keep keys and values in, `f16` or `u8`; a float model always gets `f32`.
 
     Raises:
-        ValueError: a weight is NaN or infinite, the tokenizer has ids without an embedding, layers kept different numbers of heads, or
-            `out_dir` can't be written.
+        ValueError: a weight is NaN or infinite, the tokenizer has ids without an embedding, or layers kept different numbers of heads.
     """
     from openvino._offline_transformations import compress_quantize_weights_transformation
 

@@ -67,9 +67,6 @@ def export_qaic(model: Any, tokenizer: Any, out_dir: Path | str) -> Path:
 
     Beside the graph are `specializations.json`, the shapes to compile for (a piece of a prompt, and one token), and `custom_io.yaml`,
     which says that the state is FP16. The folder appears whole or not at all.
-
-    Raises:
-        ValueError: a weight is NaN or infinite, layers kept different numbers of heads, or `out_dir` can't be written.
     """
     check_finite(model)
     heads, config = heads_per_layer(model), model.config

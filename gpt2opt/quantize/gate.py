@@ -1,7 +1,7 @@
-"""The quality gate and its KL budget: how far each quantized input, and an INT8 KV cache, moves the model's answers.
+"""The quality gate: inputs stay float, worst first, until the others and an INT8 KV cache keep the KL budget of the recipe.
 
-Inputs stay float, worst first, until the others keep the budget. INC's own tuning accepts models that miss its criterion, so the gate works
-on the fake-quantized graph, where one input can be switched at a time. Every weight stays quantized.
+INC's own tuning accepts models that miss its criterion, so the gate works on the fake-quantized graph, where one input can be switched at a
+time. Every weight stays quantized.
 """
 
 import math
@@ -56,13 +56,9 @@ def apply_gate(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, rows: Sequenc
     finds effects that only accumulate. Whether the KV cache can be INT8 is measured like an input.
 
     Args:
-        model: fake-quantized.
-        reference: the same model in FP32.
+        model, reference: the fake-quantized model, and the same one in FP32.
         rows: token rows that INC did not see.
         max_kl: nats per token that all quantized inputs and the cache may cost together; None: measure, and switch nothing off.
-
-    Raises:
-        ValueError: the divergence is not finite.
     """
     blocks: Any = model.transformer.h
     cache = CacheRounding(blocks[0].attn.head_dim)

@@ -1,7 +1,7 @@
 """What OpenVINO's own counters measure of a generation, node by node, in the format of torch.profiler's traces.
 
-torch.profiler does not see OpenVINO. Compiled with `PERF_COUNT`, a graph counts the time of each of its nodes, in whole µs, and not when
-it began. So the nodes of a call stand one after another from its beginning, and what is left of the call is its own time.
+Compiled with `PERF_COUNT`, a graph counts how long each of its nodes ran, in whole µs, and not when it began. So the nodes of a call are
+placed one after another from its beginning, and what is left of the call is its own time.
 """
 
 import functools
@@ -50,8 +50,8 @@ def _counted(model: "IrModel", prompt: list[int], new_tokens: int) -> tuple[Gree
     graphs = {model.single_step_graph: "step graph", model.decode_graph: "decode graph", model.prefill_graph: "prefill graph"}
     for graph, role in graphs.items():  # where one graph has several roles, the last one names it
         if graph:
-            graph.request = _Counted("graph", role, graph.request, log)
-    model.head = _Counted("head", "head", model.head, log)
+            log.listen(graph.request, "graph", role)
+    log.listen(model.head, "head", "head")
     decoder = model.decoder(np.array([prompt]), new_tokens)
     for name in ("prefill", "decode"):
         setattr(decoder, name, functools.partial(log.call, name, getattr(decoder, name)))
@@ -79,6 +79,16 @@ class Log:
         self.add("user_annotation", name, start_us, self.now_us() - start_us, **further)
         return returned
 
+    def listen(self, request: openvino.InferRequest, name: str, role: str) -> None:
+        """Log the calls of a request under a name, and what was counted in each. role: which of the graphs it is."""
+        infer = request.infer
+
+        def logged(**options: Any) -> None:
+            self.call(name, lambda: infer(**options), **{"exec type": role})
+            self.add_nodes(request.profiling_info)
+
+        request.infer = logged
+
     def add_nodes(self, counted: list[openvino.ProfilingInfo]) -> None:
         """Add the nodes of the call that was logged last."""
         begun_us, call = time.perf_counter() * 1e6, self.events[-1]
@@ -99,17 +109,3 @@ def shown_as(node: openvino.ProfilingInfo) -> tuple[str, str]:
         return node.node_type, node.exec_type
     layer = _LAYER.search(node.node_name)
     return f"MatMul {layer[1]}" if layer else "MatMul", f"{node.node_type} {node.exec_type}"
-
-
-class _Counted:
-    """An infer request that logs its calls, and what was counted in each. name: in the trace. role: which of the graphs it is."""
-
-    def __init__(self, name: str, role: str, request: openvino.InferRequest, log: Log):
-        self.name, self.role, self.request, self.log = name, role, request, log
-
-    def infer(self, **options: Any) -> None:
-        self.log.call(self.name, lambda: self.request.infer(**options), **{"exec type": self.role})
-        self.log.add_nodes(self.request.profiling_info)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.request, name)

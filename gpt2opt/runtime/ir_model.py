@@ -29,15 +29,14 @@ def load_ir(
     """Compile what `export_ir` or `quantize_int8` wrote for the CPU.
 
     Args:
-        directory: of the IR.
         num_threads: CPU threads, by default all that this process may use.
         precision: of float arithmetic, `f32` or, on CPUs that have it (see `has_bf16`), `bf16`.
         leave_out: names of graph passes to do without, to measure what they gain; see `passes.PASSES`. The logits stay right.
         count_time: let the graphs count the time of each node, at a small cost; see `counters.count_nodes`.
 
     Raises:
-        ValueError: there is no IR, it is not the one that was exported, a pass in `leave_out` is not known or can't be left out, or the
-            precision is not known or this CPU does not have it.
+        ValueError: there is no IR, it was changed or cut short, a pass in `leave_out` is not known or can't be left out, or the precision
+            is not known or this CPU does not have it.
     """
     model = IrModel(compile_ir(directory, num_threads, precision, leave_out, count_time), read_config(directory, "n_positions"))
     # The CPU plugin packs the weights when they are first used: here, one graph after the other, and not during the first prompt.
@@ -108,10 +107,7 @@ class IrModel:
             self.single_step_graph.bind(token_by_token(np.zeros(1), 0, 0, context))
 
     def logits(self, input_ids: np.ndarray) -> np.ndarray:
-        """Return the logits (B, T, V) float32 of whole sequences (B, T), computed by the prefill graph.
-
-        ValueError: the sequences are longer than the context, or are no token ids of this model.
-        """
+        """Return the logits (B, T, V) float32 of whole sequences (B, T), computed by the prefill graph."""
         texts = check_prompts(input_ids, 0, self.context, self.vocab_size)
         cache = self._take_cache(len(texts))
         rows = self._prefill(self.prefill_graph, cache, texts, np.zeros(len(texts), int), np.arange(len(texts)), every=True)
@@ -223,14 +219,13 @@ class IrDecoder:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these sequences, in this order; one that is named twice is copied in the cache."""
         slots, pasts = self.slots[list(rows)], self.pasts[list(rows)]
-        first_places = {slot: place for place, slot in reversed(list(enumerate(slots)))}
-        copied = [place for place, slot in enumerate(slots) if first_places[slot] != place]
-        if len(copied) > self.cache.sequences - len(first_places):  # move to a larger cache
+        copied = np.setdiff1d(np.arange(len(slots)), np.unique(slots, return_index=True)[1])  # all places of a slot but the first
+        if len(slots) > self.cache.sequences:  # move to a larger cache
             before = self.cache
             self._give_back.detach()
             self._own(self.model._take_cache(before.sequences + len(rows)))
             self.cache.copy(before, [(slot, slot) for slot in self.slots], self.pasts)
-        targets = [slot for slot in range(self.cache.sequences) if slot not in first_places][: len(copied)]
+        targets = np.setdiff1d(np.arange(self.cache.sequences), slots)[: len(copied)]
         self.cache.copy(self.cache, list(zip(slots[copied], targets, strict=True)), pasts[copied])
         slots[copied] = targets
         self.slots, self.pasts = slots, pasts

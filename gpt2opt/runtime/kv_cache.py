@@ -20,9 +20,8 @@ BLOCK = 32
 def blocks(tokens: int) -> int:
     """Return how many blocks of the cache this number of tokens takes.
 
-    Example:
-        >>> [blocks(tokens) for tokens in (1, 32, 33, 1024)]
-        [1, 1, 2, 32]
+    >>> [blocks(tokens) for tokens in (1, 32, 33, 1024)]
+    [1, 1, 2, 32]
     """
     return -(-tokens // BLOCK)
 
@@ -67,11 +66,7 @@ def new_kv_cache(ports: Mapping[str, openvino.ConstOutput], sequences: int, cont
 def whole_texts(pasts: np.ndarray, lengths: np.ndarray, slots: np.ndarray, context: int) -> dict[str, np.ndarray]:
     """Describe further tokens of B texts, those of each text as one sequence.
 
-    Args:
-        pasts: (B,) tokens of each text that are in the cache already.
-        lengths: (B,) how many tokens of each are read now.
-        slots: (B,) where in the cache each text is; see `KvCache`.
-        context: tokens that the cache holds of each text.
+    pasts, lengths: (B,) tokens of each text that are in the cache already, and that are read now. slots: (B,) see `KvCache`.
 
     Returns:
         past_lens (B,): tokens in the cache before those of the sequence. subsequence_begins (B + 1,): where each sequence begins among

@@ -1,7 +1,6 @@
 """GPT-2 in ONNX Runtime: what `export_onnx` wrote, as a model that the generation loop drives.
 
-The graph takes the keys and values of the tokens read so far and returns them with those of the new tokens. They never pass through
-Python: IO binding hands the outputs of one call to the next as its inputs.
+Keys and values never pass through Python: IO binding hands those that one call returns to the next one.
 """
 
 from collections.abc import Sequence
@@ -20,12 +19,7 @@ MISSING = "ONNX Runtime is not installed: `pip install 'gpt2opt[onnx]'` brings i
 
 
 def load_onnx(directory: Path | str, num_threads: int | None = None) -> "OnnxModel":
-    """Load what `export_onnx` wrote for the CPU. num_threads: all that this process may use by default.
-
-    Raises:
-        ImportError: ONNX Runtime is not installed.
-        ValueError: there is no such export, or it is damaged.
-    """
+    """Load what `export_onnx` wrote for the CPU. num_threads: all that this process may use by default."""
     onnxruntime, path, context = require_onnxruntime(), Path(directory, ONNX_NAME), read_config(directory, "n_positions")
     if not path.is_file():
         raise ValueError(f"no {ONNX_NAME} in {directory}; name a directory that export_onnx wrote")

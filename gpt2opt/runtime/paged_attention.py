@@ -1,7 +1,4 @@
-"""Graph passes for paged attention (Kwon et al. 2023): the KV cache becomes an input, in blocks that all graphs of a model share.
-
-So the graph that reads prompts and those that decode work on the same memory, and nothing is copied between them.
-"""
+"""Graph passes for paged attention (Kwon et al. 2023): the KV cache becomes an input, in blocks that all graphs of a model share."""
 
 import numpy as np
 from openvino import Dimension, Model, Node, PartialShape
@@ -50,10 +47,7 @@ def pick_rows(graph: Model) -> Model:
 
 
 def no_empty_sizes(graph: Model) -> Model:
-    """Declare that a call has at least one token and one wanted row.
-
-    If a size may be 0, the CPU plugin takes the layouts of a convolution's result and of its reader for different ones, and copies it.
-    """
+    """Declare that a call has at least one token and one wanted row: where a size may be 0, the CPU plugin copies convolutions' results."""
     graph.reshape({name: PartialShape([Dimension(1, -1)]) for name in ("input_ids", "position_ids", ROWS)})
     return graph
 
@@ -86,10 +80,10 @@ def cut(graph: Model) -> tuple[Model, Model]:
 
 
 def fix_shapes(graph: Model) -> Model:
-    """Fix the shapes of a paged graph to one token of one sequence, with an empty sequence beside it; see `token_by_token`.
+    """Fix the shapes of a paged graph to one token of one sequence, see `token_by_token`: no shapes are inferred while it runs.
 
-    The CPU plugin then infers no shapes while it runs. Matmuls that are left in the blocks get their row twice: the plugin sums a single
-    row in another order than several rows, and a quantizer behind it could turn this difference into a whole step.
+    Matmuls that are left in the blocks get their row twice: the plugin sums a single row in another order than several rows, and a
+    quantizer behind it could turn this difference into a whole step.
     """
     sizes = {"input_ids": 1, "position_ids": 1, ROWS: 1, "past_lens": 2, "subsequence_begins": 3, "block_indices_begins": 3}
     graph.reshape({name: [size] for name, size in sizes.items()})
