@@ -33,7 +33,6 @@ class GraphPass:
     function: Callable[[Model], Model]
     cases: tuple[str, ...]
     graphs: tuple[str, ...]
-    purpose: str
     required: str | None = None
 
     @property
@@ -42,40 +41,16 @@ class GraphPass:
 
 
 PASSES = (
-    GraphPass(
-        look_up_integers, CASES, (SHARED,),
-        "The embedding is looked up in the INT8 weight of the head, so that no FP32 copy of it is made.",
-    ),
-    GraphPass(
-        page_kv_cache, CASES, (SHARED,),
-        "The KV cache becomes an input in blocks, which all graphs share.", "the graphs share their KV cache in blocks",
-    ),
-    GraphPass(
-        pick_rows, CASES, (SHARED,),
-        "The last block and the head compute only the rows whose logits are wanted.", "callers name the rows whose logits they want",
-    ),
-    GraphPass(no_empty_sizes, CASES, (SHARED,), "The plugin does not copy the results of convolutions."),
-    GraphPass(
-        gelu_by_erf, (NO_DOT_PRODUCT,), (SHARED,),
-        "GELU by erf, which is faster there, if a quantizer rounds the difference from tanh away.",
-    ),
-    GraphPass(
-        describe_last_attention, CASES, (BODY,),
-        "The last attention stores keys and values for every token and computes only the wanted rows.",
-    ),
-    GraphPass(
-        as_convolutions, (NO_DOT_PRODUCT,), (PREFILL, SINGLE_STEP),
-        "INT8 matmuls become 1 × 1 convolutions, whose INT8 kernel is faster there.",
-    ),
-    GraphPass(
-        fix_shapes, (NO_DOT_PRODUCT,), (SINGLE_STEP,),
-        "One token of one sequence is decoded by a graph of fixed shapes; without the pass the decode graph does it.",
-    ),
-    GraphPass(
-        weight_only, (DOT_PRODUCT,), (DECODE,),
-        "Decoding reads INT8 weights without activation quantizers; without the pass the prefill graph decodes.",
-    ),
-)  # fmt: skip
+    GraphPass(look_up_integers, CASES, (SHARED,)),
+    GraphPass(page_kv_cache, CASES, (SHARED,), required="the graphs share their KV cache in blocks"),
+    GraphPass(pick_rows, CASES, (SHARED,), required="callers name the rows whose logits they want"),
+    GraphPass(no_empty_sizes, CASES, (SHARED,)),
+    GraphPass(gelu_by_erf, (NO_DOT_PRODUCT,), (SHARED,)),
+    GraphPass(describe_last_attention, CASES, (BODY,)),
+    GraphPass(as_convolutions, (NO_DOT_PRODUCT,), (PREFILL, SINGLE_STEP)),
+    GraphPass(fix_shapes, (NO_DOT_PRODUCT,), (SINGLE_STEP,)),  # if it is left out, the decode graph does the work
+    GraphPass(weight_only, (DOT_PRODUCT,), (DECODE,)),  # if it is left out, the prefill graph does the work
+)
 """In the order in which they are applied."""
 
 
