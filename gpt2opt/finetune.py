@@ -54,9 +54,6 @@ def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, lengt
     Long texts become several rows, empty ones none. The labels are the ids, -100 where a row is padded. They are made here and not by
     a collator that masks the padding *token*: padding is end-of-text, and a model must learn to predict the real one. The first label is
     -100 as well: no token predicts it, and `Trainer` divides the summed loss by the number of labels that it finds.
-
-    Raises:
-        ValueError: no padding token, no column `text`, or no text in it.
     """
     if tokenizer.pad_token_id is None:
         raise ValueError("the tokenizer has no padding token; call prepare_tokenizer_for_padding(tokenizer, model) first")

@@ -1,6 +1,7 @@
 """Take the attention heads that matter least out of every layer of a GPT-2."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,10 @@ def head_importance(model: GPT2LMHeadModel, batches: Iterable[torch.Tensor]) -> 
         inputs[0].retain_grad()
         outputs.append(inputs[0])
 
-    hooks = [block.attn.c_proj.register_forward_pre_hook(keep) for block in blocks]
     total, sequences = np.zeros((len(blocks), heads_per_layer(model))), 0
-    try:
+    with ExitStack() as hooks:
+        for block in blocks:
+            hooks.enter_context(block.attn.c_proj.register_forward_pre_hook(keep))
         for ids in batches:
             ids = ids.to(model.device)
             model(ids, labels=ids, use_cache=False).loss.backward()
@@ -45,9 +47,6 @@ def head_importance(model: GPT2LMHeadModel, batches: Iterable[torch.Tensor]) -> 
             outputs.clear()
             sequences += len(ids)
             model.zero_grad(set_to_none=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not sequences:
         raise ValueError("head_importance got no batches; pass at least one (B, T) tensor of token ids")
     return total / sequences
@@ -104,11 +103,7 @@ def pruned_heads(model: GPT2LMHeadModel) -> dict[int, list[int]]:
 
 
 def importance_batches(texts: Sequence[str], tokenizer, length: int) -> tuple[torch.Tensor, ...]:
-    """Return the first whole rows of the texts in batches (B, length).
-
-    Raises:
-        ValueError: no text is that long.
-    """
+    """Return the first whole rows of the texts in batches (B, length)."""
     check_whole("length", length, 2)
     whole = [row for row in token_rows(texts, tokenizer, length) if len(row) == length]
     if not whole:

@@ -72,10 +72,6 @@ def export_for_server(model: str, out_dir: Path | str) -> Served:
 
     model: the folder of a run, whose INT8 model is taken; an IR directory; or a torch directory, a hub id, `bundled` or `auto`, which is
     exported in FP32.
-
-    Raises:
-        ValueError: there is no such model, the IR was changed or cut short, or `out_dir` can't be written.
-        ImportError: `openvino_tokenizers` is missing.
     """
     if not installed("openvino-tokenizers"):
         version = ".".join((installed("openvino") or "").split(".")[:2])

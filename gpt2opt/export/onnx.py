@@ -20,11 +20,7 @@ def export_onnx(model: Any, tokenizer: Any, out_dir: Path | str) -> Path:
     check_finite(model)
     configs = {"model": kept_heads_config(model, GPT2OnnxConfig)}
     # Only the last position's logits, as `logits_to_keep=1` gives them in torch.
-    cut = model.lm_head.register_forward_pre_hook(lambda head, inputs: (inputs[0][:, -1:],))
-    try:
-        with new_folder(out_dir) as partial:
-            onnx_export_from_model(model, partial, task="text-generation-with-past", custom_onnx_configs=configs, do_validation=False)
-            tokenizer.save_pretrained(partial)
-    finally:
-        cut.remove()
+    with model.lm_head.register_forward_pre_hook(lambda head, inputs: (inputs[0][:, -1:],)), new_folder(out_dir) as partial:
+        onnx_export_from_model(model, partial, task="text-generation-with-past", custom_onnx_configs=configs, do_validation=False)
+        tokenizer.save_pretrained(partial)
     return Path(out_dir)

@@ -1,9 +1,8 @@
 """GPT-2 for Qualcomm's Cloud AI 100: the ONNX graph that its compiler takes, and the call of the compiler.
 
-The card keeps keys and values from call to call ("retained state") in buffers of a fixed length. The compiler finds such a state by the
-names of an input and an output, `past_key.0` and `past_key.0_RetainedState`. So unlike the graph of `onnx_model`, this one does not
-lengthen the cache: it writes each token's keys and values where `position_ids` says. Names and options are those of Qualcomm's Efficient
-Transformers. The graph has standard operators alone, and ONNX Runtime runs it too, which the tests use; no card was at hand.
+The card keeps keys and values from call to call ("retained state") in buffers of a fixed length, which the compiler finds by the names of
+an input and an output, `past_key.0` and `past_key.0_RetainedState`. So each token's keys and values are written where `position_ids` says.
+Names and options are those of Qualcomm's Efficient Transformers. No card was at hand; the tests run the graph in ONNX Runtime.
 """
 
 import json
@@ -25,8 +24,7 @@ PREFILL_TOKENS = 32
 AI_CORES = 16  # of a card
 COMPILER, SDK_FOLDER = "qaic-compile", "/opt/qti-aic/exec"
 OPSET = 17
-MASKED = -1e4
-"""A score that no probability is left of, and that FP16 holds."""
+MASKED = -1e4  # a score that leaves no probability, and that FP16 holds
 
 
 class _RetainedState:
@@ -101,12 +99,7 @@ def find_compiler() -> str:
 
 
 def compile_program(directory: Path | str, out_dir: Path | str, num_cores: int = AI_CORES) -> Path:
-    """Compile what `export_qaic` wrote for a card; return the folder of the program, which appears whole or not at all.
-
-    Raises:
-        ImportError: the SDK is not installed.
-        RuntimeError: the compiler failed; the message ends with its own complaint.
-    """
+    """Compile what `export_qaic` wrote for a card; return the folder of the program, which appears whole or not at all."""
     compiler, directory = find_compiler(), Path(directory)
     with new_folder(out_dir) as partial:
         command = [

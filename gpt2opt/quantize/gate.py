@@ -6,6 +6,7 @@ time. Every weight stays quantized.
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,13 +65,10 @@ def apply_gate(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, rows: Sequenc
     cache = CacheRounding(blocks[0].attn.head_dim)
     quantized = {name.removeprefix("transformer."): layer for name, layer in quantized_linears(model).items() if layer.quantize_input}
     layers: dict[str, Switched] = {**quantized, KV_CACHE: cache}
-    hooks = [block.attn.c_attn.register_forward_hook(cache) for block in blocks]
-    try:
-        with torch.inference_mode():
-            return _gate(layers, _Divergence(model, layers, reference, rows), max_kl)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.inference_mode():
+        for block in blocks:
+            hooks.enter_context(block.attn.c_attn.register_forward_hook(cache))
+        return _gate(layers, _Divergence(model, layers, reference, rows), max_kl)
 
 
 class CacheRounding:

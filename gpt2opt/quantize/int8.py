@@ -49,12 +49,9 @@ def prepare_calibration_dataset(
     """Tokenize texts into whole rows, `input_ids` (rows, length), without padding, which would widen the measured ranges.
 
     Args:
-        texts: text that is neither trained on nor scored.
-        length: tokens a row; the model's context by default, since later positions reach values that earlier ones don't.
+        texts: text that is neither trained on nor scored; it must give at least 8 rows.
+        length: tokens per row; the model's context by default, since later positions reach values that earlier ones don't.
         limit: the largest number of rows.
-
-    Raises:
-        ValueError: fewer than 8 whole rows.
     """
     length = window_length(tokenizer) if length is None else length
     check_whole("length", length, 2)

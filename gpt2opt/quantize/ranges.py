@@ -6,7 +6,9 @@ or AMX can multiply them without saturating: its INT8 products are added in 16 b
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,18 +38,16 @@ def _of_each_row(
 ) -> dict[str, Tensor]:
     """Return for each Linear a statistic of its input (tokens, I), stacked over the calibration rows."""
     found: dict[str, list[Tensor]] = {name: [] for name in names}
-    hooks = [
-        linear.get_submodule(name).register_forward_pre_hook(lambda _, inputs, rows=rows: rows.append(statistic(inputs[0].flatten(0, -2))))
-        for name, rows in found.items()
-    ]
+
+    def note(rows: list[Tensor], _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows.append(statistic(inputs[0].flatten(0, -2)))
+
     no_cache = {"use_cache": False} if isinstance(linear, GPT2LMHeadModel) else {}  # classifiers have none to leave out
-    try:
-        with torch.inference_mode():
-            for row in calibration["input_ids"]:
-                linear(torch.tensor([row]), **no_cache)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.inference_mode():
+        for name, rows in found.items():
+            hooks.enter_context(linear.get_submodule(name).register_forward_pre_hook(partial(note, rows)))
+        for row in calibration["input_ids"]:
+            linear(torch.tensor([row]), **no_cache)
     return {name: torch.stack(rows) for name, rows in found.items()}
 
 

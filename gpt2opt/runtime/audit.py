@@ -112,10 +112,8 @@ def executed_types(
     The plugin may give a matmul the name of an operation that it was merged with. Such matmuls are known by the sizes of their weights and
     by their order, if these fit the matmuls that no name was found for; otherwise each is returned under the plugin's name.
 
-    Args:
-        name_of: the name of a node in the graph -> that of the matmul which it is; None: it is none that counts.
-        weights: the matmuls that the graph must have, in the order they run -> the shape (O, …) of the weight. Without it, what has no
-            name does not count.
+    name_of: the name of a node in the graph -> that of the matmul which it is; None: it is none that counts. weights: the matmuls that the
+    graph must have, in the order they run -> the shape (O, …) of the weight. Without it, what has no name does not count.
     """
     executed: dict[str, tuple[str, str]] = {}
     unnamed: list[tuple[str, tuple[int, int], tuple[str, str]]] = []

@@ -107,8 +107,8 @@ def texts_cut_at_blocks(pasts: np.ndarray, lengths: np.ndarray, slots: np.ndarra
 def token_by_token(ids: np.ndarray, past: int, slot: int, context: int) -> dict[str, np.ndarray]:
     """Return the inputs of a graph for (T,) further tokens of the text in this slot, each as a sequence of its own over its blocks.
 
-    Each token finds the keys and values of those before it in the cache, where the plugin writes them first. An empty sequence at the
-    end keeps the plugin from splitting a lone sequence over its threads.
+    The plugin writes the keys and values of all of them before it reads any. An empty sequence at the end keeps it from splitting a lone
+    sequence over its threads.
     """
     count, pasts = len(ids), np.arange(past, past + len(ids))
     return {

@@ -40,11 +40,7 @@ def write_manifest(directory: Path, weights: str, kv_cache: str, made_from: str 
 
 
 def read_manifest(directory: Path | str) -> Manifest:
-    """Read what `export_ir` wrote beside an IR, and check the IR against it.
-
-    Raises:
-        ValueError: a file is missing, was changed or was truncated; the message names it.
-    """
+    """Read what `export_ir` wrote beside an IR; ValueError names a file that is missing, was changed or was truncated."""
     directory = Path(directory)
     for name in (*IR_FILES, NAME):
         if not (directory / name).is_file():
