@@ -73,8 +73,7 @@ class OnnxDecoder:
         width = self.read.max()
         self.mask = (np.arange(width) >= width - self.read[:, None]).astype(np.int64)
         ids = np.zeros_like(self.mask)
-        for row, prompt in zip(ids, self.prompts, strict=True):
-            row[width - len(prompt) :] = prompt
+        ids[self.mask == 1] = np.concatenate(self.prompts)
         self.cache = {}
         for name, port in self.model.inputs.items():
             if name.startswith("past"):
