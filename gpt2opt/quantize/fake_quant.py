@@ -48,7 +48,7 @@ class FakeQuantLinear(nn.Module):
         self.quantize_input = quantized.input_scale is not None
 
     def quantized_weight(self) -> Tensor:
-        """Round the weight to its grid. It lies there already, so nothing changes; only the exported graph has to contain the grid."""
+        """Round the weight to its grid. It is on the grid already, so nothing changes; only the exported graph has to contain the grid."""
         grouped = torch.fake_quantize_per_channel_affine(
             self.weight.view(self.grouped_shape), self.weight_scale, self.weight_zero_point,
             axis=0, quant_min=-self.highest - 1, quant_max=self.highest,

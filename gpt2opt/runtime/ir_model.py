@@ -186,7 +186,7 @@ def _for_last_attention(sequences: dict[str, np.ndarray]) -> dict[str, np.ndarra
 class IrDecoder:
     """A `Decoder` of B prompts of any lengths, with a KV cache of its own. `IrModel.decoder` makes them.
 
-    pasts: (B,) tokens of each sequence in the cache. slots: (B,) where in the cache each lies.
+    pasts: (B,) tokens of each sequence in the cache. slots: (B,) where in the cache each is.
     """
 
     def __init__(self, model: IrModel, prompts: list[np.ndarray]):

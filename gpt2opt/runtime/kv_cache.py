@@ -1,6 +1,6 @@
-"""The KV cache in the blocks of the CPU plugin's paged attention, and the inputs that describe to it where the tokens of a call lie there.
+"""The KV cache in the blocks of the CPU plugin's paged attention, and the inputs that say which blocks the tokens of a call belong to.
 
-The tokens of all sequences of a call lie end to end. `docs/runtime.md` works an example out, block by block.
+The tokens of all sequences of a call are joined. `docs/runtime.md` works an example out, block by block.
 """
 
 import itertools
