@@ -81,11 +81,10 @@ def export_for_server(model: str, out_dir: Path | str) -> Served:
 
     with new_folder(out_dir) as partial:
         name = _write_model(model, partial)
-        tokenizers = convert_tokenizer(
-            load_tokenizer(partial), with_detokenizer=True, add_special_tokens=False
-        )  # answers continue a prompt
-        for converted, kind in zip(tokenizers, ("tokenizer", "detokenizer"), strict=True):
-            openvino.save_model(converted, partial / f"openvino_{kind}.xml")
+        # An answer continues the prompt, so no special token is added.
+        converted = convert_tokenizer(load_tokenizer(partial), with_detokenizer=True, add_special_tokens=False)
+        for graph, kind in zip(converted, ("tokenizer", "detokenizer"), strict=True):
+            openvino.save_model(graph, partial / f"openvino_{kind}.xml")
         manifest = read_manifest(partial)
         # The server computes by the properties of `load_ir`, apart from the number of threads.
         properties = json.dumps({**PROPERTIES, "KV_CACHE_PRECISION": manifest.kv_cache})
