@@ -125,8 +125,8 @@ def _switch(layers: Mapping[str, Switched], quantized: Collection[str]) -> None:
 class _Divergence:
     """The mean KL(reference model ‖ model) over some rows, in nats per token, with any choice of the model's inputs quantized.
 
-    The hidden states before each block are kept for two configurations, with no input and with all inputs quantized. Any other one is
-    computed from the first block in which it differs from one of these.
+    What a block reads depends only on the inputs quantized before it. So the hidden states before each block are kept for two
+    configurations, none and all quantized, and any other one is computed from the first block in which it differs from one of these.
     """
 
     def __init__(self, model: GPT2LMHeadModel, layers: Mapping[str, Switched], reference: GPT2LMHeadModel, rows: Sequence[Sequence[int]]):
