@@ -104,7 +104,7 @@ ROWS = {
     "one token": ([[1]] * 8, "rows of 1 to 1 tokens"),
     "negative": ([[1, -2]] * 8, "hold -2, expected lists of token ids"),
     "no integers": ([[1.0, 2.5]] * 8, "hold 1.0, expected lists of token ids"),
-    "no rows": ([1] * 8, "hold None, expected lists of token ids"),
+    "no rows": ([1] * 8, "hold '1', expected lists of token ids"),
     "words": ([["a", "b"]] * 8, "hold 'a', expected lists of token ids"),
 }
 
