@@ -61,9 +61,6 @@ def beam_search(
     """Search, then yield (sequence, token, None) of the best beam of each prompt, one token after the other.
 
     The log-probability of a token of a beam is not kept: its row of logits is gone when the best beam is known.
-
-    Raises:
-        ValueError: `top_logprobs` is asked for, or `stop_strings`.
     """
     if settings.top_logprobs is not None or settings.stop_strings:
         raise ValueError("beam search gives no log-probabilities and knows no stop strings; leave top_logprobs and stop_strings out")

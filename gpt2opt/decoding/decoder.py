@@ -76,14 +76,10 @@ def as_numpy(logits: Logits) -> np.ndarray:
 
 
 def check_prompts(prompts: Sequence[Any] | np.ndarray, new_tokens: int, context: int, vocab_size: int) -> list[np.ndarray]:
-    """Return prompts as int64 arrays, one for each.
-
-    Args:
-        prompts: token ids, (B, T) or a list for each of B prompts.
-        new_tokens: how many tokens have to fit into the context behind each.
+    """Return prompts, (B, T) or a list of token ids for each, as int64 arrays.
 
     Raises:
-        ValueError: there is no prompt, they are no token ids of this vocabulary, or one is empty or too long.
+        ValueError: there is no prompt, they are no token ids of this vocabulary, or one is empty or too long for `new_tokens` behind it.
     """
     texts = [np.asarray(prompt) for prompt in prompts]
     if not texts or any(ids.ndim != 1 for ids in texts):

@@ -15,7 +15,7 @@ import numpy as np
 from gpt2opt.decoding.beam import beam_search
 from gpt2opt.decoding.decoder import Decoder, Logits, Model, as_numpy
 from gpt2opt.decoding.processors import Process, log_softmax, make_process
-from gpt2opt.decoding.prompt_lookup import PromptLookup
+from gpt2opt.decoding.prompt_lookup import lookup_steps
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.decoding.text import TextStream, decoder_of, encode_prompt
 
@@ -67,7 +67,6 @@ def stream(
     ends the generation.
 
     Args:
-        model: a loaded model, whatever runs it.
         prompts: B texts, or B lists of token ids, of any lengths.
         settings: the method and its limits. A text ends at the tokenizer's end-of-text token, unless they name another.
         tokenizer: of transformers; needed for prompts that are texts, for stop strings, and for `Token.text`.
@@ -75,9 +74,7 @@ def stream(
         stop: called with each token; if it returns True, the token's sequence ends.
 
     Raises:
-        ValueError: a prompt is empty, no text, or too long; there are stop strings and no tokenizer; or the model's engine can't do what
-            the settings ask for.
-        MemoryError: there is no memory for so many sequences.
+        ValueError: a prompt is empty, no text, or too long; or tokenizer or engine can't do what the settings ask for.
     """
     if settings.stop_strings and tokenizer is None:
         raise ValueError("stop_strings without a tokenizer: text is needed to find them, pass the tokenizer")
@@ -115,14 +112,11 @@ def collect(count: int, tokens: Iterator[Token]) -> list[Generated]:
 
 
 def _tokens(
-    decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
-    settings: DecodingSettings,
-    tokenizer: Any,
-    stop: Callable[[Token], bool] | None,
+    decoder: Decoder, prompts: Sequence[Any], settings: DecodingSettings, tokenizer: Any, stop: Callable[[Token], bool] | None
 ) -> Iterator[Token]:
     ended: set[int] = set()
-    texts = [TextStream(decoder_of(tokenizer), settings.stop_strings, prompt) for prompt in prompts] if tokenizer is not None else None
+    decode_text = decoder_of(tokenizer) if tokenizer is not None else lambda _: ""
+    texts = [TextStream(decode_text, settings.stop_strings, prompt) for prompt in prompts]
     counts = [0] * len(prompts)
     for tokens in _chosen(decoder, prompts, settings, ended):
         for sequence, token, logits in tokens:
@@ -130,18 +124,17 @@ def _tokens(
                 continue
             counts[sequence] += 1
             finish = "end of text" if token == settings.eos_token_id else None
-            text, shown = texts[sequence] if texts else None, ""
-            if text:
-                shown = text.finish() if finish else text.push(token)
-                if text.stopped:
-                    finish = "stop string"
+            text = texts[sequence]
+            shown = text.finish() if finish else text.push(token)
+            if text.stopped:
+                finish = "stop string"
             if not finish and counts[sequence] >= settings.max_new_tokens:
                 finish = "length"
-                shown += text.finish() if text else ""
+                shown += text.finish()
             logprob, top = (None, None) if settings.top_logprobs is None else _log_probabilities(logits, token, settings.top_logprobs)
             made = Token(sequence, token, shown, logprob, top, finish)
             if stop and not finish and stop(made):
-                made = dataclasses.replace(made, text=shown + (text.finish() if text else ""), finish="stopped")
+                made = dataclasses.replace(made, text=shown + text.finish(), finish="stopped")
             if made.finish:
                 ended.add(sequence)
             yield made
@@ -162,7 +155,7 @@ def _one_by_one(
 ) -> Chosen:
     """Decode greedily, or sample."""
     draws = _generators(prompts, settings.seed) if settings.do_sample else None
-    texts = [list(prompt) for prompt in prompts] if process else None
+    texts = [list(prompt) for prompt in prompts]
     sequences = list(range(len(prompts)))
     logits = decoder.prefill()
     while True:
@@ -173,7 +166,7 @@ def _one_by_one(
         else:
             tokens = []
             for row, sequence in enumerate(sequences):
-                scores = process(texts[sequence], logits[row]) if process and texts else logits[row]
+                scores = process(texts[sequence], logits[row]) if process else logits[row]
                 tokens.append(draw(scores, draws[sequence]) if draws else int(scores.argmax()))
         yield [(sequence, token, logits[row]) for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))]
         going_on = [row for row, sequence in enumerate(sequences) if sequence not in ended]
@@ -182,9 +175,8 @@ def _one_by_one(
         if len(going_on) < len(sequences):
             decoder.keep(going_on)
             sequences, tokens = [sequences[row] for row in going_on], [tokens[row] for row in going_on]
-        if texts:
-            for sequence, token in zip(sequences, tokens, strict=True):
-                texts[sequence].append(token)
+        for sequence, token in zip(sequences, tokens, strict=True):
+            texts[sequence].append(token)
         logits = decoder.decode(np.array(tokens)[:, None])
 
 
@@ -192,7 +184,7 @@ def _looked_up(decoder: Any, prompts: int, settings: DecodingSettings, ended: se
     """Decode by prompt lookup; several tokens of one step are yielded one after the other."""
     if prompts != 1 or not hasattr(decoder, "verify"):
         raise ValueError(f"prompt_lookup_num_tokens with {prompts} prompts, expected one, and an engine that checks guesses: the IR")
-    for step in PromptLookup(decoder, settings.prompt_lookup_num_tokens or 0).steps(settings.max_new_tokens):
+    for step in lookup_steps(decoder, settings.max_new_tokens, settings.prompt_lookup_num_tokens or 0):
         for token in step:
             yield [(0, token, None)]
             if ended:

@@ -40,10 +40,7 @@ def make_process(settings: DecodingSettings) -> Process | None:
 
 
 def penalize_repetition(ids: Sequence[int], scores: np.ndarray, penalty: float) -> np.ndarray:
-    """Divide the positive scores of tokens that the text has by `penalty`, multiply the negative ones (CTRL, Keskar et al. 2019).
-
-    As `RepetitionPenaltyLogitsProcessor`.
-    """
+    """Make tokens that the text has less probable (CTRL, Keskar et al. 2019). As `RepetitionPenaltyLogitsProcessor`."""
     seen = np.unique(np.asarray(ids))
     changed = scores.copy()
     changed[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
@@ -58,10 +55,7 @@ def keep_top_k(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def keep_top_p(scores: np.ndarray, top_p: float) -> np.ndarray:
-    """Keep the fewest tokens that have `top_p` of the probability together (nucleus sampling, Holtzman et al. 2020).
-
-    As `TopPLogitsWarper`.
-    """
+    """Keep the fewest tokens that have `top_p` of the probability together (Holtzman et al. 2020). As `TopPLogitsWarper`."""
     probabilities = np.exp(log_softmax(scores))
     # All tokens below this have less than 1 - top_p together, so they leave in any case, and only the rest needs to be sorted.
     (candidates,) = np.nonzero(probabilities * len(scores) > 1 - top_p)
@@ -80,10 +74,7 @@ def keep_min_p(scores: np.ndarray, min_p: float) -> np.ndarray:
 
 
 def keep_typical(scores: np.ndarray, mass: float) -> np.ndarray:
-    """Keep the tokens whose information is nearest to the entropy, until they have `mass` together (Meister et al. 2023).
-
-    As `TypicalLogitsWarper`.
-    """
+    """Keep those of information nearest to the entropy that have `mass` together (Meister et al. 2023). As `TypicalLogitsWarper`."""
     log_probabilities = log_softmax(scores)
     probabilities = np.exp(log_probabilities)
     (candidates,) = np.nonzero(probabilities)

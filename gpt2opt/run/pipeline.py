@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.decoding.decoder import Greedy
-from gpt2opt.decoding.prompt_lookup import PromptLookup
+from gpt2opt.decoding.prompt_lookup import lookup_steps
 from gpt2opt.decoding.text import window_length
 from gpt2opt.environment import device, set_seed
 from gpt2opt.export.openvino import export_ir
@@ -162,8 +162,8 @@ def prompt_lookup(run: Run, folder: Path) -> dict[str, Any]:
     count = min(context // 4, context - ids.shape[1])
     model = load_ir(folder)
     plain = Greedy(model.decoder(ids, count)).generate(count)[0]
-    lookup = PromptLookup(model.decoder(ids))
-    return {"new_tokens": count, "same_tokens": lookup.generate(count) == plain, "accepted": lookup.accepted}
+    first, *later = lookup_steps(model.decoder(ids), count)
+    return {"new_tokens": count, "same_tokens": sum(later, first) == plain, "accepted": list(map(len, later))}
 
 
 def generate_within(limit_bytes: int, folder: Path, ids: list[int], new_tokens: int) -> dict[str, Any] | None:
