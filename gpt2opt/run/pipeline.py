@@ -162,8 +162,9 @@ def prompt_lookup(run: Run, folder: Path) -> dict[str, Any]:
     count = min(context // 4, context - ids.shape[1])
     model = load_ir(folder)
     plain = Greedy(model.decoder(ids, count)).generate(count)[0]
-    first, *later = lookup_steps(model.decoder(ids), count)
-    return {"new_tokens": count, "same_tokens": sum(later, first) == plain, "accepted": list(map(len, later))}
+    steps = list(lookup_steps(model.decoder(ids), count))
+    same = [token for step in steps for token in step] == plain
+    return {"new_tokens": count, "same_tokens": same, "accepted": [len(step) for step in steps[1:]]}
 
 
 def generate_within(limit_bytes: int, folder: Path, ids: list[int], new_tokens: int) -> dict[str, Any] | None:

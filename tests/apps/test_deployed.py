@@ -172,7 +172,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_is_one_line_before_any_work(case, uncompiled, monkeypatch):
     act, message = WRONG[case]
-    monkeypatch.setattr(uncompiled, "_exported", lambda _: pytest.fail("it was exported first"))
+    monkeypatch.setattr(deployed, "load_model", lambda _: pytest.fail("it was exported first"))
     with pytest.raises(ValueError, match=r"\w") as raised:
         act(uncompiled)
     assert message in str(raised.value)

@@ -2,6 +2,7 @@
 
 import sys
 import weakref
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_prompt_lookup_gives_the_same_tokens_in_fewer_steps(quantized, ids):
     prompt = ids[:1, :24]
     plain = greedy_tokens(model, prompt, 120)
     steps = list(lookup_steps(model.decoder(prompt), 120))
-    assert sum(steps, []) == plain[0].tolist()
+    assert list(chain(*steps)) == plain[0].tolist()
     assert len(steps) < 120
     settings = DecodingSettings(max_new_tokens=120, prompt_lookup_num_tokens=LONGEST_GUESS)
     assert generate(model, prompt, settings)[0].ids == tuple(plain[0])
@@ -141,7 +142,7 @@ def test_prompt_lookups_of_one_model_do_not_disturb_each_other(quantized, ids):
     first, second = (model.decoder(ids[row : row + 1, :24]) for row in range(2))
     expected = [greedy_tokens(model, decoder.prompts, 40).tolist()[0] for decoder in (first, second)]
     chosen = [int(first.prefill().argmax())]
-    assert sum(lookup_steps(second, 40), []) == expected[1]
+    assert list(chain(*lookup_steps(second, 40))) == expected[1]
     while len(chosen) < 40:
         chosen += first.verify(chosen[-1], [expected[0][len(chosen)], 0])[: 40 - len(chosen)]
         model.logits(ids)
