@@ -24,7 +24,7 @@ from gpt2opt.torch_model import logits_of
 def finetune_model(
     model: str = "auto", text: str = "auto", out: str | Path = "artifacts/finetuned", epochs: float = Settings.epochs
 ) -> dict[str, Any]:
-    """Fine-tune a model on the part of a text for it, in one process or in each that a launcher started; return what was done, and the loss.
+    """Fine-tune a model on the part of a text for it, in one process or in each of a launcher; return what was done, and the loss.
 
     The main process writes the model in FP16 into `out`, which is new or empty, or was written here before.
 
@@ -52,12 +52,10 @@ def finetune_model(
 
 
 def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -> tuple[str, Quality]:
-    """Score a text with an IR directory, or with whatever `find_model` takes; return what the model is and where it came from, and `Quality`.
+    """Score a text with an IR directory or what `find_model` takes; return the model's name and where it came from, and `Quality`.
 
     text: a file, scored whole, see `read_documents`; or `wikitext-2`, `docs` or `auto`: the whole part of it that is kept for scoring.
     """
-    if not text:
-        find_texts(text)  # which refuses it
     if is_ir(model):
         name, tokenizer, scored = f"{Path(model).name} (OpenVINO IR)", load_tokenizer(model), load_ir(model)
     else:
@@ -65,7 +63,7 @@ def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -
         tokenizer, scored = load_model(found.path)
         name = f"{found} (torch, FP32)"
         scored.to(device())
-    if text in ("auto", "docs", "wikitext-2"):
+    if text in ("", "auto", "docs", "wikitext-2"):
         texts = find_texts(text)
         documents = texts.course_lines if protocol.by_line else [document.text for document in texts.score]
         label = f"{texts} {texts.revision}"

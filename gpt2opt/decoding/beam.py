@@ -43,16 +43,13 @@ class _Beams:
             return []
         self.scores = total[order[going_on]]
         self.ids = [candidates[i] for i in going_on]
-        self._look_ahead(length)
-        return parents[going_on].tolist()
-
-    def _look_ahead(self, length: int) -> None:
-        """Find out whether a running beam can still become better than the worst that has ended; `early_stopping` says how exactly."""
-        settings, full = self.settings, len(self.best) == self.settings.num_beams
+        # Can a running beam still become better than the worst that has ended? `early_stopping` says how exactly that is found out.
+        full = len(self.best) == beams
         longest = settings.max_new_tokens if settings.early_stopping == "never" and settings.length_penalty > 0 else length
         worst = min(score for score, _ in self.best) if full else NEVER
         self.improvable = self.improvable and bool(self.scores[0] / longest**settings.length_penalty > worst)
         self.finished = not self.improvable or (full and settings.early_stopping is True)
+        return parents[going_on].tolist()
 
 
 def beam_search(
@@ -60,7 +57,7 @@ def beam_search(
 ) -> Iterator[list[tuple[int, int, Logits]]]:
     """Search, then yield (sequence, token, None) of the best beam of each prompt, one token after the other.
 
-    The log-probability of a token of a beam is not kept: its row of logits is gone when the best beam is known.
+    A token's log-probability is not kept: its row of logits is gone when the best beam is known.
     """
     if settings.top_logprobs is not None or settings.stop_strings:
         raise ValueError("beam search gives no log-probabilities and knows no stop strings; leave top_logprobs and stop_strings out")

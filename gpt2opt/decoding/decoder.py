@@ -35,19 +35,12 @@ class Model(Protocol):
     context: int
 
     def decoder(self, prompts: Any, max_new_tokens: int = 0) -> Decoder:
-        """Return a decoder of B prompts, token ids of any lengths, each with room for `max_new_tokens`.
-
-        Raises:
-            ValueError: they are no token ids of this model, or don't fit into the context.
-        """
+        """Return a decoder of B prompts, token ids of any lengths, each with room for `max_new_tokens`; ValueError if they don't fit."""
         ...
 
 
 class Greedy:
-    """Greedy decoding of a fixed number of tokens, for measurements: every run does the same work, and each call can be timed.
-
-    next_ids: the tokens (B, 1) that were chosen last.
-    """
+    """Greedy decoding of a fixed number of tokens, for measurements: every run does the same work. next_ids: those chosen last, (B, 1)."""
 
     def __init__(self, decoder: Decoder):
         self.decoder = decoder

@@ -27,10 +27,9 @@ Chosen = Iterator[list[tuple[int, int, Logits]]]
 class Token:
     """A token that was chosen.
 
-    sequence: index of its prompt. id: the token. text: what can be shown of the text now; it may lag behind the tokens. logprob: its
-    log-probability in the model's own distribution, in nats, before any setting changes it. top: ids and log-probabilities of the most
-    probable tokens. Both are None unless `top_logprobs` asks for them. finish: why the sequence ends with this token, `end of text`,
-    `stop string`, `length` or `stopped` (by the caller); None: it goes on.
+    sequence: index of its prompt. text: what can be shown of the text now; it may lag behind the tokens. logprob: its log-probability in
+    the model's own distribution, in nats. top: ids and log-probabilities of the most probable tokens. Both are None unless `top_logprobs`
+    asks for them. finish: why the sequence ends here, `end of text`, `stop string`, `length` or `stopped` (by the caller), else None.
     """
 
     sequence: int
@@ -138,6 +137,8 @@ def _tokens(
             if made.finish:
                 ended.add(sequence)
             yield made
+        if len(ended) == len(prompts):
+            return
 
 
 def _chosen(decoder: Decoder, prompts: Sequence[Sequence[int]], settings: DecodingSettings, ended: set[int]) -> Chosen:
@@ -146,14 +147,17 @@ def _chosen(decoder: Decoder, prompts: Sequence[Sequence[int]], settings: Decodi
     if settings.num_beams > 1:
         return beam_search(decoder, prompts, settings, process)
     if settings.prompt_lookup_num_tokens:
-        return _looked_up(decoder, len(prompts), settings, ended)
+        if len(prompts) != 1 or not hasattr(decoder, "verify"):
+            raise ValueError(f"prompt_lookup_num_tokens with {len(prompts)} prompts; expected one, and an IR, which can check guesses")
+        steps = lookup_steps(decoder, settings.max_new_tokens, settings.prompt_lookup_num_tokens)
+        return ([(0, token, None)] for step in steps for token in step)
     return _one_by_one(decoder, prompts, settings, process, ended)
 
 
 def _one_by_one(
     decoder: Decoder, prompts: Sequence[Sequence[int]], settings: DecodingSettings, process: Process | None, ended: set[int]
 ) -> Chosen:
-    """Decode greedily, or sample."""
+    """Decode greedily, or sample, until nobody asks for more."""
     draws = _generators(prompts, settings.seed) if settings.do_sample else None
     texts = [list(prompt) for prompt in prompts]
     sequences = list(range(len(prompts)))
@@ -170,25 +174,12 @@ def _one_by_one(
                 tokens.append(draw(scores, draws[sequence]) if draws else int(scores.argmax()))
         yield [(sequence, token, logits[row]) for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))]
         going_on = [row for row, sequence in enumerate(sequences) if sequence not in ended]
-        if not going_on:
-            return
         if len(going_on) < len(sequences):
             decoder.keep(going_on)
             sequences, tokens = [sequences[row] for row in going_on], [tokens[row] for row in going_on]
         for sequence, token in zip(sequences, tokens, strict=True):
             texts[sequence].append(token)
         logits = decoder.decode(np.array(tokens)[:, None])
-
-
-def _looked_up(decoder: Any, prompts: int, settings: DecodingSettings, ended: set[int]) -> Chosen:
-    """Decode by prompt lookup; several tokens of one step are yielded one after the other."""
-    if prompts != 1 or not hasattr(decoder, "verify"):
-        raise ValueError(f"prompt_lookup_num_tokens with {prompts} prompts, expected one, and an engine that checks guesses: the IR")
-    for step in lookup_steps(decoder, settings.max_new_tokens, settings.prompt_lookup_num_tokens or 0):
-        for token in step:
-            yield [(0, token, None)]
-            if ended:
-                return
 
 
 def _generators(prompts: Sequence[Sequence[int]], seed: int) -> list[np.random.Generator]:

@@ -62,10 +62,7 @@ def end_of_text(tokenizer: Any) -> int:
 
 
 def token_rows(texts: Sequence[str], tokenizer, length: int) -> list[list[int]]:
-    """Cut each text into rows of at most `length` token ids. A row has one text and at least two tokens.
-
-    A text ends with end-of-text. If the tokenizer has none, nothing marks its end, and a warning says so.
-    """
+    """Cut each text, and end-of-text behind it, into rows of at most `length` token ids. A row has one text and at least two tokens."""
     texts = [text for text in texts if text.strip()]
     if tokenizer.eos_token_id is None:
         warn_of_no_end(tokenizer.name_or_path)
@@ -117,9 +114,9 @@ class TextStream:
 
     def finish(self) -> str:
         """Return what is still held back: no token follows."""
-        text = self._release(self._new_text() if len(self._ids) > self._shown else "")
-        rest, self._held = self._held, ""
-        return text + rest
+        text = self._release(self._new_text() if len(self._ids) > self._shown else "") + self._held
+        self._held = ""
+        return text
 
     def _new_text(self) -> str:
         before = self.decode_text(self._ids[: self._shown]) if self._shown else ""

@@ -164,7 +164,6 @@ WRONG = {
     "another model's tokenizer": (lambda m: m.generate("Hi", load_model(BUNDLED)[0]), "the tokenizer has 8192 tokens and the model"),
     "beams": (lambda m: m.generate("Hi", settings=DecodingSettings(num_beams=2)), "settings ask for beam search"),
     "runs": (lambda m: m.generate("Hi", runs=-1), "runs=-1, expected"),
-    "one token of a curve": (lambda m: m.scaling(new_tokens=1), "new_tokens=1, runs=12: expected at least 2 tokens"),
     "long curve": (lambda m: m.scaling(prompt_tokens=250), "the prompt has 250 tokens"),
 }
 

@@ -200,8 +200,6 @@ class GPT2Deployed:
         """
         ids = np.random.default_rng(0).integers(self.vocab_size, size=(1, prompt_tokens))
         check_prompts(ids, new_tokens, self.context, self.vocab_size)
-        if not is_whole(new_tokens, 2) or not is_whole(runs, 1):
-            raise ValueError(f"new_tokens={new_tokens}, runs={runs}: expected at least 2 tokens (TTFT and one TPOT) and 1 run")
         backend = self._compiled().backend
         load, counts = BACKENDS[backend].load, core_counts(environment.threads())
         assert load
