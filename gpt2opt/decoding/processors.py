@@ -5,6 +5,7 @@ and a token that is ruled out gets -inf.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,24 +17,22 @@ Process = Callable[[Sequence[int], np.ndarray], np.ndarray]
 
 def make_process(settings: DecodingSettings) -> Process | None:
     """Return the processors that these settings ask for as one function, in transformers' order; None if they ask for none."""
+    table: list[tuple[Any, Callable[[np.ndarray, Any], np.ndarray], Any]] = [
+        (settings.temperature != 1, np.divide, settings.temperature),
+        (settings.top_k, keep_top_k, settings.top_k),
+        (settings.top_p < 1, keep_top_p, settings.top_p),
+        (settings.min_p, keep_min_p, settings.min_p),
+        (settings.typical_p < 1, keep_typical, settings.typical_p),
+    ]
+    changes = [(change, value) for wanted, change, value in table if settings.do_sample and wanted]
     penalty = settings.repetition_penalty
-    steps: list[Process] = [lambda ids, scores: penalize_repetition(ids, scores, penalty)] if penalty != 1 else []
-    if settings.do_sample:
-        for wanted, change, value in (
-            (settings.temperature != 1, np.divide, settings.temperature),
-            (settings.top_k, keep_top_k, settings.top_k),
-            (settings.top_p < 1, keep_top_p, settings.top_p),
-            (settings.min_p, keep_min_p, settings.min_p),
-            (settings.typical_p < 1, keep_typical, settings.typical_p),
-        ):
-            if wanted:
-                steps.append(lambda _, scores, change=change, value=value: change(scores, value))  # type: ignore[misc]
-    if not steps:
+    if penalty == 1 and not changes:
         return None
 
     def process(ids: Sequence[int], scores: np.ndarray) -> np.ndarray:
-        for step in steps:
-            scores = step(ids, scores)
+        scores = scores if penalty == 1 else penalize_repetition(ids, scores, penalty)
+        for change, value in changes:
+            scores = change(scores, value)
         return scores
 
     return process

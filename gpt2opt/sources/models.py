@@ -74,11 +74,10 @@ def find_model(model_id: str = "auto") -> FoundModel:
         return FoundModel(Path(asked).resolve().name, origin, Path(asked))
     if asked and ((os.sep in asked and asked.count("/") != 1) or asked.startswith((".", "~"))):
         raise ValueError(f"no directory {asked!r}; name one that holds config.json and model.safetensors, or a hub id such as gpt2")
-    repo_id = asked or DEFAULT
-    if found := find_snapshot(repo_id, PATTERNS, is_complete):
+    if found := find_snapshot(asked or DEFAULT, PATTERNS, is_complete):
         path, origin = found
         check_gpt2(path)
-        return FoundModel(repo_id, origin, path)
+        return FoundModel(asked or DEFAULT, origin, path)
     if asked:
         raise ValueError(
             f"model {asked!r} is no directory, is not in the local cache and the hub did not give it; "
@@ -105,8 +104,6 @@ def find_model_or_stand_in(model_id: str) -> FoundModel:
 
 def load_model(path: Path, dtype: str = "float32"):
     """Load `(tokenizer, model)` from a directory onto the CPU, pruned as it was saved and in eval mode; see `fold_attention_scale`.
-
-    dtype: of the parameters, by its name in torch.
 
     Raises:
         ValueError: the directory is missing, damaged or not a GPT-2, a weight is NaN or infinite, or an id has no embedding.

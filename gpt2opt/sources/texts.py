@@ -118,20 +118,17 @@ def divide(name: str, origin: str, documents: Iterable[Document], stand_in: bool
         ValueError: a part would be empty.
     """
     parts: dict[str, list[Document]] = {part: [] for part in SHARES}
-    for document in documents:
+    for document in sorted(documents, key=lambda document: hashlib.sha256(document.name.encode()[::-1]).digest()):
         draw = int.from_bytes(hashlib.sha256(document.name.encode()).digest()[:4], "big") / 2**32
         part = "fine_tune" if draw < SHARES["fine_tune"] else "score" if draw < 1 - SHARES["calibration"] else "calibration"
         parts[part].append(document)
     dropped = 0
-    for documents_of_part in parts.values():
-        documents_of_part.sort(key=lambda document: hashlib.sha256(document.name.encode()[::-1]).digest())
     apart = {part: [PARAGRAPHS_APART.split(document.text) for document in parts[part]] for part in parts}
-    for part, kept_of_part in _leave_to_one_part(apart).items():
-        for place, (whole, kept) in enumerate(zip(apart[part], kept_of_part, strict=True)):
-            if len(kept) < len(whole):
-                dropped += len(whole) - len(kept)
-                parts[part][place] = Document(parts[part][place].name, "\n\n".join(kept))
-        parts[part] = [document for document in parts[part] if document.text.strip()]
+    for part, kept in _leave_to_one_part(apart).items():
+        dropped += sum(map(len, apart[part])) - sum(map(len, kept))
+        together = zip(parts[part], apart[part], kept, strict=True)
+        found = [each if own == whole else Document(each.name, "\n\n".join(own)) for each, whole, own in together]
+        parts[part] = [document for document in found if document.text.strip()]
     if dropped:
         logger.warning("%s repeats itself: %d paragraphs are left out of one part, since another part has them", name, dropped)
     if not all(parts.values()):
@@ -169,8 +166,6 @@ def take_bytes(documents: Iterable[Document], limit: int) -> list[Document]:
         limit -= len(text.encode())
         if text:
             taken.append(Document(document.name, text))
-        if limit <= 0:
-            break
     return taken
 
 
@@ -190,9 +185,6 @@ def read_documents(path: Path) -> tuple[list[Document], str]:
     """Read the documents of a file; return them and how the file was cut into them.
 
     Prose is cut at blank lines, see `blocks`; of a table (CSV, TSV, JSON, parquet) each row is a document; see `parse_file`.
-
-    Raises:
-        ValueError: it is missing, is neither text nor such a table, or holds no text.
     """
     try:
         content = parse_file(Path(path).read_bytes(), path)

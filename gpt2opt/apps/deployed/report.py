@@ -48,16 +48,10 @@ def scaling_table(scaling: Scaling) -> Table:
     rows = []
     for point in scaling.points:
         latency = point.latency
-        first = f"{milliseconds(latency.ttft_s)} ({milliseconds(latency.ttft_p95_s)})"
-        later = f"{_rate(1 / latency.tpot_s)} ({_rate(1 / latency.tpot_p95_s)})"
-        to_first, to_later = latency.ttft_s / scaling.least_ttft_s(point), latency.tpot_s / scaling.least_tpot_s(point)
-        memory = f"{point.limits.read_bytes_per_s / 1e9:.1f}"
-        rows.append(
-            (
-                str(point.num_cores), first, str(scaling.ttft_speedup(point)), f"{to_first:.2f}",
-                later, str(scaling.tpot_speedup(point)), f"{to_later:.2f}", memory,
-            )
-        )  # fmt: skip
+        ttft, tpot = latency.ttft_s / scaling.least_ttft_s(point), latency.tpot_s / scaling.least_tpot_s(point)
+        first = f"{milliseconds(latency.ttft_s)} ({milliseconds(latency.ttft_p95_s)})", str(scaling.ttft_speedup(point)), f"{ttft:.2f}"
+        later = f"{_rate(1 / latency.tpot_s)} ({_rate(1 / latency.tpot_p95_s)})", str(scaling.tpot_speedup(point)), f"{tpot:.2f}"
+        rows.append((str(point.num_cores), *first, *later, f"{point.limits.read_bytes_per_s / 1e9:.1f}"))
     return table(header, rows)
 
 
