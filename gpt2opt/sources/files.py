@@ -140,8 +140,8 @@ def _delimiter(text: str, path: Path) -> str | None:
 
 def _rows(text: str, delimiter: str) -> Iterator[list[str]]:
     csv.field_size_limit(2**31 - 1)  # a document may be longer than the 128 KiB that Python begins with
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+    lines = io.StringIO(text, newline="")
+    return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL)
 
 
 def _texts(names: Sequence[str], records: Sequence[dict[str, Any]], path: Path) -> list[str]:

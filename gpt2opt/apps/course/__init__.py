@@ -80,8 +80,12 @@ def measure_latency_gpu(
         raise ValueError(f"max_new_tokens={max_new_tokens!r}, expected at least 2 tokens")
     greedy = Greedy(_runnable(model).decoder([encode_prompt(tokenizer, prompt, 0)], max_new_tokens))
     timer = cuda_time if model.device.type == "cuda" else wall_time
+
+    def timed() -> None:
+        greedy.generate(max_new_tokens)
+
     greedy.generate(min(WARM_UP_TOKENS, max_new_tokens))
-    return 1e3 * timer(lambda: greedy.generate(max_new_tokens)) / max_new_tokens
+    return 1e3 * timer(timed) / max_new_tokens
 
 
 def compute_perplexity(model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset) -> float:
