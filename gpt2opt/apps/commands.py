@@ -21,9 +21,7 @@ from gpt2opt.storage import check_folder
 from gpt2opt.torch_model import logits_of
 
 
-def finetune_model(
-    model: str = "auto", text: str = "auto", out: str | Path = "artifacts/finetuned", epochs: float = Settings.epochs
-) -> dict[str, Any]:
+def finetune_model(model: str, text: str, out: str | Path, epochs: float = Settings.epochs) -> dict[str, Any]:
     """Fine-tune a model on the part of a text for it, in one process or in each of a launcher; return what was done, and the loss.
 
     The main process writes the model in FP16 into `out`, which is new or empty, or was written here before.

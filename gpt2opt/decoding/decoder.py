@@ -18,15 +18,12 @@ class Decoder(Protocol):
 
     def prefill(self) -> Logits:
         """Read the prompts into an empty KV cache; return the logits (B, V) of their last tokens."""
-        ...
 
     def decode(self, ids: Any) -> Logits:
         """Read one further token of each sequence, ids (B, 1); return the logits (B, V) behind them."""
-        ...
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these sequences, in this order: one that is not named leaves the batch, one that is named twice is copied."""
-        ...
 
 
 class Model(Protocol):
@@ -36,7 +33,6 @@ class Model(Protocol):
 
     def decoder(self, prompts: Any, max_new_tokens: int = 0) -> Decoder:
         """Return a decoder of B prompts, token ids of any lengths, each with room for `max_new_tokens`; ValueError if they don't fit."""
-        ...
 
 
 class Greedy:

@@ -40,6 +40,10 @@ class Token:
     finish: str | None = None
 
 
+Prompts = Sequence[Any] | np.ndarray
+Stop = Callable[[Token], bool]
+
+
 @dataclass(frozen=True)
 class Generated:
     """What was generated from one prompt: the tokens, their text if a tokenizer was given, and why it ended. See `Token`."""
@@ -52,13 +56,7 @@ class Generated:
 
 
 def stream(
-    model: Model,
-    prompts: Sequence[Any] | np.ndarray,
-    settings: DecodingSettings,
-    tokenizer: Any = None,
-    *,
-    truncate: bool = False,
-    stop: Callable[[Token], bool] | None = None,
+    model: Model, prompts: Prompts, settings: DecodingSettings, tokenizer: Any = None, *, truncate: bool = False, stop: Stop | None = None
 ) -> Iterator[Token]:
     """Continue prompts, and yield each token as soon as it is chosen; of several sequences in turn.
 
@@ -86,9 +84,7 @@ def stream(
     return _tokens(model.decoder(ids, settings.max_new_tokens), ids, settings, tokenizer, stop)
 
 
-def generate(
-    model: Model, prompts: Sequence[Any] | np.ndarray, settings: DecodingSettings, tokenizer: Any = None, **options: Any
-) -> list[Generated]:
+def generate(model: Model, prompts: Prompts, settings: DecodingSettings, tokenizer: Any = None, **options: Any) -> list[Generated]:
     """Continue B prompts and return what was generated from each. Arguments and errors are those of `stream`."""
     return collect(len(prompts), stream(model, prompts, settings, tokenizer, **options))
 
@@ -98,21 +94,16 @@ def collect(count: int, tokens: Iterator[Token]) -> list[Generated]:
     gathered: list[list[Token]] = [[] for _ in range(count)]
     for token in tokens:
         gathered[token.sequence].append(token)
-    return [
-        Generated(
-            tuple(token.id for token in sequence),
-            "".join(token.text for token in sequence),
-            sequence[-1].finish or "stopped",
-            tuple(token.logprob for token in sequence if token.logprob is not None) or None,
-            tuple(token.top for token in sequence if token.top is not None) or None,
-        )
-        for sequence in gathered
-    ]
+    found = []
+    for sequence in gathered:
+        ids, text = tuple(token.id for token in sequence), "".join(token.text for token in sequence)
+        logprobs = tuple(token.logprob for token in sequence if token.logprob is not None)
+        top = tuple(token.top for token in sequence if token.top is not None)
+        found.append(Generated(ids, text, sequence[-1].finish or "stopped", logprobs or None, top or None))
+    return found
 
 
-def _tokens(
-    decoder: Decoder, prompts: Sequence[Any], settings: DecodingSettings, tokenizer: Any, stop: Callable[[Token], bool] | None
-) -> Iterator[Token]:
+def _tokens(decoder: Decoder, prompts: Any, settings: DecodingSettings, tokenizer: Any, stop: Stop | None) -> Iterator[Token]:
     ended: set[int] = set()
     decode_text = decoder_of(tokenizer) if tokenizer is not None else lambda _: ""
     texts = [TextStream(decode_text, settings.stop_strings, prompt) for prompt in prompts]

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from gpt2opt import finetune, prune, torch_model
 from gpt2opt.apps.course.charts import plot_latency, plot_memory_usage, plot_perplexity
@@ -40,6 +41,8 @@ __all__ = [
     "prune_attention_heads", "run_fine_tuning", "run_post_training_quantization", "tokenize_dataset",
 ]  # fmt: skip
 
+AnyModel = GPT2LMHeadModel | CpuModel
+Device = str | torch.device
 WARM_UP_TOKENS = 10
 """The course's warm-up. Its cells time the whole call too and divide that by the new tokens alone, so a call does nothing beyond that."""
 DTYPES = {"f32": torch.float32, "i8": torch.int8, "i4": torch.int8}
@@ -48,7 +51,7 @@ GB = 2**30
 """The course's own cells divide bytes of VRAM by this and call the result GB; RAM is drawn beside it."""
 
 
-def load_fp16_model(model_id: str | Path = "gpt2") -> tuple[PreTrainedTokenizerBase, GPT2LMHeadModel]:
+def load_fp16_model(model_id: str | Path = "gpt2") -> tuple[Tokenizer, GPT2LMHeadModel]:
     """Load a GPT-2 in FP16, see `find_model`, on the GPU if there is one; print what was loaded, a stand-in by its name."""
     found = find_model_or_stand_in(str(model_id))
     tokenizer, model = torch_model.load_fp16_model(found.path)
@@ -68,9 +71,7 @@ def load_wikitext_dataset(train_split: str = "train[:100]", valid_split: str = "
     return train, valid
 
 
-def measure_latency_gpu(
-    model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int = 50
-) -> float:
+def measure_latency_gpu(model: AnyModel, tokenizer: Tokenizer, prompt: str, max_new_tokens: int = 50) -> float:
     """Time one greedy generation after a warm-up of 10 tokens, where the model is: on a GPU by CUDA events, on a CPU by the clock.
 
     A call does what the course's own function does, and no more; it returns the ms per new token of a single run, the reading of the
@@ -88,7 +89,7 @@ def measure_latency_gpu(
     return 1e3 * timer(timed) / max_new_tokens
 
 
-def compute_perplexity(model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset) -> float:
+def compute_perplexity(model: AnyModel, tokenizer: Tokenizer, dataset: Dataset) -> float:
     """Score each row that is not empty alone, cut at 512 tokens; the mean loss of a row counts once for each of its tokens.
 
     On a CPU, FP16 weights are scored in FP32 arithmetic: most CPUs emulate FP16, many times slower. Stock GPT-2 in FP16 gets 40.03 per
@@ -110,12 +111,7 @@ compute_ppl_cpu = compute_perplexity
 
 
 def profile_model_for_tensorboard(
-    model: GPT2LMHeadModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    device: str | torch.device,
-    log_dir: str | Path = "tb_logs",
-    run_name: str = "pruned_fp16",
+    model: AnyModel, tokenizer: Tokenizer, prompt: str, device: Device, log_dir: str | Path = "tb_logs", run_name: str = "pruned_fp16"
 ) -> None:
     """Record a trace of reading a prompt and generating four tokens into `log_dir/run_name`, where TensorBoard and Perfetto open it.
 
@@ -141,7 +137,7 @@ def prune_attention_heads(model: GPT2LMHeadModel, prune_fraction: float = 0.2) -
     return prune.prune_attention_heads(model, prune_fraction).half()
 
 
-def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def tokenize_dataset(dataset: Dataset, tokenizer: Tokenizer) -> Dataset:
     """Tokenize for causal language modelling, in batches, with padding masked out of the loss; see `finetune.tokenize_dataset`.
 
     Returns `input_ids`, `attention_mask` and `labels`, each (rows, 256), or as long as a shorter context. Long texts become several rows
@@ -155,9 +151,7 @@ def create_training_arguments(output_dir: str | Path = "gpt2_finetuned", learnin
     return finetune.create_training_arguments(output_dir, learning_rate)
 
 
-def run_fine_tuning(
-    model: GPT2LMHeadModel, training_args: TrainingArguments, tokenized_train: Dataset, tokenizer: PreTrainedTokenizerBase
-) -> Trainer:
+def run_fine_tuning(model: GPT2LMHeadModel, training_args: TrainingArguments, tokenized_train: Dataset, tokenizer: Tokenizer) -> Trainer:
     """Train in place, in FP32 since small updates vanish in FP16; afterwards the parameters are FP16 again, as the cells after it say.
 
     Returns the `Trainer`; its loss in nats per token is in `trainer.state.log_history`.
@@ -167,7 +161,7 @@ def run_fine_tuning(
     return trainer
 
 
-def prepare_calibration_dataset(valid_ds: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def prepare_calibration_dataset(valid_ds: Dataset, tokenizer: Tokenizer) -> Dataset:
     """Filter empty rows out, join the others and cut them into rows of 512 tokens without padding, which would widen measured ranges.
 
     The notebook gives the rows that it scores later; other rows would prove more. Returns the column `input_ids`, (at most 64 rows, 512),
@@ -205,9 +199,7 @@ def load_cpu_model(model_dir: str | Path) -> CpuModel:
     return CpuModel(ir, config.eos_token_id, DTYPES[read_manifest(model_dir).weights])
 
 
-def measure_latency_cpu(
-    model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, prompt: str = "The future of AI is", max_new_tokens: int = 50
-) -> float:
+def measure_latency_cpu(model: AnyModel, tokenizer: Tokenizer, prompt: str = "The future of AI is", max_new_tokens: int = 50) -> float:
     """Measure what `measure_latency_gpu` does, in ms per new token; its arguments and errors are the same."""
     return measure_latency_gpu(model, tokenizer, prompt, max_new_tokens)
 
@@ -222,9 +214,7 @@ def peak_ram_usage_gb() -> float:
     return (read_peak_rss() or psutil.Process().memory_info().rss) / GB
 
 
-def get_next_token_suggestions(
-    model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, prompt: str, top_k: int = 5
-) -> list[tuple[str, float]]:
+def get_next_token_suggestions(model: AnyModel, tokenizer: Tokenizer, prompt: str, top_k: int = 5) -> list[tuple[str, float]]:
     """Return the `top_k` most probable next tokens as `(text, probability)`, the most probable one first."""
     if not isinstance(top_k, int) or top_k < 1:
         raise ValueError(f"top_k={top_k!r}, expected a whole number of at least 1")
