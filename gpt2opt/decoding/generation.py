@@ -132,7 +132,7 @@ def _tokens(decoder: Decoder, prompts: Any, settings: DecodingSettings, tokenize
             return
 
 
-def _chosen(decoder: Decoder, prompts: Sequence[Sequence[int]], settings: DecodingSettings, ended: set[int]) -> Chosen:
+def _chosen(decoder: Decoder, prompts: Any, settings: DecodingSettings, ended: set[int]) -> Chosen:
     """Choose tokens by the method that the settings ask for. ended: sequences that have ended, which the caller adds to."""
     process = make_process(settings)
     if settings.num_beams > 1:
@@ -145,9 +145,7 @@ def _chosen(decoder: Decoder, prompts: Sequence[Sequence[int]], settings: Decodi
     return _one_by_one(decoder, prompts, settings, process, ended)
 
 
-def _one_by_one(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], settings: DecodingSettings, process: Process | None, ended: set[int]
-) -> Chosen:
+def _one_by_one(decoder: Decoder, prompts: Any, settings: DecodingSettings, process: Process | None, ended: set[int]) -> Chosen:
     """Decode greedily, or sample, until nobody asks for more."""
     draws = _generators(prompts, settings.seed) if settings.do_sample else None
     texts = [list(prompt) for prompt in prompts]

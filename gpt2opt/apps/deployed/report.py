@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gpt2opt.apps.deployed.statistics import Scaling, ServingStatistics
-from gpt2opt.measure.stats import PERCENT, Estimate, median
+from gpt2opt.measure.stats import PERCENT, Estimate, median, paired_ratio
 from gpt2opt.report.chart import Chart
 from gpt2opt.report.style import OUR_ENGINE, PEER_ENGINE
 from gpt2opt.report.tables import Table, milliseconds, table
@@ -45,12 +45,14 @@ def scaling_table(scaling: Scaling) -> Table:
     """Show, for each number of cores, TTFT and decoding, their speed-up over one core, and their distance from the machine's limits."""
     speedup, distance = f"speed-up [{PERCENT}]", "time ÷ least"
     header = ("cores", "TTFT, ms (p95)", speedup, distance, "decode, tokens/s (p95)", speedup, distance, "memory, GB/s")
-    rows = []
+    rows, one = [], scaling.points[0].latency
     for point in scaling.points:
         latency = point.latency
+        faster_ttft = paired_ratio(one.ttft_samples_s, latency.ttft_samples_s)
+        faster_tpot = paired_ratio(one.tpot_by_run_s, latency.tpot_by_run_s)
         ttft, tpot = latency.ttft_s / scaling.least_ttft_s(point), latency.tpot_s / scaling.least_tpot_s(point)
-        first = f"{milliseconds(latency.ttft_s)} ({milliseconds(latency.ttft_p95_s)})", str(scaling.ttft_speedup(point)), f"{ttft:.2f}"
-        later = f"{_rate(1 / latency.tpot_s)} ({_rate(1 / latency.tpot_p95_s)})", str(scaling.tpot_speedup(point)), f"{tpot:.2f}"
+        first = f"{milliseconds(latency.ttft_s)} ({milliseconds(latency.ttft_p95_s)})", str(faster_ttft), f"{ttft:.2f}"
+        later = f"{_rate(1 / latency.tpot_s)} ({_rate(1 / latency.tpot_p95_s)})", str(faster_tpot), f"{tpot:.2f}"
         rows.append((str(point.num_cores), *first, *later, f"{point.limits.read_bytes_per_s / 1e9:.1f}"))
     return table(header, rows)
 

@@ -116,14 +116,6 @@ class Scaling:
     work: Work
     points: tuple[CorePoint, ...]
 
-    def ttft_speedup(self, point: CorePoint) -> Estimate:
-        """Return the time to first token with 1 core ÷ that with the cores of a point, run by run."""
-        return paired_ratio(self.points[0].latency.ttft_samples_s, point.latency.ttft_samples_s)
-
-    def tpot_speedup(self, point: CorePoint) -> Estimate:
-        """Return the time per output token with 1 core ÷ that with the cores of a point, run by run."""
-        return paired_ratio(self.points[0].latency.tpot_by_run_s, point.latency.tpot_by_run_s)
-
     def least_tpot_s(self, point: CorePoint) -> float:
         """Return the least time per output token with the cores of a point, in the middle of the generation."""
         latency = point.latency
