@@ -5,7 +5,6 @@ seeded sampling choose the same tokens for a prompt alone and in a batch: each s
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -173,12 +172,8 @@ def _one_by_one(decoder: Decoder, prompts: Any, settings: DecodingSettings, proc
 
 def _generators(prompts: Sequence[Sequence[int]], seed: int) -> list[np.random.Generator]:
     """Return a source of random numbers for each prompt. It depends on the seed alone, but for a prompt that comes more than once."""
-    seen: Counter[tuple[int, ...]] = Counter()
-    generators = []
-    for prompt in map(tuple, prompts):
-        generators.append(np.random.default_rng([seed, seen[prompt]]))
-        seen[prompt] += 1
-    return generators
+    texts = [tuple(prompt) for prompt in prompts]
+    return [np.random.default_rng([seed, texts[:place].count(text)]) for place, text in enumerate(texts)]
 
 
 def draw(scores: np.ndarray, source: np.random.Generator) -> int:

@@ -102,9 +102,7 @@ def _parquet_texts(path: Path) -> list[str]:
 def _json_records(text: str, path: Path) -> list[dict | str] | None:
     """Return the records of JSON, an array or an object a line; None if it is prose."""
     named = path.suffix.lower() in RECORDS
-    if text.lstrip()[:1] not in ("{", "["):
-        if named:
-            raise ValueError(f"{path} is not JSON; expected an object a line with {A_COLUMN}")
+    if text.lstrip()[:1] not in ("{", "[") and not named:
         return None
     try:
         whole = json.loads(text)
