@@ -283,8 +283,7 @@ def check(options: argparse.Namespace) -> int:
     from gpt2opt.apps.submission.fix import Fixed, fix_submission
     from gpt2opt.apps.submission.points import check_points
 
-    submission = read_submission(options.notebook, options.traces)
-    fixed = Fixed()
+    submission, fixed = read_submission(options.notebook, options.traces), Fixed()
     if options.fix:
         fixed = fix_submission(submission)
         submission = read_submission(options.notebook, options.traces)
