@@ -129,4 +129,4 @@ class Scaling:
 
 def core_counts(most: int) -> list[int]:
     """Return the numbers of cores of a scaling curve: each twice the one before, and the last is all, as in [1, 2, 4, 8, 12]."""
-    return sorted({2**power for power in range(most.bit_length()) if 2**power <= most} | {most})
+    return sorted({2**power for power in range(most.bit_length())} | {most})
