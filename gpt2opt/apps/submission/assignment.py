@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from gpt2opt.apps.submission.code import Calls
 from gpt2opt.apps.submission.evidence import NotMetError, Submission, number
-from gpt2opt.run.record import Settings
 
 SHOWN = r"(?!plot|show|conclude|test)"
 LATENCY = rf"{SHOWN}.*latency.*|perf_counter(_ns)?|time|default_timer|timeit|measure"
@@ -18,7 +17,6 @@ VRAM = rf"max_memory_\w+|memory_allocated|mem_get_info|{SHOWN}.*vram.*|measure"
 RAM = rf"memory_info|virtual_memory|getrusage|{SHOWN}(.*_)?(ram|rss)(_.*)?|measure"
 PRUNING = "prune_attention_heads"
 IR_BY = re.compile(r"OVModel|^(ov|openvino)\.save_model")
-PRUNE_FRACTION, EPOCHS = 0.2, (1, 5)
 
 
 def calls(names: str, missing: str) -> Callable[[Submission], str]:
@@ -54,14 +52,28 @@ def prune_heads(s: Submission) -> str:
     found = s.code.calls(PRUNING)
     where = _found(found, "prune_attention_heads is not called, or is still empty")
     given = [*s.code.settings("prune_fraction"), *(call.args[1] for _, call in found if len(call.args) > 1)]
-    by_default = Settings.prune_fraction if not given and PRUNING not in s.code.functions else None
-    in_the_code = next((value for node in given if (value := s.code.value(node)) is not None), by_default)
-    fraction = s.record.settings.prune_fraction if s.record else in_the_code
+    fraction = s.record.settings.prune_fraction if s.record else _constant(s, given, None if PRUNING in s.code.functions else 0.2)
     if fraction is None:
         raise NotMetError("nothing says how many heads are pruned; give prune_attention_heads prune_fraction=0.2")
-    if fraction != PRUNE_FRACTION:
-        raise NotMetError(f"prune_fraction is {fraction}, expected {PRUNE_FRACTION}: 20% of the heads of every layer")
+    if fraction != 0.2:
+        raise NotMetError(f"prune_fraction is {fraction}, expected 0.2: 20% of the heads of every layer")
     return f"{where}, prune_fraction={fraction}"
+
+
+def epochs(s: Submission) -> str:
+    given = [*s.code.settings("num_train_epochs"), *s.code.settings("epochs")]
+    count = s.record.settings.epochs if s.record else _constant(s, given, 3 if s.code.calls("TrainingArguments") else None)
+    if count is None:
+        raise NotMetError("no number of epochs is to be found; give TrainingArguments num_train_epochs as a number")
+    if not 1 <= count <= 5:
+        raise NotMetError(f"{count:g} epochs, expected 1 to 5")
+    return f"{count:g} epochs"
+
+
+def _constant(s: Submission, given: list[ast.expr], by_default: float | None) -> float | None:
+    """Return the first number among the expressions that give a setting, or what holds by default where there are none."""
+    numbers = (value for node in given if isinstance(value := s.code.value(node), int | float))
+    return next(numbers, None) if given else by_default
 
 
 def measured_again(s: Submission) -> str:
@@ -94,23 +106,6 @@ def training(s: Submission) -> str:
     for name in ("TrainingArguments", "Trainer"):
         found = _found(s.code.calls(name)[:1], f"{name} is not called, or only in a function that is still empty")
     return found
-
-
-def epochs(s: Submission) -> str:
-    given = [*s.code.settings("num_train_epochs"), *s.code.settings("epochs")]
-    numbers = [value for node in given if isinstance(value := s.code.value(node), int | float)]
-    if s.record:
-        count, where = s.record.settings.epochs, "in the record"
-    elif numbers:
-        count, where = numbers[0], "in the code"
-    elif not given and s.code.calls("TrainingArguments"):
-        return "as many as by default"
-    else:
-        raise NotMetError("no number of epochs is to be found; give TrainingArguments num_train_epochs as a number")
-    least, most = EPOCHS
-    if not least <= count <= most:
-        raise NotMetError(f"{count:g} epochs {where}, expected {least} to {most}")
-    return f"{count:g} {where}"
 
 
 def inc_quantizer(s: Submission) -> str:

@@ -63,15 +63,9 @@ class Code:
         return {alias.asname: alias.name for node in imports for alias in node.names if alias.asname}
 
     def calls(self, names: str, cells: range | None = None) -> Calls:
-        """Return the calls that do something whose name matches a pattern, each with its cell.
-
-        Args:
-            names: a regular expression for the whole name.
-            cells: those that count; all by default.
-        """
-        matches = re.compile(names).fullmatch
+        """Return the calls in some cells, by default in all, that do something whose whole name matches a pattern; each with its cell."""
         every = ((cell, call) for cell in (range(len(self.cells)) if cells is None else cells) for call in _calls(self.cells[cell]))
-        return [(cell, call) for cell, call in every if any(map(matches, self.does(call)))]
+        return [(cell, call) for cell, call in every if any(re.fullmatch(names, name) for name in self.does(call))]
 
     def does(self, call: ast.Call) -> list[str]:
         """Return what a call does: its function's own name (`c` in `a.b.c()`), and what the functions and commands of this library do.

@@ -8,8 +8,7 @@ from gpt2opt.apps.submission.code import Code, read_code
 from gpt2opt.notebook import read_notebook
 from gpt2opt.run.record import Record, read_record
 
-TRACES, ARTIFACTS, RECORD = "traces", "artifacts", "run.json"
-WRITES_RECORD = "`gpt2opt.start_run` and `run.measure` in the cells, or `gpt2opt run`,"
+RECORD = "run.json"
 
 
 class NotMetError(Exception):
@@ -35,27 +34,22 @@ class Submission:
 
 
 def read_submission(path: Path, traces: Path | None = None) -> Submission:
-    """Read a notebook and the files that belong to it.
+    """Read a notebook and the files that belong to it; raise ValueError if it is no notebook, or if `traces` is no folder of traces.
 
-    Args:
-        path: the notebook.
-        traces: folder of the traces; by default `traces` beside the notebook, or `artifacts/traces`, which `gpt2opt run` writes.
-
-    Raises:
-        ValueError: the file is missing or is no notebook, or the folder that `traces` names does not exist.
+    The traces are by default in `traces` beside the notebook, or in `artifacts/traces`, which `gpt2opt run` writes.
     """
     notebook = read_notebook(path)
     if traces and not traces.is_dir():
         raise ValueError(f"there is no folder {traces}; name the folder that holds the traces")
     if traces and traces.resolve() in path.resolve().parents:
         raise ValueError(f"{traces} is the folder of the notebook or above it, expected one that holds the traces alone")
-    places = (path.parent / TRACES, path.parent / ARTIFACTS / TRACES)
+    places = (path.parent / "traces", path.parent / "artifacts" / "traces")
     folder = traces or next(filter(Path.is_dir, places), places[0])
     inside = {file.relative_to(folder.parent): file for file in sorted(folder.rglob("*")) if file.is_file()}
     files = {name.as_posix(): file for name, file in inside.items() if not any(part.startswith(".") for part in name.parts[1:])}
     cells = tuple(cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip())
-    record, why = None, f"there is no run.json in traces or artifacts; {WRITES_RECORD} write it"
-    if found := next(filter(Path.exists, (folder / RECORD, path.parent / ARTIFACTS / RECORD)), None):
+    record, why = None, "there is no run.json in traces or artifacts; `gpt2opt.start_run` and `run.measure`, or `gpt2opt run`, write it"
+    if found := next(filter(Path.exists, (folder / RECORD, path.parent / "artifacts" / RECORD)), None):
         try:
             record = read_record(found)
         except ValueError as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpt2opt.apps.submission.evidence import RECORD, Submission
-from gpt2opt.apps.submission.private import HOME, find_private, named_cells, visit_outputs, visit_trace
+from gpt2opt.apps.submission.private import HOME, Finding, find_private, named_cells, visit_outputs, visit_trace
 from gpt2opt.notebook import notebook_text
 from gpt2opt.storage import claim_folder, write_whole
 
@@ -32,29 +32,29 @@ class Fixed:
 def fix_submission(submission: Submission) -> Fixed:
     """Take home paths, keys and time stamps out of outputs, metadata and traces, and delete logs of TensorBoard that hold such.
 
-    The files as they were are copied into `before-fix` beside the notebook first; a copy of an earlier time stays.
-
-    Raises:
-        ValueError, OSError: a file can't be read or written, or `before-fix` is a folder of the user's own.
+    The files as they were are copied into `before-fix` beside the notebook first; a copy of an earlier time stays. Raises ValueError or
+    OSError if a file can't be read or written, or if `before-fix` is a folder of the user's own.
     """
     path, notebook = submission.path, submission.notebook
     changed: dict[str, None] = {}  # each entry once, in order
     todo: dict[str, None] = {}
 
+    def revoke(finding: Finding) -> None:
+        if finding.pattern is not HOME:
+            todo[f"{finding}: {finding.pattern.todo}; whoever saw the file may have it"] = None
+
     def clean(place: str, text: str) -> str:
         for finding in reversed(find_private(text)):
-            if finding.pattern is not HOME:
-                todo[f"{finding}: {finding.pattern.todo}; whoever saw the file may have it"] = None
+            revoke(finding)
             done = "; the log of TensorBoard that holds it was deleted" if EVENTS in place else " was taken out"
             changed[f"{place}: {finding}{done}"] = None
-            text = text[: finding.start] + finding.replacement + text[finding.end :]
+            text = text[: finding.start] + ("~" if finding.pattern is HOME else f"[{finding.pattern.what} removed]") + text[finding.end :]
         return text
 
     for name, cell in named_cells(notebook):
         for finding in find_private(cell.source):
             todo[f"{name}: {finding} stands in the source, which is yours and was not changed; take it out and run all again"] = None
-            if finding.pattern is not HOME:
-                todo[f"{finding}: {finding.pattern.todo}; whoever saw the file may have it"] = None
+            revoke(finding)
     visit_outputs(notebook, clean)
     dropped = [name for name in PERSONAL for holder in (notebook, *notebook.cells) if holder.metadata.pop(name, None) is not None]
     if dropped:

@@ -73,10 +73,6 @@ class Finding:
     start: int
     end: int
 
-    @property
-    def replacement(self) -> str:
-        return "~" if self.pattern is HOME else f"[{self.pattern.what} removed]"
-
     def __str__(self) -> str:
         """Show enough of a key to find it again, and no more: what `check` prints may be copied anywhere."""
         shown = self.value if self.pattern is HOME else f"{self.value[:5]}… ({len(self.value)} characters)"
@@ -130,11 +126,7 @@ def _changed(value: Any, place: str, visit: Visit) -> Any:
 
 
 def visit_trace(path: Path, name: str, visit: Visit) -> bytes:
-    """Return the bytes of a file of the traces, with its text replaced by what `visit` returns for it.
-
-    Raises:
-        OSError: the file can't be read, or is no whole gzip file although its name says so.
-    """
+    """Return the bytes of a file of the traces, with its text replaced by what `visit` returns; raise OSError if it can't be read whole."""
     content = path.read_bytes()
     packed = path.suffix == ".gz"
     try:

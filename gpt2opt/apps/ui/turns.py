@@ -50,7 +50,7 @@ class Turns:
         self._running: set[Stream] = set()
 
     def add(self, start: Start, deliver: Callable[[Any], None]) -> Stream:
-        """Queue a stream. `deliver` is called, on the thread of the turns, with each item and at the end, whatever the reason, with an `Ended`."""
+        """Queue a stream. `deliver` is called, on the thread of the turns, with each item and, whatever ends it, with an `Ended`."""
         stream = Stream(start, deliver)
         self._running.add(stream)
         self._queue(stream)

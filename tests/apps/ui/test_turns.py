@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from gpt2opt.apps.ui.turns import Ended, Turns
+from tests.apps.ui.conftest import end
 
 
 class Listener:
@@ -26,7 +27,7 @@ class Listener:
 def turns():
     made = Turns()
     yield made
-    made.close()
+    end(made)
 
 
 @pytest.fixture
