@@ -5,9 +5,8 @@ The code is evidence that a step is there. Where there is a record, its settings
 
 import ast
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from gpt2opt.apps.submission.code import Calls
 from gpt2opt.apps.submission.evidence import NotMetError, Submission, number
 
 SHOWN = r"(?!plot|show|conclude|test)"
@@ -21,37 +20,34 @@ IR_BY = re.compile(r"OVModel|^(ov|openvino)\.save_model")
 
 def calls(names: str, missing: str) -> Callable[[Submission], str]:
     """Return a point that is met by a call of a function."""
-    return lambda s: _found(s.code.calls(names), missing)
+    return lambda s: _found(s.code.where(names), missing)
 
 
-def _found(calls: Calls, missing: str) -> str:
-    if not calls:
+def _found(cells: list[int], missing: str) -> str:
+    if not cells:
         raise NotMetError(missing)
-    return number(sorted({cell for cell, _ in calls}))
+    return number(cells)
 
 
 def fp16_model(s: Submission) -> str:
-    loads = s.code.calls("from_pretrained")
-    _found(loads, "no call of load_fp16_model or from_pretrained that does anything")
-    cells = range(loads[0][0], max(loads[0][0] + 1, _first(s, s.code.calls(PRUNING))))
+    loaded = s.code.where("from_pretrained")
+    _found(loaded, "no call of load_fp16_model or from_pretrained that does anything")
+    cells = range(loaded[0], max(loaded[0] + 1, _first(s, s.code.where(PRUNING))))
     return _in_fp16(s, cells, "the model is not loaded in FP16: no float16 or half() between from_pretrained and prune_attention_heads")
 
 
 def recast_to_fp16(s: Submission) -> str:
     missing = "no half() or float16 in the cells from prune_attention_heads on; cutting makes new matrices, so cast the model again"
-    return _in_fp16(s, range(_first(s, s.code.calls(PRUNING)), len(s.cells)), missing)
+    return _in_fp16(s, range(_first(s, s.code.where(PRUNING)), len(s.cells)), missing)
 
 
 def _in_fp16(s: Submission, cells: range, missing: str) -> str:
-    if not (found := _cells_with(s, r"\bhalf\b|\bfloat16\b", cells)):
-        raise NotMetError(missing)
-    return number(found[:1])
+    return _found(_cells_with(s, r"\bhalf\b|\bfloat16\b", cells)[:1], missing)
 
 
 def prune_heads(s: Submission) -> str:
-    found = s.code.calls(PRUNING)
-    where = _found(found, "prune_attention_heads is not called, or is still empty")
-    given = [*s.code.settings("prune_fraction"), *(call.args[1] for _, call in found if len(call.args) > 1)]
+    where = _found(s.code.where(PRUNING), "prune_attention_heads is not called, or is still empty")
+    given = [*s.code.settings("prune_fraction"), *(call.args[1] for _, call in s.code.calls(PRUNING) if len(call.args) > 1)]
     fraction = s.record.settings.prune_fraction if s.record else _constant(s, given, None if PRUNING in s.code.functions else 0.2)
     if fraction is None:
         raise NotMetError("nothing says how many heads are pruned; give prune_attention_heads prune_fraction=0.2")
@@ -62,7 +58,7 @@ def prune_heads(s: Submission) -> str:
 
 def epochs(s: Submission) -> str:
     given = [*s.code.settings("num_train_epochs"), *s.code.settings("epochs")]
-    count = s.record.settings.epochs if s.record else _constant(s, given, 3 if s.code.calls("TrainingArguments") else None)
+    count = s.record.settings.epochs if s.record else _constant(s, given, 3 if s.code.where("TrainingArguments") else None)
     if count is None:
         raise NotMetError("no number of epochs is to be found; give TrainingArguments num_train_epochs as a number")
     if not 1 <= count <= 5:
@@ -77,7 +73,7 @@ def _constant(s: Submission, given: list[ast.expr], by_default: float | None) ->
 
 
 def measured_again(s: Submission) -> str:
-    pruned = _first(s, s.code.calls(PRUNING))
+    pruned = _first(s, s.code.where(PRUNING))
     cells = range(pruned, max(min(pruned + 1, len(s.cells)), _first(s, _quantizing(s))))
     return _all_measured(s, cells, {"latency": LATENCY, "perplexity": PERPLEXITY, "VRAM": f"{VRAM}|{RAM}"})
 
@@ -89,42 +85,36 @@ def on_the_cpu(s: Submission) -> str:
 
 def _all_measured(s: Submission, cells: range, figures: dict[str, str]) -> str:
     where = f"calls in code cells {cells.start + 1} to {cells.stop}" if cells else "any cell, since none does that step"
-    if lacking := [figure for figure, names in figures.items() if not s.code.calls(names, cells)]:
+    if lacking := [figure for figure, names in figures.items() if not s.code.where(names, cells)]:
         raise NotMetError(f"{', '.join(lacking)}: not in {where}")
     return f"{', '.join(figures)}: {where}"
 
 
 def padding(s: Submission) -> str:
-    found = s.code.calls("prepare_tokenizer_for_padding")
-    if not found and (s.code.settings("pad_token") or s.code.settings("pad_token_id")):
+    if s.code.settings("pad_token") or s.code.settings("pad_token_id"):
         return "pad_token is set"
     missing = "pad_token is not set, and prepare_tokenizer_for_padding is not called or still empty; GPT-2 has no padding token"
-    return _found(found, missing)
+    return _found(s.code.where("prepare_tokenizer_for_padding"), missing)
 
 
 def training(s: Submission) -> str:
     for name in ("TrainingArguments", "Trainer"):
-        found = _found(s.code.calls(name)[:1], f"{name} is not called, or only in a function that is still empty")
+        found = _found(s.code.where(name)[:1], f"{name} is not called, or only in a function that is still empty")
     return found
 
 
 def inc_quantizer(s: Submission) -> str:
-    made, quantizing = _quantizers(s), s.code.calls("quantize")
-    found = [*made, *quantizing] if made and quantizing else s.code.calls("quantize_int8")
+    found = _quantizing(s) if s.code.where("quantize|quantize_int8") else []
     return _found(found, "no INCQuantizer whose quantize() is called, and no call of gpt2opt.quantize_int8")
 
 
-def _quantizers(s: Submission) -> Calls:
-    return [found for found in s.code.calls("INCQuantizer|from_pretrained") if "INCQuantizer" in ast.unparse(found[1].func)]
-
-
-def _quantizing(s: Submission) -> Calls:
-    return [*_quantizers(s), *s.code.calls("quantize_int8")]
+def _quantizing(s: Submission) -> list[int]:
+    return _cells_with(s, r"\b(INCQuantizer|quantize_int8)\b", range(len(s.cells)))
 
 
 def calibration(s: Submission) -> str:
-    if found := s.code.calls("prepare_calibration_dataset"):
-        return _found(found, "")
+    if found := s.code.where("prepare_calibration_dataset"):
+        return number(found)
     cells = _cells_with(s, "calib", range(len(s.cells)))
     nodes = [node for cell in cells for node in ast.walk(s.code.cells[cell])]
     steps = {  # rows are left out by `filter`, or by a condition in a comprehension
@@ -138,16 +128,15 @@ def calibration(s: Submission) -> str:
 
 
 def openvino_ir(s: Submission) -> str:
-    exports = s.code.calls("export_ir|quantize_int8|main_export|export_from_model")
-    exports += [found for found in s.code.calls("from_pretrained|save_model") if IR_BY.search(ast.unparse(found[1].func))]
+    found = s.code.where("export_ir|quantize_int8|main_export|export_from_model")
+    found += [cell for cell, call in s.code.calls("from_pretrained|save_model") if IR_BY.search(ast.unparse(call.func))]
     missing = "no export: INCQuantizer.quantize writes weights for PyTorch, not IR; gpt2opt.export_ir, OVModelForCausalLM(export=True) do"
-    return _found(exports, missing)
+    return _found(found, missing)
 
 
-def _first(s: Submission, found: Calls) -> int:
-    """Return the first cell of some calls."""
-    return min((cell for cell, _ in found), default=len(s.cells))
+def _first(s: Submission, cells: list[int]) -> int:
+    return min(cells, default=len(s.cells))
 
 
-def _cells_with(s: Submission, pattern: str, cells: range | list[int]) -> list[int]:
+def _cells_with(s: Submission, pattern: str, cells: Iterable[int]) -> list[int]:
     return [cell for cell in cells if re.search(pattern, s.code.words(cell))]

@@ -37,7 +37,6 @@ AROUND_PYTHON = re.compile(r"\A\s*%%(?:time|timeit|capture|prun)\b.*\n?")
 """Cell magics with Python below them."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-Calls = list[tuple[int, ast.Call]]
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,14 @@ class Code:
         imports = [node for tree in self.cells for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         return {alias.asname: alias.name for node in imports for alias in node.names if alias.asname}
 
-    def calls(self, names: str, cells: range | None = None) -> Calls:
+    def calls(self, names: str, cells: range | None = None) -> list[tuple[int, ast.Call]]:
         """Return the calls in some cells, by default in all, that do something whose whole name matches a pattern; each with its cell."""
         every = ((cell, call) for cell in (range(len(self.cells)) if cells is None else cells) for call in _calls(self.cells[cell]))
         return [(cell, call) for cell, call in every if any(re.fullmatch(names, name) for name in self.does(call))]
+
+    def where(self, names: str, cells: range | None = None) -> list[int]:
+        """Return the cells of such calls."""
+        return sorted({cell for cell, _ in self.calls(names, cells)})
 
     def does(self, call: ast.Call) -> list[str]:
         """Return what a call does: its function's own name (`c` in `a.b.c()`), and what the functions and commands of this library do.

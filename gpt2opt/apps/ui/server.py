@@ -129,7 +129,7 @@ class Socket(_Guarded, tornado.websocket.WebSocketHandler):
     def on_close(self) -> None:
         self.stopped = True
         if self.stream:
-            self.stream.drop()
+            self.stream.stop()
 
     async def _take(self, message: str | bytes) -> None:
         try:

@@ -26,16 +26,11 @@ class Stream:
     deliver: Callable[[Any], None]
     items: Iterator[Any] | None = None
     stopped: bool = False
-    dropped: bool = False
     waited_s: float = 0.0
 
     def stop(self) -> None:
         """Ask this stream, and no other, to end. One whose first turn has not come delivers nothing but its end."""
         self.stopped = True
-
-    def drop(self) -> None:
-        """End this stream at its next turn without another item: nobody listens any more."""
-        self.stopped = self.dropped = True
 
 
 class Turns:
@@ -70,7 +65,7 @@ class Turns:
         try:
             if stream.items is None and not stream.stopped:
                 stream.items = stream.start(lambda: stream.stopped)
-            if stream.items is not None and not stream.dropped:
+            if stream.items is not None:
                 stream.deliver(next(stream.items))
                 return self._queue(stream)
         except StopIteration:

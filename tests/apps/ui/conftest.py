@@ -50,10 +50,11 @@ def serving(out: Path, models: list[str], first: Choice) -> Iterator[str]:
 
 
 def end(turns: Turns) -> None:
-    """Drop all streams, and wait for their last turns."""
-    for stream in list(turns._running):
-        stream.drop()
-    turns._thread.submit(bool).result()  # behind it in the queue are only streams that end at their next turn
+    """Stop all streams, and wait for their last turns."""
+    while len(turns):
+        for stream in list(turns._running):
+            stream.stop()
+        turns._thread.submit(bool).result()
     turns._thread.shutdown()
 
 
