@@ -6,10 +6,12 @@ Both read each document by itself, from an end-of-text on, in windows of the mod
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from experiments.contract import Experiment, columns, now, say
 from experiments.race.run import check_size, prepare_models
@@ -22,12 +24,11 @@ from gpt2opt.measure.turns import Contestants, again, in_child
 from gpt2opt.report.table import MISSING, Table, megabytes
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import load_model, load_tokenizer
-from gpt2opt.sources.texts import find_texts
+from gpt2opt.sources.texts import find_texts, take_bytes
 from gpt2opt.torch_model import logits_of
 
-SCHEMA = "gpt2opt.scoring/1"
-WINDOWS = 8
-"""Each turn scores the tokens of this many windows, in whole documents."""
+SCORED_BYTES = 32_000
+"""What each turn scores: about eight windows of GPT-2."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class ScoringComparison:
     documents: int
     tokens: int
     scorers: tuple[Scorer, ...]
-    schema: str = SCHEMA
+    schema: str = "gpt2opt.scoring/1"
 
 
 class Ours:
@@ -73,10 +74,6 @@ class Ours:
         torch.set_num_threads(environment.threads())
         self.tokenizer, self.model = load_model(folder, "float32")
         self.batch_size = batch_size
-        self.ready()
-
-    def ready(self) -> None:
-        self.logits = logits_of(self.model)
 
     def score(self, documents: tuple[str, ...]) -> Scored:
         """Score the documents, tokenizing included."""
@@ -87,7 +84,7 @@ class Ours:
     def nats(self, documents: tuple[str, ...]) -> float:
         """Return the summed NLL."""
         texts = [prepare_text(self.tokenizer, [self.tokenizer.eos_token + document], "a document") for document in documents]
-        return sum(perplexity(self.logits, text, batch_size=self.batch_size).nll_nats for text in texts)
+        return sum(perplexity(logits_of(self.model), text, batch_size=self.batch_size).nll_nats for text in texts)
 
 
 class Harness(Ours):
@@ -95,7 +92,8 @@ class Harness(Ours):
 
     package = "lm-eval"
 
-    def ready(self) -> None:
+    def __init__(self, folder: Path, batch_size: int):
+        super().__init__(folder, batch_size)
         from lm_eval.models.huggingface import HFLM
 
         self.model.config._name_or_path = "local"
@@ -131,32 +129,15 @@ def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> 
         folder = Path(scratch, "models", "full")
         tokenizer = load_tokenizer(folder)
         end_of_text(tokenizer)  # each contestant puts it before a document
-        documents, tokens = _first(tokenizer, [document.text for document in texts.score], WINDOWS * models.context)
+        documents = tuple(document.text for document in take_bytes(texts.score, SCORED_BYTES))
+        tokens = sum(len(encode(tokenizer, document).input_ids) for document in documents)
         with Contestants({name: in_child(of, folder, batch_size) for name, (of, batch_size) in CONTESTANTS.items()}) as contestants:
-            turns = contestants.take_turns("score", [tuple(documents)], rounds=rounds, seconds=seconds_of)
-            for number, outcome in enumerate(turns):  # noqa: B007
-                say(f"round {number} of {rounds}" if number else "warm-up done")
+            turns = contestants.take_turns("score", [documents], rounds=rounds, seconds=attrgetter("seconds"))
+            *_, outcome = tqdm(turns, "scoring in turns", rounds + 1)
     packages = {again("gpt2opt"): Ours.package} | {name: of.package for name, (of, _) in CONTESTANTS.items()}
-    scorers = tuple(
-        Scorer(name, environment.installed(packages[name]), tuple(taken[tuple(documents)])) for name, taken in outcome.samples.items()
-    )
+    scorers = tuple(Scorer(name, environment.installed(packages[name]), tuple(taken[documents])) for name, taken in outcome.samples.items())
     label = f"{texts.name} {texts.revision}"
     return ScoringComparison(now(), environment.describe(), f"{size}, weights: {models.weights}", label, len(documents), tokens, scorers)
-
-
-def seconds_of(scored: Scored) -> float:
-    return scored.seconds
-
-
-def _first(tokenizer, documents: Sequence[str], num_tokens: int) -> tuple[list[str], int]:
-    """Return the first documents, until they give this many tokens or there are no more; and how many they give."""
-    kept, tokens = [], 0
-    for document in documents:
-        if tokens >= num_tokens:
-            break
-        kept.append(document)
-        tokens += len(encode(tokenizer, document).input_ids)
-    return kept, tokens
 
 
 def scoring_table(comparison: ScoringComparison) -> Table:
