@@ -19,7 +19,6 @@ from gpt2opt.report.tables import Table, table
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import save_model
 
-SCHEMA = "gpt2opt.deployed/1"
 PROMPT = "Hi there!!"
 
 
@@ -55,7 +54,7 @@ class DeployedResult:
     environment: dict[str, Any]
     prompt: str
     models: tuple[DeployedModel, ...]
-    schema: str = SCHEMA
+    schema: str = "gpt2opt.deployed/1"
 
 
 def measure_deployed(model: str = "auto", runs: int = 12) -> DeployedResult:
@@ -63,7 +62,6 @@ def measure_deployed(model: str = "auto", runs: int = 12) -> DeployedResult:
 
     Raises:
         ValueError: runs < 2, or there is no such model.
-        ImportError: a back-end is not installed.
     """
     check_whole("runs", runs, 2, "an interval is drawn over them")
     for backend in HERE:

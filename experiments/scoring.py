@@ -73,7 +73,7 @@ class Ours:
 
         torch.set_num_threads(environment.threads())
         self.tokenizer, self.model = load_model(folder, "float32")
-        self.batch_size = batch_size
+        self.logits, self.batch_size = logits_of(self.model), batch_size
 
     def score(self, documents: tuple[str, ...]) -> Scored:
         """Score the documents, tokenizing included."""
@@ -84,7 +84,7 @@ class Ours:
     def nats(self, documents: tuple[str, ...]) -> float:
         """Return the summed NLL."""
         texts = [prepare_text(self.tokenizer, [self.tokenizer.eos_token + document], "a document") for document in documents]
-        return sum(perplexity(logits_of(self.model), text, batch_size=self.batch_size).nll_nats for text in texts)
+        return sum(perplexity(self.logits, text, batch_size=self.batch_size).nll_nats for text in texts)
 
 
 class Harness(Ours):
@@ -118,7 +118,6 @@ def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> 
 
     Raises:
         ValueError: rounds < 2, an unknown size, or no such text.
-        RuntimeError: a contestant fails.
     """
     check_whole("rounds", rounds, 2, "an interval is drawn over them")
     check_size(size)

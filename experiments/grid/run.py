@@ -29,9 +29,8 @@ from gpt2opt.measure.results import Quality
 from gpt2opt.measure.turns import Contestants, Here, again
 from gpt2opt.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
-from gpt2opt.run.record import Settings
 from gpt2opt.runtime.ir_model import generate_from_ir, load_ir
-from gpt2opt.settings import check_whole
+from gpt2opt.settings import Settings, check_whole
 from gpt2opt.sources.gpt2 import heads_per_layer
 from gpt2opt.sources.models import FoundModel, find_model, load_model
 from gpt2opt.sources.texts import Texts, take_bytes
