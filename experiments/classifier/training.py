@@ -48,11 +48,7 @@ def train_tokenizer(texts: tuple[str, ...], recipe: Recipe) -> DistilBertTokeniz
 
 
 def train_small(task: Task, recipe: Recipe | None = None) -> tuple[DistilBertTokenizerFast, DistilBertForSequenceClassification]:
-    """Train a small DistilBERT from scratch on the task's training part, in one to two minutes on two cores.
-
-    Returns:
-        `(tokenizer, model)`, the model in eval mode.
-    """
+    """Train a small DistilBERT from scratch on the task's training part, in one to two minutes on two cores, and its tokenizer."""
     recipe = recipe or Recipe()
     torch.manual_seed(recipe.seed)
     tokenizer = train_tokenizer(task.train.texts, recipe)
