@@ -13,11 +13,11 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
+from experiments.charts import bar, name_rows
 from experiments.contract import Experiment, say
-from experiments.race.engines.base import Case, Engine, Timing, prompts_of, started
+from experiments.race.engines.base import Case, Engine, Timing, started, timed_turns
 from experiments.race.engines.ours import Ours, OursBf16
 from experiments.race.engines.pytorch import TorchFp32
-from experiments.race.run import total_s
 from gpt2opt import environment
 from gpt2opt.environment import machine_label
 from gpt2opt.export.openvino import export_ir
@@ -230,8 +230,7 @@ def _race(candidates: list[Candidate], steps: list[Step], case: Case, rounds: in
     taking_part = [candidate for candidate, step in zip(candidates, steps, strict=True) if not step.left_out]
     starts = {candidate.name: started(candidate.engine, candidate.folder) for candidate in taking_part}
     with Contestants(starts, may_fail=True) as contestants:
-        turns = contestants.take_turns("timed", [case], rounds=rounds, seconds=total_s, arguments=prompts_of(vocab_size))
-        *_, outcome = tqdm(turns, f"{case} tokens in turns", rounds + 1)
+        *_, outcome = tqdm(timed_turns(contestants, [case], rounds, vocab_size), f"{case} tokens in turns", rounds + 1)
         samples, left = outcome.samples, contestants.left
     first, *others = steps
     twice = dataclasses.replace(first, name=again(first.name), change=AGAIN, branch=True)
@@ -274,8 +273,8 @@ def plot_attribution(attribution: Attribution) -> list[Axes]:
     figure, grid = plt.subplots(2, 2, figsize=(13, 2 + 1.1 * len(attribution.measured)), layout="constrained")
     for axes, column in zip(grid.flat, COLUMNS, strict=True):
         _waterfall(axes, attribution, column)
-    for axes in grid[:, 1]:
-        axes.set_yticklabels([])
+    for panels in grid:
+        name_rows(panels, [step.name for step in attribution.measured])
     facts, case = attribution.environment, attribution.case
     figure.suptitle(f"From torch FP32 to INT8, step by step, on {facts['cpu']}, {facts['threads']} threads, {case} tokens")
     notes = [f"each factor is over the step above it, with its {PERCENT} interval; less is better"]
@@ -293,25 +292,18 @@ def _waterfall(axes: Axes, attribution: Attribution, column: Column) -> None:
     values = [column.value(step) * scale for step in steps]
     # Perplexities differ by some percent; from zero on no step could be seen.
     start = min(values) - (max(values) - min(values)) if column is PERPLEXITY else 0
-    _bar(axes, 0, values[0] - start, start, WHOLE, f"{column.show(column.value(chain[0]))} {column.unit}")
+    bar(axes, 0, values[0] - start, WHOLE, f"{column.show(column.value(chain[0]))} {column.unit}", left=start)
     for step, before in attribution.pairs:
         row, base = steps.index(step), steps.index(before)
         was, now = values[base], values[row]
         changed = SAME if not column.measurable(step, before) else WORSE if now > was else BETTER
         factor = column.factor(step, before).replace(", no", "\nno")
         axes.barh(row, min(was, now) - start, left=start, height=0.6, color=WHOLE)
-        _bar(axes, row, now - was, was, changed, f"{column.show(column.value(step))} {column.unit}\n× {factor}")
+        bar(axes, row, now - was, changed, f"{column.show(column.value(step))} {column.unit}\n× {factor}", left=was)
         axes.plot([was, was], [base + 0.3, row - 0.3], color="grey", linewidth=0.8)
-    axes.set_yticks(range(len(steps)), [step.name for step in steps])
-    axes.set_ylim(len(steps) - 0.5, -0.5)
     axes.set_xlim(start, start + 1.5 * (max(values) - start))
     whole = column.factor(chain[-1], chain[0])
     axes.set(title=f"{column.name}, all steps together: × {whole}", xlabel=column.unit + ("the axis does not start at 0" if start else ""))
-
-
-def _bar(axes: Axes, row: int, width: float, left: float, color: str, text: str) -> None:
-    axes.barh(row, width, left=left, height=0.6, color=color)
-    axes.annotate(text, (left + max(width, 0), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
 
 
 EXPERIMENT = Experiment(

@@ -96,8 +96,8 @@ def int8_gain(race: RaceResult) -> str:
 def _gain(race: RaceResult, figure: Figure) -> str:
     in_fp32 = [engine for engine in race.raced if engine.block_bytes == 4 and not engine.full_heads and figure.per_round(engine)]
     if not in_fp32:
-        return f"{milliseconds(figure.median(race.ours) or 0)} ms, gain not measured, since no FP32 engine was in the race"
-    fastest = min(in_fp32, key=figure.order)
+        return f"{milliseconds(figure.median(race.ours))} ms, gain not measured, since no FP32 engine was in the race"
+    fastest = min(in_fp32, key=figure.median)
     return f"{figure.ratio(fastest, race.ours):.1f} times as fast as {fastest.name}"
 
 

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
+from experiments.charts import name_rows
 from experiments.contract import CONFIRMED, REFUTED, Experiment, Finding, choose, decide, findings_table, not_measured, now, say
 from experiments.decoding.methods import GREEDY, settings_of
 from experiments.race.engines import OnnxFp32, OnnxInt8, TorchCompile, TorchEagerAttention, TorchFp32, TorchInt8, TorchInt8Compile
@@ -212,8 +213,7 @@ def plot_optimisations(result: Optimisations) -> Axes:
         axes.barh(places, [each.value for each in found], height=0.38, color=own, label=label)
         for place, each in zip(places, found, strict=True):
             axes.errorbar(each.value, place, xerr=each.reach, fmt="none", color="black", capsize=2, linewidth=1)
-    axes.set_yticks(range(len(rows)), list(map(str, rows)))
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    name_rows([axes], list(map(str, rows)), room=0.05)
     shape = "" if "stretched" not in result.weights else " (stand-in: the bundled model, stretched)"
     axes.set(title=f"{result.size}{shape} on {machine_label(result.environment)}", xlabel="ms per token, prefill included; less is better")
     axes.legend()

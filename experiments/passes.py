@@ -15,10 +15,11 @@ import openvino
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
+from experiments.charts import name_rows
 from experiments.contract import Experiment, now, say
-from experiments.race.engines.base import Case, Timing, prompts_of
+from experiments.race.engines.base import Case, Timing, timed_turns
 from experiments.race.engines.ours import OursWithout
-from experiments.race.run import check_size, prepare_models, quantize, total_s
+from experiments.race.run import check_size, prepare_models, quantize
 from gpt2opt import environment
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.measure.stats import PERCENT, Estimate, paired_ratio
@@ -82,8 +83,7 @@ def time_passes(folder: Path, vocab_size: int, rounds: int) -> tuple[str, tuple[
     removable = [name for name, each in choose_passes(case).items() if not each.required]
     starts = {name: in_child(OursWithout, () if name == ALL else (name,), folder) for name in (ALL, *removable)}
     with Contestants(starts) as contestants:
-        turns = contestants.take_turns("timed", (ONE, SEVERAL), rounds=rounds, seconds=total_s, arguments=prompts_of(vocab_size))
-        *_, outcome = tqdm(turns, "timing", rounds + 1)
+        *_, outcome = tqdm(timed_turns(contestants, (ONE, SEVERAL), rounds, vocab_size), "timing", rounds + 1)
         sizes = {name: contestants.call(name, "resident") for name in contestants.names}
     return case, tuple(
         Variant(name, sizes[name] and sizes[name].rss_bytes, tuple(taken[ONE]), tuple(taken[SEVERAL]))
@@ -127,8 +127,7 @@ def plot_passes(result: PassGains) -> Axes:
             ratio = without(result, variant)[column]
             axes.errorbar(ratio.value, row, xerr=ratio.reach, fmt="o", capsize=3, color=OUR_ENGINE if ratio.measurable else SAME)
         axes.set(title=name, xlabel="time without the pass ÷ with all")
-    grid[0][0].set_yticks(range(len(others)), [variant.name for variant in others])
-    grid[0][0].set_ylim(len(others) - 0.5, -0.5)
+    name_rows(grid[0][:1], [variant.name for variant in others], room=0.05)
     figure.suptitle(
         f"What a graph pass gains on {environment.machine_label(result.environment)}; right of 1: it gains, grey: not measurable"
     )

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 from transformers import GPT2LMHeadModel
 
+from experiments.charts import bar, name_rows
 from experiments.contract import Experiment, say
 from gpt2opt import environment
 from gpt2opt.finetune import create_training_arguments, prepare_tokenizer_for_padding, run_fine_tuning, tokenize_dataset
@@ -298,13 +299,10 @@ def _recovery(axes: Axes, controls: PruningControls) -> None:
     for row, (quality, own) in enumerate(bars.values()):
         ratio = quality.ratio_to(controls.unpruned)
         cost = Estimate(*np.log([ratio, *(quality.ratio_interval(controls.unpruned) or [ratio] * 2)]).tolist())
-        axes.barh(row, cost.value, height=0.55, color=own)
+        bar(axes, row, cost.value, own, f"{cost.value:+.4f}", end=max(cost.high, 0))
         axes.errorbar(cost.value, row, xerr=cost.reach, fmt="none", color="black", capsize=3)
-        axes.annotate(f"{cost.value:+.4f}", (max(cost.high, 0), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(bars)), list(bars))
-    axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.margins(x=0.22)
+    name_rows([axes], list(bars))
     found = controls.estimates
     recovered = "no measurable cost" if found["cost"].low <= 0 else f"{found['recovered']:.0%} recovered"
     axes.set(title=f"{recovery.pruned_heads} of {controls.heads} heads: {recovered}", xlabel="nats per token against the unpruned model")

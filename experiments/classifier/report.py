@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from experiments.charts import bar, name_rows
 from experiments.classifier.run import ClassifierResult, VariantResult, compare_variants
 from experiments.contract import Experiment
 from gpt2opt.environment import machine_label
@@ -143,15 +144,15 @@ def plot_classifier(result: ClassifierResult) -> list[Axes]:
     for row, variant in enumerate(variants):
         own = PRECISION_COLORS.get(variant.bits, CONTROL)
         assert variant.size_bytes
-        _bar(size, row, variant.size_bytes / 1e6, variant.size_bytes / 1e6, own, megabytes(variant.size_bytes))
+        bar(size, row, variant.size_bytes / 1e6, own, megabytes(variant.size_bytes))
         p50, p95, p99 = (percentile(variant.samples_s, share) * 1e3 for share in (0.5, 0.95, 0.99))
-        _bar(latency, row, p50, p99, own, f"p50 {p50:.3g}")
+        bar(latency, row, p50, own, f"p50 {p50:.3g}", end=p99)
         latency.errorbar(p50, row, xerr=[[0], [p95 - p50]], fmt="none", color="black", capsize=3, linewidth=1)
         latency.plot(p99, row, "o", color="black", markersize=3)
         if variant is not result.base:
             found = _share_difference(result, variant).scaled(100)
             answers.errorbar(found.value, row, xerr=found.reach, fmt="o", color=own, capsize=4)
-    _rows((size, latency, answers), [variant.name for variant in variants])
+    name_rows((size, latency, answers), [variant.name for variant in variants])
     size.set(title="As saved", xlabel="MB")
     latency.set(title=f"Latency of one text of {result.tokens} tokens", xlabel="ms; bar: p50, whisker: p95, dot: p99")
     accuracy = statistics.fmean(hits(result, result.base))
@@ -159,20 +160,6 @@ def plot_classifier(result: ClassifierResult) -> list[Axes]:
     answers.set(title=f"Accuracy, beside {accuracy:.1%} of torch FP32", xlabel=f"percentage points, {PERCENT} paired intervals")
     figure.suptitle(f"A sequence classifier in FP32, FP16 and INT8 on {machine_label(result.environment)}")
     return [size, latency, answers]
-
-
-def _bar(axes: Axes, row: int, value: float, end: float, color: str, text: str) -> None:
-    axes.barh(row, value, height=0.6, color=color)
-    axes.annotate(text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
-
-
-def _rows(grid: Sequence[Axes], names: list[str]) -> None:
-    for axes in grid:
-        axes.set_yticks(range(len(names)), names if axes is grid[0] else [""] * len(names))
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.margins(x=0.25)
-        axes.grid(axis="x", alpha=0.3)
-        axes.set_axisbelow(True)
 
 
 EXPERIMENT = Experiment(
