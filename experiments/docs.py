@@ -102,11 +102,7 @@ def _gain(race: RaceResult, figure: Figure) -> str:
 
 
 def fill(text: str, place: Path) -> str:
-    """Return a document that lies in a folder with every block made again.
-
-    Raises:
-        ValueError: a block has a name that is not known, or there is no such result.
-    """
+    """Return a document of the folder `place` with every block made again; an unknown block or result is a ValueError."""
     return BLOCK.sub(lambda found: f"<!-- {found['name']} -->\n\n{_block(found['name'], place)}\n\n<!-- /{found['name']} -->", text)
 
 

@@ -25,7 +25,7 @@ from experiments.race.run import check_size, enter, folder_of, prepare_models
 from gpt2opt import environment
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.stats import PERCENT, median, paired_ratio
-from gpt2opt.measure.turns import Contestants, again
+from gpt2opt.measure.turns import Contestants, Start, again
 from gpt2opt.report.style import OUR_ENGINE, PEER_ENGINE
 from gpt2opt.report.table import MISSING, Table, milliseconds, table
 from gpt2opt.settings import check_whole
@@ -86,12 +86,7 @@ class Optimisations:
 def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 6) -> Optimisations:
     """Time the engines in turns, each greedy and sampling, with one thread and with all; progress goes to stderr.
 
-    Args:
-        size, engines: as in `run_race`. Torch in FP32 always takes part.
-
-    Raises:
-        ValueError: rounds < 2, or an unknown size or engine.
-        RuntimeError: the model can't be made.
+    size, engines: as in `run_race`. Torch in FP32 always takes part. rounds < 2, an unknown size or engine are a ValueError.
     """
     check_whole("rounds", rounds, 2, "an interval is drawn over them")
     check_size(size)
@@ -105,7 +100,9 @@ def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 6
 
 def time_engines(engines: list[type[Driven]], models: Models, out: Path, case: Case, rounds: int) -> list[EngineTimes]:
     """Convert the unpruned model in `out` for each engine and time them in turns."""
-    rows, starts, most = {}, {}, environment.threads()
+    rows: dict[str, EngineTimes] = {}
+    starts: dict[str, Start] = {}
+    most = environment.threads()
     for engine in engines:
         entry = enter(engine, models, out, "full")
         for threads in range(most if engine in COMPILED else 1, most + 1):

@@ -61,12 +61,7 @@ class PassGains:
 
 
 def measure_passes(size: str = "gpt2", rounds: int = 12) -> PassGains:
-    """Quantize a model, of a size as in `run_race`, and time its variants; progress goes to stderr.
-
-    Raises:
-        ValueError: rounds < 2, or an unknown size.
-        RuntimeError: the model can't be made.
-    """
+    """Quantize a model, of a size as in `run_race`, and time its variants; rounds < 2 or an unknown size is a ValueError."""
     check_whole("rounds", rounds, 2, "an interval is drawn over them")
     check_size(size)
     with tempfile.TemporaryDirectory() as scratch:

@@ -138,12 +138,8 @@ def compare_pruning(
 
     Heads are chosen and models are tuned on the fine-tuning part of the text, with the settings of a run; the scored part is another.
 
-    Args:
-        fractions: shares of each layer's heads, in [0, 1); those that come to the same number of heads are one.
-        seeds: how many random choices, at least 5.
-
-    Raises:
-        ValueError: a source can't be found or is too short, or a setting is outside its range.
+    fractions: shares of each layer's heads, in [0, 1); those that come to the same number of heads are one. seeds: how many random
+    choices, at least 5. A source that can't be found or is too short, or a setting outside its range, is a ValueError.
     """
     check_whole("seeds", seeds, 5, "the range of fewer random choices says little")
     settings = Settings(epochs=epochs, score_bytes=score_bytes)

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,7 +99,8 @@ class Work:
 
         generate = partial(generate_tokens, loaded, [batch[0, :PROMPT_TOKENS].tolist()], NEW_TOKENS)
         generate()  # a process's first pass makes threads and buffers
-        return {work: timeit(run, number=1) for work, run in zip(WORKS, (quantize, train, generate), strict=True)}
+        works: tuple[Callable[[], object], ...] = (quantize, train, generate)
+        return {name: timeit(work, number=1) for name, work in zip(WORKS, works, strict=True)}
 
 
 class Busy:
@@ -132,7 +133,6 @@ def compare_waiting(model: str = "auto", rounds: int = 5) -> Waiting:
 
     Raises:
         ValueError: rounds < 2, or there is no such model.
-        RuntimeError: a work failed.
     """
     check_whole("rounds", rounds, 2, "an interval is drawn over them")
     found = find_model(model)

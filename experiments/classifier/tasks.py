@@ -82,8 +82,8 @@ def _sst2(folder: Path, origin: str, name: str) -> Task:
     rows = {part: _read_part(folder, part) for part in SPLITS}
     scored = {text for text, _ in rows["score"]}
     train = [row for row in rows["train"] if row[0] not in scored]
-    calibration, rest = train[:CALIBRATION_TEXTS], train[CALIBRATION_TEXTS:]
-    return Task(f"{name}, validation part", origin, SST2_CLASSES, *map(_labelled, (rest, calibration, rows["score"])))
+    calibration, rest, score = map(_labelled, (train[:CALIBRATION_TEXTS], train[CALIBRATION_TEXTS:], rows["score"]))
+    return Task(f"{name}, validation part", origin, SST2_CLASSES, rest, calibration, score)
 
 
 def _labelled(rows: list[tuple[str, int]]) -> Labelled:

@@ -41,11 +41,7 @@ LOOP_RUNS, LOOP_TOKENS = 15, 32
 
 
 def compare_decoding(
-    models: str = "auto",
-    text: str = "auto",
-    methods: str = "",
-    prompts: int = LEAST_PROMPTS,
-    seeds: int = LEAST_SEEDS,
+    models: str = "auto", text: str = "auto", methods: str = "", prompts: int = LEAST_PROMPTS, seeds: int = LEAST_SEEDS
 ) -> Decoding:
     """Compare the methods on the models, and measure what the generation loop costs; progress goes to stderr.
 
@@ -72,7 +68,10 @@ def compare_decoding(
             tokenizer, model = candidate.load()
             texts_of = find_prompts(texts, tokenizer, prompts, PROMPT_TOKENS, NEW_TOKENS) if writes(candidate) else []
             shown = shown or tuple(tokenizer.decode(prompt) for prompt, _ in texts_of)
-            measured.append(measure_model(candidate, tokenizer, model, chosen, texts_of, seeds))
+            say(candidate.name)
+            written = tuple(compare_texts(model, tokenizer, chosen, texts_of, seeds)) if texts_of else ()
+            parameters, times = sum(parameter.numel() for parameter in model.parameters()), time_methods(model, chosen)
+            measured.append(ModelResult(candidate.name, candidate.weights, candidate.stand_in, parameters, times, written))
             writers.append(Writer(candidate, tokenizer.get_vocab(), [prompt for prompt, _ in texts_of]))
             if candidate is served:
                 save_model(source, tokenizer, model)
@@ -82,19 +81,9 @@ def compare_decoding(
         measured = judge_by_others(measured, writers)
         loop = time_loop(source, prompt)
     return Decoding(
-        created=now(),
-        environment=environment.describe(),
-        text=f"{texts} {texts.revision}",
-        prompts=shown,
-        draws=seeds,
-        prompt_tokens=PROMPT_TOKENS,
-        new_tokens=NEW_TOKENS,
-        timed_prompt_tokens=TIMED.prompt_tokens,
-        timed_new_tokens=TIMED.new_tokens,
-        models=tuple(measured),
-        loop_model=f"{served.name}: {served.weights}",
-        loop=loop,
-    )
+        now(), environment.describe(), f"{texts} {texts.revision}", shown, seeds, PROMPT_TOKENS, NEW_TOKENS,
+        TIMED.prompt_tokens, TIMED.new_tokens, tuple(measured), f"{served.name}: {served.weights}", loop,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,21 +111,6 @@ def judge_by_others(measured: Sequence[ModelResult], writers: Sequence[Writer]) 
             result = replace(result, texts=texts, judge=judging.name)
         found.append(result)
     return found
-
-
-def measure_model(
-    candidate: Candidate,
-    tokenizer,
-    model: GPT2LMHeadModel,
-    methods: Sequence[str],
-    prompts: Sequence[tuple[list[int], list[int]]],
-    draws: int,
-) -> ModelResult:
-    """Let every method write behind the prompts, if there are any, and time it."""
-    say(f"{candidate.name}: {candidate.weights}")
-    texts = tuple(compare_texts(model, tokenizer, methods, prompts, draws)) if prompts else ()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return ModelResult(candidate.name, candidate.weights, candidate.stand_in, parameters, time_methods(model, methods), texts)
 
 
 def writes(candidate: Candidate) -> bool:

@@ -118,7 +118,7 @@ def make_models(size: str, folder: Path) -> Models:
         matmuls = [p.numel() for block in model.transformer.h for p in block.parameters() if p.ndim == 2]
         shapes.append(Shape(sum(matmuls), model.lm_head.weight.numel()))
         heads.append(heads_per_layer(model))
-    return Models(weights, *heads, model.config.vocab_size, model.config.n_positions, *shapes)
+    return Models(weights, heads[0], heads[1], model.config.vocab_size, model.config.n_positions, shapes[0], shapes[1])
 
 
 def convert(engine: type[Engine], source: Path, folder: Path) -> str | None:
