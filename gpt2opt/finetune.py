@@ -130,7 +130,7 @@ def create_training_arguments(
         report_to=[] if log_dir is None else ["tensorboard"],
         seed=seed,
         log_level_replica="error",
-        use_cpu=launched() and device() == "cpu",  # accelerate joins processes without a GPU only if told so
+        use_cpu=launched() and device() == "cpu",  # accelerate joins processes without a GPU only if asked to
         ddp_find_unused_parameters=False,  # there are none, pruned or not
         ddp_broadcast_buffers=False,  # GPT-2's are causal masks, megabytes a step
     )

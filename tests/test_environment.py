@@ -128,7 +128,8 @@ def test_threads_are_as_many_as_cores_and_quota_allow(monkeypatch, cores, quota,
 
 QUANTIZE_AND_EXPORT = """
 import sys
-from gpt2opt import load_model, prepare_calibration_dataset, quantize_int8
+from gpt2opt import prepare_calibration_dataset, quantize_int8
+from gpt2opt.sources.models import load_model
 tokenizer, model = load_model(sys.argv[1])
 calibration = prepare_calibration_dataset([open(sys.argv[2]).read()], tokenizer, length=32, limit=8)
 quantize_int8(model, tokenizer, calibration, sys.argv[3], "w8")

@@ -47,7 +47,7 @@ def test_it_runs_from_top_to_bottom(executed):
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert charts(cells) >= 5
     record = read_record(folder / "artifacts" / "run.json")
-    assert [stage.name for stage in record.stages] == list(STAGES)
+    assert record.stages == list(STAGES)
     for part in ("Part 1", "Part 2", "Part 3", "Part 4"):
         assert part in done.stderr
     assert all(re.match(r"\d+:\d\d  ", line) for line in done.stderr.splitlines()), done.stderr  # progress and nothing else
@@ -57,24 +57,22 @@ def test_it_runs_from_top_to_bottom(executed):
 
 
 def test_each_stage_starts_from_the_weights_of_the_one_before(executed):
-    stages = read_record(executed[0] / "artifacts" / "run.json").stages
-    for before, after in itertools.pairwise(stages):
-        assert after.weights_in == before.weights_out != after.weights_out
+    record = read_record(executed[0] / "artifacts" / "run.json")
+    for before, after in itertools.pairwise(map(record.stage, record.stages)):
+        assert after.weights_in == before.weights != after.weights
 
 
 def test_every_stage_measured_everything_on_the_same_tokens(executed):
     record = read_record(executed[0] / "artifacts" / "run.json")
-    measured = [m for m, _ in record.measurements()]
-    assert len({m.quality.protocol for m in measured}) == 1
-    for stage in record.stages:
-        m = stage.measurement
+    assert len({m.quality.protocol for m in record.measurements()}) == 1
+    for m in map(record.stage, record.stages):
         assert m.latency.tpot_s > 0
         assert m.memory.weight_bytes > 0
         assert (m.memory.peak_vram_bytes or m.memory.peak_rss_bytes) > 0
         assert 0 < m.memory.start.rss_bytes < m.memory.loaded.rss_bytes <= m.memory.peak_rss_bytes
         assert m.memory.steady.file_bytes < m.memory.steady.rss_bytes
     assert record.stage("4-quantize").facts["runs_in_4_gb"]["done"] is True
-    assert {c.name for stage in record.stages for c in stage.controls} == {
+    assert {name for name in record.models if record.role(name).control} == {
         "Pruned, first heads",
         "Fine-tuned, unpruned",
         "FP32",
@@ -199,7 +197,7 @@ def test_the_notebook_was_run_and_gives_nothing_away():
 
 def test_the_notebook_shows_the_record_beside_its_traces():
     content = "".join(json.dumps(cell.outputs) for cell in code_cells(NOTEBOOK))
-    for measurement, _ in read_record(ROOT / "traces" / "run.json").measurements():
+    for measurement in read_record(ROOT / "traces" / "run.json").measurements():
         assert f"{measurement.quality.perplexity:.2f}" in content
 
 
@@ -207,7 +205,7 @@ def test_the_notebook_shows_the_record_beside_its_traces():
     "name",
     [
         "load_fp16_model", "with profile(", "gpt2opt.perplexity(", "peak_vram(", "peak_ram(", "prune_attention_heads(", "tokenize_dataset(",
-        "TrainingArguments(", " Trainer(tuned", "INCQuantizer.from_pretrained", "export_ir(", "plot_latency(",
+        "TrainingArguments(", " Trainer(model", "INCQuantizer.from_pretrained", "export_ir(", "plot_latency(",
         "plot_perplexity(", "plot_memory(",
     ],
 )  # fmt: skip

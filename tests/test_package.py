@@ -39,7 +39,8 @@ tokenizer, model = gpt2opt.load_fp16_model({str(model_dir)!r})
 gpt2opt.prune_attention_heads(model, 0.2)
 gpt2opt.prepare_tokenizer_for_padding(tokenizer, model)
 rows = gpt2opt.tokenize_dataset(Dataset.from_dict({{"text": ["Node 1 of graph 2 has 3 edges."] * 4}}), tokenizer)
-trainer = gpt2opt.run_fine_tuning(model, gpt2opt.create_training_arguments({str(tmp_path)!r}), rows, tokenizer)
+from gpt2opt.finetune import create_training_arguments, run_fine_tuning
+trainer = run_fine_tuning(model, create_training_arguments({str(tmp_path)!r}), rows, tokenizer)
 print(trainer.state.global_step, {{block.attn.num_heads for block in model.transformer.h}})
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -9,7 +9,7 @@ from gpt2opt.run.record import Record
 
 INT8_TYPES = ("i8", "u8")
 CHANGED = 1.2
-"""From this factor between early and late runs of one model on, a reader is told that the machine changed."""
+"""From this factor between early and late runs of one model on, the machine is said to have changed."""
 
 
 def conclude_profile(record: Record) -> str:

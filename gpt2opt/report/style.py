@@ -1,4 +1,4 @@
-"""What colours mean, in every chart of the project: one meaning each, told apart by colour-blind readers too (Okabe and Ito 2008)."""
+"""What colours mean, in every chart of the project: one meaning each, distinguishable for colour-blind readers too (Okabe and Ito 2008)."""
 
 COLORS = {
     "Baseline": "#0072b2",
@@ -7,7 +7,7 @@ COLORS = {
     "INT8": "#d55e00",
     "FP32": "#666666",
 }
-"""The models of the stages. FP32 is also the reference that INT8 is held against, and grey is whatever is only compared with."""
+"""The models of the stages. FP32 is also the reference of INT8, and grey is whatever is only compared with."""
 CONTROL = "#b3b3b3"
 OUR_ENGINE, PEER_ENGINE = COLORS["INT8"], COLORS["FP32"]
 """In races: the INT8 runtime of this project, and the engines that it races."""

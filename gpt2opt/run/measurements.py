@@ -32,11 +32,11 @@ from gpt2opt.storage import weight_files
 from gpt2opt.torch_model import TorchDecoder, device_name, generate_from_torch, generate_tokens, logits_of
 
 TRACED_TOKENS = 4
-"""What is traced: a prompt is read and so many tokens are generated, the first of them by reading the prompt."""
+"""Tokens that are generated while a model is traced, the first of them by reading the prompt."""
 RECORDINGS = 3
 """Of each torch model, from which the fastest is kept. A recording of the bundled model takes about half a second."""
 BUSY = 0.1
-"""Share of the cores taken by others from which on a user is told that the machine is busy."""
+"""Share of the cores taken by others from which on a warning says that the machine is busy."""
 
 logger = logging.getLogger(__name__)
 

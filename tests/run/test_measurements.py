@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gpt2opt.measure.child import Child
 from gpt2opt.measure.memory import ChildRun, Vram
 from gpt2opt.measure.results import Resident
 from gpt2opt.run import measurements
+from gpt2opt.settings import Settings
 from gpt2opt.torch_model import TorchDecoder, logits_of
 
 
@@ -57,3 +59,14 @@ def test_a_decoder_answers_as_the_model_does(model, ids):
         expected = model(ids).logits
     torch.testing.assert_close(decoder.prefill(), expected[:, -2], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(decoder.decode(ids[:, -1:]), expected[:, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_models_take_turns_each_in_a_process_of_its_own(model_dir, monkeypatch):
+    """The first one does so twice: its ratio to itself shows what noise looks like."""
+    started, start = [], Child.__init__
+    monkeypatch.setattr(Child, "__init__", lambda *arguments, **options: started.append(arguments) or start(*arguments, **options))
+    workload = SimpleNamespace(prompt=[1, 2, 3])
+    found = measurements.time_in_turns({"Baseline": model_dir, "Pruned": model_dir}, workload, Settings(new_tokens=2))
+    assert list(found) == ["Baseline", "Baseline again", "Pruned"]
+    assert len(started) == 3
+    assert {(latency.prompt_tokens, latency.new_tokens, len(latency.ttft_samples_s)) for latency in found.values()} == {(3, 2, 12)}

@@ -59,9 +59,10 @@ def test_a_run_removes_the_stages_of_the_one_before_it_and_nothing_else(model_di
 
 
 @pytest.fixture
-def memory_left_out(monkeypatch):
-    """Leave out the fresh processes that memory is measured in: each takes seconds to load torch, and is tested elsewhere."""
+def in_one_process(monkeypatch):
+    """Leave out the fresh processes for memory and times: each takes seconds to load torch, and both are tested elsewhere."""
     monkeypatch.setattr("gpt2opt.run.recorder.measure_memory", lambda *_: None)
+    monkeypatch.setattr("gpt2opt.run.measurements.decoder_in_child", lambda make, *arguments, timer: make(*arguments))
 
 
 HOLD = "import sys; from gpt2opt.storage import claim_folder, take_lock; take_lock(claim_folder(sys.argv[1])); print(flush=True); input()"
@@ -101,7 +102,7 @@ def test_two_runs_in_one_folder_are_refused_and_the_one_at_work_is_named(model_d
 
 
 @pytest.mark.slow
-def test_a_model_with_a_small_context_runs_on_rows_and_prompts_that_fit(text_file, tmp_path, caplog, memory_left_out):
+def test_a_model_with_a_small_context_runs_on_rows_and_prompts_that_fit(text_file, tmp_path, caplog, in_one_process):
     tokenizer = make_tokenizer(context=64)
     folder = saved(make_model(tokenizer), tokenizer, tmp_path / "small")
     run = start_run(folder, str(text_file), tmp_path / "out", tmp_path / "traces", score_bytes=4000)
@@ -208,7 +209,7 @@ def test_the_scratch_folder_is_gone_with_the_run(model_dir, text_file, tmp_path)
     assert not scratch.exists()
 
 
-def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again(run, baseline, memory_left_out):
+def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again(run, baseline, in_one_process):
     first = record_trace(lambda: torch.ones(2) + 1, run.trace_folder("Baseline"))
     run.measure("Pruned", run.load("Baseline", "float16"))
     run.draw()
@@ -237,7 +238,7 @@ def test_what_came_later_no_longer_holds_when_an_earlier_stage_is_measured_again
     assert not any(name.startswith("2-prune") for name in run.record.traces)
 
 
-def test_all_models_of_a_runtime_take_turns_and_are_shown_with_the_times_of_these_rounds(run, baseline, memory_left_out):
+def test_all_models_of_a_runtime_take_turns_and_are_shown_with_the_times_of_these_rounds(run, baseline, in_one_process):
     for name in ("Baseline", "Pruned", "Fine-tuned"):
         measured = run.measure(name, baseline)
     pairs = {(pair.name, pair.base): pair for pair in run.record.models["Fine-tuned"].comparisons()}
