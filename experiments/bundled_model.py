@@ -72,9 +72,8 @@ def train_tokenizer(documents: list[Document], recipe: Recipe) -> GPT2TokenizerF
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=recipe.vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=recipe.vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet)
     tokenizer.train_from_iterator((document.text for document in documents), trainer)
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     return GPT2TokenizerFast(tokenizer_object=tokenizer, model_max_length=recipe.context, **special)

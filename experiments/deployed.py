@@ -129,12 +129,9 @@ def deployed_caption(result: DeployedResult) -> str:
     ]
     for model in result.models:
         limits = model.deployments[0].statistics.limits
-        said.append(
-            f"{model.source}: memory read at {limits.read_bytes_per_s / 1e9:.1f} GB/s and FP32 multiplied at "
-            f"{limits.fp32_ops_per_s / 1e9:.0f} GFLOPS with all cores."
-        )
-        if model.text is not None:
-            said[-1] += f" After “{result.prompt}” it says: `{' '.join(model.text.split())}`"
+        read, multiplied = f"{limits.read_bytes_per_s / 1e9:.1f} GB/s", f"{limits.fp32_ops_per_s / 1e9:.0f} GFLOPS"
+        text = "" if model.text is None else f" After “{result.prompt}” it says: `{' '.join(model.text.split())}`"
+        said.append(f"{model.source}: memory read at {read} and FP32 multiplied at {multiplied} with all cores.{text}")
     return "\n\n".join(said)
 
 

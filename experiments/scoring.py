@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments.contract import Experiment, columns, now, say
+from experiments.contract import Experiment, now, say
 from experiments.race.run import check_size, prepare_models
 from gpt2opt import environment
 from gpt2opt.decoding.text import encode, end_of_text
@@ -21,7 +21,7 @@ from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import perplexity, prepare_text
 from gpt2opt.measure.stats import PERCENT, paired_ratio
 from gpt2opt.measure.turns import Contestants, again, in_child
-from gpt2opt.report.table import MISSING, Table, megabytes
+from gpt2opt.report.table import MISSING, Table, megabytes, table
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import load_model, load_tokenizer
 from gpt2opt.sources.texts import find_texts, take_bytes
@@ -142,23 +142,13 @@ def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> 
 def scoring_table(comparison: ScoringComparison) -> Table:
     """Show what each contestant takes, how much slower it is than ours, run by run, and what it gives."""
 
-    def seconds(scorer: Scorer) -> list[float]:
-        return [turn.seconds for turn in scorer.turns]
-
-    def peak(scorer: Scorer) -> int:
-        return max(turn.peak_rss_bytes or 0 for turn in scorer.turns)
-
-    return columns(
-        comparison.scorers,
-        {
-            "scored by": lambda scorer: scorer.name,
-            "version": lambda scorer: scorer.version or "",
-            "tokens/s": lambda scorer: f"{comparison.tokens / statistics.median(seconds(scorer)):.0f}",
-            f"time ÷ ours [{PERCENT}]": lambda scorer: str(paired_ratio(seconds(scorer), seconds(comparison.scorers[0]))),
-            "nats per token": lambda scorer: f"{scorer.turns[0].nats / comparison.tokens:.5f}",
-            "peak RSS, MB": lambda scorer: megabytes(peak(scorer)) if peak(scorer) else MISSING,
-        },
-    )
+    rows, ours = [], [turn.seconds for turn in comparison.scorers[0].turns]
+    for scorer in comparison.scorers:
+        seconds, peak = [turn.seconds for turn in scorer.turns], max(turn.peak_rss_bytes or 0 for turn in scorer.turns)
+        speed, nats = f"{comparison.tokens / statistics.median(seconds):.0f}", f"{scorer.turns[0].nats / comparison.tokens:.5f}"
+        memory = megabytes(peak) if peak else MISSING
+        rows.append((scorer.name, scorer.version or "", speed, str(paired_ratio(seconds, ours)), nats, memory))
+    return table(("scored by", "version", "tokens/s", f"time ÷ ours [{PERCENT}]", "nats per token", "peak RSS, MB"), rows)
 
 
 def scoring_caption(comparison: ScoringComparison) -> str:

@@ -39,9 +39,8 @@ def train_tokenizer(texts: tuple[str, ...], recipe: Recipe) -> DistilBertTokeniz
     """Train a WordPiece vocabulary of BERT's form (Devlin et al. 2019), lower case."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=recipe.vocab_size, special_tokens=list(SPECIAL), show_progress=False)
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=recipe.vocab_size, special_tokens=list(SPECIAL), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
     ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return DistilBertTokenizerFast(tokenizer_object=tokenizer, model_max_length=recipe.row_tokens)
