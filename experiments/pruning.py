@@ -94,7 +94,7 @@ class PruningControls:
         return sorted({score.pruned_heads for score in self.scores})
 
     def of(self, rule: str, count: int) -> list[Quality]:
-        """Return the scores of a rule with so many heads of every layer pruned, one per seed."""
+        """Return the scores of a rule with this many heads of every layer pruned, one per seed."""
         return [score.quality for score in self.scores if (score.rule, score.pruned_heads) == (rule, count)]
 
     def mean(self, rule: str, count: int) -> Quality:

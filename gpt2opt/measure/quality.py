@@ -75,7 +75,7 @@ def prepare_text(tokenizer, documents: Sequence[str], label: str, protocol: Prot
         label: the name of the text; the protocol is appended to it.
     """
     if not getattr(tokenizer, "is_fast", True):
-        raise ValueError(f"{type(tokenizer).__name__} does not tell where its tokens stand in a text; take the fast one, by AutoTokenizer")
+        raise ValueError(f"{type(tokenizer).__name__} does not say where its tokens are in a text; take the fast one, by AutoTokenizer")
     window = min(protocol.window, window_length(tokenizer))
     stride = protocol.stride or window
     if stride > window:

@@ -23,7 +23,7 @@ ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of the events that
 Event = dict[str, Any]  # of a trace in Chrome's format; `ts` and `dur` are in µs
 
 UNESCAPED = (
-    "torch writes the names of events as they are, and here one can't be told from what stands around it; give your labels of "
+    "torch writes the names of events as they are, and here one can't be distinguished from what is around it; give your labels of "
     "record_function no quotes, line breaks or backslashes, and record it with these"
 )
 DAMAGED = "it is cut short or damaged; see that there is room on the disk, and record it again"

@@ -37,16 +37,16 @@ def _source(source: dict) -> str:
 
 
 def stand_in_notice(record: Record) -> str:
-    """Say what stands in for something else in this run, and how to get the real one; or that nothing does."""
+    """Say what is used instead of something else in this run, and how to get the real one; or that nothing is."""
     model, text = record.sources["model"], record.sources["text"]
     again, lines = "which could not be had. For the real one, connect and run again, or set", []
     if model["stand_in"]:
-        lines.append(f"Model: the bundled GPT-2 stands in for `gpt2`, {again} GPT2OPT_MODEL to a directory that holds it.")
+        lines.append(f"Model: the bundled GPT-2 is used instead of `gpt2`, {again} GPT2OPT_MODEL to a directory that holds it.")
     if text["stand_in"]:
-        lines.append(f"Text: the {text['name']} stands in for WikiText-2, {again} GPT2OPT_TEXT to a UTF-8 file.")
+        lines.append(f"Text: the {text['name']} is used instead of WikiText-2, {again} GPT2OPT_TEXT to a UTF-8 file.")
     if record.environment["gpu"] is None:
         lines.append("GPU: none; FP16 runs on the CPU, and memory is RAM, not VRAM.")
-    return "\n".join(lines) or "Nothing stands in: the model and the text are the ones asked for, and FP16 runs on a GPU."
+    return "\n".join(lines) or "Nothing was replaced: the model and the text are the ones asked for, and FP16 runs on a GPU."
 
 
 def summary_table(record: Record) -> Table:

@@ -35,7 +35,7 @@ def write_tensorboard(record: Record, log_dir: Path) -> None:
         writer.file_writer.add_summary(_experiment(measured))
         for name, figure in draw_charts(record):
             writer.add_figure(name, figure, len(record.stages), close=False)
-        writer.add_text("What stands in", stand_in_notice(record), len(record.stages))
+        writer.add_text("What was replaced", stand_in_notice(record), len(record.stages))
         for title, table in record_tables(record).items():
             writer.add_text(title, table.markdown(), len(record.stages))
     for step, measurement in enumerate(measured, 1):
