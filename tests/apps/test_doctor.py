@@ -16,7 +16,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import gpt2opt
 from experiments import docs
 from experiments.contract import read_result_of
-from experiments.doctor import measured
 from gpt2opt import environment, versions
 from gpt2opt.apps.doctor import checks, needs
 from gpt2opt.apps.doctor.checks import (
@@ -160,7 +159,7 @@ def test_a_gain_names_the_fp32_engine_and_says_so_if_there_was_none():
 
 
 def test_what_the_library_knows_of_the_committed_results_is_what_they_say():
-    assert (docs.ROOT / docs.OF_DOCTOR).read_text() == measured(docs.RESULTS), "`python -m experiments docs` writes it again"
+    assert (docs.ROOT / docs.OF_DOCTOR).read_text() == docs.measured(docs.RESULTS), "`python -m experiments docs` writes it again"
 
 
 V2 = {

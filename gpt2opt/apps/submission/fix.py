@@ -53,7 +53,7 @@ def fix_submission(submission: Submission) -> Fixed:
 
     for name, cell in named_cells(notebook):
         for finding in find_private(cell.source):
-            todo[f"{name}: {finding} stands in the source, which is yours and was not changed; take it out and run all again"] = None
+            todo[f"{name}: {finding} is in the source, which is yours and was not changed; take it out and run all again"] = None
             revoke(finding)
     visit_outputs(notebook, clean)
     dropped = [name for name in PERSONAL for holder in (notebook, *notebook.cells) if holder.metadata.pop(name, None) is not None]

@@ -96,8 +96,8 @@ def test_what_a_user_wrote_is_named_and_not_changed(project):
     fixed = fix_submission(read_submission(project.path))
     assert project.path.read_bytes() == before
     assert fixed.changed == fixed.copies == []
-    assert any(todo.startswith("code cell 1: Hugging Face token hf_aB… (37 characters) stands in the source") for todo in fixed.todo)
-    assert any(todo.startswith("code cell 1: home path /home/jane stands in the source") for todo in fixed.todo)
+    assert any(todo.startswith("code cell 1: Hugging Face token hf_aB… (37 characters) is in the source") for todo in fixed.todo)
+    assert any(todo.startswith("code cell 1: home path /home/jane is in the source") for todo in fixed.todo)
     assert not (project.path.parent / COPIES).exists()
 
 
