@@ -44,8 +44,6 @@ REVIEW_CHARACTERS = 1_500
 WINDOW = 256
 """Tokens that are read at once, about a review: in training, calibration and scoring alike."""
 NEW_TOKENS = 4
-LEFT_OUT = ("center_embeddings",)
-"""The graph pass that needs centred projections, which zeros do not leave centred. Every model is timed without it, the dense ones too."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,7 @@ def _score_and_time(
 
     All models are in memory and read the windows in turns, so that a slow moment of the machine is slow for all.
     """
-    models = {one.folder.name: logits_of(load_ir(one.folder, leave_out=LEFT_OUT)) for one in made}
+    models = {one.folder.name: logits_of(load_ir(one.folder)) for one in made}
     quality = {name: perplexity(logits, scored, batch_size=1) for name, logits in tqdm(models.items(), "scoring all models")}
     ids = scored.sequences[0][0]
     read = [ids[None, start:end] for start, end, _ in windows(len(ids), scored.window, scored.stride)]  # (1, T) each
