@@ -220,7 +220,7 @@ def write_card(folder: Path) -> None:
     _, model = load_model(folder)
     card = f"""# The bundled GPT-2
 
-A small GPT-2 (`GPT2LMHeadModel`) that stands in for `gpt2` where that can't be had. It has learnt to write like the documentation of
+A small GPT-2 (`GPT2LMHeadModel`) that is used instead of `gpt2` where that can't be had. It has learnt to write like the documentation of
 Python packages, nothing else. Don't use it for anything but trying out this project.
 
 | what | value |

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import hashlib
 import importlib
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt.report.table import Table, table
-from gpt2opt.storage import check_file, check_folder, from_json, read_json, write_chart, write_result
+from gpt2opt.storage import check_file, check_folder, from_json, read_json, write_result
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,9 @@ def write_charts(charts: Mapping[str, Any], folder: Path, source: Path) -> None:
     import matplotlib.pyplot as plt
 
     for name, figure in charts.items():
-        write_chart(folder / f"{name}.png", figure, made_from=hash_of(source))
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": "gpt2opt", "Source": hash_of(source)})
+        write_result(folder / f"{name}.png", buffer.getvalue())
         plt.close(figure)
 
 

@@ -76,9 +76,9 @@ def measure_deployed(model: str = "auto", runs: int = 12) -> DeployedResult:
 
 def _full_size(small: GPT2Deployed, folder: Path) -> GPT2Deployed:
     """Write a GPT-2 of 124 million random weights, with the tokenizer of the small model, and return it."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
-    environment.set_seed(0)
+    set_seed(0)
     save_model(folder, small.tokenizer, GPT2LMHeadModel(GPT2Config()))
     model = GPT2Deployed.from_pretrained(folder)
     model.source = dataclasses.replace(model.source, name="GPT-2 124M with random weights", origin="config of gpt2")

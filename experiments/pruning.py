@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, set_seed
 
 from experiments.charts import bar, name_rows
 from experiments.contract import Experiment, say
@@ -94,7 +94,7 @@ class PruningControls:
         return sorted({score.pruned_heads for score in self.scores})
 
     def of(self, rule: str, count: int) -> list[Quality]:
-        """Return the scores of a rule with so many heads of every layer pruned, one per seed."""
+        """Return the scores of a rule with this many heads of every layer pruned, one per seed."""
         return [score.quality for score in self.scores if (score.rule, score.pruned_heads) == (rule, count)]
 
     def mean(self, rule: str, count: int) -> Quality:
@@ -184,7 +184,7 @@ def head_choices(model: GPT2LMHeadModel, batches, seeds: int) -> list[tuple[str,
 
 def fine_tuned(model: GPT2LMHeadModel, tokenizer, rows: Dataset, settings: Settings) -> GPT2LMHeadModel:
     """Fine-tune a model in place as stage 3 does, and return it on the CPU, ready to be scored."""
-    environment.set_seed(settings.seed)
+    set_seed(settings.seed)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = create_training_arguments(scratch, settings.learning_rate, epochs=settings.epochs, seed=settings.seed)
         run_fine_tuning(model, arguments, rows, tokenizer)

@@ -191,8 +191,7 @@ def generate(options: argparse.Namespace) -> int:
     from gpt2opt.runtime.ir_model import load_ir
     from gpt2opt.sources.models import load_tokenizer
 
-    known = {field.name for field in dataclasses.fields(DecodingSettings)}
-    given = {name: value for name, value in vars(options).items() if name in known}
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(DecodingSettings) if hasattr(options, field.name)}
     settings = DecodingSettings(**given, stop_strings=tuple(options.stop or ()))
     model, tokenizer = load_ir(options.directory), load_tokenizer(options.directory)
     tokens, alone = [], len(options.prompt) == 1
@@ -215,9 +214,8 @@ def export(options: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         served = export_for_server(options.model, options.openvino_server)
     start = f"ovms --model_path {served.folder} --model_name gpt2 --rest_port 8000"
-    weights = f"{served.weights}, {served.kv_cache}"
-    rows = (("model", served.model), ("weights, KV cache", weights), ("written to", served.folder), ("to start", start))
-    print(table(("what", "value"), rows))
+    weights = ("weights, KV cache", f"{served.weights}, {served.kv_cache}")
+    print(table(("what", "value"), (("model", served.model), weights, ("written to", served.folder), ("to start", start))))
     return _end(dataclasses.asdict(served) | {"command": start})
 
 
@@ -285,8 +283,7 @@ def check(options: argparse.Namespace) -> int:
     from gpt2opt.apps.submission.fix import Fixed, fix_submission
     from gpt2opt.apps.submission.points import check_points
 
-    submission = read_submission(options.notebook, options.traces)
-    fixed = Fixed()
+    submission, fixed = read_submission(options.notebook, options.traces), Fixed()
     if options.fix:
         fixed = fix_submission(submission)
         submission = read_submission(options.notebook, options.traces)
@@ -326,7 +323,6 @@ def pack(options: argparse.Namespace) -> int:
 
 
 def _print_points(answers: list[Any]) -> None:
-
     words = {True: "pass", False: "FAIL", None: "can't tell"}
     print(table(("part", "point", "", "found"), [(answer.part, answer.point, words[answer.passed], answer.found) for answer in answers]))
 

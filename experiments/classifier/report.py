@@ -12,9 +12,8 @@ from experiments.charts import bar, name_rows
 from experiments.classifier.run import ClassifierResult, VariantResult, compare_variants
 from experiments.contract import Experiment
 from gpt2opt.environment import machine_label
-from gpt2opt.measure import stats
 from gpt2opt.measure.results import percentile
-from gpt2opt.measure.stats import PERCENT, Estimate, over_documents, paired_ratio
+from gpt2opt.measure.stats import PERCENT, Estimate, mcnemar, over_documents, paired_ratio, paired_share_difference
 from gpt2opt.measure.turns import again
 from gpt2opt.report.style import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
@@ -25,6 +24,12 @@ PRECISION_COLORS = {32: COLORS["FP32"], 16: COLORS["Baseline"], 8: COLORS["INT8"
 def hits(result: ClassifierResult, variant: VariantResult) -> list[bool]:
     """Return whether each answer is right."""
     return [answer == label for answer, label in zip(variant.answers, result.truth, strict=True)]
+
+
+def gained_and_lost(right: list[bool], base: list[bool]) -> tuple[int, int]:
+    """Return how many answers are right in `right` alone, and how many in `base` alone."""
+    pairs = list(zip(right, base, strict=True))
+    return sum(one and not other for one, other in pairs), sum(other and not one for one, other in pairs)
 
 
 def macro_f1(result: ClassifierResult, variant: VariantResult) -> float:
@@ -107,10 +112,10 @@ def answer_table(result: ClassifierResult) -> Table:
             rows.append((*row, *[""] * 4))
             continue
         changed = sum(a != b for a, b in zip(variant.answers, result.base.answers, strict=True))
-        won, lost = stats.only_one_hits(right, base)
+        won, lost = gained_and_lost(right, base)
         f1 = f"{f1_difference(result, variant):+.4f}" if changed else "none: the same answers"  # the jackknife would give it no width
         answers = f"{changed} ({won} gained, {lost} lost)"
-        rows.append((*row, f"{_share_difference(result, variant):+.4f}", f1, answers, f"{stats.mcnemar(right, base):.3f}"))
+        rows.append((*row, f"{_share_difference(result, variant):+.4f}", f1, answers, f"{mcnemar(won, lost):.3f}"))
     header = (
         "variant", f"accuracy [{PERCENT}]", "macro F1", f"accuracy − FP32's [{PERCENT}]", f"macro F1 − FP32's [{PERCENT}]",
         "answers changed", "McNemar p",
@@ -134,7 +139,7 @@ def caption(result: ClassifierResult) -> str:
 
 
 def _share_difference(result: ClassifierResult, variant: VariantResult) -> Estimate:
-    return stats.paired_share_difference(hits(result, variant), hits(result, result.base))
+    return paired_share_difference(*gained_and_lost(hits(result, variant), hits(result, result.base)), len(result.truth))
 
 
 def plot_classifier(result: ClassifierResult) -> list[Axes]:

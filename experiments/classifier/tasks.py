@@ -19,7 +19,7 @@ SPLITS = {
     "train": ("data/train-*.parquet", "train*.parquet", "train.tsv"),
     "score": ("data/validation-*.parquet", "validation*.parquet", "dev.tsv"),
 }
-"""Part -> where it lies in a folder: as the hub keeps it, or as GLUE's own archive does."""
+"""Part -> where it is in a folder: as the hub keeps it, or as GLUE's own archive does."""
 PACKAGES = ("matplotlib", "networkx", "numpy", "pandas")
 GIVE_AWAY = re.compile(
     r"\b(?:matplotlib|mpl|pyplot|plt|networkx|nx|numpy|np|ndarray\w*|pandas|pd|dataframe\w*|\w*graph\w*)\b", re.IGNORECASE

@@ -99,7 +99,7 @@ def _speeds(models: Sequence[ModelResult]) -> str:
     if len(models) < 2:
         return ""
     stand_ins = [model.name for model in models if model.stand_in]
-    named = f" (random weights stand in for {', '.join(stand_ins)})" if stand_ins else ""
+    named = f" (random weights instead of {', '.join(stand_ins)})" if stand_ins else ""
     ratios = ", ".join(f"{model.name} {_slower(model, models[0])}" for model in models[1:])
     return f"time ÷ that of {models[0].name}, {median(models[0].seconds(GREEDY)).value:.2f} s: {ratios}{named}"
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import set_seed
 
-from gpt2opt.environment import device, is_main_process, set_seed
+from gpt2opt.environment import device, is_main_process
 from gpt2opt.finetune import prepare_tokenizer_for_padding, tokenize_dataset
 from gpt2opt.measure.quality import JOIN, STANDARD, Protocol, perplexity, prepare_text
 from gpt2opt.measure.results import Quality
@@ -21,29 +22,19 @@ from gpt2opt.storage import check_folder
 from gpt2opt.torch_model import logits_of
 
 
-def finetune_model(
-    model: str = "auto", text: str = "auto", out: str | Path = "artifacts/finetuned", epochs: float = Settings.epochs
-) -> dict[str, Any]:
-    """Fine-tune a model by itself, outside a run: what `gpt2opt finetune` does, in one process or in each that a launcher started.
+def finetune_model(model: str, text: str, out: str | Path, epochs: float = Settings.epochs) -> dict[str, Any]:
+    """Fine-tune a model on the part of a text for it, in one process or in each of a launcher; return what was done, and the loss.
 
-    Args:
-        model: pruned or not; see `find_model`.
-        text: see `find_texts`; all of its part for fine-tuning is trained on.
-        out: folder that the main process writes, in FP16: a new or empty one, or one that was written here before.
-        epochs: 1 to 5 is usual; a fraction is allowed.
-
-    Returns:
-        What was trained on what, and the loss; the same in every process.
+    The main process writes the model in FP16 into `out`, which is new or empty, or was written here before.
 
     Raises:
         ValueError: a source can't be found, `out` can't be written, the processes can't share a batch evenly, or the training ended in
             weights that are no numbers in FP16: then nothing is written.
     """
-    settings = Settings(epochs=epochs)
+    settings, out = Settings(epochs=epochs), Path(out)
     found, texts = find_model(model), find_texts(text)
     if is_main_process():
         check_folder(out)
-    out = Path(out)
     begun = time.perf_counter()
     set_seed(settings.seed)
     tokenizer, loaded = load_model(found.path)
@@ -60,38 +51,24 @@ def finetune_model(
 
 
 def score_model(model: str, text: str = "auto", protocol: Protocol = STANDARD) -> tuple[str, Quality]:
-    """Score a text.
+    """Score a text with an IR directory or what `find_model` takes; return the model's name and where it came from, and `Quality`.
 
-    Args:
-        model: an IR directory, or whatever `find_model` takes.
-        text: a file, scored whole, see `read_documents`; or `wikitext-2`, `docs` or `auto`: the whole part of it that is kept for scoring.
-        protocol: how the text is read.
-
-    Returns:
-        What the model is and where it came from, and its `Quality`.
-
-    Raises:
-        ValueError: the model or the text can't be found or read, or the text is shorter than two tokens.
+    text: a file, scored whole, see `read_documents`; or `wikitext-2`, `docs` or `auto`: the whole part of it that is kept for scoring.
     """
-    if not text:
-        find_texts(text)  # which refuses it
-    name, tokenizer, logits = _scorer(model)
-    if text in ("auto", "docs", "wikitext-2"):
+    if is_ir(model):
+        name, tokenizer, scored = f"{Path(model).name} (OpenVINO IR)", load_tokenizer(model), load_ir(model)
+    else:
+        found = find_model(model)
+        tokenizer, scored = load_model(found.path)
+        name = f"{found} (torch, FP32)"
+        scored.to(device())
+    if text in ("", "auto", "docs", "wikitext-2"):
         texts = find_texts(text)
         documents = texts.course_lines if protocol.by_line else [document.text for document in texts.score]
         label = f"{texts} {texts.revision}"
         if not protocol.by_line and (size := len(JOIN.join(documents).encode())) > Settings.score_bytes:
             label += f", all {size:,} bytes of the scored part, of which a run scores the first {Settings.score_bytes:,}"
     else:
-        found, how = read_documents(Path(text))
-        label, documents = f"{Path(text).name}, {how}", [document.text for document in found]
-    return name, perplexity(logits, prepare_text(tokenizer, documents, label, protocol))
-
-
-def _scorer(model: str):
-    if is_ir(model):
-        return f"{Path(model).name} (OpenVINO IR)", load_tokenizer(model), logits_of(load_ir(model))
-    found = find_model(model)
-    tokenizer, loaded = load_model(found.path)
-    loaded.to(device())
-    return f"{found} (torch, FP32)", tokenizer, logits_of(loaded)
+        read, how = read_documents(Path(text))
+        label, documents = f"{Path(text).name}, {how}", [document.text for document in read]
+    return name, perplexity(logits_of(scored), prepare_text(tokenizer, documents, label, protocol))

@@ -20,7 +20,6 @@ class _Beams:
         self.scores = np.full(settings.num_beams, NEVER)
         self.scores[0] = 0  # all beams are the prompt at first: only one of them may go on
         self.best: list[tuple[float, list[int]]] = []
-        self.improvable = True
 
     def advance(self, log_probabilities: np.ndarray) -> list[int]:
         """Take the log-probabilities (beams, V) of the next tokens; return which beam each new beam goes on from."""
@@ -33,26 +32,21 @@ class _Beams:
         length = len(self.ids[0]) + 1
         ended = (tokens == settings.eos_token_id) | (length >= settings.max_new_tokens)
         candidates = [[*self.ids[parent], int(token)] for parent, token in zip(parents, tokens, strict=True)]
-        full = len(self.best) == beams
-        if self.improvable and not (full and settings.early_stopping is True):
-            new = [(total[order[i]] / length**settings.length_penalty, candidates[i]) for i in range(beams) if ended[i]]
-            self.best = sorted(self.best + new, key=lambda each: -each[0])[:beams]
+        new = [(total[order[i]] / length**settings.length_penalty, candidates[i]) for i in range(beams) if ended[i]]
+        self.best = sorted(self.best + new, key=lambda each: -each[0])[:beams]
         going_on = np.flatnonzero(~ended)[:beams]
         self.finished = len(going_on) == 0
         if self.finished:
             return []
         self.scores = total[order[going_on]]
         self.ids = [candidates[i] for i in going_on]
-        self._look_ahead(length)
-        return parents[going_on].tolist()
-
-    def _look_ahead(self, length: int) -> None:
-        """Find out whether a running beam can still become better than the worst that has ended; `early_stopping` says how exactly."""
-        settings, full = self.settings, len(self.best) == self.settings.num_beams
+        # The search ends if no running beam can become better than the worst that has ended; `early_stopping` says how exactly.
+        full = len(self.best) == beams
         longest = settings.max_new_tokens if settings.early_stopping == "never" and settings.length_penalty > 0 else length
         worst = min(score for score, _ in self.best) if full else NEVER
-        self.improvable = self.improvable and bool(self.scores[0] / longest**settings.length_penalty > worst)
-        self.finished = not self.improvable or (full and settings.early_stopping is True)
+        improvable = self.scores[0] / longest**settings.length_penalty > worst
+        self.finished = not improvable or (full and settings.early_stopping is True)
+        return parents[going_on].tolist()
 
 
 def beam_search(
@@ -60,10 +54,7 @@ def beam_search(
 ) -> Iterator[list[tuple[int, int, Logits]]]:
     """Search, then yield (sequence, token, None) of the best beam of each prompt, one token after the other.
 
-    The log-probability of a token of a beam is not kept: its row of logits is gone when the best beam is known.
-
-    Raises:
-        ValueError: `top_logprobs` is asked for, or `stop_strings`.
+    A token's log-probability is not kept: its row of logits is gone when the best beam is known.
     """
     if settings.top_logprobs is not None or settings.stop_strings:
         raise ValueError("beam search gives no log-probabilities and knows no stop strings; leave top_logprobs and stop_strings out")

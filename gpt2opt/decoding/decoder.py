@@ -18,15 +18,12 @@ class Decoder(Protocol):
 
     def prefill(self) -> Logits:
         """Read the prompts into an empty KV cache; return the logits (B, V) of their last tokens."""
-        ...
 
     def decode(self, ids: Any) -> Logits:
         """Read one further token of each sequence, ids (B, 1); return the logits (B, V) behind them."""
-        ...
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these sequences, in this order: one that is not named leaves the batch, one that is named twice is copied."""
-        ...
 
 
 class Model(Protocol):
@@ -35,19 +32,11 @@ class Model(Protocol):
     context: int
 
     def decoder(self, prompts: Any, max_new_tokens: int = 0) -> Decoder:
-        """Return a decoder of B prompts, token ids of any lengths, each with room for `max_new_tokens`.
-
-        Raises:
-            ValueError: they are no token ids of this model, or don't fit into the context.
-        """
-        ...
+        """Return a decoder of B prompts, token ids of any lengths, each with room for `max_new_tokens`; ValueError if they don't fit."""
 
 
 class Greedy:
-    """Greedy decoding of a fixed number of tokens, for measurements: every run does the same work, and each call can be timed.
-
-    next_ids: the tokens (B, 1) that were chosen last.
-    """
+    """Greedy decoding of a fixed number of tokens, for measurements: every run does the same work. next_ids: those chosen last, (B, 1)."""
 
     def __init__(self, decoder: Decoder):
         self.decoder = decoder
@@ -76,14 +65,10 @@ def as_numpy(logits: Logits) -> np.ndarray:
 
 
 def check_prompts(prompts: Sequence[Any] | np.ndarray, new_tokens: int, context: int, vocab_size: int) -> list[np.ndarray]:
-    """Return prompts as int64 arrays, one for each.
-
-    Args:
-        prompts: token ids, (B, T) or a list for each of B prompts.
-        new_tokens: how many tokens have to fit into the context behind each.
+    """Return prompts, (B, T) or a list of token ids for each, as int64 arrays.
 
     Raises:
-        ValueError: there is no prompt, they are no token ids of this vocabulary, or one is empty or too long.
+        ValueError: there is no prompt, they are no token ids of this vocabulary, or one is empty or too long for `new_tokens` behind it.
     """
     texts = [np.asarray(prompt) for prompt in prompts]
     if not texts or any(ids.ndim != 1 for ids in texts):

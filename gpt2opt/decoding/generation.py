@@ -5,7 +5,6 @@ seeded sampling choose the same tokens for a prompt alone and in a batch: each s
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from gpt2opt.decoding.beam import beam_search
 from gpt2opt.decoding.decoder import Decoder, Logits, Model, as_numpy
 from gpt2opt.decoding.processors import Process, log_softmax, make_process
-from gpt2opt.decoding.prompt_lookup import PromptLookup
+from gpt2opt.decoding.prompt_lookup import lookup_steps
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.decoding.text import TextStream, decoder_of, encode_prompt
 
@@ -27,10 +26,9 @@ Chosen = Iterator[list[tuple[int, int, Logits]]]
 class Token:
     """A token that was chosen.
 
-    sequence: index of its prompt. id: the token. text: what can be shown of the text now; it may lag behind the tokens. logprob: its
-    log-probability in the model's own distribution, in nats, before any setting changes it. top: ids and log-probabilities of the most
-    probable tokens. Both are None unless `top_logprobs` asks for them. finish: why the sequence ends with this token, `end of text`,
-    `stop string`, `length` or `stopped` (by the caller); None: it goes on.
+    sequence: index of its prompt. text: what can be shown of the text now; it may lag behind the tokens. logprob: its log-probability in
+    the model's own distribution, in nats. top: ids and log-probabilities of the most probable tokens. Both are None unless `top_logprobs`
+    asks for them. finish: why the sequence ends here, `end of text`, `stop string`, `length` or `stopped` (by the caller), else None.
     """
 
     sequence: int
@@ -39,6 +37,10 @@ class Token:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] | None = None
     finish: str | None = None
+
+
+Prompts = Sequence[Any] | np.ndarray
+Stop = Callable[[Token], bool]
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,7 @@ class Generated:
 
 
 def stream(
-    model: Model,
-    prompts: Sequence[Any] | np.ndarray,
-    settings: DecodingSettings,
-    tokenizer: Any = None,
-    *,
-    truncate: bool = False,
-    stop: Callable[[Token], bool] | None = None,
+    model: Model, prompts: Prompts, settings: DecodingSettings, tokenizer: Any = None, *, truncate: bool = False, stop: Stop | None = None
 ) -> Iterator[Token]:
     """Continue prompts, and yield each token as soon as it is chosen; of several sequences in turn.
 
@@ -67,7 +63,6 @@ def stream(
     ends the generation.
 
     Args:
-        model: a loaded model, whatever runs it.
         prompts: B texts, or B lists of token ids, of any lengths.
         settings: the method and its limits. A text ends at the tokenizer's end-of-text token, unless they name another.
         tokenizer: of transformers; needed for prompts that are texts, for stop strings, and for `Token.text`.
@@ -75,9 +70,7 @@ def stream(
         stop: called with each token; if it returns True, the token's sequence ends.
 
     Raises:
-        ValueError: a prompt is empty, no text, or too long; there are stop strings and no tokenizer; or the model's engine can't do what
-            the settings ask for.
-        MemoryError: there is no memory for so many sequences.
+        ValueError: a prompt is empty, no text, or too long; or tokenizer or engine can't do what the settings ask for.
     """
     if settings.stop_strings and tokenizer is None:
         raise ValueError("stop_strings without a tokenizer: text is needed to find them, pass the tokenizer")
@@ -90,9 +83,7 @@ def stream(
     return _tokens(model.decoder(ids, settings.max_new_tokens), ids, settings, tokenizer, stop)
 
 
-def generate(
-    model: Model, prompts: Sequence[Any] | np.ndarray, settings: DecodingSettings, tokenizer: Any = None, **options: Any
-) -> list[Generated]:
+def generate(model: Model, prompts: Prompts, settings: DecodingSettings, tokenizer: Any = None, **options: Any) -> list[Generated]:
     """Continue B prompts and return what was generated from each. Arguments and errors are those of `stream`."""
     return collect(len(prompts), stream(model, prompts, settings, tokenizer, **options))
 
@@ -102,27 +93,19 @@ def collect(count: int, tokens: Iterator[Token]) -> list[Generated]:
     gathered: list[list[Token]] = [[] for _ in range(count)]
     for token in tokens:
         gathered[token.sequence].append(token)
-    return [
-        Generated(
-            tuple(token.id for token in sequence),
-            "".join(token.text for token in sequence),
-            sequence[-1].finish or "stopped",
-            tuple(token.logprob for token in sequence if token.logprob is not None) or None,
-            tuple(token.top for token in sequence if token.top is not None) or None,
-        )
-        for sequence in gathered
-    ]
+    found = []
+    for sequence in gathered:
+        ids, text = tuple(token.id for token in sequence), "".join(token.text for token in sequence)
+        logprobs = tuple(token.logprob for token in sequence if token.logprob is not None)
+        top = tuple(token.top for token in sequence if token.top is not None)
+        found.append(Generated(ids, text, sequence[-1].finish or "stopped", logprobs or None, top or None))
+    return found
 
 
-def _tokens(
-    decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
-    settings: DecodingSettings,
-    tokenizer: Any,
-    stop: Callable[[Token], bool] | None,
-) -> Iterator[Token]:
+def _tokens(decoder: Decoder, prompts: Any, settings: DecodingSettings, tokenizer: Any, stop: Stop | None) -> Iterator[Token]:
     ended: set[int] = set()
-    texts = [TextStream(decoder_of(tokenizer), settings.stop_strings, prompt) for prompt in prompts] if tokenizer is not None else None
+    decode_text = decoder_of(tokenizer) if tokenizer is not None else lambda _: ""
+    texts = [TextStream(decode_text, settings.stop_strings, prompt) for prompt in prompts]
     counts = [0] * len(prompts)
     for tokens in _chosen(decoder, prompts, settings, ended):
         for sequence, token, logits in tokens:
@@ -130,39 +113,41 @@ def _tokens(
                 continue
             counts[sequence] += 1
             finish = "end of text" if token == settings.eos_token_id else None
-            text, shown = texts[sequence] if texts else None, ""
-            if text:
-                shown = text.finish() if finish else text.push(token)
-                if text.stopped:
-                    finish = "stop string"
+            text = texts[sequence]
+            shown = text.finish() if finish else text.push(token)
+            if text.stopped:
+                finish = "stop string"
             if not finish and counts[sequence] >= settings.max_new_tokens:
                 finish = "length"
-                shown += text.finish() if text else ""
+                shown += text.finish()
             logprob, top = (None, None) if settings.top_logprobs is None else _log_probabilities(logits, token, settings.top_logprobs)
             made = Token(sequence, token, shown, logprob, top, finish)
             if stop and not finish and stop(made):
-                made = dataclasses.replace(made, text=shown + (text.finish() if text else ""), finish="stopped")
+                made = dataclasses.replace(made, text=shown + text.finish(), finish="stopped")
             if made.finish:
                 ended.add(sequence)
             yield made
+        if len(ended) == len(prompts):
+            return
 
 
-def _chosen(decoder: Decoder, prompts: Sequence[Sequence[int]], settings: DecodingSettings, ended: set[int]) -> Chosen:
+def _chosen(decoder: Decoder, prompts: Any, settings: DecodingSettings, ended: set[int]) -> Chosen:
     """Choose tokens by the method that the settings ask for. ended: sequences that have ended, which the caller adds to."""
     process = make_process(settings)
     if settings.num_beams > 1:
         return beam_search(decoder, prompts, settings, process)
     if settings.prompt_lookup_num_tokens:
-        return _looked_up(decoder, len(prompts), settings, ended)
+        if len(prompts) != 1 or not hasattr(decoder, "verify"):
+            raise ValueError(f"prompt_lookup_num_tokens with {len(prompts)} prompts; expected one, and an IR, which can check guesses")
+        steps = lookup_steps(decoder, settings.max_new_tokens, settings.prompt_lookup_num_tokens)
+        return ([(0, token, None)] for step in steps for token in step)
     return _one_by_one(decoder, prompts, settings, process, ended)
 
 
-def _one_by_one(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], settings: DecodingSettings, process: Process | None, ended: set[int]
-) -> Chosen:
-    """Decode greedily, or sample."""
+def _one_by_one(decoder: Decoder, prompts: Any, settings: DecodingSettings, process: Process | None, ended: set[int]) -> Chosen:
+    """Decode greedily, or sample, until nobody asks for more."""
     draws = _generators(prompts, settings.seed) if settings.do_sample else None
-    texts = [list(prompt) for prompt in prompts] if process else None
+    texts = [list(prompt) for prompt in prompts]
     sequences = list(range(len(prompts)))
     logits = decoder.prefill()
     while True:
@@ -173,40 +158,22 @@ def _one_by_one(
         else:
             tokens = []
             for row, sequence in enumerate(sequences):
-                scores = process(texts[sequence], logits[row]) if process and texts else logits[row]
+                scores = process(texts[sequence], logits[row]) if process else logits[row]
                 tokens.append(draw(scores, draws[sequence]) if draws else int(scores.argmax()))
         yield [(sequence, token, logits[row]) for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))]
         going_on = [row for row, sequence in enumerate(sequences) if sequence not in ended]
-        if not going_on:
-            return
         if len(going_on) < len(sequences):
             decoder.keep(going_on)
             sequences, tokens = [sequences[row] for row in going_on], [tokens[row] for row in going_on]
-        if texts:
-            for sequence, token in zip(sequences, tokens, strict=True):
-                texts[sequence].append(token)
+        for sequence, token in zip(sequences, tokens, strict=True):
+            texts[sequence].append(token)
         logits = decoder.decode(np.array(tokens)[:, None])
-
-
-def _looked_up(decoder: Any, prompts: int, settings: DecodingSettings, ended: set[int]) -> Chosen:
-    """Decode by prompt lookup; several tokens of one step are yielded one after the other."""
-    if prompts != 1 or not hasattr(decoder, "verify"):
-        raise ValueError(f"prompt_lookup_num_tokens with {prompts} prompts, expected one, and an engine that checks guesses: the IR")
-    for step in PromptLookup(decoder, settings.prompt_lookup_num_tokens or 0).steps(settings.max_new_tokens):
-        for token in step:
-            yield [(0, token, None)]
-            if ended:
-                return
 
 
 def _generators(prompts: Sequence[Sequence[int]], seed: int) -> list[np.random.Generator]:
     """Return a source of random numbers for each prompt. It depends on the seed alone, but for a prompt that comes more than once."""
-    seen: Counter[tuple[int, ...]] = Counter()
-    generators = []
-    for prompt in map(tuple, prompts):
-        generators.append(np.random.default_rng([seed, seen[prompt]]))
-        seen[prompt] += 1
-    return generators
+    texts = [tuple(prompt) for prompt in prompts]
+    return [np.random.default_rng([seed, texts[:place].count(text)]) for place, text in enumerate(texts)]
 
 
 def draw(scores: np.ndarray, source: np.random.Generator) -> int:

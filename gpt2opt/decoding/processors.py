@@ -5,6 +5,7 @@ and a token that is ruled out gets -inf.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,34 +17,29 @@ Process = Callable[[Sequence[int], np.ndarray], np.ndarray]
 
 def make_process(settings: DecodingSettings) -> Process | None:
     """Return the processors that these settings ask for as one function, in transformers' order; None if they ask for none."""
+    table: list[tuple[Any, Callable[[np.ndarray, Any], np.ndarray], Any]] = [
+        (settings.temperature != 1, np.divide, settings.temperature),
+        (settings.top_k, keep_top_k, settings.top_k),
+        (settings.top_p < 1, keep_top_p, settings.top_p),
+        (settings.min_p, keep_min_p, settings.min_p),
+        (settings.typical_p < 1, keep_typical, settings.typical_p),
+    ]
+    changes = [(change, value) for wanted, change, value in table if settings.do_sample and wanted]
     penalty = settings.repetition_penalty
-    steps: list[Process] = [lambda ids, scores: penalize_repetition(ids, scores, penalty)] if penalty != 1 else []
-    if settings.do_sample:
-        for wanted, change, value in (
-            (settings.temperature != 1, np.divide, settings.temperature),
-            (settings.top_k, keep_top_k, settings.top_k),
-            (settings.top_p < 1, keep_top_p, settings.top_p),
-            (settings.min_p, keep_min_p, settings.min_p),
-            (settings.typical_p < 1, keep_typical, settings.typical_p),
-        ):
-            if wanted:
-                steps.append(lambda _, scores, change=change, value=value: change(scores, value))  # type: ignore[misc]
-    if not steps:
+    if penalty == 1 and not changes:
         return None
 
     def process(ids: Sequence[int], scores: np.ndarray) -> np.ndarray:
-        for step in steps:
-            scores = step(ids, scores)
+        scores = scores if penalty == 1 else penalize_repetition(ids, scores, penalty)
+        for change, value in changes:
+            scores = change(scores, value)
         return scores
 
     return process
 
 
 def penalize_repetition(ids: Sequence[int], scores: np.ndarray, penalty: float) -> np.ndarray:
-    """Divide the positive scores of tokens that the text has by `penalty`, multiply the negative ones (CTRL, Keskar et al. 2019).
-
-    As `RepetitionPenaltyLogitsProcessor`.
-    """
+    """Make tokens that the text has less probable (CTRL, Keskar et al. 2019). As `RepetitionPenaltyLogitsProcessor`."""
     seen = np.unique(np.asarray(ids))
     changed = scores.copy()
     changed[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
@@ -58,10 +54,7 @@ def keep_top_k(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def keep_top_p(scores: np.ndarray, top_p: float) -> np.ndarray:
-    """Keep the fewest tokens that have `top_p` of the probability together (nucleus sampling, Holtzman et al. 2020).
-
-    As `TopPLogitsWarper`.
-    """
+    """Keep the fewest tokens that have `top_p` of the probability together (Holtzman et al. 2020). As `TopPLogitsWarper`."""
     probabilities = np.exp(log_softmax(scores))
     # All tokens below this have less than 1 - top_p together, so they leave in any case, and only the rest needs to be sorted.
     (candidates,) = np.nonzero(probabilities * len(scores) > 1 - top_p)
@@ -80,10 +73,7 @@ def keep_min_p(scores: np.ndarray, min_p: float) -> np.ndarray:
 
 
 def keep_typical(scores: np.ndarray, mass: float) -> np.ndarray:
-    """Keep the tokens whose information is nearest to the entropy, until they have `mass` together (Meister et al. 2023).
-
-    As `TypicalLogitsWarper`.
-    """
+    """Keep those of information nearest to the entropy that have `mass` together (Meister et al. 2023). As `TypicalLogitsWarper`."""
     log_probabilities = log_softmax(scores)
     probabilities = np.exp(log_probabilities)
     (candidates,) = np.nonzero(probabilities)

@@ -5,11 +5,9 @@ Decoding", A. Saxena 2023, a case of speculative decoding (Leviathan et al. 2023
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-
-from gpt2opt.decoding.decoder import Decoder
 
 LONGEST_MATCH, SHORTEST_MATCH = 4, 2
 """How many tokens have to repeat before the tokens after them are guessed; guesses after a single token are right too seldom."""
@@ -21,13 +19,8 @@ def guess(tokens: Sequence[int], count: int) -> list[int]:
 
     If fewer tokens followed, they are repeated: an occurrence so close to the end is that of a text that repeats itself.
 
-    Example:
-        >>> guess([1, 2, 3, 4, 9, 1, 2, 3], 2)
-        [4, 9]
-        >>> guess([1, 2, 1, 2], 3)
-        [1, 2, 1]
-        >>> guess([1, 2, 3], 2)
-        []
+    >>> guess([1, 2, 3, 4, 9, 1, 2, 3], 2)
+    [4, 9]
     """
     text = np.asarray(tokens)
     for length in range(LONGEST_MATCH, SHORTEST_MATCH - 1, -1):
@@ -41,46 +34,21 @@ def guess(tokens: Sequence[int], count: int) -> list[int]:
     return []
 
 
-class CanVerify(Decoder, Protocol):
-    """A decoder of one sequence that also reads several tokens in one step."""
+def lookup_steps(decoder: Any, max_new_tokens: int, longest_guess: int = LONGEST_GUESS) -> Iterator[list[int]]:
+    """Generate greedily from one prompt; yield the tokens that each step gives, `max_new_tokens` in all.
 
-    @property
-    def prompts(self) -> Sequence[Any]:
-        """Return a list with the prompt's token ids as its only entry."""
-        ...
-
-    def verify(self, last: int, guessed: list[int]) -> list[int]:
-        """Read the last token and guesses of what follows; return the guesses that are right and one token more."""
-        ...
-
-
-class PromptLookup:
-    """Greedy generation from one prompt, with several tokens per step if they can be guessed.
-
-    accepted: the number of tokens that each step gave: 1 and the guesses that were right.
+    decoder: of one sequence; its `verify(last, guessed)` reads the last token and guesses of what follows, and returns the guesses that are
+    right and one token more.
     """
-
-    def __init__(self, decoder: CanVerify, longest_guess: int = LONGEST_GUESS):
-        self.decoder, self.longest_guess = decoder, longest_guess
-        self.accepted: list[int] = []
-
-    def generate(self, max_new_tokens: int) -> list[int]:
-        """Return `max_new_tokens` tokens, the same as plain greedy decoding returns."""
-        return [token for step in self.steps(max_new_tokens) for token in step]
-
-    def steps(self, max_new_tokens: int) -> Iterator[list[int]]:
-        """Yield the tokens that each step gives, `max_new_tokens` in all."""
-        text = [int(token) for token in self.decoder.prompts[0]]
-        end = len(text) + max_new_tokens
-        chosen = [int(self.decoder.prefill()[0].argmax())]
-        self.accepted, count = [], min(FIRST_GUESS, self.longest_guess)
-        while True:
-            text += chosen
-            yield chosen
-            if len(text) == end:
-                return
-            guessed = guess(text, min(count, end - len(text) - 1))
-            chosen = self.decoder.verify(text[-1], guessed)
-            self.accepted.append(len(chosen))
-            if guessed:
-                count = min(2 * count, self.longest_guess) if len(chosen) > len(guessed) else max(count // 2, 1)
+    text = [int(token) for token in decoder.prompts[0]]
+    end, count = len(text) + max_new_tokens, min(FIRST_GUESS, longest_guess)
+    chosen = [int(decoder.prefill()[0].argmax())]
+    while True:
+        text += chosen
+        yield chosen
+        if len(text) == end:
+            return
+        guessed = guess(text, min(count, end - len(text) - 1))
+        chosen = decoder.verify(text[-1], guessed)
+        if guessed:
+            count = min(2 * count, longest_guess) if len(chosen) > len(guessed) else max(count // 2, 1)

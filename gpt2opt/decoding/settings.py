@@ -9,15 +9,11 @@ from gpt2opt.settings import is_number, is_whole
 class DecodingSettings:
     """The settings of one generation.
 
-    max_new_tokens: most tokens that are generated. do_sample: draw from the distribution instead of taking its most probable token.
-    temperature, top_k, top_p, min_p, typical_p: how the distribution is changed before a token is drawn, see `processors`; without
-    `do_sample` they have no effect. top_k: 0 keeps all tokens. repetition_penalty: scores of tokens that the text already has are
-    divided by it. num_beams: above 1, beam search. length_penalty: the beams' scores are divided by length ** length_penalty.
-    early_stopping: when beam search stops, see `beam`.
-    eos_token_id: the token that ends a text; None: only the other limits end it. stop_strings: a text ends before the first of these.
-    seed: of the draws. top_logprobs: report the log-probability of each token that was chosen, and the ids and log-probabilities of
-    this many most probable ones; None: neither. prompt_lookup_num_tokens: in greedy decoding of one prompt, guess up to this many tokens
-    of a text that repeats itself and check them in one step, which changes no token; see `prompt_lookup`.
+    temperature, top_k, top_p, min_p, typical_p: they change the distribution that `do_sample` draws from, see `processors`. top_k: 0 keeps
+    all tokens. num_beams: above 1, beam search. eos_token_id: ends a text; None: only the other limits end it. stop_strings: a text ends
+    before the first of these. seed: of the draws. top_logprobs: report the log-probability of each token that was chosen, and the ids and
+    log-probabilities of this many most probable ones. prompt_lookup_num_tokens: in greedy decoding of one prompt, guess up to this many
+    tokens of a text that repeats itself and check them in one step, which changes no token; see `prompt_lookup`.
     """
 
     max_new_tokens: int = 20
@@ -39,14 +35,11 @@ class DecodingSettings:
 
     def __post_init__(self) -> None:
         """Raise ValueError, in one line, for a setting that no generation can follow."""
-        lookup, stops = self.prompt_lookup_num_tokens, self.stop_strings
+        lookup = self.prompt_lookup_num_tokens
+        stops = isinstance(self.stop_strings, tuple) and all(isinstance(stop, str) and stop for stop in self.stop_strings)
         for name, right, expected in (
             ("max_new_tokens", is_whole(self.max_new_tokens, 1), "a whole number of at least 1"),
-            (
-                "temperature",
-                is_number(self.temperature, 1e-3, 1e3),
-                "a number above 0, from 0.001 to 1000; for greedy decoding leave do_sample out",
-            ),
+            ("temperature", is_number(self.temperature, 1e-3, 1e3), "a number above 0, from 0.001 to 1000; leave do_sample out for greedy"),
             ("top_k", is_whole(self.top_k, 0), "a whole number of at least 0; 0 keeps all tokens"),
             ("top_p", is_number(self.top_p, 0, 1) and self.top_p > 0, "a number above 0 and at most 1; 1 keeps all tokens"),
             ("min_p", self.min_p is None or is_number(self.min_p, 0, 1), "a number from 0 to 1, or None"),
@@ -58,11 +51,7 @@ class DecodingSettings:
             ("seed", is_whole(self.seed, 0, 2**64 - 1), "a whole number of at least 0 and below 2**64"),
             ("top_logprobs", self.top_logprobs is None or is_whole(self.top_logprobs, 0), "a whole number of at least 0, or None"),
             ("prompt_lookup_num_tokens", lookup is None or is_whole(lookup, 1), "a whole number of at least 1, or None"),
-            (
-                "stop_strings",
-                isinstance(stops, tuple) and all(isinstance(s, str) and s for s in stops),
-                "a tuple of strings, none of them empty",
-            ),
+            ("stop_strings", stops, "a tuple of strings, none of them empty"),
         ):
             if not right:
                 raise ValueError(f"{name}={getattr(self, name)!r}, expected {expected}")

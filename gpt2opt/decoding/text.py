@@ -20,10 +20,7 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 def encode(tokenizer: Any, text: Any, **options: Any) -> Any:
-    """Tokenize a text, or several, that goes on: nothing is added that it does not hold, such as the `</s>` or `[SEP]` of some tokenizers.
-
-    options: of the tokenizer's own call, which also says what is returned.
-    """
+    """Tokenize a text, or several, and add nothing that it does not hold, such as the `</s>` or `[SEP]` of some tokenizers."""
     return tokenizer(text, add_special_tokens=False, verbose=False, **options)
 
 
@@ -40,11 +37,9 @@ def check_text(prompt: Any) -> None:
 
 
 def encode_prompt(tokenizer: Any, prompt: str, room: int, truncate: bool = False) -> list[int]:
-    """Return a prompt's token ids; the errors are those of `check_text`.
+    """Return a prompt's token ids; the errors are those of `check_text`. The model refuses a prompt that is too long.
 
-    Args:
-        room: how many tokens the context holds beside the new ones.
-        truncate: keep the last `room` tokens of a prompt that is longer, with a warning. One that stays too long is the model's to refuse.
+    truncate: keep only the last `room` tokens, those that the context holds beside the new ones, with a warning.
     """
     check_text(prompt)
     ids = encode(tokenizer, prompt).input_ids
@@ -67,10 +62,7 @@ def end_of_text(tokenizer: Any) -> int:
 
 
 def token_rows(texts: Sequence[str], tokenizer, length: int) -> list[list[int]]:
-    """Cut each text into rows of at most `length` token ids. A row has one text and at least two tokens.
-
-    A text ends with end-of-text. If the tokenizer has none, nothing marks its end, and a warning says so.
-    """
+    """Cut each text, and end-of-text behind it, into rows of at most `length` token ids. A row has one text and at least two tokens."""
     texts = [text for text in texts if text.strip()]
     if tokenizer.eos_token_id is None:
         warn_of_no_end(tokenizer.name_or_path)
@@ -122,9 +114,9 @@ class TextStream:
 
     def finish(self) -> str:
         """Return what is still held back: no token follows."""
-        text = self._release(self._new_text() if len(self._ids) > self._shown else "")
-        rest, self._held = self._held, ""
-        return text + rest
+        text = self._release(self._new_text() if len(self._ids) > self._shown else "") + self._held
+        self._held = ""
+        return text
 
     def _new_text(self) -> str:
         before = self.decode_text(self._ids[: self._shown]) if self._shown else ""
@@ -138,12 +130,7 @@ class TextStream:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        held = max((_overlap(text, stop) for stop in self.stop_strings), default=0)
-        sure = len(text) - held
+        begun = max((size for stop in self.stop_strings for size in range(len(stop)) if text.endswith(stop[:size])), default=0)
+        sure = len(text) - begun
         self._held = text[sure:]
         return text[:sure]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of a text may be the beginning of a stop string."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, set_seed
 
 from gpt2opt.decoding.decoder import Greedy
-from gpt2opt.decoding.prompt_lookup import PromptLookup
+from gpt2opt.decoding.prompt_lookup import lookup_steps
 from gpt2opt.decoding.text import window_length
-from gpt2opt.environment import device, set_seed
+from gpt2opt.environment import device
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.finetune import (
     BATCH_ROWS,
@@ -162,8 +162,9 @@ def prompt_lookup(run: Run, folder: Path) -> dict[str, Any]:
     count = min(context // 4, context - ids.shape[1])
     model = load_ir(folder)
     plain = Greedy(model.decoder(ids, count)).generate(count)[0]
-    lookup = PromptLookup(model.decoder(ids))
-    return {"new_tokens": count, "same_tokens": lookup.generate(count) == plain, "accepted": lookup.accepted}
+    steps = list(lookup_steps(model.decoder(ids), count))
+    same = [token for step in steps for token in step] == plain
+    return {"new_tokens": count, "same_tokens": same, "accepted": [len(step) for step in steps[1:]]}
 
 
 def generate_within(limit_bytes: int, folder: Path, ids: list[int], new_tokens: int) -> dict[str, Any] | None:

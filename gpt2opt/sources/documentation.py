@@ -32,16 +32,12 @@ class Document:
 
 
 def unique_package_documents(packages: Iterable[str], seen: set[bytes]) -> list[Document]:
-    """Return the documents of packages of which no two share a long paragraph; see `unique_documents`."""
+    """Return the documents of installed packages; no two share a long paragraph, see `unique_documents`."""
     return [document for package in packages for document in unique_documents(package_documents(package), seen)]
 
 
 def package_documents(package: str) -> Iterator[Document]:
-    """Yield one document per module of an installed package, sorted by path.
-
-    Raises:
-        ModuleNotFoundError: the package is not installed.
-    """
+    """Yield one document per module of an installed package, sorted by path."""
     spec = importlib.util.find_spec(package)
     if spec is None:
         raise ModuleNotFoundError(f"package {package!r} is not installed; pip install -r requirements.txt brings it")
@@ -55,25 +51,21 @@ def package_documents(package: str) -> Iterator[Document]:
 def unique_documents(documents: Iterable[Document], seen: set[bytes]) -> Iterator[Document]:
     """Drop every long paragraph that occurred before, then every document that has become too short.
 
-    Args:
-        documents: the documents in order; the first one that has a paragraph keeps it.
-        seen: digests of the paragraphs so far. It is extended in place, so that a second call yields nothing that the first one yielded.
+    seen: digests of the paragraphs so far. It is extended in place, so that a second call yields nothing that the first one yielded.
     """
     for document in documents:
-        text = "\n\n".join(_unseen_paragraphs(document.text, seen))
+        kept = []
+        for paragraph in PARAGRAPHS_APART.split(document.text):
+            if len(paragraph) >= LONG_PARAGRAPH:
+                digest = hashlib.blake2b(" ".join(paragraph.split()).encode(), digest_size=8).digest()
+                if digest in seen:
+                    continue
+                seen.add(digest)
+            if paragraph.strip():
+                kept.append(paragraph.rstrip())
+        text = "\n\n".join(kept)
         if len(text) >= MIN_DOCUMENT:
             yield Document(document.name, text)
-
-
-def _unseen_paragraphs(text: str, seen: set[bytes]) -> Iterator[str]:
-    for paragraph in PARAGRAPHS_APART.split(text):
-        if len(paragraph) >= LONG_PARAGRAPH:
-            digest = hashlib.blake2b(" ".join(paragraph.split()).encode(), digest_size=8).digest()
-            if digest in seen:
-                continue
-            seen.add(digest)
-        if paragraph.strip():
-            yield paragraph.rstrip()
 
 
 def _docs_of(path: Path) -> list[str]:

@@ -3,9 +3,10 @@
 import codecs
 import csv
 import io
+import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ NO_TEXT = {
     b"%PDF": "is a PDF; save its text as a file of its own",
     b"{\\rtf": "is RTF; save its text as a file of its own",
 }
-PARQUET = b"PAR1"
 MARKUP = re.compile(r"\s*<(!doctype html|html|\?xml)\b", re.IGNORECASE)
 COLUMN_NAME = re.compile(r"[A-Za-z_][\w.-]*")
 LOOKED_AT = 20
@@ -40,33 +40,34 @@ LOOKED_AT = 20
 def parse_file(content: bytes, path: Path, fallback: str | None = None) -> str | list[str]:
     """Return the prose of a file, or the texts of a table (CSV, TSV, JSON, parquet), one for each row; "" for a row without one.
 
-    A table is known by its content or by its name. Line ends become line feeds, byte order marks go. fallback: the encoding of what is
-    not Unicode; None refuses that.
+    A table is known by its content or by its name. fallback: the encoding of what is not Unicode; None refuses that.
 
     Raises:
         ValueError: it is neither, its encoding is not known, or no column is called by one of `COLUMNS` and holds texts.
     """
-    for magic, message in NO_TEXT.items():
-        if content.startswith(magic):
-            raise ValueError(f"{path} {message}")
-    if content.startswith(PARQUET):
+    if reason := next((reason for magic, reason in NO_TEXT.items() if content.startswith(magic)), None):
+        raise ValueError(f"{path} {reason}")
+    if content.startswith(b"PAR1"):
         return _parquet_texts(path)
     text = decode(content, path, fallback)
     if MARKUP.match(text):
         raise ValueError(f"{path} is HTML or XML, whose tags would be read as text; save its text as a file of its own")
     records = _json_records(text, path)
     if records is not None:
-        return _texts_of(records, path)
+        tables = [record for record in records if isinstance(record, dict)]
+        return _texts([*dict.fromkeys(name for record in tables for name in record)], tables, path) if tables else list(map(str, records))
     delimiter = _delimiter(text, path)
-    return text if delimiter is None else _csv_texts(text, delimiter, path)
+    if delimiter is None:
+        return text
+    header, *rows = [*_rows(text, delimiter)] or [[]]
+    return _texts(header, [dict(zip(header, row, strict=False)) for row in rows], path)
 
 
 def decode(content: bytes, path: Path, fallback: str | None = None) -> str:
     """Return the text of a file without byte order marks and with line feeds: UTF-8, or UTF-16 or UTF-32 by its mark or its zero bytes."""
     marked = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if content.startswith(mark)), None)
-    encoding = marked or _utf_16(content) or "utf-8"
     try:
-        text = content.decode(encoding)
+        text = content.decode(marked or _utf_16(content) or "utf-8")
     except UnicodeDecodeError as error:
         if marked or not fallback:
             raise ValueError(
@@ -92,19 +93,16 @@ def _parquet_texts(path: Path) -> list[str]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         names = file.schema_arrow.names
-        values = {name: file.read([name])[name].to_pylist() for name in names if name.strip().lower() in COLUMNS}
+        records = file.read([name for name in names if name.strip().lower() in COLUMNS]).to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
         raise ValueError(f"can't read {path} ({str(error).strip()[:120]!r}); it is cut short or damaged") from error
-    column = _column(names, path)
-    return _checked(values[column], column, path)
+    return _texts(names, records, path)
 
 
 def _json_records(text: str, path: Path) -> list[dict | str] | None:
     """Return the records of JSON, an array or an object a line; None if it is prose."""
     named = path.suffix.lower() in RECORDS
-    if text.lstrip()[:1] not in ("{", "["):
-        if named:
-            raise ValueError(f"{path} is not JSON; expected an object a line with {A_COLUMN}")
+    if text.lstrip()[:1] not in ("{", "[") and not named:
         return None
     try:
         whole = json.loads(text)
@@ -123,56 +121,35 @@ def _json_records(text: str, path: Path) -> list[dict | str] | None:
     return records
 
 
-def _texts_of(records: list[dict | str], path: Path) -> list[str]:
-    tables = [record for record in records if isinstance(record, dict)]
-    if not tables:
-        return [str(record) for record in records]
-    column = _column(list(dict.fromkeys(name for record in tables for name in record)), path)
-    return _checked([record.get(column) for record in tables], column, path)
-
-
 def _delimiter(text: str, path: Path) -> str | None:
     """Return what separates the columns of a table; None if it is prose.
 
     Without a table's file name, it is one if its first line is names of columns and each of the next lines has as many fields.
     """
-    header = text.split("\n", 1)[0]
     if named := DELIMITERS.get(path.suffix.lower()):
-        return max(named, key=header.count)
+        return max(named, key=text.split("\n", 1)[0].count)
     for delimiter in ",\t;":
-        rows = [row for row, _ in zip(_reader(text, delimiter), range(LOOKED_AT), strict=False)]
+        rows = [*itertools.islice(_rows(text, delimiter), LOOKED_AT)]
         names = [name.strip() for name in rows[0]] if len(rows) > 1 else []
         if len(names) > 1 and all(map(COLUMN_NAME.fullmatch, names)) and {len(row) for row in rows} == {len(names)}:
             return delimiter
     return None
 
 
-def _reader(text: str, delimiter: str):
+def _rows(text: str, delimiter: str) -> Iterator[list[str]]:
     csv.field_size_limit(2**31 - 1)  # a document may be longer than the 128 KiB that Python begins with
     lines = io.StringIO(text, newline="")
-    return csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if delimiter == "\t" else csv.reader(lines, delimiter=delimiter)
+    return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL)
 
 
-def _csv_texts(text: str, delimiter: str, path: Path) -> list[str]:
-    try:
-        header, *rows = list(_reader(text, delimiter)) or [[]]
-    except csv.Error as error:
-        raise ValueError(f"{path.name} is not a CSV ({error}); expected a header and one text per row") from error
-    column = _column(header, path)
-    place = header.index(column)
-    return _checked([row[place] if place < len(row) else "" for row in rows], column, path)
-
-
-def _column(names: Sequence[str], path: Path) -> str:
+def _texts(names: Sequence[str], records: Sequence[dict[str, Any]], path: Path) -> list[str]:
+    """Return the texts of a table with these columns, one for each record."""
     known = {name.strip().lower(): name for name in names}
     column = next((known[name] for name in COLUMNS if name in known), None)
     if column is None:
         has = f"columns {', '.join(name or '(no name)' for name in names)}" if names else "no header"
         raise ValueError(f"{path.name} has {has}; expected {A_COLUMN}: rename the one that holds the texts")
-    return column
-
-
-def _checked(values: list[Any], column: str, path: Path) -> list[str]:
+    values = [record.get(column) for record in records]
     wrong = next((value for value in values if value is not None and not isinstance(value, str)), None)
     if wrong is not None:
         raise ValueError(f"column {column!r} of {path.name} holds values of type {type(wrong).__name__}, expected texts")

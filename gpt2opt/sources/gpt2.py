@@ -23,9 +23,6 @@ def fold_attention_scale(model) -> None:
     This is needed because the fused attention (SDPA) of transformers and of the exporter ignores `scale_attn_weights` and
     `scale_attn_by_inverse_layer_idx`. Logits stay the same up to the rounding of the weights' dtype. `reorder_and_upcast_attn` sets the
     order in which eager attention multiplies in FP16; it is switched off without loss, because fused attention sums in FP32.
-
-    Args:
-        model: a GPT-2 with `Conv1D` projections, heads pruned or not.
     """
     import torch
 
@@ -42,11 +39,7 @@ def fold_attention_scale(model) -> None:
 
 
 def heads_per_layer(model) -> int:
-    """Return the number of heads that each layer kept.
-
-    Raises:
-        ValueError: layers kept different numbers, while the exporter gives all KV caches one shape.
-    """
+    """Return the number of heads that each layer kept; raise ValueError if it differs, since the exporter gives all KV caches one shape."""
     kept = {block.attn.num_heads for block in model.transformer.h}
     if len(kept) != 1:
         raise ValueError(f"layers kept {sorted(kept)} heads; the exporter needs the same number in each: prune one fraction everywhere")

@@ -1,5 +1,6 @@
 """Files of a repository on the model hub, from the local cache or from the hub. Being offline costs seconds, not minutes."""
 
+import contextlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -40,7 +41,12 @@ def cached_snapshot(repo_id: str, patterns: list[str], repo_type: str = "model")
 
     Of several the one with the most files of these patterns is returned: a download that was killed has fewer.
     """
-    found = [path for name in names_of(repo_id) if (path := _cached(name, patterns, repo_type))]
+    from huggingface_hub import snapshot_download
+
+    found = []
+    for name in names_of(repo_id):
+        with contextlib.suppress(OSError, ValueError):  # it is not there, or no repository can have this name
+            found.append(Path(snapshot_download(name, repo_type=repo_type, allow_patterns=patterns, local_files_only=True)))
     return max(found, key=lambda path: sum(1 for pattern in patterns for _ in path.glob(pattern)), default=None)
 
 
@@ -48,15 +54,6 @@ def other_name(path: Path, repo_id: str) -> str:
     """Return `, as NAME` if a folder of the cache is kept under another name of a repository than the one that was asked for, else ``."""
     name = path.parent.parent.name.partition("--")[2].replace("--", "/")  # models--openai-community--gpt2/snapshots/COMMIT
     return f", as {name}" if name in names_of(repo_id)[1:] else ""
-
-
-def _cached(repo_id: str, patterns: list[str], repo_type: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo_id, repo_type=repo_type, allow_patterns=patterns, local_files_only=True))
-    except (OSError, ValueError):  # it is not there, or no repository can have this name
-        return None
 
 
 def download_snapshot(repo_id: str, patterns: list[str], repo_type: str = "model") -> Path | None:

@@ -58,9 +58,8 @@ STAND_IN = FoundModel("bundled", "package, as a stand-in for gpt2, which neither
 def find_model(model_id: str = "auto") -> FoundModel:
     """Find a GPT-2 on this disk or on the hub.
 
-    Args:
-        model_id: a directory, a hub id (`gpt2`, `gpt2-medium`, …), `bundled`, or `auto`: the environment variable GPT2OPT_MODEL,
-            else `gpt2`, else the bundled model, which then is named as a stand-in.
+    model_id: a directory, a hub id (`gpt2`, `gpt2-medium`, …), `bundled`, or `auto`: the environment variable GPT2OPT_MODEL, else `gpt2`,
+    else the bundled model, which then is named as a stand-in.
 
     Raises:
         ValueError: the model that was asked for can't be found, or is not a GPT-2.
@@ -75,11 +74,10 @@ def find_model(model_id: str = "auto") -> FoundModel:
         return FoundModel(Path(asked).resolve().name, origin, Path(asked))
     if asked and ((os.sep in asked and asked.count("/") != 1) or asked.startswith((".", "~"))):
         raise ValueError(f"no directory {asked!r}; name one that holds config.json and model.safetensors, or a hub id such as gpt2")
-    repo_id = asked or DEFAULT
-    if found := find_snapshot(repo_id, PATTERNS, is_complete):
+    if found := find_snapshot(asked or DEFAULT, PATTERNS, is_complete):
         path, origin = found
         check_gpt2(path)
-        return FoundModel(repo_id, origin, path)
+        return FoundModel(asked or DEFAULT, origin, path)
     if asked:
         raise ValueError(
             f"model {asked!r} is no directory, is not in the local cache and the hub did not give it; "
@@ -105,14 +103,7 @@ def find_model_or_stand_in(model_id: str) -> FoundModel:
 
 
 def load_model(path: Path, dtype: str = "float32"):
-    """Load a GPT-2 and its tokenizer from a directory onto the CPU, pruned as it was saved; `fold_attention_scale` is applied.
-
-    Args:
-        path: a directory with config.json, model.safetensors (or several files and their index) and a tokenizer.
-        dtype: the parameters' dtype, by its name in torch.
-
-    Returns:
-        `(tokenizer, model)`, the model in eval mode.
+    """Load `(tokenizer, model)` from a directory onto the CPU, pruned as it was saved and in eval mode; see `fold_attention_scale`.
 
     Raises:
         ValueError: the directory is missing, damaged or not a GPT-2, a weight is NaN or infinite, or an id has no embedding.
@@ -122,11 +113,10 @@ def load_model(path: Path, dtype: str = "float32"):
 
     path = Path(path)
     check_gpt2(path)
-    argument = {"dtype" if at_least("transformers", "4.56") else "torch_dtype": getattr(torch, dtype)}  # renamed
+    name = "dtype" if at_least("transformers", "4.56") else "torch_dtype"  # renamed
     try:
-        model, found = GPT2LMHeadModel.from_pretrained(
-            path, **argument, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )  # fmt: skip
+        options = {name: getattr(torch, dtype), "local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+        model, found = GPT2LMHeadModel.from_pretrained(path, **options)
     except Exception as error:  # each file format raises its own errors for a file that is cut short
         raise_cause(error)
         raise ValueError(
@@ -152,11 +142,7 @@ def save_model(folder: Path | str, tokenizer, model) -> None:
 
 
 def load_tokenizer(path: Path | str):
-    """Load the tokenizer in a directory.
-
-    Raises:
-        ValueError: there is none, it is damaged, or the model beside it has no embedding for one of its ids.
-    """
+    """Load the tokenizer in a directory; raise ValueError if it is damaged, or the model beside it has no embedding for one of its ids."""
     from transformers import AutoTokenizer
 
     try:
@@ -204,6 +190,4 @@ def check_weights(path: Path) -> None:
 
 
 def _instead(path: Path) -> str:
-    found = ((name, what) for pattern, what in INSTEAD.items() for name in sorted(file.name for file in path.glob(pattern)))
-    name, what = next(found, ("", ""))
-    return f", but {name}, {what}" if name else ""
+    return next((f", but {file.name}, {what}" for pattern, what in INSTEAD.items() for file in sorted(path.glob(pattern))), "")

@@ -53,9 +53,8 @@ class Texts:
     def take(self, spec: str) -> "Dataset":
         """Return the rows of a slice as a dataset with the column `text`; rows beyond the last one are left out.
 
-        Args:
-            spec: a split or a part of it, in the words of `datasets`: `train`, `train[:100]`, `validation[50:100]`, `test[:10%]`. Of a
-                text that is not published in splits they are the three parts, and a row is a paragraph on one line.
+        spec: a split or a part of it, in the words of `datasets`: `train[:100]`, `validation[50:100]`, `test[:10%]`. The splits of a text
+        that is not published in splits are the three parts, and a row is a paragraph on one line.
 
         Raises:
             ValueError: it is no such slice, there is no such split, or no row is in it.
@@ -75,10 +74,8 @@ class Texts:
     @property
     def revision(self) -> str:
         """Return a short hash of all documents; equal texts have equal hashes."""
-        digest = hashlib.sha256()
-        for document in (*self.fine_tune, *self.calibration, *self.score):
-            digest.update(document.text.encode())
-        return digest.hexdigest()[:12]
+        text = "".join(document.text for document in (*self.fine_tune, *self.calibration, *self.score))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
         return f"{self.name} (from the {self.origin})"
@@ -87,9 +84,8 @@ class Texts:
 def find_texts(text: str = "auto") -> Texts:
     """Find the text of a run.
 
-    Args:
-        text: a file, see `read_documents`; `wikitext-2`; `docs`, the documentation of installed packages that the bundled model never
-            saw; or `auto`: the environment variable GPT2OPT_TEXT, else WikiText-2, else docs, which is then named as a stand-in.
+    text: a file, see `read_documents`; `wikitext-2`; `docs`, the documentation of installed packages that the bundled model never saw; or
+    `auto`: the environment variable GPT2OPT_TEXT, else WikiText-2, else docs, which is then named as a stand-in.
 
     Raises:
         ValueError: the text can't be found, is empty or is too short to divide.
@@ -101,33 +97,11 @@ def find_texts(text: str = "auto") -> Texts:
         return _docs(origin, stand_in=False)
     if asked and asked != "wikitext-2":
         return _from_file(Path(asked), origin)
-    if found := find_wikitext():
-        return _wikitext(*found)
+    if found := find_snapshot(WIKITEXT, WIKITEXT_PATTERNS, lambda path: is_complete(path / WIKITEXT_FOLDER), repo_type="dataset"):
+        return _wikitext(found[0] / WIKITEXT_FOLDER, found[1])
     if asked:
         raise ValueError("wikitext-2 is not in the local cache and the hub did not give it; connect once, or use text='docs'")
     return _docs("installed packages, as a stand-in for WikiText-2, which neither the local cache nor the hub gave", stand_in=True)
-
-
-def find_wikitext() -> tuple[dict[str, list[str]], str] | None:
-    """Return the rows of WikiText-2 by split, as they are published, and where they came from; None if neither cache nor hub has them.
-
-    Raises:
-        ValueError: the copy that was found has no rows in a split.
-    """
-    found = find_snapshot(WIKITEXT, WIKITEXT_PATTERNS, lambda path: is_complete(path / WIKITEXT_FOLDER), repo_type="dataset")
-    if not found:
-        return None
-    import pyarrow.parquet
-
-    folder, rows = found[0] / WIKITEXT_FOLDER, {}
-    for split in WIKITEXT_SPLITS.values():
-        files = sorted(folder.glob(f"{split}-*.parquet"))
-        rows[split] = [row for path in files for row in pyarrow.parquet.read_table(path)["text"].to_pylist()]
-        if not rows[split]:
-            raise ValueError(
-                f"no rows of the split {split!r} in {folder}, so the copy there is damaged; use text='docs' or a file of your own"
-            )
-    return rows, found[1]
 
 
 def is_complete(folder: Path) -> bool:
@@ -144,13 +118,17 @@ def divide(name: str, origin: str, documents: Iterable[Document], stand_in: bool
         ValueError: a part would be empty.
     """
     parts: dict[str, list[Document]] = {part: [] for part in SHARES}
-    for document in documents:
+    for document in sorted(documents, key=lambda document: hashlib.sha256(document.name.encode()[::-1]).digest()):
         draw = int.from_bytes(hashlib.sha256(document.name.encode()).digest()[:4], "big") / 2**32
         part = "fine_tune" if draw < SHARES["fine_tune"] else "score" if draw < 1 - SHARES["calibration"] else "calibration"
         parts[part].append(document)
-    for documents_of_part in parts.values():
-        documents_of_part.sort(key=lambda document: hashlib.sha256(document.name.encode()[::-1]).digest())
-    dropped = _drop_shared(parts)
+    dropped = 0
+    apart = {part: [PARAGRAPHS_APART.split(document.text) for document in parts[part]] for part in parts}
+    for part, kept in _leave_to_one_part(apart).items():
+        dropped += sum(map(len, apart[part])) - sum(map(len, kept))
+        together = zip(parts[part], apart[part], kept, strict=True)
+        found = [each if own == whole else Document(each.name, "\n\n".join(own)) for each, whole, own in together]
+        parts[part] = [document for document in found if document.text.strip()]
     if dropped:
         logger.warning("%s repeats itself: %d paragraphs are left out of one part, since another part has them", name, dropped)
     if not all(parts.values()):
@@ -161,22 +139,14 @@ def divide(name: str, origin: str, documents: Iterable[Document], stand_in: bool
     return Texts(name, origin, fine_tune, calibration, score, tuple(lines[:COURSE_LINES]), stand_in)
 
 
-def _drop_shared(parts: dict[str, list[Document]]) -> int:
-    """Remove, in place, every long paragraph from all parts but one; return how many were removed."""
+def _leave_to_one_part(parts: dict[str, list[list[str]]]) -> dict[str, list[list[str]]]:
+    """Drop every long paragraph from all parts but one. A part holds documents, and a document paragraphs."""
     seen: set[str] = set()
-    dropped = 0
+    kept = {}
     for part in KEEPS_FIRST:
-        own: set[str] = set()
-        for index, document in enumerate(parts[part]):
-            paragraphs = PARAGRAPHS_APART.split(document.text)
-            kept = [paragraph for paragraph in paragraphs if _plain(paragraph) not in seen]
-            own.update(plain for plain in map(_plain, kept) if len(plain) >= LONG_PARAGRAPH)
-            if len(kept) < len(paragraphs):
-                dropped += len(paragraphs) - len(kept)
-                parts[part][index] = Document(document.name, "\n\n".join(kept))
-        seen |= own
-        parts[part] = [document for document in parts[part] if document.text.strip()]
-    return dropped
+        kept[part] = [[paragraph for paragraph in document if _plain(paragraph) not in seen] for document in parts[part]]
+        seen.update(plain for document in kept[part] for plain in map(_plain, document) if len(plain) >= LONG_PARAGRAPH)
+    return kept
 
 
 def _paragraphs(documents: Iterable[Document]) -> list[str]:
@@ -196,8 +166,6 @@ def take_bytes(documents: Iterable[Document], limit: int) -> list[Document]:
         limit -= len(text.encode())
         if text:
             taken.append(Document(document.name, text))
-        if limit <= 0:
-            break
     return taken
 
 
@@ -217,20 +185,18 @@ def read_documents(path: Path) -> tuple[list[Document], str]:
     """Read the documents of a file; return them and how the file was cut into them.
 
     Prose is cut at blank lines, see `blocks`; of a table (CSV, TSV, JSON, parquet) each row is a document; see `parse_file`.
-
-    Raises:
-        ValueError: it is missing, is neither text nor such a table, or holds no text.
     """
     try:
         content = parse_file(Path(path).read_bytes(), path)
     except OSError as error:
         raise ValueError(f"can't read the text {str(path)!r} ({error.strerror}); name a text file, wikitext-2, docs or auto") from error
-    rows = content if isinstance(content, list) else blocks(content)
-    if not any(text.strip() for text in rows):
-        raise ValueError(f"{path} holds no text; name a file with words in it")
     if isinstance(content, list):
-        return named_documents(path, rows), "each row a document"
-    return named_documents(path, rows), BLANK_LINES if PARAGRAPHS_APART.search(content.strip()) else ONE_DOCUMENT
+        documents, how = named_documents(path, content), "each row a document"
+    else:
+        documents, how = named_documents(path, blocks(content)), BLANK_LINES if PARAGRAPHS_APART.search(content.strip()) else ONE_DOCUMENT
+    if not documents:
+        raise ValueError(f"{path} holds no text; name a file with words in it")
+    return documents, how
 
 
 def named_documents(path: Path, texts: Iterable[str]) -> list[Document]:
@@ -249,15 +215,13 @@ def blocks(text: str) -> list[str]:
     return [*found, block] if block.strip() else found
 
 
-def _wikitext(rows: dict[str, list[str]], origin: str) -> Texts:
-    seen: set[str] = set()
-    articles = {}
-    for part in KEEPS_FIRST:
-        split = WIKITEXT_SPLITS[part]
-        kept = [row for row in rows[split] if _plain(row) not in seen]
-        seen.update(row for row in map(_plain, kept) if len(row) >= LONG_PARAGRAPH)
-        articles[part] = tuple(_articles(split, kept))
-    fine_tune, calibration, score = (articles[part] for part in SHARES)
+def _wikitext(folder: Path, origin: str) -> Texts:
+    import pyarrow.parquet
+
+    files = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in WIKITEXT_SPLITS.values()}
+    rows = {split: [row for path in files[split] for row in pyarrow.parquet.read_table(path)["text"].to_pylist()] for split in files}
+    kept = _leave_to_one_part({part: [rows[split]] for part, split in WIKITEXT_SPLITS.items()})
+    fine_tune, calibration, score = (tuple(_articles(split, kept[part][0])) for part, split in WIKITEXT_SPLITS.items())
     return Texts("WikiText-2 raw", origin, fine_tune, calibration, score, tuple(rows["validation"][:COURSE_LINES]), published=rows)
 
 

@@ -1,6 +1,8 @@
+from itertools import chain
+
 import numpy as np
 
-from gpt2opt.decoding.prompt_lookup import LONGEST_GUESS, PromptLookup, guess
+from gpt2opt.decoding.prompt_lookup import LONGEST_GUESS, guess, lookup_steps
 
 
 class Reciter:
@@ -34,21 +36,16 @@ def test_the_latest_longest_match_is_continued():
 
 def test_repeated_text_takes_few_steps():
     text = list(range(10)) * 30
-    lookup = PromptLookup(Reciter(text, 20))
-    assert lookup.generate(200) == text[20:220]
-    assert sum(lookup.accepted) == 199
-    assert max(lookup.accepted) == LONGEST_GUESS + 1  # longer than the ten tokens since the latest repetition: the guess goes round
-    assert len(lookup.accepted) < 20
+    steps = list(lookup_steps(Reciter(text, 20), 200))
+    assert list(chain(*steps)) == text[20:220]
+    assert max(map(len, steps)) == LONGEST_GUESS + 1  # longer than the ten tokens since the latest repetition: the guess goes round
+    assert len(steps) < 20
 
 
 def test_wrong_guesses_change_nothing_and_are_made_shorter():
     text = [int(x) for x in np.random.default_rng(0).integers(0, 3, 300)]
-    lookup = PromptLookup(Reciter(text, 40))
-    assert lookup.generate(200) == text[40:240]
-    assert sum(lookup.accepted) == 199
+    assert list(chain(*lookup_steps(Reciter(text, 40), 200))) == text[40:240]
 
 
 def test_one_token_and_no_more():
-    lookup = PromptLookup(Reciter(list(range(5)) * 10, 10))
-    assert lookup.generate(1) == [0]
-    assert lookup.accepted == []
+    assert list(lookup_steps(Reciter(list(range(5)) * 10, 10), 1)) == [[0]]

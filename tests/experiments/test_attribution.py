@@ -130,7 +130,7 @@ def test_a_step_that_fails_in_the_race_is_left_out_and_the_others_keep_their_tim
 
 @pytest.mark.slow
 def test_attribution_of_a_tiny_model(model_dir, text_file, quantized, monkeypatch):
-    """Quantization and processes take longest and have tests of their own: an INT8 model that is there and this process stand in."""
+    """Quantization and processes take longest and have tests of their own: an INT8 model that is there and this process replace them."""
 
     monkeypatch.setattr(attribution_module, "started", lambda *given: Here(loaded(*given, 2)))
     monkeypatch.setattr(environment, "has_bf16", lambda: False)

@@ -191,8 +191,9 @@ def test_a_variant_whose_memory_ends_leaves_and_the_others_go_on(monkeypatch, cl
     def limited(variant, folder):
         if variant is variants.TorchFp32:
             return in_this_process(variant, folder)
-        return partial(Child, loaded, variant, folder, 1, address_space_bytes=300_000_000, timeout_s=20)
+        return partial(Child, loaded, variant, folder, 1, address_space_bytes=300_000_000)
 
+    monkeypatch.setattr("gpt2opt.measure.child.LIMITED_S", 20)
     monkeypatch.setattr(run, "started", limited)
     result = compare_variants(str(classifier_dir), str(sst2_dir), runs=2, tokens=8, variants="torch-fp16")
     assert [variant.name for variant in result.measured] == ["torch FP32"]

@@ -225,7 +225,7 @@ def test_random_weights_tell_the_speed_of_sizes_and_nothing_of_their_quality(res
     verdict, figure = found["larger models are slower"]
     assert verdict == CONFIRMED
     assert "gpt2-large 5.00" in figure
-    assert "random weights stand in for gpt2, gpt2-large" in figure
+    assert "random weights instead of gpt2, gpt2-large" in figure
     assert found["larger models are not much better"][0] == "not measured here: needs the real gpt2-medium and gpt2-large"
     assert found["gpt2-medium is the best balance of speed and quality"][0].startswith("not measured here: needs the real gpt2-medium")
 

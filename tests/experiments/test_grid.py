@@ -206,7 +206,7 @@ def grid() -> Grid:
     cells += [made_up_cell(name, INT8, AFTER, 4.4, 10_000_000, 5_000_000, 1.0, zeros=0.5) for name in RULES]
     controls = tuple(Control(name, quality(4.35, 1), quality(4.4, 1)) for name in RULES)
     facts = {"cpu": "a CPU", "cpu_flags": ["avx2"], "threads": 2}
-    stand_ins = ("The bundled GPT-2 stands in for `gpt2`.",)
+    stand_ins = ("The bundled GPT-2 is used instead of `gpt2`.",)
     return Grid(
         "2026-01-01", facts, "bundled (from the package)", "docs (from here) abc", stand_ins, Tuning(1, 78, 256), 510_340_000,
         quality(5, 1), controls, tuple(cells),

@@ -2,6 +2,7 @@
 
 import sys
 import weakref
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.decoding.generation import generate
-from gpt2opt.decoding.prompt_lookup import LONGEST_GUESS, PromptLookup
+from gpt2opt.decoding.prompt_lookup import LONGEST_GUESS, lookup_steps
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.runtime import compile
@@ -84,17 +85,16 @@ def test_prompt_lookup_gives_the_same_tokens_in_fewer_steps(quantized, ids):
     model = load_ir(quantized[0])
     prompt = ids[:1, :24]
     plain = greedy_tokens(model, prompt, 120)
-    lookup = PromptLookup(model.decoder(prompt))
-    assert lookup.generate(120) == plain[0].tolist()
-    assert sum(lookup.accepted) == 119
-    assert len(lookup.accepted) < 119
+    steps = list(lookup_steps(model.decoder(prompt), 120))
+    assert list(chain(*steps)) == plain[0].tolist()
+    assert len(steps) < 120
     settings = DecodingSettings(max_new_tokens=120, prompt_lookup_num_tokens=LONGEST_GUESS)
     assert generate(model, prompt, settings)[0].ids == tuple(plain[0])
 
 
 def test_prompt_lookup_takes_one_prompt(quantized, ids):
     with pytest.raises(ValueError, match="2 prompts, prompt lookup takes one"):
-        PromptLookup(load_ir(quantized[0]).decoder(ids[:, :24])).generate(8)
+        list(lookup_steps(load_ir(quantized[0]).decoder(ids[:, :24]), 8))
 
 
 @pytest.mark.parametrize("sequences", [1, 2, 15, 16])
@@ -142,7 +142,7 @@ def test_prompt_lookups_of_one_model_do_not_disturb_each_other(quantized, ids):
     first, second = (model.decoder(ids[row : row + 1, :24]) for row in range(2))
     expected = [greedy_tokens(model, decoder.prompts, 40).tolist()[0] for decoder in (first, second)]
     chosen = [int(first.prefill().argmax())]
-    assert PromptLookup(second).generate(40) == expected[1]
+    assert list(chain(*lookup_steps(second, 40))) == expected[1]
     while len(chosen) < 40:
         chosen += first.verify(chosen[-1], [expected[0][len(chosen)], 0])[: 40 - len(chosen)]
         model.logits(ids)

@@ -128,7 +128,7 @@ WRONG = {
     "other columns": ("t.jsonl", b'{"title": "a", "body": "b"}', r"t\.jsonl has columns title, body; expected a column 'review', 'text'"),
     "other columns of prose's name": ("t.txt", b"title,body\na,b\n", r"t\.txt has columns title, body; expected a column"),
     "a broken line": ("t.txt", b'{"text": "a"}\n{"text": \n', r"line 2 of .*t\.txt is not JSON"),
-    "JSON in name alone": ("t.jsonl", b"just words", "is not JSON; expected an object a line"),
+    "JSON in name alone": ("t.jsonl", b"just words", r"line 1 of .*t\.jsonl is not JSON .*; expected an object a line"),
     "numbers": ("t.json", b"[1, 2]", "is JSON without texts"),
     "a column of numbers": ("t.jsonl", b'{"text": 1}', "column 'text' of .* holds values of type int, expected texts"),
     "an empty column": ("t.csv", b"id,text\n1,\n", "column 'text' of .* holds no texts"),

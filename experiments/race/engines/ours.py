@@ -85,7 +85,7 @@ class OursPromptLookup(Ours):
         shutil.copytree(source, folder, dirs_exist_ok=True)
 
     def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
-        from gpt2opt.decoding.prompt_lookup import PromptLookup
+        from gpt2opt.decoding.prompt_lookup import lookup_steps
 
         decoder = self.model.decoder(prompts)
         marks = [time.perf_counter()]
@@ -97,6 +97,6 @@ class OursPromptLookup(Ours):
             return logits
 
         decoder.prefill = prefill  # type: ignore[method-assign]
-        PromptLookup(decoder).generate(new_tokens)
+        list(lookup_steps(decoder, new_tokens))
         later = time.perf_counter() - marks[1]
         return Timing(marks[1] - marks[0], (later / (new_tokens - 1),) * (new_tokens - 1))

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from gpt2opt import finetune, prune, torch_model
 from gpt2opt.apps.course.charts import plot_latency, plot_memory_usage, plot_perplexity
@@ -26,6 +27,8 @@ from gpt2opt.measure.quality import COURSE, JOIN, perplexity, prepare_text
 from gpt2opt.measure.trace import record_trace
 from gpt2opt.quantize import int8
 from gpt2opt.run.measurements import TRACED_TOKENS
+from gpt2opt.runtime.ir_model import load_ir
+from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.settings import Settings
 from gpt2opt.sources.models import find_model_or_stand_in, load_tokenizer
 from gpt2opt.sources.texts import find_texts
@@ -38,18 +41,18 @@ __all__ = [
     "prune_attention_heads", "run_fine_tuning", "run_post_training_quantization", "tokenize_dataset",
 ]  # fmt: skip
 
+AnyModel = GPT2LMHeadModel | CpuModel
+Device = str | torch.device
 WARM_UP_TOKENS = 10
 """The course's warm-up. Its cells time the whole call too and divide that by the new tokens alone, so a call does nothing beyond that."""
+DTYPES = {"f32": torch.float32, "i8": torch.int8, "i4": torch.int8}
+"""What the weights of an IR are stored in -> the nearest dtype of torch."""
 GB = 2**30
 """The course's own cells divide bytes of VRAM by this and call the result GB; RAM is drawn beside it."""
 
 
-def load_fp16_model(model_id: str | Path = "gpt2") -> tuple[PreTrainedTokenizerBase, GPT2LMHeadModel]:
-    """Load a GPT-2 in FP16, on the GPU if there is one, and return `(tokenizer, model)`; print what was loaded, a stand-in by its name.
-
-    Args:
-        model_id: a hub id, a directory, `bundled` or `auto`; see `find_model`, whose errors these are.
-    """
+def load_fp16_model(model_id: str | Path = "gpt2") -> tuple[Tokenizer, GPT2LMHeadModel]:
+    """Load a GPT-2 in FP16, see `find_model`, on the GPU if there is one; print what was loaded, a stand-in by its name."""
     found = find_model_or_stand_in(str(model_id))
     tokenizer, model = torch_model.load_fp16_model(found.path)
     print(f"Loaded {found} in FP16 on {model.device}")
@@ -59,14 +62,7 @@ def load_fp16_model(model_id: str | Path = "gpt2") -> tuple[PreTrainedTokenizerB
 
 
 def load_wikitext_dataset(train_split: str = "train[:100]", valid_split: str = "validation[:200]") -> tuple[Dataset, Dataset]:
-    """Load slices of WikiText-2 raw as it is published, and return `(train, valid)`; print how many rows, and a stand-in by its name.
-
-    Args:
-        train_split, valid_split: in the words of `datasets`, such as `train[:100]` or `test[:5%]`.
-
-    Raises:
-        ValueError: a split can't be read or has no rows, or the text that GPT2OPT_TEXT names can't be found.
-    """
+    """Load slices of WikiText-2 raw as it is published, in the words of `datasets`; print how many rows, and a stand-in by its name."""
     rows = find_texts()
     train, valid = rows.take(train_split), rows.take(valid_split)
     print(f"{rows}: {len(train)} rows of {train_split}, {len(valid)} rows of {valid_split}")
@@ -75,19 +71,11 @@ def load_wikitext_dataset(train_split: str = "train[:100]", valid_split: str = "
     return train, valid
 
 
-def measure_latency_gpu(
-    model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int = 50
-) -> float:
+def measure_latency_gpu(model: AnyModel, tokenizer: Tokenizer, prompt: str, max_new_tokens: int = 50) -> float:
     """Time one greedy generation after a warm-up of 10 tokens, where the model is: on a GPU by CUDA events, on a CPU by the clock.
 
     A call does what the course's own function does, and no more; it returns the ms per new token of a single run, the reading of the
-    prompt included. `gpt2opt.measure_latency` and `run.measure` repeat runs until they are steady, and give medians.
-
-    Args:
-        max_new_tokens: at least 2; end-of-text does not stop it.
-
-    Raises:
-        ValueError: no GPT-2, fewer than 2 tokens, or the prompt is empty or does not fit into the context beside the new tokens.
+    prompt included. `run.measure` repeats runs until they are steady, and gives medians. End-of-text does not stop the generation.
     """
     if not isinstance(max_new_tokens, int) or max_new_tokens < 2:
         raise ValueError(f"max_new_tokens={max_new_tokens!r}, expected at least 2 tokens")
@@ -101,14 +89,11 @@ def measure_latency_gpu(
     return 1e3 * timer(timed) / max_new_tokens
 
 
-def compute_perplexity(model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset) -> float:
+def compute_perplexity(model: AnyModel, tokenizer: Tokenizer, dataset: Dataset) -> float:
     """Score each row that is not empty alone, cut at 512 tokens; the mean loss of a row counts once for each of its tokens.
 
     On a CPU, FP16 weights are scored in FP32 arithmetic: most CPUs emulate FP16, many times slower. Stock GPT-2 in FP16 gets 40.03 per
     token on `validation[:200]` of WikiText-2, by the course's reference run.
-
-    Raises:
-        ValueError: no GPT-2, no column `text`, no row with two tokens, or logits that are not finite.
     """
     _runnable(model)
     scored = prepare_text(tokenizer, _texts(dataset), "the dataset", COURSE)
@@ -126,20 +111,11 @@ compute_ppl_cpu = compute_perplexity
 
 
 def profile_model_for_tensorboard(
-    model: GPT2LMHeadModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    device: str | torch.device,
-    log_dir: str | Path = "tb_logs",
-    run_name: str = "pruned_fp16",
+    model: AnyModel, tokenizer: Tokenizer, prompt: str, device: Device, log_dir: str | Path = "tb_logs", run_name: str = "pruned_fp16"
 ) -> None:
     """Record a trace of reading a prompt and generating four tokens into `log_dir/run_name`, where TensorBoard and Perfetto open it.
 
-    Args:
-        device: where the model is moved for it; without a GPU, `cuda` becomes the CPU, with a printed line.
-
-    Raises:
-        ValueError: no torch model, an empty prompt or one that does not fit, or the folder can't be written.
+    device: where the model is moved for it; without a GPU, `cuda` becomes the CPU, with a printed line.
     """
     if isinstance(model, CpuModel):
         raise ValueError("this model runs in OpenVINO, where torch.profiler sees nothing; profile the torch model that it was made from")
@@ -156,25 +132,16 @@ def prune_attention_heads(model: GPT2LMHeadModel, prune_fraction: float = 0.2) -
     """Remove the first `int(heads × prune_fraction)` heads of every layer, in place; the parameters are FP16 afterwards.
 
     By index, as the course says. `gpt2opt.prune_attention_heads` takes the importance of heads instead, which costs less perplexity.
-    Returns the same model; `attn.num_heads` and `attn.pruned_heads` of each layer say what was removed.
-
-    Args:
-        prune_fraction: share of each layer's heads, in [0, 1). Whole heads leave: 20% of 12 are 2, which is 16.7%.
-
-    Raises:
-        ValueError: not a GPT-2, layers with different numbers of heads, or a fraction outside [0, 1).
+    Whole heads leave: 20% of 12 are 2, which is 16.7%. `attn.num_heads` and `attn.pruned_heads` of each layer say what was removed.
     """
     return prune.prune_attention_heads(model, prune_fraction).half()
 
 
-def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def tokenize_dataset(dataset: Dataset, tokenizer: Tokenizer) -> Dataset:
     """Tokenize for causal language modelling, in batches, with padding masked out of the loss; see `finetune.tokenize_dataset`.
 
     Returns `input_ids`, `attention_mask` and `labels`, each (rows, 256), or as long as a shorter context. Long texts become several rows
     and empty ones none.
-
-    Raises:
-        ValueError: no padding token, no column `text`, or no text in it.
     """
     return finetune.tokenize_dataset(dataset, tokenizer, min(Settings.sequence_length, window_length(tokenizer)))
 
@@ -184,9 +151,7 @@ def create_training_arguments(output_dir: str | Path = "gpt2_finetuned", learnin
     return finetune.create_training_arguments(output_dir, learning_rate)
 
 
-def run_fine_tuning(
-    model: GPT2LMHeadModel, training_args: TrainingArguments, tokenized_train: Dataset, tokenizer: PreTrainedTokenizerBase
-) -> Trainer:
+def run_fine_tuning(model: GPT2LMHeadModel, training_args: TrainingArguments, tokenized_train: Dataset, tokenizer: Tokenizer) -> Trainer:
     """Train in place, in FP32 since small updates vanish in FP16; afterwards the parameters are FP16 again, as the cells after it say.
 
     Returns the `Trainer`; its loss in nats per token is in `trainer.state.log_history`.
@@ -196,14 +161,11 @@ def run_fine_tuning(
     return trainer
 
 
-def prepare_calibration_dataset(valid_ds: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def prepare_calibration_dataset(valid_ds: Dataset, tokenizer: Tokenizer) -> Dataset:
     """Filter empty rows out, join the others and cut them into rows of 512 tokens without padding, which would widen measured ranges.
 
     The notebook gives the rows that it scores later; other rows would prove more. Returns the column `input_ids`, (at most 64 rows, 512),
     or as long as a shorter context.
-
-    Raises:
-        ValueError: no column `text`, or fewer than 8 such rows.
     """
     text = JOIN.join(row.strip() for row in _texts(valid_ds) if row.strip())
     return int8.prepare_calibration_dataset([text], tokenizer, min(COURSE.window, window_length(tokenizer)))
@@ -219,18 +181,12 @@ def run_post_training_quantization(quantizer: Any, calibration_dataset: Dataset,
         quantizer: `INCQuantizer.from_pretrained(model)`. Its model is not changed; the tokenizer is the one beside the model's weights.
         calibration_dataset: its last quarter decides which activations stay float.
         output_dir: a new or empty folder, or one that was written here before.
-
-    Raises:
-        ValueError: no such quantizer, not a GPT-2 or one that was made in memory, too few rows, or the folder can't be written.
-        RuntimeError: a matmul did not become INT8.
     """
     model = getattr(quantizer, "_original_model", None)
     if not isinstance(model, GPT2LMHeadModel):
         raise ValueError(f"a quantizer of type {type(quantizer).__name__}, expected INCQuantizer.from_pretrained(model) of a GPT-2")
     if not model.name_or_path:
-        raise ValueError(
-            "the model was made in memory, so its tokenizer is not known; save both with save_pretrained() and load them again"
-        )
+        raise ValueError("the model was made in memory, so its tokenizer is unknown; save both with save_pretrained() and load them again")
     skipped = sum(type(module).__name__ == "Conv1D" for module in model.modules())
     print(f"INC would skip {skipped} Conv1D layers of this model: they are made equal Linear layers first")
     audit = int8.quantize_int8(model, load_tokenizer(model.name_or_path), calibration_dataset, output_dir).audit
@@ -238,13 +194,12 @@ def run_post_training_quantization(quantizer: Any, calibration_dataset: Dataset,
 
 
 def load_cpu_model(model_dir: str | Path) -> CpuModel:
-    """Load what `run_post_training_quantization` wrote: a `CpuModel`; raise ValueError if it is no IR, was changed or is cut short."""
-    return CpuModel.load(model_dir)
+    """Load what `run_post_training_quantization` wrote; raise ValueError if it is no IR, was changed or is cut short."""
+    ir, config = load_ir(model_dir), GPT2Config.from_pretrained(model_dir, local_files_only=True)
+    return CpuModel(ir, config.eos_token_id, DTYPES[read_manifest(model_dir).weights])
 
 
-def measure_latency_cpu(
-    model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, prompt: str = "The future of AI is", max_new_tokens: int = 50
-) -> float:
+def measure_latency_cpu(model: AnyModel, tokenizer: Tokenizer, prompt: str = "The future of AI is", max_new_tokens: int = 50) -> float:
     """Measure what `measure_latency_gpu` does, in ms per new token; its arguments and errors are the same."""
     return measure_latency_gpu(model, tokenizer, prompt, max_new_tokens)
 
@@ -259,14 +214,8 @@ def peak_ram_usage_gb() -> float:
     return (read_peak_rss() or psutil.Process().memory_info().rss) / GB
 
 
-def get_next_token_suggestions(
-    model: GPT2LMHeadModel | CpuModel, tokenizer: PreTrainedTokenizerBase, prompt: str, top_k: int = 5
-) -> list[tuple[str, float]]:
-    """Return the `top_k` most probable next tokens as `(text, probability)`, the most probable one first.
-
-    Raises:
-        ValueError: no GPT-2, `top_k` is no whole number of at least 1, or the prompt is empty or too long.
-    """
+def get_next_token_suggestions(model: AnyModel, tokenizer: Tokenizer, prompt: str, top_k: int = 5) -> list[tuple[str, float]]:
+    """Return the `top_k` most probable next tokens as `(text, probability)`, the most probable one first."""
     if not isinstance(top_k, int) or top_k < 1:
         raise ValueError(f"top_k={top_k!r}, expected a whole number of at least 1")
     (found,) = generate(_runnable(model), [prompt], DecodingSettings(max_new_tokens=1, top_logprobs=top_k), tokenizer)

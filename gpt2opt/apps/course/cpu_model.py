@@ -1,23 +1,17 @@
 """An IR behind the calls that cells make of a torch model: tensors in and out, on the CPU."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GPT2Config
 from transformers.modeling_outputs import CausalLMOutput
 
 from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.runtime.ir_model import IrModel, load_ir
-from gpt2opt.runtime.manifest import read_manifest
-
-DTYPES = {"f32": torch.float32, "i8": torch.int8, "i4": torch.int8}
-"""What the weights are stored in -> the nearest dtype of torch."""
+from gpt2opt.runtime.ir_model import IrModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,22 +23,12 @@ class CpuModel:
     dtype: torch.dtype
     device = torch.device("cpu")
 
-    @classmethod
-    def load(cls, directory: Path | str) -> "CpuModel":
-        """Compile the IR in a directory; raise ValueError if there is none, or it was changed or cut short."""
-        ir, config = load_ir(directory), GPT2Config.from_pretrained(directory, local_files_only=True)
-        return cls(ir, config.eos_token_id, DTYPES[read_manifest(directory).weights])
-
     def eval(self) -> "CpuModel":
         """Return the model: it knows no other mode."""
         return self
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None) -> CausalLMOutput:
-        """Return the logits (B, T, V) float32 of ids (B, T), and the mean loss in nats where labels are given, -100 for none.
-
-        Raises:
-            ValueError: they are no ids of this model, don't fit into the context, or are padded on the left.
-        """
+        """Return the logits (B, T, V) float32 of ids (B, T), and the mean loss in nats where labels are given, -100 for none."""
         if attention_mask is not None and not attention_mask[:, 0].all():
             raise ValueError("the ids are padded on the left, expected padding on the right, which the tokens before it don't see")
         logits = torch.from_numpy(self.ir.logits(input_ids.numpy()))
@@ -52,24 +36,16 @@ class CpuModel:
         return CausalLMOutput(loss=loss, logits=logits)  # type: ignore[arg-type] # it names a class that tensors are not instances of
 
     def generate(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        max_length: int | None = None,
-        pad_token_id: int | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, max_length: int | None = None, pad_token_id: int | None = None,
         **settings: Any,
-    ) -> Tensor:
-        """Continue B prompts until end-of-text; return prompts and new tokens (B, T + new tokens).
+    ) -> Tensor:  # fmt: skip
+        """Continue B prompts (B, T) until end-of-text; return prompts and new tokens (B, T + new tokens).
 
         Args:
-            input_ids: (B, T).
             attention_mask: 0 where a prompt is padded, on the left.
             max_length: of prompt and new tokens, in place of `max_new_tokens`.
             pad_token_id: follows a text that ends before others; by default end-of-text, or 0 if there is none.
             settings: see `DecodingSettings`, whose names and defaults are those of transformers: `max_new_tokens`, `do_sample`, `top_k`, …
-
-        Raises:
-            ValueError: a setting that is not known or can't be followed, or prompts that don't fit.
         """
         if max_length is not None:
             settings["max_new_tokens"] = max_length - input_ids.shape[1]

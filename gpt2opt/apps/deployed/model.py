@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,7 @@ RUNS = 5
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs a deployed model.
-
-    require: raises ImportError if its library or SDK is not installed. export: writes a torch model and its tokenizer into a folder. load:
-    makes a `Model` of that folder, for a number of cores; None if what is compiled does not run on this machine.
-    """
+    """What runs a deployed model. require: raises ImportError if it is not installed. load: None if it does not run on this machine."""
 
     require: Callable[[], object]
     export: Callable[[Any, Any, Path], Path]
@@ -87,8 +83,7 @@ class GPT2Deployed:
 
     Only `from_pretrained` has to be called: `compile` exports what it needs, and `generate` compiles for `openvino` on all cores.
 
-    source: where the model was found. tokenizer: its own. exported: back-end -> folder. compiled: None before `compile`. program: the
-    folder of a program for Cloud AI 100 that was compiled last, which does not run here; None for the other back-ends.
+    exported: back-end -> folder. program: the folder of what was compiled last if it was for Cloud AI 100, which does not run here.
     """
 
     def __init__(self, source: FoundModel):
@@ -107,15 +102,11 @@ class GPT2Deployed:
 
     @classmethod
     def from_pretrained(cls, model_id: str | Path = "gpt2") -> "GPT2Deployed":
-        """Find and check a GPT-2, pruned or not. If `gpt2` can't be had, the bundled model replaces it, and a line on stderr says so.
-
-        Args:
-            model_id: a directory, a hub id, `bundled` or `auto`; see `find_model`, whose errors these are.
-        """
+        """Find and check a GPT-2, see `find_model`. If `gpt2` can't be had, the bundled model replaces it, and a line on stderr says so."""
         source = find_model_or_stand_in(str(model_id))
         if source.stand_in:
             _say(
-                "the bundled GPT-2 stands in for gpt2, which neither the local cache nor the hub gave; its tokenizer is model.tokenizer. "
+                "the bundled GPT-2 is used instead of gpt2, which neither the local cache nor the hub gave; its tokenizer is model.tokenizer. "
                 "For the real one connect to the hub, or name a directory that holds it"
             )
         return cls(source)
@@ -126,11 +117,7 @@ class GPT2Deployed:
         `openvino` is a stateful IR; `onnxruntime` is ONNX with past keys and values in and present ones out; `qaic` is ONNX with a
         retained state of fixed length, as the compiler of Cloud AI 100 takes it.
 
-        Args:
-            folder: a new or empty one, or one that was written here before; None: a temporary one, which goes when this object goes.
-
-        Raises:
-            ValueError: a back-end is not known, or the folder can't be written.
+        folder: a new or empty one, or one that was written here before; None: a temporary one, which goes when this object goes.
         """
         for backend in backends:
             _check_backend(backend)
@@ -145,25 +132,19 @@ class GPT2Deployed:
         return Path(folder)
 
     def compile(self, num_cores: int | None = None, backend: str = "openvino") -> None:
-        """Compile the model for a back-end, and export it first if that was not done.
+        """Compile the model for one of `BACKENDS`, and export it first if that was not done.
 
-        Args:
-            num_cores: CPU cores, or AI cores of the card for `qaic`; None takes all. If this process may use fewer, it takes those, and a
-                line on stderr says so.
-            backend: one of `BACKENDS`. A program for `qaic` is written into the folder `program` beside the export, so call `export`
-                before, with a folder of your own.
+        A program for `qaic` is written into the folder `program` beside the export, so call `export` before, with a folder of your own.
 
-        Raises:
-            ValueError: `num_cores` is no whole number of at least 1, the back-end is not known, or a program has no folder that stays.
-            ImportError: the back-end's library or SDK is not installed.
+        num_cores: CPU cores, or AI cores of the card for `qaic`; None takes all. If this process may use fewer, it takes those, and a line
+        on stderr says so.
         """
         _check_backend(backend)
         if num_cores is not None and not is_whole(num_cores, 1):
             raise ValueError(f"num_cores={num_cores!r}, expected a whole number of at least 1, or None for all cores")
         BACKENDS[backend].require()  # before the export, which takes a while
-        load = BACKENDS[backend].load
+        load, exported = BACKENDS[backend].load, self.exported.get(backend)
         if load is None:
-            exported = self.exported.get(backend)
             if exported is None or (self._scratch and exported.parent == Path(self._scratch.name)):
                 raise ValueError(
                     f"a program for {backend} needs a folder that stays: "
@@ -176,7 +157,8 @@ class GPT2Deployed:
         if num_cores and num_cores > allowed:
             _say(f"num_cores={num_cores}, but this process may use {allowed}: it is compiled for {allowed}")
         num_cores = min(num_cores or allowed, allowed)
-        self.compiled, self.program = Compiled(backend, num_cores, load(self._exported(backend), num_cores)), None
+        folder = exported or self.export(backends=[backend]) / backend
+        self.compiled, self.program = Compiled(backend, num_cores, load(folder, num_cores)), None
 
     def generate(
         self, prompts: Sequence[str] | str, tokenizer: Any = None, settings: DecodingSettings = SETTINGS, runs: int = RUNS
@@ -188,22 +170,15 @@ class GPT2Deployed:
         Args:
             prompts: one or several texts, of any lengths; they are read as one batch.
             tokenizer: the model's, of transformers; None takes the one beside the weights.
-            settings: greedy decoding or sampling, and its limits.
+            settings: of greedy decoding or sampling.
             runs: timed generations; 0 generates without statistics.
-
-        Raises:
-            ValueError: a prompt is empty, no text, or longer than the context allows; the tokenizer is another model's; the settings ask
-                for a method that does not choose its tokens one after the other; or the model was compiled for a card.
         """
         prompts = tuple(prompts) if isinstance(prompts, Sequence) and not isinstance(prompts, str) else (prompts,)
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
         lengths = self._check(prompts, tokenizer, settings, runs)
         compiled = self._compiled()
 
-        def start() -> Iterator[Token]:
-            return stream(compiled.model, prompts, settings, tokenizer)
-
-        alone = len(prompts) == 1
+        start, alone = partial(stream, compiled.model, prompts, settings, tokenizer), len(prompts) == 1
         if alone:
             print(prompts[0], end="", flush=True)
         steps, _ = _timed(start, _print_token if alone else None)
@@ -220,20 +195,11 @@ class GPT2Deployed:
     def scaling(self, prompt_tokens: int = 64, new_tokens: int = 32, runs: int = TIMED_RUNS) -> Scaling:
         """Time the compiled back-end with 1, 2, 4, … and all cores of this process, in turns; print the table and return the samples.
 
-        `gpt2opt.plot_scaling([…])` draws the curve. All sizes are loaded at once: each takes the memory of the model.
-
-        Args:
-            prompt_tokens: of a prompt of random tokens.
-            new_tokens: tokens of a run, the first included; at least 2.
-            runs: timed runs of each number of cores.
-
-        Raises:
-            ValueError: they don't fit into the context, new_tokens < 2, runs < 1, or the model was compiled for a card.
+        `gpt2opt.apps.deployed.report.plot_scaling([…])` draws the curve. All sizes are loaded at once: each takes the memory of the model.
+        The prompt is of random tokens. runs: timed ones, of each number of cores.
         """
         ids = np.random.default_rng(0).integers(self.vocab_size, size=(1, prompt_tokens))
         check_prompts(ids, new_tokens, self.context, self.vocab_size)
-        if not is_whole(new_tokens, 2) or not is_whole(runs, 1):
-            raise ValueError(f"new_tokens={new_tokens}, runs={runs}: expected at least 2 tokens (TTFT and one TPOT) and 1 run")
         backend = self._compiled().backend
         load, counts = BACKENDS[backend].load, core_counts(environment.threads())
         assert load
@@ -256,11 +222,6 @@ class GPT2Deployed:
         assert self.compiled
         return self.compiled
 
-    def _exported(self, backend: str) -> Path:
-        if backend not in self.exported:
-            self.export(backends=[backend])
-        return self.exported[backend]
-
     def _check(self, prompts: Sequence[str], tokenizer: Any, settings: DecodingSettings, runs: int) -> tuple[int, ...]:
         """Return the number of tokens of each prompt, or raise ValueError for what can't be generated."""
         if not hasattr(tokenizer, "decode"):
@@ -277,10 +238,7 @@ class GPT2Deployed:
 
 
 def _timed(start: Callable[[], Iterator[Token]], show: Callable[[Token], None] | None = None) -> tuple[list[list[Token]], list[float]]:
-    """Generate; return the tokens of each step, one for each sequence that goes on, and the seconds of each step.
-
-    The first step begins with the tokenizing of the prompts. The time that `show` takes is not counted.
-    """
+    """Generate; return the tokens and the seconds of each step. The first one tokenizes, too; the time that `show` takes is not counted."""
     steps: list[list[Token]] = []
     seconds: list[float] = []
     before = time.perf_counter()

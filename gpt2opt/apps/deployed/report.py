@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gpt2opt.apps.deployed.statistics import Scaling, ServingStatistics, Statistic
-from gpt2opt.measure.stats import PERCENT, Estimate, median
+from gpt2opt.apps.deployed.statistics import Scaling, ServingStatistics
+from gpt2opt.measure.stats import PERCENT, Estimate, median, paired_ratio
 from gpt2opt.report.chart import Chart
 from gpt2opt.report.style import OUR_ENGINE, PEER_ENGINE
 from gpt2opt.report.tables import Table, milliseconds, table
@@ -17,14 +17,11 @@ COLORS = {"openvino": OUR_ENGINE, "onnxruntime": PEER_ENGINE}
 
 def statistics_table(statistics: ServingStatistics) -> Table:
     """Show p50 and p95 of each statistic, and how many times the least time of the machine it takes."""
-    return table(
-        ("statistic", "p50", "p95", "samples", f"time ÷ least time [{PERCENT}]"),
-        [
-            (f"{figure.name}, {figure.unit}", _shown(figure, figure.p50), _shown(figure, figure.p95), str(len(figure.samples)),
-             str(figure.distance))
-            for figure in statistics.figures
-        ],
-    )  # fmt: skip
+    rows = []
+    for figure in statistics.figures:
+        p50, p95 = (milliseconds(value) if figure.unit == "ms" else _rate(value) for value in (figure.p50, figure.p95))
+        rows.append((f"{figure.name}, {figure.unit}", p50, p95, str(len(figure.samples)), str(figure.distance)))
+    return table(("statistic", "p50", "p95", "samples", f"time ÷ least time [{PERCENT}]"), rows)
 
 
 def statistics_caption(statistics: ServingStatistics) -> str:
@@ -46,34 +43,22 @@ def statistics_caption(statistics: ServingStatistics) -> str:
 
 def scaling_table(scaling: Scaling) -> Table:
     """Show, for each number of cores, TTFT and decoding, their speed-up over one core, and their distance from the machine's limits."""
-    rows = []
+    speedup, distance = f"speed-up [{PERCENT}]", "time ÷ least"
+    header = ("cores", "TTFT, ms (p95)", speedup, distance, "decode, tokens/s (p95)", speedup, distance, "memory, GB/s")
+    rows, one = [], scaling.points[0].latency
     for point in scaling.points:
         latency = point.latency
-        least_first, least_later = scaling.least_ttft_s(point), scaling.least_tpot_s(point)
-        rows.append(
-            (
-                str(point.num_cores),
-                f"{milliseconds(latency.ttft_s)} ({milliseconds(latency.ttft_p95_s)})",
-                str(scaling.ttft_speedup(point)), f"{latency.ttft_s / least_first:.2f}",
-                f"{_rate(1 / latency.tpot_s)} ({_rate(1 / latency.tpot_p95_s)})",
-                str(scaling.tpot_speedup(point)), f"{latency.tpot_s / least_later:.2f}",
-                f"{point.limits.read_bytes_per_s / 1e9:.1f}",
-            )
-        )  # fmt: skip
-    return table(
-        (
-            "cores", "TTFT, ms (p95)", f"speed-up [{PERCENT}]", "time ÷ least", "decode, tokens/s (p95)", f"speed-up [{PERCENT}]",
-            "time ÷ least", "memory, GB/s",
-        ),
-        rows,
-    )  # fmt: skip
+        faster_ttft = paired_ratio(one.ttft_samples_s, latency.ttft_samples_s)
+        faster_tpot = paired_ratio(one.tpot_by_run_s, latency.tpot_by_run_s)
+        ttft, tpot = latency.ttft_s / scaling.least_ttft_s(point), latency.tpot_s / scaling.least_tpot_s(point)
+        first = f"{milliseconds(latency.ttft_s)} ({milliseconds(latency.ttft_p95_s)})", str(faster_ttft), f"{ttft:.2f}"
+        later = f"{_rate(1 / latency.tpot_s)} ({_rate(1 / latency.tpot_p95_s)})", str(faster_tpot), f"{tpot:.2f}"
+        rows.append((str(point.num_cores), *first, *later, f"{point.limits.read_bytes_per_s / 1e9:.1f}"))
+    return table(header, rows)
 
 
 def plot_scaling(scalings: Sequence[Scaling]) -> Chart:
-    """Draw TTFT and decoding over the number of cores, a line for each scaling of one model; whiskers are the intervals of the medians.
-
-    The dotted line is what reading the weights and the KV cache from memory allows.
-    """
+    """Draw TTFT and decoding over the number of cores, a line for each scaling of one model; the dotted line is the machine's limit."""
     import matplotlib.pyplot as plt
 
     figure, (first, later) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
@@ -101,10 +86,6 @@ def _line(axes: "Axes", scaling: Scaling, found: Sequence[Estimate]) -> None:
     cores, values = [point.num_cores for point in scaling.points], [each.value for each in found]
     reach = [[each.value - each.low for each in found], [each.high - each.value for each in found]]
     axes.errorbar(cores, values, yerr=reach, marker="o", capsize=4, color=COLORS.get(scaling.backend, PEER_ENGINE), label=scaling.backend)
-
-
-def _shown(figure: Statistic, value: float) -> str:
-    return milliseconds(value) if figure.unit == "ms" else _rate(value)
 
 
 def _rate(value: float) -> str:

@@ -18,21 +18,14 @@ BYTES_PER_WEIGHT = 4
 
 @dataclass(frozen=True)
 class Work:
-    """What a GPT-2 in FP32 has to read and multiply, whatever runs it.
-
-    block_weights: of the matmuls of all blocks. head_weights: of the head, which is the token embedding too. kv_bytes: of the keys and
-    values of one token.
-    """
+    """What a GPT-2 in FP32 has to read and multiply: the weights of the blocks' matmuls and of the head, keys and values of one token."""
 
     block_weights: int
     head_weights: int
     kv_bytes: int
 
     def least_s(self, limits: Limits, sequences: int, tokens: int, cached: int) -> float:
-        """Return the least seconds of a step that reads tokens and gets the logits behind the last one of each sequence.
-
-        tokens, cached: those that it reads, and those in the KV cache before it, of all sequences together.
-        """
+        """Return the least seconds of a step that reads tokens, with others in the KV cache, both of all sequences together."""
         read = (self.block_weights + self.head_weights) * BYTES_PER_WEIGHT + self.kv_bytes * cached
         operations = 2 * (self.block_weights * tokens + self.head_weights * sequences)
         return max(read / limits.read_bytes_per_s, operations / limits.fp32_ops_per_s)
@@ -49,11 +42,7 @@ class TimedRun:
 
 @dataclass(frozen=True)
 class Statistic:
-    """One figure of the statistics.
-
-    unit: `ms` for seconds, of which less is better, or `tokens/s`. samples: as they were measured, in seconds or tokens per second.
-    distance: measured time ÷ least time, over the runs; 1.5 is half as long again as the machine would allow.
-    """
+    """One figure: samples in seconds (unit `ms`) or in tokens/s; distance: measured time ÷ least time, over the runs."""
 
     name: str
     unit: str
@@ -127,14 +116,6 @@ class Scaling:
     work: Work
     points: tuple[CorePoint, ...]
 
-    def ttft_speedup(self, point: CorePoint) -> Estimate:
-        """Return the time to first token with 1 core ÷ that with the cores of a point, run by run."""
-        return paired_ratio(self.points[0].latency.ttft_samples_s, point.latency.ttft_samples_s)
-
-    def tpot_speedup(self, point: CorePoint) -> Estimate:
-        """Return the time per output token with 1 core ÷ that with the cores of a point, run by run."""
-        return paired_ratio(self.points[0].latency.tpot_by_run_s, point.latency.tpot_by_run_s)
-
     def least_tpot_s(self, point: CorePoint) -> float:
         """Return the least time per output token with the cores of a point, in the middle of the generation."""
         latency = point.latency
@@ -147,9 +128,5 @@ class Scaling:
 
 
 def core_counts(most: int) -> list[int]:
-    """Return the numbers of cores of a scaling curve: each twice the one before, and the last is all.
-
-    >>> core_counts(12)
-    [1, 2, 4, 8, 12]
-    """
-    return sorted({2**power for power in range(most.bit_length()) if 2**power <= most} | {most})
+    """Return the numbers of cores of a scaling curve: each twice the one before, and the last is all, as in [1, 2, 4, 8, 12]."""
+    return sorted({2**power for power in range(most.bit_length())} | {most})
