@@ -11,16 +11,17 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from tqdm import tqdm
 
+from experiments.charts import bar, name_rows
 from experiments.contract import Experiment, say
-from experiments.race.engines.base import Case, Engine, Timing, prompts_of, started
+from experiments.race.engines.base import Case, Engine, Timing, started, timed_turns
 from experiments.race.engines.ours import Ours, OursBf16
 from experiments.race.engines.pytorch import TorchFp32
-from experiments.race.run import total_s
 from gpt2opt import environment
 from gpt2opt.environment import machine_label
 from gpt2opt.export.openvino import export_ir
-from gpt2opt.measure.quality import ScoredText, perplexity, prepare_text
+from gpt2opt.measure.quality import ScoredText, perplexity
 from gpt2opt.measure.results import Quality
 from gpt2opt.measure.stats import PERCENT, Estimate, paired_ratio
 from gpt2opt.measure.turns import Contestants, again
@@ -30,15 +31,14 @@ from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.report.style import BETTER, SAME, WHOLE, WORSE
 from gpt2opt.report.table import MISSING, Table, table
 from gpt2opt.report.tables import megabytes, milliseconds
-from gpt2opt.run.record import Settings
+from gpt2opt.run.workload import make_workload
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
-from gpt2opt.settings import check_fraction, check_whole
+from gpt2opt.settings import Settings, check_whole
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import Texts, find_texts, take_bytes
 from gpt2opt.torch_model import logits_of
 
-SCHEMA = "gpt2opt.attribution/1"
 CASE = Case(256, 64)
 AGAIN = "nothing: the same in another process"
 NO_BF16 = "this CPU has no bf16 instructions (AVX512-BF16 or AMX)"
@@ -70,7 +70,7 @@ class Attribution:
     case: Case
     rounds: int
     steps: tuple[Step, ...]
-    schema: str = SCHEMA
+    schema: str = "gpt2opt.attribution/1"
 
     @property
     def measured(self) -> list[Step]:
@@ -122,13 +122,10 @@ class Column:
 
 
 def _timed(name: str, of: Callable[[Timing], float]) -> Column:
-    def per_round(step: Step) -> list[float]:
-        return [of(timing) for timing in step.timings]
+    def ratio(step: Step, before: Step) -> Estimate:
+        return paired_ratio([*map(of, step.timings)], [*map(of, before.timings)])
 
-    return Column(
-        name, "ms", lambda step: statistics.median(per_round(step)), milliseconds,
-        lambda step, before: paired_ratio(per_round(step), per_round(before)),
-    )  # fmt: skip
+    return Column(name, "ms", lambda step: statistics.median(map(of, step.timings)), milliseconds, ratio)
 
 
 def _size_ratio(step: Any, before: Any) -> Estimate:
@@ -166,7 +163,6 @@ def attribute(
     case: Case = CASE,
     score_bytes: int = 100_000,
     calibration_rows: int = 32,
-    prune_fraction: float = Settings.prune_fraction,
 ) -> Attribution:
     """Make the models of the chain, score each on held-out text, and time all of them in interleaved rounds.
 
@@ -177,21 +173,19 @@ def attribute(
         ValueError: a source can't be found or is too short, rounds < 1, or the case doesn't fit into the model's context.
     """
     check_whole("rounds", rounds, 1)
-    check_fraction(prune_fraction)
     found, texts = find_model(model), find_texts(text)
     tokenizer, reference = load_model(found.path)
     if case.prompt_tokens + case.new_tokens > reference.config.n_positions:
         raise ValueError(f"{case} tokens don't fit into the context of {reference.config.n_positions}; name a smaller case")
-    label = f"{texts.name} {texts.revision}, first {score_bytes:,} bytes of the scored part"
-    scored = prepare_text(tokenizer, [document.text for document in take_bytes(texts.score, score_bytes)], label)
+    scored = make_workload(tokenizer, texts, Settings(score_bytes=score_bytes)).scored
     with tempfile.TemporaryDirectory() as scratch:
-        candidates = _make_models(found.path, texts, Path(scratch), prune_fraction, calibration_rows)
+        candidates = _make_models(found.path, texts, Path(scratch), calibration_rows)
         steps = [_score(candidate, reference, scored) for candidate in candidates]
         steps = _race(candidates, steps, case, rounds, reference.config.vocab_size)
     return Attribution(environment.describe(), str(found), case, rounds, tuple(steps))
 
 
-def _make_models(source: Path, texts: Texts, folder: Path, prune_fraction: float, calibration_rows: int) -> list[Candidate]:
+def _make_models(source: Path, texts: Texts, folder: Path, calibration_rows: int) -> list[Candidate]:
     """Write the models of the chain into `folder`; the bf16 step reads the same files as the FP32 one."""
     settings = Settings()
     fp32, pruned_fp32, int8 = (folder / name for name in ("fp32", "pruned", "int8"))
@@ -200,11 +194,11 @@ def _make_models(source: Path, texts: Texts, folder: Path, prune_fraction: float
     tokenizer, model = load_model(source)
     say("exporting FP32")
     export_ir(prepare_for_export(model), tokenizer, fp32)
-    say(f"pruning {prune_fraction:.0%} of the heads")
+    say(f"pruning {settings.prune_fraction:.0%} of the heads")
     chosen_on = [document.text for document in take_bytes(texts.fine_tune, settings.fine_tune_bytes)]
     importance = head_importance(model, importance_batches(chosen_on, tokenizer, settings.sequence_length))
     heads = model.transformer.h[0].attn.num_heads
-    export_ir(prepare_for_export(prune_attention_heads(model, prune_fraction, importance)), tokenizer, pruned_fp32)
+    export_ir(prepare_for_export(prune_attention_heads(model, settings.prune_fraction, importance)), tokenizer, pruned_fp32)
     say("quantizing")
     calibration = prepare_calibration_dataset([d.text for d in texts.calibration], tokenizer, limit=calibration_rows)
     quantize_int8(model, tokenizer, calibration, int8)
@@ -225,23 +219,18 @@ def _score(candidate: Candidate, reference, text: ScoredText) -> Step:
     if candidate.engine is OursBf16 and not environment.has_bf16():
         return dataclasses.replace(step, left_out=NO_BF16 if environment.has_bf16() is False else environment.UNTOLD)
     say(f"scoring {candidate.name}")
-    model = (
-        reference if candidate.engine is TorchFp32 else load_ir(candidate.folder, precision=getattr(candidate.engine, "precision", "f32"))
-    )
+    engine = candidate.engine
+    model = load_ir(candidate.folder, precision=engine.precision) if issubclass(engine, Ours) else reference
     quality = perplexity(logits_of(model), text)
     return dataclasses.replace(step, weight_bytes=candidate.engine.disk_bytes(candidate.folder), quality=quality)
 
 
 def _race(candidates: list[Candidate], steps: list[Step], case: Case, rounds: int, vocab_size: int) -> list[Step]:
     """Time the steps of the chain, each in a process of its own; one that fails is left out, with the reason."""
-    starts = {
-        candidate.name: started(candidate.engine, candidate.folder)
-        for candidate, step in zip(candidates, steps, strict=True)
-        if not step.left_out
-    }
+    taking_part = [candidate for candidate, step in zip(candidates, steps, strict=True) if not step.left_out]
+    starts = {candidate.name: started(candidate.engine, candidate.folder) for candidate in taking_part}
     with Contestants(starts, may_fail=True) as contestants:
-        say(f"{rounds} rounds of {case} tokens")
-        *_, outcome = contestants.take_turns("timed", [case], rounds=rounds, seconds=total_s, arguments=prompts_of(vocab_size))
+        *_, outcome = tqdm(timed_turns(contestants, [case], rounds, vocab_size), f"{case} tokens in turns", rounds + 1)
         samples, left = outcome.samples, contestants.left
     first, *others = steps
     twice = dataclasses.replace(first, name=again(first.name), change=AGAIN, branch=True)
@@ -256,12 +245,11 @@ def attribution_table(attribution: Attribution) -> Table:
     before = {step.name: previous for step, previous in attribution.pairs}
     rows = []
     for step in attribution.steps:
-        if step.left_out:
-            rows.append((step.name, f"left out: {step.left_out}", "", *[MISSING] * len(COLUMNS)))
-            continue
         base = before.get(step.name)
-        cells = [column.show(column.value(step)) + (f"; {column.factor(step, base)}" if base else "") for column in COLUMNS]
-        rows.append((step.name, step.change, base.name if base else "", *cells))
+        cells = [MISSING] * len(COLUMNS)
+        if not step.left_out:
+            cells = [column.show(column.value(step)) + (f"; {column.factor(step, base)}" if base else "") for column in COLUMNS]
+        rows.append((step.name, f"left out: {step.left_out}" if step.left_out else step.change, base.name if base else "", *cells))
     first, last = attribution.chain[0], attribution.chain[-1]
     rows.append(("all steps together", "", first.name, *(column.factor(last, first) for column in COLUMNS)))
     header = [f"{column.name}, {column.unit}".rstrip(", ") + f"; ÷ that [{PERCENT}]" for column in COLUMNS]
@@ -285,8 +273,8 @@ def plot_attribution(attribution: Attribution) -> list[Axes]:
     figure, grid = plt.subplots(2, 2, figsize=(13, 2 + 1.1 * len(attribution.measured)), layout="constrained")
     for axes, column in zip(grid.flat, COLUMNS, strict=True):
         _waterfall(axes, attribution, column)
-    for axes in grid[:, 1]:
-        axes.set_yticklabels([])
+    for panels in grid:
+        name_rows(panels, [step.name for step in attribution.measured])
     facts, case = attribution.environment, attribution.case
     figure.suptitle(f"From torch FP32 to INT8, step by step, on {facts['cpu']}, {facts['threads']} threads, {case} tokens")
     notes = [f"each factor is over the step above it, with its {PERCENT} interval; less is better"]
@@ -304,25 +292,18 @@ def _waterfall(axes: Axes, attribution: Attribution, column: Column) -> None:
     values = [column.value(step) * scale for step in steps]
     # Perplexities differ by some percent; from zero on no step could be seen.
     start = min(values) - (max(values) - min(values)) if column is PERPLEXITY else 0
-    _bar(axes, 0, values[0] - start, start, WHOLE, f"{column.show(column.value(chain[0]))} {column.unit}")
+    bar(axes, 0, values[0] - start, WHOLE, f"{column.show(column.value(chain[0]))} {column.unit}", left=start)
     for step, before in attribution.pairs:
         row, base = steps.index(step), steps.index(before)
         was, now = values[base], values[row]
         changed = SAME if not column.measurable(step, before) else WORSE if now > was else BETTER
         factor = column.factor(step, before).replace(", no", "\nno")
         axes.barh(row, min(was, now) - start, left=start, height=0.6, color=WHOLE)
-        _bar(axes, row, now - was, was, changed, f"{column.show(column.value(step))} {column.unit}\n× {factor}")
+        bar(axes, row, now - was, changed, f"{column.show(column.value(step))} {column.unit}\n× {factor}", left=was)
         axes.plot([was, was], [base + 0.3, row - 0.3], color="grey", linewidth=0.8)
-    axes.set_yticks(range(len(steps)), [step.name for step in steps])
-    axes.set_ylim(len(steps) - 0.5, -0.5)
     axes.set_xlim(start, start + 1.5 * (max(values) - start))
     whole = column.factor(chain[-1], chain[0])
     axes.set(title=f"{column.name}, all steps together: × {whole}", xlabel=column.unit + ("the axis does not start at 0" if start else ""))
-
-
-def _bar(axes: Axes, row: int, width: float, left: float, color: str, text: str) -> None:
-    axes.barh(row, width, left=left, height=0.6, color=color)
-    axes.annotate(text, (left + max(width, 0), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
 
 
 EXPERIMENT = Experiment(

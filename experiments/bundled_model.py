@@ -72,9 +72,8 @@ def train_tokenizer(documents: list[Document], recipe: Recipe) -> GPT2TokenizerF
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=recipe.vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=recipe.vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet)
     tokenizer.train_from_iterator((document.text for document in documents), trainer)
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     return GPT2TokenizerFast(tokenizer_object=tokenizer, model_max_length=recipe.context, **special)
@@ -134,9 +133,8 @@ def train(recipe: Recipe, out: Path) -> None:
     print(f"tokens: {rows.size / 1e6:.2f} M, {num_bytes / rows.size:.2f} bytes per token, {steps} steps", flush=True)
 
     model = new_model(recipe, tokenizer)
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    kept = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    matrices, vectors = ([p for p in model.parameters() if (p.dim() > 1) == is_matrix] for is_matrix in (True, False))
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
     curve: list[dict] = []
     first, spent_s, checkpoint = 0, 0.0, out / "checkpoint.pt"
@@ -187,14 +185,10 @@ HELD_OUT_BYTES = 200_000
 
 
 def score_held_out(folder: Path, scored_bytes: int = HELD_OUT_BYTES) -> tuple[Quality, float]:
-    """Code text of packages that the model never saw with the model and with xz, the general-purpose compressor.
+    """Code text of packages that the model never saw with the model, `scored_bytes` of it, and all of it with xz.
 
-    Args:
-        scored_bytes: how much of the text the model codes; xz codes all of it.
-
-    Returns:
-        The model's `Quality`, and the bits a byte of `xz -9e`. xz looks back over all of the text, the model over its context only, of
-        which at least half is always filled.
+    Returns the model's `Quality`, and the bits per byte of `xz -9e`. xz looks back over all of the text, the model over its context only,
+    of which at least half is always filled.
     """
     held_out = take_bytes(find_texts("docs").score, HELD_OUT_BYTES)
     documents = [document.text for document in take_bytes(held_out, scored_bytes)]
@@ -226,7 +220,7 @@ def write_card(folder: Path) -> None:
     _, model = load_model(folder)
     card = f"""# The bundled GPT-2
 
-A small GPT-2 (`GPT2LMHeadModel`) that stands in for `gpt2` where that can't be had. It has learnt to write like the documentation of
+A small GPT-2 (`GPT2LMHeadModel`) that is used instead of `gpt2` where that can't be had. It has learnt to write like the documentation of
 Python packages, nothing else. Don't use it for anything but trying out this project.
 
 | what | value |

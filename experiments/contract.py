@@ -7,19 +7,17 @@ import dataclasses
 import datetime
 import hashlib
 import importlib
+import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from gpt2opt.report.table import Table, table
-from gpt2opt.storage import check_file, check_folder, from_json, read_json, write_chart, write_result
+from gpt2opt.storage import check_file, check_folder, from_json, read_json, write_result
 
 
 @dataclass(frozen=True)
@@ -27,9 +25,8 @@ class Experiment:
     """One experiment. A module that defines one binds it to the name EXPERIMENT.
 
     result: the frozen dataclass that it returns; it names its `schema` and the `environment` it was measured in. run: takes the options of
-    its `Entry`, and the folder of the result if the entry says so. tables: by title. charts: figures of matplotlib, by the name of the
-    file. caption: what it was measured on, and what it shows, in Markdown. in_documents: titles of the tables that documents show; all if
-    there are none.
+    its `Entry`. tables: by title. charts: figures of matplotlib, by the name of the file. caption: in Markdown. in_documents: titles of
+    the tables that documents show, by default all.
     """
 
     result: Any
@@ -53,7 +50,7 @@ class Option:
 class Entry:
     """What is known of an experiment before its libraries are imported. module: where EXPERIMENT is defined. charts: names of its files.
 
-    takes_folder: `run` gets `out`, since it keeps more there than its result.
+    takes_folder: `run` gets the folder of the result as `out`, since it keeps more there.
     """
 
     module: str
@@ -188,11 +185,7 @@ def write_json(path: Path, result: Any) -> None:
 
 
 def read_result_of(name: str, folder: Path) -> Any:
-    """Read the result of an experiment back.
-
-    Raises:
-        ValueError: the file is missing, is not JSON, has another schema or does not hold what the schema says.
-    """
+    """Read the result of an experiment back, or raise ValueError for a file that is missing, is not JSON or has another schema."""
     kind, path = EXPERIMENTS[name].load().result, json_path(name, folder)
     content = read_json(path, kind.schema, f"python -m experiments {name}")
     try:
@@ -206,26 +199,14 @@ def write_charts(charts: Mapping[str, Any], folder: Path, source: Path) -> None:
     import matplotlib.pyplot as plt
 
     for name, figure in charts.items():
-        write_chart(folder / f"{name}.png", figure, made_from=hash_of(source))
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": "gpt2opt", "Source": hash_of(source)})
+        write_result(folder / f"{name}.png", buffer.getvalue())
         plt.close(figure)
 
 
 def hash_of(source: Path) -> str:
     return hashlib.sha256(source.read_bytes()).hexdigest()
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Show a bar of `total` steps on stderr; yield a function to call with the step that begins, which counts the one before it."""
-    with tqdm(total=total, unit="step", file=sys.stderr) as bar:
-
-        def step(what: str) -> None:
-            if bar.desc:
-                bar.update()
-            bar.set_description(what)
-
-        yield step
-        bar.update()
 
 
 def columns(items: Iterable[Any], shown: Mapping[str, Callable[[Any], str]]) -> Table:
@@ -250,6 +231,11 @@ def decide(confirmed: bool, refuted: bool) -> str:
     return CONFIRMED if confirmed else REFUTED if refuted else OPEN
 
 
+def not_measured(needs: str, *claims: str) -> list[Finding]:
+    """Return claims that this result says nothing of, because something was not measured."""
+    return [Finding(claim, f"not measured here: needs {needs}", "") for claim in claims]
+
+
 def findings_table(findings: Iterable[Finding]) -> Table:
     return columns(findings, {name: attrgetter(name) for name in ("claim", "verdict", "figure")})
 
@@ -272,12 +258,7 @@ def slug(name: str) -> str:
 def choose(what: str, names: str, known: Iterable[str], *always: str) -> tuple[str, ...]:
     """Return those of the known names that are asked for, with commas between them, as `slug` writes them; all if none is.
 
-    Args:
-        what: the names are of, for the message.
-        always: names that take part in any case, because the others are compared with them.
-
-    Raises:
-        ValueError: a name is not known; the message names the choices.
+    `always` take part in any case, because the others are compared with them. ValueError says that a name of a `what` is not known.
     """
     typed = {slug(name): name for name in known}
     asked = [slug(name.strip()) for name in names.split(",") if name.strip()]

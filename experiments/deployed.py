@@ -19,7 +19,6 @@ from gpt2opt.report.tables import Table, table
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import save_model
 
-SCHEMA = "gpt2opt.deployed/1"
 PROMPT = "Hi there!!"
 
 
@@ -55,7 +54,7 @@ class DeployedResult:
     environment: dict[str, Any]
     prompt: str
     models: tuple[DeployedModel, ...]
-    schema: str = SCHEMA
+    schema: str = "gpt2opt.deployed/1"
 
 
 def measure_deployed(model: str = "auto", runs: int = 12) -> DeployedResult:
@@ -63,7 +62,6 @@ def measure_deployed(model: str = "auto", runs: int = 12) -> DeployedResult:
 
     Raises:
         ValueError: runs < 2, or there is no such model.
-        ImportError: a back-end is not installed.
     """
     check_whole("runs", runs, 2, "an interval is drawn over them")
     for backend in HERE:
@@ -78,9 +76,9 @@ def measure_deployed(model: str = "auto", runs: int = 12) -> DeployedResult:
 
 def _full_size(small: GPT2Deployed, folder: Path) -> GPT2Deployed:
     """Write a GPT-2 of 124 million random weights, with the tokenizer of the small model, and return it."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
-    environment.set_seed(0)
+    set_seed(0)
     save_model(folder, small.tokenizer, GPT2LMHeadModel(GPT2Config()))
     model = GPT2Deployed.from_pretrained(folder)
     model.source = dataclasses.replace(model.source, name="GPT-2 124M with random weights", origin="config of gpt2")
@@ -131,12 +129,9 @@ def deployed_caption(result: DeployedResult) -> str:
     ]
     for model in result.models:
         limits = model.deployments[0].statistics.limits
-        said.append(
-            f"{model.source}: memory read at {limits.read_bytes_per_s / 1e9:.1f} GB/s and FP32 multiplied at "
-            f"{limits.fp32_ops_per_s / 1e9:.0f} GFLOPS with all cores."
-        )
-        if model.text is not None:
-            said[-1] += f" After “{result.prompt}” it says: `{' '.join(model.text.split())}`"
+        read, multiplied = f"{limits.read_bytes_per_s / 1e9:.1f} GB/s", f"{limits.fp32_ops_per_s / 1e9:.0f} GFLOPS"
+        text = "" if model.text is None else f" After “{result.prompt}” it says: `{' '.join(model.text.split())}`"
+        said.append(f"{model.source}: memory read at {read} and FP32 multiplied at {multiplied} with all cores.{text}")
     return "\n\n".join(said)
 
 

@@ -4,6 +4,7 @@ A block stands between `<!-- WHAT-KIND -->` and `<!-- /WHAT-KIND -->`: what was 
 `contract.EXPERIMENTS` or one of `OF_THE_RUN`, of the record of the notebook in `results/KIND/run.json`.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.contract import EXPERIMENTS, hash_of, json_path, read_result_of, write_charts
-from experiments.doctor import measured
+from experiments.race.results import MAIN, TPOT, TTFT_512, Figure, RaceResult
 from gpt2opt.environment import cpu_kind, machine_label
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.conclusions import conclude_finetune, conclude_profile, conclude_prune, conclude_quantize, machine_changes
-from gpt2opt.report.table import Table, table
+from gpt2opt.report.table import Table, milliseconds, table
 from gpt2opt.report.tables import chain_table, memory_table, perplexity_ratio, quality_table, speed_table, summary_table
 from gpt2opt.run.record import QUANTIZE, Record, read_record
 from gpt2opt.storage import write_whole
@@ -80,12 +81,28 @@ def drawn_from(source: Path) -> list[Path]:
     return [path for name in EXPERIMENTS[source.stem].charts if (path := source.with_name(f"{name}.png")).exists()]
 
 
-def fill(text: str, place: Path) -> str:
-    """Return a document that lies in a folder with every block made again.
+def measured(results: Path) -> str:
+    """Return the text of `gpt2opt/apps/doctor/measured.json`, given the folder of the results of all kinds of CPU."""
+    kinds = sorted(path.name for path in results.iterdir() if json_path("race", path).exists())
+    return json.dumps({kind: int8_gain(read_result_of("race", results / kind)) for kind in kinds}, indent=1) + "\n"
 
-    Raises:
-        ValueError: a block has a name that is not known, or there is no such result.
-    """
+
+def int8_gain(race: RaceResult) -> str:
+    """Say how our INT8 compares with the fastest of the engines that run the same pruned model in FP32, which a user would take instead."""
+    shown = ", ".join(f"{name} {_gain(race, figure)}" for name, figure in (("TTFT", TTFT_512), ("TPOT", TPOT)))
+    return f"{shown} (size of {race.size}, {MAIN.prompt_tokens} + {MAIN.new_tokens} tokens)"
+
+
+def _gain(race: RaceResult, figure: Figure) -> str:
+    in_fp32 = [engine for engine in race.raced if engine.block_bytes == 4 and not engine.full_heads and figure.per_round(engine)]
+    if not in_fp32:
+        return f"{milliseconds(figure.median(race.ours))} ms, gain not measured, since no FP32 engine was in the race"
+    fastest = min(in_fp32, key=figure.median)
+    return f"{figure.ratio(fastest, race.ours):.1f} times as fast as {fastest.name}"
+
+
+def fill(text: str, place: Path) -> str:
+    """Return a document of the folder `place` with every block made again; an unknown block or result is a ValueError."""
     return BLOCK.sub(lambda found: f"<!-- {found['name']} -->\n\n{_block(found['name'], place)}\n\n<!-- /{found['name']} -->", text)
 
 

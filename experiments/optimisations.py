@@ -6,9 +6,7 @@ and the row without it shows what it is worth.
 """
 
 import statistics
-import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
-from experiments.contract import CONFIRMED, REFUTED, Experiment, Finding, choose, decide, findings_table, now, progress
+from experiments.charts import name_rows
+from experiments.contract import CONFIRMED, REFUTED, Experiment, Finding, choose, decide, findings_table, not_measured, now, say
 from experiments.decoding.methods import GREEDY, settings_of
 from experiments.race.engines import OnnxFp32, OnnxInt8, TorchCompile, TorchEagerAttention, TorchFp32, TorchInt8, TorchInt8Compile
 from experiments.race.engines.base import Case, Driven, Engine, make_prompts, started
@@ -26,12 +25,11 @@ from experiments.race.run import check_size, enter, folder_of, prepare_models
 from gpt2opt import environment
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.stats import PERCENT, median, paired_ratio
-from gpt2opt.measure.turns import Contestants, again
+from gpt2opt.measure.turns import Contestants, Start, again
 from gpt2opt.report.style import OUR_ENGINE, PEER_ENGINE
 from gpt2opt.report.table import MISSING, Table, milliseconds, table
 from gpt2opt.settings import check_whole
 
-SCHEMA = "gpt2opt.optimisations/1"
 ENGINES: tuple[type[Driven], ...] = (TorchFp32, TorchEagerAttention, TorchCompile, TorchInt8, TorchInt8Compile, OnnxFp32, OnnxInt8)
 COMPILED = (TorchCompile, TorchInt8Compile)
 """Compiling takes most of a minute, so these run with all threads only."""
@@ -70,7 +68,7 @@ class Optimisations:
     case: Case
     rounds: int
     rows: tuple[EngineTimes, ...]
-    schema: str = SCHEMA
+    schema: str = "gpt2opt.optimisations/1"
 
     @property
     def timed(self) -> list[EngineTimes]:
@@ -88,59 +86,44 @@ class Optimisations:
 def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 6) -> Optimisations:
     """Time the engines in turns, each greedy and sampling, with one thread and with all; progress goes to stderr.
 
-    Args:
-        size, engines: as in `run_race`. Torch in FP32 always takes part.
-
-    Raises:
-        ValueError: rounds < 2, or an unknown size or engine.
-        RuntimeError: the model can't be made.
+    size, engines: as in `run_race`. Torch in FP32 always takes part. rounds < 2, an unknown size or engine are a ValueError.
     """
     check_whole("rounds", rounds, 2, "an interval is drawn over them")
     check_size(size)
     names = choose("engine", engines, [engine.name for engine in ENGINES], TorchFp32.name)
-    chosen = [engine for engine in ENGINES if engine.name in names]
-    # The model, a conversion for each engine, the start, and the rounds.
-    with progress(1 + len(chosen) + 1 + rounds) as step, tempfile.TemporaryDirectory() as scratch:
-        step(f"model {size}")
+    with tempfile.TemporaryDirectory() as scratch:
         models = prepare_models(size, Path(scratch))
-        tqdm.write(f"{size}, weights: {models.weights}", file=sys.stderr)
-        rows = time_engines(chosen, models, Path(scratch), CASE, rounds, step)
+        say(f"{size}, weights: {models.weights}")
+        rows = time_engines([engine for engine in ENGINES if engine.name in names], models, Path(scratch), CASE, rounds)
     return Optimisations(now(), environment.describe(), size, models.weights, CASE, rounds, tuple(rows))
 
 
-def time_engines(
-    engines: list[type[Driven]], models: Models, out: Path, case: Case, rounds: int, step: Callable[[str], None]
-) -> list[EngineTimes]:
-    """Convert the unpruned model in `out` for each engine and time them in turns; `step` is called with what is done next."""
-    rows, starts, most = {}, {}, environment.threads()
+def time_engines(engines: list[type[Driven]], models: Models, out: Path, case: Case, rounds: int) -> list[EngineTimes]:
+    """Convert the unpruned model in `out` for each engine and time them in turns."""
+    rows: dict[str, EngineTimes] = {}
+    starts: dict[str, Start] = {}
+    most = environment.threads()
     for engine in engines:
-        step(f"converting for {engine.name}")
         entry = enter(engine, models, out, "full")
         for threads in range(most if engine in COMPILED else 1, most + 1):
             row = EngineTimes(engine.name, engine.note, engine.package, entry.version, threads, left_out=entry.left_out)
             rows[str(row)] = row
             if not entry.left_out:
+                if not starts:
+                    rows[again(str(row))] = replace(row, name=again(row.name), note="the same in another process")
                 starts[str(row)] = started(engine, folder_of(engine, out), threads)
-    step("starting the engines, and a warm-up of each")
     with Contestants(starts, may_fail=True) as contestants:
         turns = contestants.take_turns(
             "seconds", (GREEDY, SAMPLING), rounds=rounds,
             arguments=lambda method, number: (make_prompts(case, models.vocab_size, number), settings_of(method, case.new_tokens)),
         )  # fmt: skip
-        for number, outcome in enumerate(turns, 1):  # noqa: B007
-            if number <= rounds:
-                step(f"engines, round {number} of {rounds}")
-    found: list[tuple[str, EngineTimes]] = []
-    for key, row in rows.items():
-        found.append((key, row))
-        if key == next(iter(starts), None):
-            found.append((again(key), replace(row, name=again(row.name), note="the same in another process")))
-    samples = {name: {way: tuple(taken) for way, taken in given.items()} for name, given in outcome.samples.items() if given}
+        *_, outcome = tqdm(turns, "engines in turns", rounds + 1)
+    samples = {name: given for name, given in outcome.samples.items() if given}
     return [
-        replace(row, greedy_s=samples[key][GREEDY], sampling_s=samples[key][SAMPLING])
+        replace(row, greedy_s=tuple(samples[key][GREEDY]), sampling_s=tuple(samples[key][SAMPLING]))
         if key in samples
-        else replace(row, left_out=row.left_out or contestants.left.get(key))
-        for key, row in found
+        else replace(row, left_out=row.left_out or contestants.left.get(key, "no other engine was there to be compared with"))
+        for key, row in rows.items()
     ]
 
 
@@ -152,15 +135,11 @@ def find_all(result: Optimisations) -> list[Finding]:
 
 def dynamic_int8_gains(result: Optimisations) -> list[Finding]:
     """Ask three things of dynamic INT8, each by its own ratio: is it faster than FP32, do threads help it, and is nothing else as fast."""
-    gains, helped, fastest = (
-        "dynamic INT8 is faster than FP32",
-        "threads make dynamic INT8 faster",
-        "dynamic INT8 with threads is the fastest",
-    )
-    most = result.most_threads
+    gains, helped = "dynamic INT8 is faster than FP32", "threads make dynamic INT8 faster"
+    fastest, most = "dynamic INT8 with threads is the fastest", result.most_threads
     int8, fp32 = (result.row(engine, most) for engine in (TorchInt8, TorchFp32))
     if not int8 or not fp32:
-        return [Finding(claim, f"not measured here: needs {TorchInt8.name} and {TorchFp32.name}", "") for claim in (gains, helped, fastest)]
+        return not_measured(f"{TorchInt8.name} and {TorchFp32.name}", gains, helped, fastest)
     ratio = paired_ratio(int8.greedy_s, fp32.greedy_s)
     found = [Finding(gains, decide(ratio.high < 1, ratio.low > 1), f"its time ÷ FP32's, {most} threads: {ratio}")]
     int8_alone, fp32_alone = (result.row(engine, 1) for engine in (TorchInt8, TorchFp32))
@@ -169,14 +148,13 @@ def dynamic_int8_gains(result: Optimisations) -> list[Finding]:
         figure = f"time with {most} threads ÷ with one: INT8 {own}, FP32 {others}"
         found.append(Finding(helped, decide(own.high < 1, own.low > 1), figure))
     else:
-        found.append(Finding(helped, "not measured here: needs both with one thread and with several", ""))
+        found += not_measured("both with one thread and with several", helped)
     ratios = [(row, paired_ratio(row.greedy_s, int8.greedy_s)) for row in result.timed if row is not int8]
     row, closest = min(ratios, key=lambda pair: pair[1].low)
     verdict = decide(all(ratio.low > 1 for _, ratio in ratios), any(ratio.high < 1 for _, ratio in ratios))
     if verdict == REFUTED:
         row, closest = min((pair for pair in ratios if pair[1].high < 1), key=lambda pair: pair[1].value)
-    place = f"{row.name} with {row.threads} thread{'s' * (row.threads > 1)}"
-    return [*found, Finding(fastest, verdict, f"time of {place} ÷ its time: {closest}")]
+    return [*found, Finding(fastest, verdict, f"time of {str(row).replace(',', ' with')} ÷ its time: {closest}")]
 
 
 def gains_little(result: Optimisations, what: str, with_it: type[Engine], without: type[Engine]) -> Finding:
@@ -184,7 +162,7 @@ def gains_little(result: Optimisations, what: str, with_it: type[Engine], withou
     claim = f"{what} gains little (less than {LITTLE:.0%})"
     row, base = (result.row(engine, result.most_threads) for engine in (with_it, without))
     if not row or not base:
-        return Finding(claim, f"not measured here: needs {with_it.name} and {without.name}", "")
+        return not_measured(f"{with_it.name} and {without.name}", claim)[0]
     ratio = paired_ratio(row.greedy_s, base.greedy_s)
     if ratio.high < 1 - LITTLE:
         verdict = f"{REFUTED}: it gains more"
@@ -232,8 +210,7 @@ def plot_optimisations(result: Optimisations) -> Axes:
         axes.barh(places, [each.value for each in found], height=0.38, color=own, label=label)
         for place, each in zip(places, found, strict=True):
             axes.errorbar(each.value, place, xerr=each.reach, fmt="none", color="black", capsize=2, linewidth=1)
-    axes.set_yticks(range(len(rows)), list(map(str, rows)))
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    name_rows([axes], list(map(str, rows)), room=0.05)
     shape = "" if "stretched" not in result.weights else " (stand-in: the bundled model, stretched)"
     axes.set(title=f"{result.size}{shape} on {machine_label(result.environment)}", xlabel="ms per token, prefill included; less is better")
     axes.legend()

@@ -6,7 +6,6 @@ on convolutions finds none without `as_convolutions`. So a row tells what the ru
 
 import statistics
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ import openvino
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
-from experiments.contract import Experiment, now
-from experiments.race.engines.base import Case, Timing, prompts_of
+from experiments.charts import name_rows
+from experiments.contract import Experiment, now, say
+from experiments.race.engines.base import Case, Timing, timed_turns
 from experiments.race.engines.ours import OursWithout
-from experiments.race.run import check_size, prepare_models, quantize, total_s
+from experiments.race.run import check_size, prepare_models, quantize
 from gpt2opt import environment
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.measure.stats import PERCENT, Estimate, paired_ratio
@@ -31,7 +31,6 @@ from gpt2opt.runtime.manifest import IR_NAME
 from gpt2opt.runtime.passes import choose_passes
 from gpt2opt.settings import check_whole
 
-SCHEMA = "gpt2opt.passes/1"
 ALL = "all passes"
 ONE, SEVERAL = Case(256, 16), Case(64, 16, 4)
 
@@ -58,45 +57,28 @@ class PassGains:
     model: str
     case: str
     variants: tuple[Variant, ...]
-    schema: str = SCHEMA
+    schema: str = "gpt2opt.passes/1"
 
 
 def measure_passes(size: str = "gpt2", rounds: int = 12) -> PassGains:
-    """Quantize a model, of a size as in `run_race`, and time its variants; progress goes to stderr.
-
-    Raises:
-        ValueError: rounds < 2, or an unknown size.
-        RuntimeError: the model can't be made.
-    """
+    """Quantize a model, of a size as in `run_race`, and time its variants; rounds < 2 or an unknown size is a ValueError."""
     check_whole("rounds", rounds, 2, "an interval is drawn over them")
     check_size(size)
-    with tqdm(total=2 + rounds + 1, unit="step") as bar, tempfile.TemporaryDirectory() as scratch:
-        bar.set_description(f"model {size}")
-        models = prepare_models(size, Path(scratch))
-        bar.update()
-        bar.set_description("quantizing")
-        folder = Path(scratch, "int8")
+    with tempfile.TemporaryDirectory() as scratch:
+        say(f"model {size}, and its quantization")
+        models, folder = prepare_models(size, Path(scratch)), Path(scratch, "int8")
         in_fresh_process(quantize, Path(scratch, "models", "full"), folder, "w8a8-naive")
-        bar.update()
-        case, variants = time_passes(folder, models.vocab_size, rounds, bar)
+        case, variants = time_passes(folder, models.vocab_size, rounds)
     return PassGains(now(), environment.describe(), f"{size}, weights: {models.weights}", case, variants)
 
 
-def time_passes(folder: Path, vocab_size: int, rounds: int, bar: tqdm) -> tuple[str, tuple[Variant, ...]]:
-    """Return of which case the IR in `folder` is on this CPU, and its variants, timed in turns.
-
-    Raises:
-        RuntimeError: a variant can't be loaded, or fails.
-    """
+def time_passes(folder: Path, vocab_size: int, rounds: int) -> tuple[str, tuple[Variant, ...]]:
+    """Return of which case the IR in `folder` is on this CPU, and its variants, timed in turns."""
     case = case_of(openvino.Core().read_model(folder / IR_NAME))
     removable = [name for name, each in choose_passes(case).items() if not each.required]
-    bar.set_description("loading")
     starts = {name: in_child(OursWithout, () if name == ALL else (name,), folder) for name in (ALL, *removable)}
     with Contestants(starts) as contestants:
-        bar.set_description("timing")
-        turns = contestants.take_turns("timed", (ONE, SEVERAL), rounds=rounds, seconds=total_s, arguments=prompts_of(vocab_size))
-        for outcome in turns:  # noqa: B007
-            bar.update()
+        *_, outcome = tqdm(timed_turns(contestants, (ONE, SEVERAL), rounds, vocab_size), "timing", rounds + 1)
         sizes = {name: contestants.call(name, "resident") for name in contestants.names}
     return case, tuple(
         Variant(name, sizes[name] and sizes[name].rss_bytes, tuple(taken[ONE]), tuple(taken[SEVERAL]))
@@ -104,55 +86,46 @@ def time_passes(folder: Path, vocab_size: int, rounds: int, bar: tqdm) -> tuple[
     )
 
 
-def ttft_s(timings: Sequence[Timing]) -> list[float]:
-    return [timing.first_s for timing in timings]
+COLUMNS = (f"TTFT, {ONE.prompt_tokens} tokens", "TPOT", f"TPOT, {SEVERAL.batch_size} sequences")
 
 
-def tpot_s(timings: Sequence[Timing]) -> list[float]:
-    return [statistics.mean(timing.later_s) for timing in timings]
-
-
-COLUMNS = (
-    (f"TTFT, {ONE.prompt_tokens} tokens", "one", ttft_s),
-    ("TPOT", "one", tpot_s),
-    (f"TPOT, {SEVERAL.batch_size} sequences", "several", tpot_s),
-)
-"""What is shown of a variant: its name, the field of `Variant`, and the seconds of its timings, one per round."""
+def seconds(variant: Variant) -> list[list[float]]:
+    """Return, for each of `COLUMNS`, the seconds of every round."""
+    means = ([statistics.mean(timing.later_s) for timing in timings] for timings in (variant.one, variant.several))
+    return [[timing.first_s for timing in variant.one], *means]
 
 
 def without(result: PassGains, variant: Variant) -> list[Estimate]:
     """Return, for each of `COLUMNS`, the time without the pass ÷ the time with all passes, paired by rounds."""
-    everything = result.variants[0]
-    return [paired_ratio(seconds(getattr(variant, field)), seconds(getattr(everything, field))) for _, field, seconds in COLUMNS]
+    return list(map(paired_ratio, seconds(variant), seconds(result.variants[0])))
 
 
 def passes_table(result: PassGains) -> Table:
     """Show the times with all passes, and how many times as long it takes without each."""
     everything, *others = result.variants
-    first = [milliseconds(statistics.median(seconds(getattr(everything, field)))) + " ms" for _, field, seconds in COLUMNS]
-    rows = [(ALL, *first, MISSING if everything.rss_bytes is None else megabytes(everything.rss_bytes))]
+    first = [f"{milliseconds(statistics.median(each))} ms" for each in seconds(everything)]
+    rows = [(ALL, *first, megabytes(everything.rss_bytes) if everything.rss_bytes else MISSING)]
     for variant in others:
-        more = None if variant.rss_bytes is None or everything.rss_bytes is None else variant.rss_bytes - everything.rss_bytes
-        ratios = [f"{ratio:.3f}" for ratio in without(result, variant)]
+        more = f"{(variant.rss_bytes - everything.rss_bytes) / 1e6:+.0f}" if variant.rss_bytes and everything.rss_bytes else MISSING
         named = variant.name if variant.name == again(ALL) else f"without `{variant.name}`"
-        rows.append((named, *ratios, MISSING if more is None else f"{more / 1e6:+.0f}"))
-    return table(("graph passes", *(f"{name}: × as long [{PERCENT}]" for name, *_ in COLUMNS), "RSS, MB"), rows)
+        rows.append((named, *(f"{ratio:.3f}" for ratio in without(result, variant)), more))
+    return table(("graph passes", *(f"{name}: × as long [{PERCENT}]" for name in COLUMNS), "RSS, MB"), rows)
 
 
 def plot_passes(result: PassGains) -> Axes:
     """Draw how many times as long each figure takes without a pass; whiskers are intervals over the rounds."""
     _, *others = result.variants
     figure, grid = plt.subplots(1, len(COLUMNS), figsize=(11, 1.5 + 0.4 * len(others)), sharey=True, squeeze=False, layout="constrained")
-    for column, (axes, (name, *_)) in enumerate(zip(grid[0], COLUMNS, strict=True)):
+    for column, (axes, name) in enumerate(zip(grid[0], COLUMNS, strict=True)):
         axes.axvline(1, color=SAME, linewidth=1)
         for row, variant in enumerate(others):
             ratio = without(result, variant)[column]
             axes.errorbar(ratio.value, row, xerr=ratio.reach, fmt="o", capsize=3, color=OUR_ENGINE if ratio.measurable else SAME)
         axes.set(title=name, xlabel="time without the pass ÷ with all")
-    grid[0][0].set_yticks(range(len(others)), [variant.name for variant in others])
-    grid[0][0].set_ylim(len(others) - 0.5, -0.5)
-    machine = environment.machine_label(result.environment)
-    figure.suptitle(f"What a graph pass gains on {machine}; right of 1: it gains, grey: not measurable")
+    name_rows(grid[0][:1], [variant.name for variant in others], room=0.05)
+    figure.suptitle(
+        f"What a graph pass gains on {environment.machine_label(result.environment)}; right of 1: it gains, grey: not measurable"
+    )
     return grid[0][0]
 
 

@@ -13,24 +13,24 @@ import torch
 from datasets import Dataset
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, set_seed
 
+from experiments.charts import bar, name_rows
 from experiments.contract import Experiment, say
 from gpt2opt import environment
 from gpt2opt.finetune import create_training_arguments, prepare_tokenizer_for_padding, run_fine_tuning, tokenize_dataset
-from gpt2opt.measure.quality import perplexity, prepare_text
+from gpt2opt.measure.quality import perplexity
 from gpt2opt.measure.results import Quality
 from gpt2opt.measure.stats import PERCENT, Estimate, over_documents
 from gpt2opt.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
 from gpt2opt.report.style import CONTROL, SAME, color
 from gpt2opt.report.tables import Table, perplexity_ratio, show_perplexity, table
-from gpt2opt.run.record import Settings
-from gpt2opt.settings import check_whole
+from gpt2opt.run.workload import make_workload
+from gpt2opt.settings import Settings, check_whole
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, take_bytes
 from gpt2opt.torch_model import logits_of
 
-SCHEMA = "gpt2opt.pruning/1"
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 IMPORTANCE, RANDOM = "importance", "random"
 
@@ -39,10 +39,8 @@ IMPORTANCE, RANDOM = "importance", "random"
 def head_magnitude(model: GPT2LMHeadModel) -> np.ndarray:
     """Return the L2 norm of all weights that leave with a head: of its query, key and value, and of its rows of the output projection.
 
-    That is the group norm of structured pruning (Fang et al. 2023, DepGraph), which began with norms of filters (Li et al. 2017).
-
-    Returns:
-        float64 array (layers, heads).
+    That is the group norm of structured pruning (Fang et al. 2023, DepGraph), which began with norms of filters (Li et al. 2017), as a
+    float64 array (layers, heads).
     """
     norms = []
     block: Any
@@ -66,7 +64,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Recovery:
-    """Heads pruned by importance, then fine-tuned; and the control, the unpruned model fine-tuned on the same rows in the same order."""
+    """Heads pruned by importance, then fine-tuned; and the control, the unpruned model fine-tuned on the same rows."""
 
     pruned_heads: int
     epochs: float
@@ -85,7 +83,7 @@ class PruningControls:
     unpruned: Quality
     scores: tuple[Score, ...]
     recovery: Recovery
-    schema: str = SCHEMA
+    schema: str = "gpt2opt.pruning/1"
 
     @property
     def rules(self) -> list[str]:
@@ -96,7 +94,7 @@ class PruningControls:
         return sorted({score.pruned_heads for score in self.scores})
 
     def of(self, rule: str, count: int) -> list[Quality]:
-        """Return the scores of a rule with so many heads of every layer pruned, one per seed."""
+        """Return the scores of a rule with this many heads of every layer pruned, one per seed."""
         return [score.quality for score in self.scores if (score.rule, score.pruned_heads) == (rule, count)]
 
     def mean(self, rule: str, count: int) -> Quality:
@@ -140,16 +138,11 @@ def compare_pruning(
 
     Heads are chosen and models are tuned on the fine-tuning part of the text, with the settings of a run; the scored part is another.
 
-    Args:
-        fractions: shares of each layer's heads, in [0, 1); those that come to the same number of heads are one.
-        seeds: how many random choices, at least 5.
-
-    Raises:
-        ValueError: a source can't be found or is too short, a fraction is outside [0, 1), fewer than 5 seeds, or no epochs.
+    fractions: shares of each layer's heads, in [0, 1); those that come to the same number of heads are one. seeds: how many random
+    choices, at least 5. A source that can't be found or is too short, or a setting outside its range, is a ValueError.
     """
     check_whole("seeds", seeds, 5, "the range of fewer random choices says little")
-    check_whole("score_bytes", score_bytes, 1)
-    settings = Settings(epochs=epochs)
+    settings = Settings(epochs=epochs, score_bytes=score_bytes)
     found, texts = find_model(model), find_texts(text)
     tokenizer, reference = load_model(found.path)
     heads = reference.transformer.h[0].attn.num_heads
@@ -159,8 +152,7 @@ def compare_pruning(
     if not count:
         raise ValueError(f"{settings.prune_fraction:.0%} of {heads} heads is no whole head; name a model with more heads")
     tuning = [document.text for document in take_bytes(texts.fine_tune, settings.fine_tune_bytes)]
-    label = f"{texts.name} {texts.revision}, first {score_bytes:,} bytes of the scored part"
-    scored = prepare_text(tokenizer, [document.text for document in take_bytes(texts.score, score_bytes)], label)
+    scored = make_workload(tokenizer, texts, settings).scored
 
     def score(candidate: GPT2LMHeadModel) -> Quality:
         return perplexity(logits_of(candidate), scored)
@@ -175,13 +167,9 @@ def compare_pruning(
             scores.append(Score(rule, seed, pruned_heads, score(pruned)))
     prepare_tokenizer_for_padding(tokenizer, reference)
     rows = tokenize_dataset(Dataset.from_dict({"text": tuning}), tokenizer, settings.sequence_length)
-    tuned = []
-    for what, candidate in {
-        "pruned": prune_attention_heads(copy.deepcopy(reference), settings.prune_fraction, choices[0][2]),
-        "unpruned": reference,
-    }.items():
-        say(f"fine-tuning the {what} model")
-        tuned.append(score(fine_tuned(candidate, tokenizer, rows, settings)))
+    say("fine-tuning the pruned model, then the unpruned one")
+    both = (prune_attention_heads(copy.deepcopy(reference), settings.prune_fraction, choices[0][2]), reference)
+    tuned = [score(fine_tuned(candidate, tokenizer, rows, settings)) for candidate in both]
     recovery = Recovery(count, epochs, len(rows), *tuned)
     return PruningControls(environment.describe(), str(found), heads, unpruned, tuple(scores), recovery)
 
@@ -196,7 +184,7 @@ def head_choices(model: GPT2LMHeadModel, batches, seeds: int) -> list[tuple[str,
 
 def fine_tuned(model: GPT2LMHeadModel, tokenizer, rows: Dataset, settings: Settings) -> GPT2LMHeadModel:
     """Fine-tune a model in place as stage 3 does, and return it on the CPU, ready to be scored."""
-    environment.set_seed(settings.seed)
+    set_seed(settings.seed)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = create_training_arguments(scratch, settings.learning_rate, epochs=settings.epochs, seed=settings.seed)
         run_fine_tuning(model, arguments, rows, tokenizer)
@@ -216,22 +204,17 @@ def curve_table(controls: PruningControls) -> Table:
     """Show the perplexity of every rule over the heads pruned, untuned; of random choices the mean and the range over the seeds."""
     rows = [("0", *[f"{controls.unpruned.perplexity:.2f}"] * len(controls.rules))]
     for count in controls.counts:
-        cells = [_curve_cell(controls, rule, count) for rule in controls.rules]
+        cells = []
+        for rule in controls.rules:
+            each = [quality.perplexity for quality in controls.of(rule, count)]
+            seeds = f" ({min(each):.2f} to {max(each):.2f})" if len(each) > 1 else ""
+            cells.append(f"{controls.mean(rule, count).perplexity:.2f}{seeds}")
         rows.append((f"{count} of {controls.heads} ({count / controls.heads:.0%})", *cells))
     return table(("heads removed per layer", *controls.rules), rows)
 
 
-def _curve_cell(controls: PruningControls, rule: str, count: int) -> str:
-    each = [quality.perplexity for quality in controls.of(rule, count)]
-    value = f"{controls.mean(rule, count).perplexity:.2f}"
-    return f"{value} ({min(each):.2f} to {max(each):.2f})" if len(each) > 1 else value
-
-
 def ratio_table(controls: PruningControls) -> Table:
-    """Show the perplexity by importance ÷ that of every other rule, with its paired interval; below 1, importance chose better.
-
-    Against random choices it is their mean: the interval is that of the text, the range of the seeds is in `curve_table`.
-    """
+    """Show the perplexity by importance ÷ that of every other rule (of random choices their mean); below 1, importance chose better."""
     others = [rule for rule in controls.rules if rule != IMPORTANCE]
     rows = []
     for count in controls.counts:
@@ -312,13 +295,10 @@ def _recovery(axes: Axes, controls: PruningControls) -> None:
     for row, (quality, own) in enumerate(bars.values()):
         ratio = quality.ratio_to(controls.unpruned)
         cost = Estimate(*np.log([ratio, *(quality.ratio_interval(controls.unpruned) or [ratio] * 2)]).tolist())
-        axes.barh(row, cost.value, height=0.55, color=own)
+        bar(axes, row, cost.value, own, f"{cost.value:+.4f}", end=max(cost.high, 0))
         axes.errorbar(cost.value, row, xerr=cost.reach, fmt="none", color="black", capsize=3)
-        axes.annotate(f"{cost.value:+.4f}", (max(cost.high, 0), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(bars)), list(bars))
-    axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.margins(x=0.22)
+    name_rows([axes], list(bars))
     found = controls.estimates
     recovered = "no measurable cost" if found["cost"].low <= 0 else f"{found['recovered']:.0%} recovered"
     axes.set(title=f"{recovery.pruned_heads} of {controls.heads} heads: {recovered}", xlabel="nats per token against the unpruned model")

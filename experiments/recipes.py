@@ -17,7 +17,7 @@ from transformers import GPT2LMHeadModel
 from experiments.contract import Experiment, columns, say
 from gpt2opt import environment
 from gpt2opt.environment import machine_label
-from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, perplexity, prepare_text
+from gpt2opt.measure.quality import Logits, ScoredText, measure_agreement, perplexity
 from gpt2opt.measure.results import Agreement, Quality
 from gpt2opt.measure.stats import PERCENT
 from gpt2opt.quantize.fake_quant import fake_quantize
@@ -25,23 +25,22 @@ from gpt2opt.quantize.inc import calibrate
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.quantize.recipes import RECIPES
-from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, with_interval
+from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table, with_interval
+from gpt2opt.run.workload import make_workload
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import IR_WEIGHTS
+from gpt2opt.settings import Settings
 from gpt2opt.sources.models import find_model, load_model
-from gpt2opt.sources.texts import find_texts, take_bytes
+from gpt2opt.sources.texts import find_texts
 from gpt2opt.torch_model import logits_of
 
 
 @torch.no_grad()
 def inject_outliers(linear: GPT2LMHeadModel, k: float = 64, share: float = 0.01) -> GPT2LMHeadModel:
-    """Multiply some channels of every LayerNorm by k and divide the weights that read them: the same function with activation outliers.
+    """Multiply a share of the channels of every LayerNorm by k and divide the weights that read them: the same function with outliers.
 
-    Large GPT-2s have such channels by themselves; SmoothQuant (Xiao et al. 2022) was made for them.
-
-    Args:
-        linear: a GPT-2 from `prepare_for_export`; changed in place. Its head is no longer tied to its embedding.
-        k, share: the factor, and the share of the channels of a LayerNorm.
+    Large GPT-2s have such channels by themselves; SmoothQuant (Xiao et al. 2022) was made for them. The model, from `prepare_for_export`,
+    is changed in place; its head is no longer tied to its embedding.
     """
     generator = torch.Generator().manual_seed(0)
     blocks: Any = linear.transformer.h
@@ -56,7 +55,6 @@ def inject_outliers(linear: GPT2LMHeadModel, k: float = 64, share: float = 0.01)
     return linear
 
 
-SCHEMA = "gpt2opt.recipes/3"
 SAFE_SUMS = (
     "Whatever CPU quantizes, weights get steps with which sums fit into 16 bits, so that a CPU without VNNI or AMX can run what another "
     "one wrote. What that costs where nothing saturates, by the default recipe without its gate"
@@ -102,15 +100,15 @@ class SafeSums:
 class RecipeComparison:
     """All of them, with the FP32 model they are compared with; both models are the same function, so it is one.
 
-    safe_sums: by the default recipe without its gate, on each of the two models; none in results of before this was measured.
+    safe_sums: by the default recipe without its gate, on each of the two models.
     """
 
     environment: dict[str, Any]
     model: str
     reference: Quality
     results: tuple[RecipeResult, ...]
-    safe_sums: tuple[SafeSums, ...] = ()
-    schema: str = SCHEMA
+    safe_sums: tuple[SafeSums, ...]
+    schema: str = "gpt2opt.recipes/3"
 
 
 def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 100_000, calibration_rows: int = 32) -> RecipeComparison:
@@ -122,9 +120,7 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
     found, texts = find_model(model), find_texts(text)
     tokenizer, easy = load_model(found.path)
     calibration = prepare_calibration_dataset([d.text for d in texts.calibration], tokenizer, limit=calibration_rows)
-    label = f"{texts.name} {texts.revision}, first {score_bytes:,} bytes of the scored part"
-    scored = prepare_text(tokenizer, [d.text for d in take_bytes(texts.score, score_bytes)], label)
-
+    scored = make_workload(tokenizer, texts, Settings(score_bytes=score_bytes)).scored
     reference = logits_of(easy)
     expected = perplexity(reference, scored)
     results = []
@@ -139,20 +135,18 @@ def compare_recipes(model: str = "auto", text: str = "auto", score_bytes: int = 
             measured = measure_agreement(logits_of(load_ir(folder)), reference, scored, reference_name="FP32")
             size = (folder / IR_WEIGHTS).stat().st_size
             results.append(RecipeResult(name, recipe_name, *measured, done.audit.float_inputs, size, seconds))
-    safe_sums = []
-    for name, linear in models.items():
-        say(f"{name}: weights with and without room for sums of 16 bits …")
-        agreements = (_agreement_in_floats(linear, calibration, safe_sums, reference, scored) for safe_sums in (False, True))
-        safe_sums.append(SafeSums(name, *agreements))
-    return RecipeComparison(environment.describe(), str(found), expected, tuple(results), tuple(safe_sums))
+    say("weights with and without room for sums of 16 bits …")
+    safe_sums = tuple(
+        SafeSums(name, *(_agreement_in_floats(linear, calibration, safe, reference, scored) for safe in (False, True)))
+        for name, linear in models.items()
+    )
+    return RecipeComparison(environment.describe(), str(found), expected, tuple(results), safe_sums)
 
 
-def _agreement_in_floats(
-    linear: GPT2LMHeadModel, calibration: Dataset, safe_sums: bool, reference: Logits, scored: ScoredText
-) -> Agreement:
+def _agreement_in_floats(linear: GPT2LMHeadModel, calibration: Dataset, safe: bool, reference: Logits, scored: ScoredText) -> Agreement:
     """Score the fake-quantized model with INC's steps or with safe ones, every block input quantized."""
     model = copy.deepcopy(linear)
-    fake_quantize(model, calibrate(model, calibration, RECIPES["w8a8"], safe_sums=safe_sums))
+    fake_quantize(model, calibrate(model, calibration, RECIPES["w8a8"], safe_sums=safe))
     return measure_agreement(logits_of(model), reference, scored, reference_name="FP32")[1]
 
 
@@ -164,8 +158,8 @@ def recipes_table(comparison: RecipeComparison) -> Table:
             "model": lambda result: result.model,
             "recipe": lambda result: result.recipe,
             "perplexity / FP32": lambda result: perplexity_ratio(result.quality, comparison.reference),
-            "mean KL, nats": lambda result: _mean_kl(result.agreement, ".4f"),
-            "same top token": lambda result: _top1(result.agreement, ".1%"),
+            "mean KL, nats": lambda result: with_interval(result.agreement.mean_kl, result.agreement.mean_kl_interval(), ".4f"),
+            "same top token": lambda result: with_interval(result.agreement.top1, result.agreement.top1_interval(), ".1%"),
             "float inputs": lambda result: str(len(result.float_inputs)),
             "bin MB": lambda result: megabytes(result.bin_bytes),
             "s": lambda result: f"{result.seconds:.0f}",
@@ -175,24 +169,13 @@ def recipes_table(comparison: RecipeComparison) -> Table:
 
 def safe_sums_table(comparison: RecipeComparison) -> Table:
     """Show what weights that are safe for sums of 16 bits cost where nothing saturates, with intervals over documents."""
-    return columns(
-        comparison.safe_sums,
-        {
-            "model": lambda found: found.model,
-            "mean KL, nats: steps of INC": lambda found: _mean_kl(found.unsafe, ".5f"),
-            "mean KL: safe steps": lambda found: _mean_kl(found.safe, ".5f"),
-            "same top token: steps of INC": lambda found: _top1(found.unsafe, ".2%"),
-            "same top token: safe steps": lambda found: _top1(found.safe, ".2%"),
-        },
-    )
-
-
-def _mean_kl(agreement: Agreement, digits: str) -> str:
-    return with_interval(agreement.mean_kl, agreement.mean_kl_interval(), digits)
-
-
-def _top1(agreement: Agreement, digits: str) -> str:
-    return with_interval(agreement.top1, agreement.top1_interval(), digits)
+    rows = []
+    for found in comparison.safe_sums:
+        divergence = [with_interval(each.mean_kl, each.mean_kl_interval(), ".5f") for each in (found.unsafe, found.safe)]
+        agreement = [with_interval(each.top1, each.top1_interval(), ".2%") for each in (found.unsafe, found.safe)]
+        rows.append((found.model, *divergence, *agreement))
+    measured = ("mean KL, nats: steps of INC", "mean KL: safe steps", "same top token: steps of INC", "same top token: safe steps")
+    return table(("model", *measured), rows)
 
 
 def recipes_caption(comparison: RecipeComparison) -> str:
@@ -204,9 +187,10 @@ def recipes_caption(comparison: RecipeComparison) -> str:
     )
 
 
-def tables(comparison: RecipeComparison) -> dict[str, Table]:
-    found = {"Every recipe on both models": recipes_table(comparison)}
-    return found | ({SAFE_SUMS: safe_sums_table(comparison)} if comparison.safe_sums else {})
-
-
-EXPERIMENT = Experiment(RecipeComparison, compare_recipes, tables, charts=lambda _: {}, caption=recipes_caption)
+EXPERIMENT = Experiment(
+    RecipeComparison,
+    compare_recipes,
+    tables=lambda found: {"Every recipe on both models": recipes_table(found), SAFE_SUMS: safe_sums_table(found)},
+    charts=lambda _: {},
+    caption=recipes_caption,
+)

@@ -6,12 +6,14 @@ Both read each document by itself, from an end-of-text on, in windows of the mod
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from experiments.contract import Experiment, columns, now, say
+from tqdm import tqdm
+
+from experiments.contract import Experiment, now, say
 from experiments.race.run import check_size, prepare_models
 from gpt2opt import environment
 from gpt2opt.decoding.text import encode, end_of_text
@@ -19,15 +21,14 @@ from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.measure.quality import perplexity, prepare_text
 from gpt2opt.measure.stats import PERCENT, paired_ratio
 from gpt2opt.measure.turns import Contestants, again, in_child
-from gpt2opt.report.table import MISSING, Table, megabytes
+from gpt2opt.report.table import MISSING, Table, megabytes, table
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import load_model, load_tokenizer
-from gpt2opt.sources.texts import find_texts
+from gpt2opt.sources.texts import find_texts, take_bytes
 from gpt2opt.torch_model import logits_of
 
-SCHEMA = "gpt2opt.scoring/1"
-WINDOWS = 8
-"""Each turn scores the tokens of this many windows, in whole documents."""
+SCORED_BYTES = 32_000
+"""What each turn scores: about eight windows of GPT-2."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class ScoringComparison:
     documents: int
     tokens: int
     scorers: tuple[Scorer, ...]
-    schema: str = SCHEMA
+    schema: str = "gpt2opt.scoring/1"
 
 
 class Ours:
@@ -72,11 +73,7 @@ class Ours:
 
         torch.set_num_threads(environment.threads())
         self.tokenizer, self.model = load_model(folder, "float32")
-        self.batch_size = batch_size
-        self.ready()
-
-    def ready(self) -> None:
-        self.logits = logits_of(self.model)
+        self.logits, self.batch_size = logits_of(self.model), batch_size
 
     def score(self, documents: tuple[str, ...]) -> Scored:
         """Score the documents, tokenizing included."""
@@ -95,7 +92,8 @@ class Harness(Ours):
 
     package = "lm-eval"
 
-    def ready(self) -> None:
+    def __init__(self, folder: Path, batch_size: int):
+        super().__init__(folder, batch_size)
         from lm_eval.models.huggingface import HFLM
 
         self.model.config._name_or_path = "local"
@@ -120,7 +118,6 @@ def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> 
 
     Raises:
         ValueError: rounds < 2, an unknown size, or no such text.
-        RuntimeError: a contestant fails.
     """
     check_whole("rounds", rounds, 2, "an interval is drawn over them")
     check_size(size)
@@ -131,54 +128,27 @@ def compare_scoring(size: str = "gpt2", text: str = "auto", rounds: int = 5) -> 
         folder = Path(scratch, "models", "full")
         tokenizer = load_tokenizer(folder)
         end_of_text(tokenizer)  # each contestant puts it before a document
-        documents, tokens = _first(tokenizer, [document.text for document in texts.score], WINDOWS * models.context)
+        documents = tuple(document.text for document in take_bytes(texts.score, SCORED_BYTES))
+        tokens = sum(len(encode(tokenizer, document).input_ids) for document in documents)
         with Contestants({name: in_child(of, folder, batch_size) for name, (of, batch_size) in CONTESTANTS.items()}) as contestants:
-            turns = contestants.take_turns("score", [tuple(documents)], rounds=rounds, seconds=seconds_of)
-            for number, outcome in enumerate(turns):  # noqa: B007
-                say(f"round {number} of {rounds}" if number else "warm-up done")
+            turns = contestants.take_turns("score", [documents], rounds=rounds, seconds=attrgetter("seconds"))
+            *_, outcome = tqdm(turns, "scoring in turns", rounds + 1)
     packages = {again("gpt2opt"): Ours.package} | {name: of.package for name, (of, _) in CONTESTANTS.items()}
-    scorers = tuple(
-        Scorer(name, environment.installed(packages[name]), tuple(taken[tuple(documents)])) for name, taken in outcome.samples.items()
-    )
+    scorers = tuple(Scorer(name, environment.installed(packages[name]), tuple(taken[documents])) for name, taken in outcome.samples.items())
     label = f"{texts.name} {texts.revision}"
     return ScoringComparison(now(), environment.describe(), f"{size}, weights: {models.weights}", label, len(documents), tokens, scorers)
-
-
-def seconds_of(scored: Scored) -> float:
-    return scored.seconds
-
-
-def _first(tokenizer, documents: Sequence[str], num_tokens: int) -> tuple[list[str], int]:
-    """Return the first documents, until they give this many tokens or there are no more; and how many they give."""
-    kept, tokens = [], 0
-    for document in documents:
-        if tokens >= num_tokens:
-            break
-        kept.append(document)
-        tokens += len(encode(tokenizer, document).input_ids)
-    return kept, tokens
 
 
 def scoring_table(comparison: ScoringComparison) -> Table:
     """Show what each contestant takes, how much slower it is than ours, run by run, and what it gives."""
 
-    def seconds(scorer: Scorer) -> list[float]:
-        return [turn.seconds for turn in scorer.turns]
-
-    def peak(scorer: Scorer) -> int:
-        return max(turn.peak_rss_bytes or 0 for turn in scorer.turns)
-
-    return columns(
-        comparison.scorers,
-        {
-            "scored by": lambda scorer: scorer.name,
-            "version": lambda scorer: scorer.version or "",
-            "tokens/s": lambda scorer: f"{comparison.tokens / statistics.median(seconds(scorer)):.0f}",
-            f"time ÷ ours [{PERCENT}]": lambda scorer: str(paired_ratio(seconds(scorer), seconds(comparison.scorers[0]))),
-            "nats per token": lambda scorer: f"{scorer.turns[0].nats / comparison.tokens:.5f}",
-            "peak RSS, MB": lambda scorer: megabytes(peak(scorer)) if peak(scorer) else MISSING,
-        },
-    )
+    rows, ours = [], [turn.seconds for turn in comparison.scorers[0].turns]
+    for scorer in comparison.scorers:
+        seconds, peak = [turn.seconds for turn in scorer.turns], max(turn.peak_rss_bytes or 0 for turn in scorer.turns)
+        speed, nats = f"{comparison.tokens / statistics.median(seconds):.0f}", f"{scorer.turns[0].nats / comparison.tokens:.5f}"
+        memory = megabytes(peak) if peak else MISSING
+        rows.append((scorer.name, scorer.version or "", speed, str(paired_ratio(seconds, ours)), nats, memory))
+    return table(("scored by", "version", "tokens/s", f"time ÷ ours [{PERCENT}]", "nats per token", "peak RSS, MB"), rows)
 
 
 def scoring_caption(comparison: ScoringComparison) -> str:

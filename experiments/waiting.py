@@ -13,7 +13,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 from tqdm import tqdm
@@ -27,7 +29,6 @@ from gpt2opt.report.tables import Table, show_ratio, table
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import find_model
 
-SCHEMA = "gpt2opt.waiting/1"
 ROWS, ROW_TOKENS = 8, 256
 """Calibration rows: a short quantization, since it is done in every round in every way of waiting."""
 STEPS, STEP_ROWS = 4, 4
@@ -64,14 +65,14 @@ class Waiting:
     environment: dict[str, Any]
     model: str
     waited: tuple[Waited, ...]
-    schema: str = SCHEMA
+    schema: str = "gpt2opt.waiting/1"
 
 
 class Work:
-    """What runs in a process of its own: quantizing, training and generating in torch, one after the other."""
+    """What runs in a process of its own."""
 
     def seconds(self, model: str) -> dict[str, float]:
-        """Return the seconds of each work of `WORKS`."""
+        """Quantize, train and generate in torch, one after the other; return the seconds of each work of `WORKS`."""
         import torch
 
         from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
@@ -96,17 +97,10 @@ class Work:
                 optimizer.step()
                 optimizer.zero_grad()
 
-        def generate() -> None:
-            generate_tokens(loaded, [batch[0, :PROMPT_TOKENS].tolist()], NEW_TOKENS)
-
+        generate = partial(generate_tokens, loaded, [batch[0, :PROMPT_TOKENS].tolist()], NEW_TOKENS)
         generate()  # a process's first pass makes threads and buffers
-        return {work: _timed(function) for work, function in zip(WORKS, (quantize, train, generate), strict=True)}
-
-
-def _timed(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+        works: tuple[Callable[[], object], ...] = (quantize, train, generate)
+        return {name: timeit(work, number=1) for name, work in zip(WORKS, works, strict=True)}
 
 
 class Busy:
@@ -139,26 +133,20 @@ def compare_waiting(model: str = "auto", rounds: int = 5) -> Waiting:
 
     Raises:
         ValueError: rounds < 2, or there is no such model.
-        RuntimeError: a work failed.
     """
     check_whole("rounds", rounds, 2, "an interval is drawn over them")
     found = find_model(model)
     first = next(iter(POLICIES))
     policies = {first: POLICIES[first], again(first): POLICIES[first], **POLICIES}
     taken: dict[tuple[str, bool, str], list[float]] = defaultdict(list)
-    with tqdm(total=2 * rounds * len(policies), unit="run") as bar:
-        for order in turn_orders(list(policies), rounds):
-            for beside in (False, True):
-                with busy_process() if beside else contextlib.nullcontext():
-                    for policy in order:
-                        bar.set_description(f"{policy}, {'beside a busy process' if beside else 'alone'}")
-                        with Child(Work, environment=policies[policy]) as child:
-                            for work, seconds in child.call("seconds", str(found.path)).items():
-                                taken[policy, beside, work].append(seconds)
-                        bar.update()
-    waited = (
-        Waited(policy, *({work: tuple(taken[policy, beside, work]) for work in WORKS} for beside in (False, True))) for policy in policies
-    )
+    for order in tqdm(turn_orders(list(policies), rounds), "rounds", rounds):
+        for beside in (False, True):
+            with busy_process() if beside else contextlib.nullcontext():
+                for policy in order:
+                    with Child(Work, environment=policies[policy]) as child:
+                        for work, seconds in child.call("seconds", str(found.path)).items():
+                            taken[policy, beside, work].append(seconds)
+    waited = (Waited(name, *({work: tuple(taken[name, busy, work]) for work in WORKS} for busy in (False, True))) for name in policies)
     return Waiting(now(), environment.describe(), found.name, tuple(waited))
 
 

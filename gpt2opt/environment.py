@@ -1,4 +1,4 @@
-"""The machine, the package versions and the seed: the facts that every result is stored with."""
+"""The machine and the package versions: the facts that every result is stored with."""
 
 from __future__ import annotations  # an older Python then gets as far as the line that refuses it
 
@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import platform
-import random
 import subprocess
 import sys
 import time
@@ -23,9 +22,7 @@ from typing import Any
 from gpt2opt.cgroup import cpu_quota
 from gpt2opt.versions import requirements
 
-PYTHON = ((3, 10), (3, 13))
-"""The first version that works, and the first that does not: neural-compressor 3.7.1 holds numpy<2, which has no wheel for 3.13."""
-
+PYTHON = ((3, 10), (3, 13))  # the first version that works, and the first that does not; see `check_python`
 STACK = ("optimum-intel", "neural-compressor", "transformers", "numpy", "torch", "openvino")
 """The packages whose versions decide whether the four stages work at all. `versions.py` knows which versions do, and why."""
 REPORTED = (*STACK, "datasets", "nncf", "tokenizers", "accelerate")
@@ -41,20 +38,17 @@ CPU_KINDS = {
     "avx2": ("avx2", "AVX2 alone"),
 }
 """Kind -> the CPU flag that shows it, and its label. A CPU is of the first kind whose flag it has. The kind decides the INT8 kernels."""
-WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-"""Either tells OpenMP's threads how to wait; where both are set, libgomp goes by the second."""
-OTHER_CPU_KIND = "other"
-COMMAND_S = 5.0
+WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # how OpenMP's threads wait; where both are set, libgomp goes by the second
 UNTOLD = "instructions not known: the system does not tell them"
 
 
 def cpu_kind(flags: Collection[str] | None) -> str:
-    """Return the kind of CPU that a record was measured on, given its `cpu_flags`. Committed results lie in a folder of that name.
+    """Return the kind of CPU that a record was measured on, given its `cpu_flags`. Committed results are in a folder of that name.
 
     >>> cpu_kind(["avx2", "avx512f", "avx512_vnni"])
     'avx512_vnni'
     """
-    return next((kind for kind, (flag, _) in CPU_KINDS.items() if flag in (flags or ())), OTHER_CPU_KIND)
+    return next((kind for kind, (flag, _) in CPU_KINDS.items() if flag in (flags or ())), "other")
 
 
 def machine_label(facts: Mapping[str, Any]) -> str:
@@ -64,8 +58,7 @@ def machine_label(facts: Mapping[str, Any]) -> str:
 
 def kind_label(flags: Collection[str] | None) -> str:
     """Return the kind of a CPU as text, given its flags."""
-    _, label = CPU_KINDS.get(cpu_kind(flags), (None, instructions_label(flags)))
-    return label
+    return CPU_KINDS.get(cpu_kind(flags), ("", instructions_label(flags)))[1]
 
 
 def instructions_label(flags: Collection[str] | None) -> str:
@@ -84,11 +77,8 @@ def check_python(running: tuple[int, ...] = sys.version_info[:2]) -> None:
 
 def check_stack() -> None:
     """Raise ImportError if a package has a version that is known not to work; the message gives the reason for each."""
-    problems = []
-    for name in STACK:
-        wanted, found = requirements()[name], installed(name)
-        if (problem := wanted.problem(found)) and not wanted.is_untested(found):
-            problems.append(problem)
+    wanted = [(requirements()[name], installed(name)) for name in STACK]
+    problems = [problem for need, found in wanted if (problem := need.problem(found)) and not need.is_untested(found)]
     if problems:
         raise ImportError("; ".join(problems) + "; `pip install -r requirements.txt` brings the versions that work together")
 
@@ -118,7 +108,6 @@ def describe() -> dict[str, Any]:
     import torch
 
     flags, gpu, governor = cpu_flags(), torch.cuda.is_available(), Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    gpus = nvidia_smi("driver_version", "clocks.sm", "clocks.max.sm", "power.limit") if gpu else []
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -129,7 +118,7 @@ def describe() -> dict[str, Any]:
         "wait_policy": wait_policy(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": torch.cuda.get_device_name() if gpu else None,
-        "gpu_state": gpus[0] if gpus else None,
+        "gpu_state": next(iter(nvidia_smi("driver_version", "clocks.sm", "clocks.max.sm", "power.limit")), None) if gpu else None,
         "gpu_tf32": torch.backends.cuda.matmul.allow_tf32 if gpu else None,
         "versions": {package: installed(package) for package in REPORTED},
         "commit": commit(),
@@ -143,7 +132,7 @@ def threads() -> int:
 
 def cores() -> int:
     """Return how many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def launched() -> bool:
@@ -152,28 +141,28 @@ def launched() -> bool:
 
 
 def launched_processes() -> int:
-    """Return how many processes a launcher started on all machines together; 1 without a launcher."""
+    """Return how many processes a launcher started, on all machines together; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1")) if launched() else 1
 
 
 def is_main_process() -> bool:
-    """Return whether this process writes and prints. Of the processes that a launcher started, on all machines together, one does."""
+    """Return whether this process writes and prints: one of all that a launcher started does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def has_int8_dot_product() -> bool | None:
     """Return whether the CPU sums INT8 products in 32 bits (VNNI, AMX, Arm dot product), None if unknown. Without it, INT8 gains less."""
-    return _has_any({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
+    return _has_any("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 def has_bf16() -> bool | None:
     """Return whether the CPU multiplies in bf16 (AVX512-BF16, AMX), None if unknown. On other CPUs, OpenVINO emulates bf16."""
-    return _has_any({"avx512_bf16", "amx_bf16"})
+    return _has_any("avx512_bf16", "amx_bf16")
 
 
-def _has_any(instructions: set[str]) -> bool | None:
+def _has_any(*instructions: str) -> bool | None:
     flags = cpu_flags()
-    return None if flags is None else bool(instructions & flags)
+    return None if flags is None else not flags.isdisjoint(instructions)
 
 
 def device() -> str:
@@ -185,72 +174,51 @@ def device() -> str:
 
 def give_back_memory() -> None:
     """Collect garbage, and return freed memory to the system and to the GPU; glibc and torch would keep it for the process."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim:
-        trim(0)
-
-
-def set_seed(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    import numpy as np
     import torch
 
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing unless a GPU is in use
+    with contextlib.suppress(AttributeError):  # of glibc alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def cpu_name() -> str:
-    return _cpu_fact("model name") or platform.processor() or platform.machine()
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> set[str] | None:
-    """Return the CPU's instruction-set flags; None where the system does not list them, as on macOS and Windows."""
-    flags = _cpu_fact("flags", "Features")
+    """Return the CPU's instruction-set flags; None where the system does not list them."""
+    flags = _cpuinfo().get("flags", _cpuinfo().get("Features"))  # the second on Arm
     return None if flags is None else set(flags.split())
 
 
-def _cpu_fact(*names: str) -> str | None:
-    facts = (line.partition(":") for line in _cpuinfo())
-    return next((value.strip() for name, _, value in facts if name.strip() in names), None)
-
-
 @cache
-def _cpuinfo() -> tuple[str, ...]:
+def _cpuinfo() -> dict[str, str]:
     path = Path("/proc/cpuinfo")
-    return tuple(path.read_text().splitlines()) if path.exists() else ()
+    facts = (line.partition(":") for line in path.read_text().splitlines()) if path.exists() else ()
+    return {name.strip(): value.strip() for name, _, value in facts}
 
 
 class CpuWatch:
-    """Measures how much of the cores others than this process and its children use: timings taken on a busy machine are too slow."""
+    """Measures how much of the cores' time others than this process and its children use; a busy machine makes timings too slow."""
 
     def __init__(self):
         self._start = self._read()
 
-    def others_share(self) -> float | None:
-        """Return the share of the cores' time that other processes, or other machines on the same host, used; None if unknown."""
-        end = self._read()
-        if self._start is None or end is None:
-            return None
-        seconds, busy, own = (now - then for now, then in zip(end, self._start, strict=True))
+    def others_share(self) -> float:
+        """Return the share that other processes, or other machines on the same host, used."""
+        seconds, busy, own = (now - then for now, then in zip(self._read(), self._start, strict=True))
         return min(1.0, max(0.0, busy - own) / (seconds * cores()))
 
     @staticmethod
-    def _read() -> tuple[float, float, float] | None:
+    def _read() -> tuple[float, float, float]:
         """Return the clock, the busy seconds of the cores that this process may use, and its CPU seconds with those of its children."""
         import psutil
 
-        if not hasattr(os, "sched_getaffinity"):
-            return None
         every = psutil.cpu_times(percpu=True)
-        cores = [every[core] for core in os.sched_getaffinity(0) if core < len(every)]
-        busy = sum(core.user + core.nice + core.system + core.irq + core.softirq + core.steal for core in cores)
-        own = psutil.Process().cpu_times()
-        children = 0.0
+        usable = [every[core] for core in os.sched_getaffinity(0) if core < len(every)]
+        busy = sum(core.user + core.nice + core.system + core.irq + core.softirq + core.steal for core in usable)
+        own, children = psutil.Process().cpu_times(), 0.0
         for child in psutil.Process().children():
             with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
                 children += sum(child.cpu_times()[:2])
@@ -271,20 +239,17 @@ def commit() -> str | None:
 
 def _output(*command: str) -> str | None:
     """Return what a program prints when it runs in the folder of this library; None if there is no such program, or it fails or hangs."""
-    try:
-        return subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=COMMAND_S
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.check_output(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True, timeout=5).strip()
+    return None
 
 
 def let_waiting_threads_sleep() -> None:
     """Let the threads of torch sleep soon where they wait for each other. Call it before torch is imported; a user's own setting stays.
 
-    libgomp's threads spin 300,000 times by default, which takes the cores from whoever could use them: beside one other busy process, all
-    of torch's work then takes several times as long. Without any spinning, short steps take longer alone. `python -m experiments waiting`
-    measures both; libgomp's own count where there are more threads than cores, 1000, does well in either.
+    libgomp's threads spin 300,000 times by default: beside one other busy process, all of torch's work then takes several times as long.
+    Without any spinning, short steps take longer alone. `python -m experiments waiting` measures both; 1000, libgomp's own count where
+    there are more threads than cores, does well in either.
     """
     if "torch" not in sys.modules and wait_policy() is None:
         os.environ["GOMP_SPINCOUNT"] = "1000"
@@ -292,15 +257,14 @@ def let_waiting_threads_sleep() -> None:
 
 def wait_policy() -> str | None:
     """Return how the environment asks OpenMP's threads to wait for each other; None if it does not, and libgomp's default holds."""
-    asked = [f"{name}={os.environ[name]}" for name in WAIT_VARIABLES if os.environ.get(name)]
-    return ", ".join(asked) or None
+    return ", ".join(f"{name}={os.environ[name]}" for name in WAIT_VARIABLES if os.environ.get(name)) or None
 
 
 def leave_home_alone() -> None:
     """Keep OpenVINO, NNCF and INC from writing into the user's home. Call it before they are imported.
 
-    Without asking, OpenVINO and NNCF would store a persistent id there and send usage data under it. They do neither if the package
-    `openvino_telemetry` is missing, and this function makes it look missing. INC would write a log there.
+    Without asking, OpenVINO and NNCF would store an id there and send usage data under it, unless the package `openvino_telemetry` is
+    missing; this function makes it look missing. INC would write a log there.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # None is how Python notes that a module is missing
     os.environ.setdefault("LOG_LEVEL_INC", "6")  # the level without a log file

@@ -11,7 +11,6 @@ from pathlib import Path
 from gpt2opt.environment import quiet
 
 LAUNCHER_S = 10  # more than a launcher takes to end its processes after one has ended
-
 _MEMORY = re.compile(
     r"allocate memory|(?:not enough|out of|insufficient) memory|bad_alloc|unable to allocate|\bMemoryError\b", re.IGNORECASE
 )
@@ -25,9 +24,8 @@ def cause_of(error: BaseException) -> BaseException:
     Libraries catch these as they catch everything, try another way, and fail there of something else.
     """
     chain = chain_of(error)
-    for found in chain:
-        if isinstance(found, KeyboardInterrupt):
-            return found
+    if interrupts := [found for found in chain if isinstance(found, KeyboardInterrupt)]:
+        return interrupts[0]
     for found in chain:
         if isinstance(found, MemoryError):
             return found
@@ -73,7 +71,10 @@ def guarded(parser: Callable[[], argparse.ArgumentParser], arguments: list[str] 
         return code
     except (KeyboardInterrupt, Exception) as error:
         cause = cause_of(error)
-        _drop_unwritten_output()
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would try again at the end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(cause, BrokenPipeError):
             return 141  # as the shell says of a command that `head` has read enough of
         if not isinstance(cause, KeyboardInterrupt | MemoryError | ValueError | ImportError | OSError | RuntimeError):
@@ -81,14 +82,6 @@ def guarded(parser: Callable[[], argparse.ArgumentParser], arguments: list[str] 
         _print_error(cause)
         # A RuntimeError is a check of ours that failed: an audit, an empty trace, a child process.
         return 130 if isinstance(cause, KeyboardInterrupt) else 1 if isinstance(cause, RuntimeError) else 2
-
-
-def _drop_unwritten_output() -> None:
-    """Drop what stdout holds if it can't be written: Python would try again at the end, and complain."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_error(error: BaseException) -> None:

@@ -20,7 +20,7 @@ from gpt2opt.settings import MOST_SEED, Settings, check_epochs, check_learning_r
 BATCH_ROWS = 8  # of all processes together
 SMALL_GPU_BYTES = 8e9
 """GPUs with less take the rows of a batch two by two: the logits of a row and the activations of GPT-2 are most of what training takes."""
-IGNORED_LABEL = -100  # what torch's cross-entropy skips
+IGNORED = -100  # the label that torch's cross-entropy skips
 TRAINING: dict[str, Any] = {
     "warmup_ratio": 0.1,
     "lr_scheduler_type": "linear",
@@ -32,21 +32,15 @@ TRAINING: dict[str, Any] = {
 }
 """What every training here has in common: AdamW, 10% warm-up, linear decay to zero, and no checkpoints."""
 VALIDATION: dict[str, Any] = {
-    "eval_strategy": "steps",
-    "eval_steps": 0.25,
-    "eval_on_start": True,
-    "per_device_eval_batch_size": BATCH_ROWS,
-}
+    "eval_strategy": "steps", "eval_steps": 0.25, "eval_on_start": True, "per_device_eval_batch_size": BATCH_ROWS,
+}  # fmt: skip
 """How the loss on text that is not trained on is followed: before the first step, and four times on the way."""
 
 
 def prepare_tokenizer_for_padding(tokenizer: PreTrainedTokenizerBase, model: GPT2LMHeadModel) -> None:
     """Let end-of-text serve as padding, in the tokenizer and in the model's config: GPT-2 was made without a padding token.
 
-    A padding token that is there stays, if the model has an embedding for it.
-
-    Raises:
-        ValueError: there is neither such a token nor an end-of-text token.
+    A padding token that is there stays, if the model has an embedding for it. ValueError: there is no end-of-text token either.
     """
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= model.config.vocab_size:
         end_of_text(tokenizer)
@@ -55,22 +49,11 @@ def prepare_tokenizer_for_padding(tokenizer: PreTrainedTokenizerBase, model: GPT
 
 
 def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int = Settings.sequence_length) -> Dataset:
-    """Tokenize a dataset for causal language modelling, with padding masked out of the loss.
+    """Tokenize the column `text` of a dataset: `input_ids`, `attention_mask` and `labels`, each (rows, length), padded.
 
     Long texts become several rows, empty ones none. The labels are the ids, -100 where a row is padded. They are made here and not by
     a collator that masks the padding *token*: padding is end-of-text, and a model must learn to predict the real one. The first label is
     -100 as well: no token predicts it, and `Trainer` divides the summed loss by the number of labels that it finds.
-
-    Args:
-        dataset: column `text`.
-        tokenizer: with a padding token; see `prepare_tokenizer_for_padding`.
-        length: tokens a row.
-
-    Returns:
-        A dataset with `input_ids`, `attention_mask` and `labels`, each (rows, length).
-
-    Raises:
-        ValueError: no padding token, no column `text`, or no text in it.
     """
     if tokenizer.pad_token_id is None:
         raise ValueError("the tokenizer has no padding token; call prepare_tokenizer_for_padding(tokenizer, model) first")
@@ -84,7 +67,7 @@ def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, lengt
         return {
             "input_ids": [row + [tokenizer.pad_token_id] * gap for row, gap in zip(rows, gaps, strict=True)],
             "attention_mask": [[1] * len(row) + [0] * gap for row, gap in zip(rows, gaps, strict=True)],
-            "labels": [[IGNORED_LABEL, *row[1:], *[IGNORED_LABEL] * gap] for row, gap in zip(rows, gaps, strict=True)],
+            "labels": [[IGNORED, *row[1:], *[IGNORED] * gap] for row, gap in zip(rows, gaps, strict=True)],
         }
 
     tokenized = dataset.map(pad, batched=True, remove_columns=dataset.column_names)
@@ -105,14 +88,8 @@ def create_training_arguments(
     """Build the arguments of a short fine-tuning; see `TRAINING`.
 
     Under `torchrun` or `accelerate launch` this joins the processes, which share a batch of 8 rows: by NCCL on GPUs, by gloo on CPUs.
-
-    Args:
-        output_dir: where `Trainer` may write; no checkpoints are kept.
-        learning_rate: peak.
-        epochs: 1 to 5 is usual; a fraction is allowed.
-        log_dir: TensorBoard logs of the loss go there; none without it.
-        seed: of the order of the rows.
-        validate: follow the loss on an evaluation dataset as well; see `VALIDATION`.
+    learning_rate: the highest one, after the warm-up. log_dir: for TensorBoard logs of the loss. seed: of the order of the rows. validate:
+    follow the loss on an evaluation dataset as well, see `VALIDATION`.
 
     Raises:
         ValueError: the processes can't share a batch evenly, or a number is out of its range.
@@ -121,11 +98,7 @@ def create_training_arguments(
     check_learning_rate(learning_rate)
     check_whole("seed", seed, 0, most=MOST_SEED)
     arguments = TrainingArguments(
-        output_dir=str(output_dir),
-        learning_rate=learning_rate,
-        num_train_epochs=epochs,
-        **TRAINING,
-        **(VALIDATION if validate else {}),
+        output_dir=str(output_dir), learning_rate=learning_rate, num_train_epochs=epochs, **TRAINING, **(VALIDATION if validate else {}),
         logging_dir=None if log_dir is None else str(log_dir),
         report_to=[] if log_dir is None else ["tensorboard"],
         seed=seed,
@@ -133,7 +106,7 @@ def create_training_arguments(
         use_cpu=launched() and device() == "cpu",  # accelerate joins processes without a GPU only if asked to
         ddp_find_unused_parameters=False,  # there are none, pruned or not
         ddp_broadcast_buffers=False,  # GPT-2's are causal masks, megabytes a step
-    )
+    )  # fmt: skip
     processes = arguments.world_size
     if BATCH_ROWS % processes:
         raise ValueError(f"{processes} processes can't share a batch of {BATCH_ROWS} rows evenly; start 1, 2, 4 or 8 in all")
@@ -157,18 +130,16 @@ class _SharedBatchTrainer(Trainer):
     """
 
     def get_train_dataloader(self) -> DataLoader:
-        arguments = self.args
-        batch = self._train_batch_size * arguments.world_size
         rows: Any = self.train_dataset
-        whole = DataLoader(rows, batch, shuffle=True, collate_fn=self._collate_share)
+        whole = DataLoader(rows, self._train_batch_size * self.args.world_size, shuffle=True, collate_fn=self._collate_share)
         return prepare_data_loader(
-            whole, arguments.device, num_processes=1, process_index=0, put_on_device=True, use_seedable_sampler=True,
-            data_seed=arguments.seed,
+            whole, self.args.device, num_processes=1, process_index=0, put_on_device=True, use_seedable_sampler=True,
+            data_seed=self.args.seed,
         )  # fmt: skip
 
     def _collate_share(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         index, processes = self.args.process_index, self.args.world_size
-        blank = {**rows[0], "labels": [IGNORED_LABEL] * len(rows[0]["labels"])}
+        blank = {**rows[0], "labels": [IGNORED] * len(rows[0]["labels"])}
         return default_data_collator((rows + [blank] * (-len(rows) % processes))[index::processes])
 
 
@@ -182,12 +153,11 @@ def run_fine_tuning(
     """Train `model` in place and return the `Trainer`, its log in `trainer.state.log_history`; see `loss_curves`.
 
     The model is trained in FP32 whatever it came in: small updates vanish in FP16 weights. Cast it back afterwards. Each of several
-    processes ends with the same model and the same log; only dropout tells their loss from that of one process.
+    processes ends with the same model and the same log; only dropout makes their loss differ from that of one process.
     """
     trainer_type = Trainer if training_args.world_size == 1 else _SharedBatchTrainer
-    argument = "processing_class" if at_least("transformers", "4.46") else "tokenizer"  # renamed
-    datasets = {"train_dataset": tokenized_train, "eval_dataset": validation}
-    trainer = trainer_type(model.float(), training_args, **datasets, **{argument: tokenizer})
+    renamed: dict[str, Any] = {"processing_class" if at_least("transformers", "4.46") else "tokenizer": tokenizer}
+    trainer = trainer_type(model.float(), training_args, train_dataset=tokenized_train, eval_dataset=validation, **renamed)
     if training_args.process_index:  # Trainer seeds all processes alike, and each would drop the same units
         torch.manual_seed(training_args.seed + training_args.process_index)
     with fused_gelu(model):
@@ -201,22 +171,21 @@ def fused_gelu(model: GPT2LMHeadModel) -> Iterator[None]:
 
     It is the same function, the tanh approximation, and leaves fewer tensors to read and to keep: a training step takes less time.
     """
-    blocks: Any = model.transformer.h
-    activations = [block.mlp.act for block in blocks]
+    mlps: list[Any] = [block.mlp for block in model.transformer.h]
+    replaced = [(mlp, mlp.act) for mlp in mlps if isinstance(mlp.act, NewGELUActivation)]
+    for mlp, _ in replaced:
+        mlp.act = nn.GELU(approximate="tanh")
     try:
-        for block in blocks:
-            if isinstance(block.mlp.act, NewGELUActivation):
-                block.mlp.act = nn.GELU(approximate="tanh")
         yield
     finally:
-        for block, activation in zip(blocks, activations, strict=True):
-            block.mlp.act = activation
+        for mlp, activation in replaced:
+            mlp.act = activation
 
 
 def loss_curves(trainer: Trainer) -> dict[str, list[dict[str, float]]]:
     """Return the loss in nats per token over the optimizer steps, of training and, where it was followed, of validation."""
-    log = trainer.state.log_history
-    return {
-        curve: [{"step": entry["step"], "loss_nats": entry[key]} for entry in log if key in entry]
-        for curve, key in (("loss", "loss"), ("validation_loss", "eval_loss"))
-    }
+
+    def curve(key: str) -> list[dict[str, float]]:
+        return [{"step": entry["step"], "loss_nats": entry[key]} for entry in trainer.state.log_history if key in entry]
+
+    return {"loss": curve("loss"), "validation_loss": curve("eval_loss")}

@@ -6,9 +6,9 @@ NAMES = {
     "apps.commands": "finetune_model score_model",
     "apps.deployed.report": "plot_scaling scaling_table statistics_table",
     "decoding.generation": "stream",
-    "environment": "give_back_memory set_seed",
+    "environment": "give_back_memory",
     "finetune": "TRAINING VALIDATION create_training_arguments run_fine_tuning",
-    "measure.latency": "compare_latency measure_latency",
+    "measure.latency": "compare_latency",
     "measure.memory": "in_fresh_process",
     "measure.quality": "measure_agreement",
     "quantize.recipes": "Recipe",
@@ -31,8 +31,10 @@ RENAMED = {
     "generate_text": "gpt2opt.generate",
     "int8_facts": "gpt2opt.run.pipeline: prompt_lookup, generate_within",
     "linearize": "gpt2opt.prepare_for_export",
+    "measure_latency": "gpt2opt.measure.latency.compare_latency",
     "profile_facts": "gpt2opt.compare_with_published",
     "readable_by_inc": "gpt2opt.patched_for_inc",
+    "set_seed": "transformers.set_seed",
     "stream_text": "gpt2opt.decoding.generation.stream",
 }
 MODULES = {

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 import time
 import warnings
 from pathlib import Path
@@ -15,17 +16,8 @@ from typing import Any
 from gpt2opt.storage import write_whole
 
 CELL: dict[str, Any] = {"metadata": {}, "source": ""}
-REQUIRED: dict[str, dict[str, Any]] = {
-    "code": {**CELL, "execution_count": None, "outputs": []},
-    "markdown": CELL,
-    "raw": CELL,
-    "stream": {"name": "stdout", "text": ""},
-    "display_data": {"data": {}, "metadata": {}},
-    "execute_result": {"data": {}, "metadata": {}, "execution_count": None},
-    "error": {"ename": "", "evalue": "", "traceback": []},
-}
-"""Kind of a cell or of an output -> the keys that it must have, with the values that they get where they are missing."""
-LONGEST_REASON = 160
+CODE_CELL = CELL | {"execution_count": None, "outputs": []}
+"""What a cell must have, with the values that it gets where they are missing."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 logger = logging.getLogger(__name__)
@@ -47,15 +39,15 @@ def execute_notebook(path: Path) -> int:
     notebook = read_notebook(path)
     if not any(cell.cell_type == "code" for cell in notebook.cells):
         raise ValueError(f"the notebook {path} has no cell to run; name one with code cells")
-    headings, start = _headings(notebook), time.perf_counter()
+    start = time.perf_counter()
 
     def elapsed() -> str:
         minutes, seconds = divmod(int(time.perf_counter() - start), 60)
         return f"{minutes}:{seconds:02d}"
 
-    def show_heading(cell_index: int, **_) -> None:
-        if cell_index in headings:
-            print(f"{elapsed()}  {headings[cell_index]}", file=sys.stderr, flush=True)
+    def show_heading(cell: Any, **_) -> None:
+        if cell.cell_type == "markdown" and cell.source.startswith("#"):
+            print(f"{elapsed()}  {cell.source.splitlines()[0].lstrip('# ')}", file=sys.stderr, flush=True)
 
     client = NotebookClient(
         notebook,
@@ -81,17 +73,6 @@ def execute_notebook(path: Path) -> int:
     charts = sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
     print(f"{elapsed()}  done: {path.name} holds {charts} charts", file=sys.stderr)
     return 0
-
-
-def _headings(notebook: Any) -> dict[int, str]:
-    """Return each heading by the index of the first code cell below it."""
-    headings, heading = {}, ""
-    for index, cell in enumerate(notebook.cells):
-        if cell.cell_type == "markdown" and cell.source.startswith("#"):
-            heading = cell.source.splitlines()[0].lstrip("# ")
-        elif cell.cell_type == "code" and heading:
-            headings[index], heading = heading, ""
-    return headings
 
 
 def _drop_transient(notebook: Any) -> None:
@@ -121,15 +102,24 @@ def read_notebook(path: Path) -> Any:
     import nbformat
 
     try:
-        content = json.loads(Path(path).read_bytes())
-        strange = _first_problem(content)
-        notebook = nbformat.convert(nbformat.reader.reads(json.dumps(_completed(content))), 4)
+        content, strange = json.loads(Path(path).read_bytes()), ""
+        if content.get("nbformat") == 4:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                changed, content = nbformat.validator.normalize(content)  # cells get ids of their own
+            strange = _first_problem(content) or ("a cell has no id of its own" if changed else "")
+            cells = [(CODE_CELL if cell["cell_type"] == "code" else CELL) | cell for cell in content["cells"]]
+            content = {"metadata": {}, "nbformat_minor": 0, **content, "cells": cells}
+            bare = {**content, "metadata": {}, "cells": [cell | {"metadata": {}} for cell in cells]}
+            if wrong := _first_problem(bare, relax_add_props=True):
+                raise ValueError(wrong)
+        notebook = nbformat.convert(nbformat.reader.reads(json.dumps(content)), 4)
     except OSError as error:
         reason = error.strerror or str(error)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         reason = f"it is not JSON ({error})"
-    except (ValueError, TypeError, AttributeError, KeyError, nbformat.ValidationError) as error:  # what nbformat raises for other JSON
-        reason = _first_line(error)
+    except (ValueError, TypeError, AttributeError, KeyError, nbformat.ValidationError) as error:
+        reason = f"its JSON is not that of a notebook ({type(error).__name__}: {error})"
     else:
         if strange:
             logger.warning("%s is not quite a notebook by its format (%s); it is read all the same, as Jupyter does", path, strange)
@@ -144,61 +134,16 @@ def notebook_text(notebook: Any) -> str:
     return writes(notebook) + "\n"
 
 
-def _first_problem(content: Any) -> str:
-    """Return what the format does not allow in a notebook; nothing if it can't be read at all. Cells get ids of their own."""
-    import nbformat
-    from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
-        for kind in (DuplicateCellId, MissingIDFieldWarning):
-            warnings.simplefilter("always", kind)
-        try:
-            nbformat.validate(content)
-        except nbformat.ValidationError as problem:
-            return _first_line(problem)
-        except (AttributeError, KeyError, TypeError):
-            pass
-    return str(caught[0].message).splitlines()[0] if caught else ""
-
-
-def _completed(content: Any) -> dict[str, Any]:
-    """Return parsed JSON with what a notebook of format 4 must have, as empty values where it is missing."""
+def _first_problem(content: dict[str, Any], **how: Any) -> str:
+    """Return what the format does not allow in a notebook, see `nbformat.validate`; nothing if all is right."""
     import nbformat
 
-    _check_object(content, "it")
-    if content.get("nbformat") != 4:
-        return content
-    if not isinstance(content.get("cells"), list):
-        raise ValueError("it has no list of cells")
-    for number, cell in enumerate(content["cells"], 1):
-        _check_object(cell, f"cell {number}")
-        if (kind := cell.get("cell_type")) not in ("code", "markdown", "raw"):
-            raise ValueError(f"cell {number} is of type {kind!r}, expected code, markdown or raw")
-        cell |= REQUIRED[kind] | cell
-        _check_object(cell["metadata"], f"the metadata of cell {number}")
-        for output in cell["outputs"] if kind == "code" and isinstance(cell["outputs"], list) else ():
-            _check_object(output, f"an output of cell {number}")
-            output |= REQUIRED.get(output.get("output_type", ""), {}) | output
-        try:
-            nbformat.validate(
-                cell | {"metadata": {}}, ref=f"{kind}_cell", version=4, version_minor=4, relax_add_props=True
-            )  # other keys may be there
-        except nbformat.ValidationError as error:
-            raise ValueError(f"cell {number}: {_first_line(error)}") from error
-    content = {"metadata": {}, "nbformat_minor": 0, **content}
-    _check_object(content["metadata"], "its metadata")
-    return content
-
-
-def _check_object(content: Any, name: str) -> None:
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} holds a JSON {type(content).__name__}, expected an object")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(getattr(error, "message", error)).splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) <= LONGEST_REASON else f"{lines[0][:LONGEST_REASON]}…"
+    try:
+        nbformat.validate(content, **how)
+    except nbformat.ValidationError as problem:
+        place, reason = list(problem.relative_path), textwrap.shorten(problem.message, 160, placeholder=" …")
+        return f"cell {place[1] + 1}: {reason}" if place[:1] == ["cells"] else reason
+    return ""
 
 
 def _parser() -> argparse.ArgumentParser:

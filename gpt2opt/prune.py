@@ -1,6 +1,7 @@
 """Take the attention heads that matter least out of every layer of a GPT-2."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -15,46 +16,37 @@ IMPORTANCE_BATCHES, IMPORTANCE_BATCH_SIZE = 8, 4
 
 
 def head_importance(model: GPT2LMHeadModel, batches: Iterable[torch.Tensor]) -> np.ndarray:
-    """Estimate how much the loss changes when a head is removed, to first order (Michel et al. 2019).
+    """Estimate how much the loss changes when a head is removed, to first order (Michel et al. 2019): (layers, heads), in nats per token.
 
     A gate of 1 on each head's output would carry the gradient sum(output × d loss / d output); its size, averaged over the
-    sequences, is the importance. Nothing of the model is changed.
+    sequences, is the importance. The model is not changed, and has to be in FP32 on a CPU.
 
     Args:
-        model: GPT-2 with floating-point parameters that can carry gradients (FP32 on a CPU).
         batches: token ids, each (B, T) int64. Padding is not masked: pass whole rows.
-
-    Returns:
-        float64 array (layers, heads), in nats per token.
 
     Raises:
         ValueError: there are no batches, or the layers have different numbers of heads.
     """
     blocks: Any = model.transformer.h
-    outputs: dict[int, Any] = {}
+    outputs: list[Any] = []  # of the heads, layer by layer
 
-    def keep(layer: int):
-        def hook(module, inputs):
-            outputs[layer] = inputs[0]
-            inputs[0].retain_grad()
+    def keep(_module, inputs):
+        inputs[0].retain_grad()
+        outputs.append(inputs[0])
 
-        return hook
-
-    hooks = [block.attn.c_proj.register_forward_pre_hook(keep(layer)) for layer, block in enumerate(blocks)]
-    total = np.zeros((len(blocks), heads_per_layer(model)))
-    sequences = 0
-    try:
+    total, sequences = np.zeros((len(blocks), heads_per_layer(model))), 0
+    with ExitStack() as hooks:
+        for block in blocks:
+            hooks.enter_context(block.attn.c_proj.register_forward_pre_hook(keep))
         for ids in batches:
             ids = ids.to(model.device)
             model(ids, labels=ids, use_cache=False).loss.backward()
-            for layer, block in enumerate(blocks):
-                per_head = (outputs[layer].detach() * outputs[layer].grad).unflatten(-1, (block.attn.num_heads, -1))
+            for layer, output in enumerate(outputs):
+                per_head = (output.detach() * output.grad).unflatten(-1, (total.shape[1], -1))
                 total[layer] += per_head.double().sum((1, 3)).abs().sum(0).cpu().numpy() * len(ids)
+            outputs.clear()
             sequences += len(ids)
             model.zero_grad(set_to_none=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not sequences:
         raise ValueError("head_importance got no batches; pass at least one (B, T) tensor of token ids")
     return total / sequences
@@ -63,17 +55,10 @@ def head_importance(model: GPT2LMHeadModel, batches: Iterable[torch.Tensor]) -> 
 def prune_attention_heads(
     model: GPT2LMHeadModel, prune_fraction: float = Settings.prune_fraction, importance: np.ndarray | None = None
 ) -> GPT2LMHeadModel:
-    """Remove `floor(heads × prune_fraction)` heads from every layer, in place; the parameters keep their dtype and device.
+    """Remove `floor(heads × prune_fraction)` heads from every layer, in place, and return the model; dtype and device stay.
 
-    The achieved fraction is a multiple of 1 / heads: 20% of 12 heads is 2 heads, 16.7%.
-
-    Args:
-        model: GPT-2.
-        prune_fraction: share of each layer's heads, in [0, 1).
-        importance: (layers, heads), see `head_importance`: the least important leave. Without it the first ones leave.
-
-    Returns:
-        The same model.
+    The achieved fraction is a multiple of 1 / heads: 20% of 12 heads is 2 heads, 16.7%. The heads with the least importance (layers,
+    heads) leave, see `head_importance`; without it the first ones leave.
 
     Raises:
         ValueError: not a GPT-2, layers with different numbers of heads, a fraction outside [0, 1), or importance of another shape
@@ -84,20 +69,15 @@ def prune_attention_heads(
     blocks = model.transformer.h
     heads = heads_per_layer(model)
     count = heads_to_prune(heads, prune_fraction)
-    if importance is None:
-        importance = np.tile(np.arange(heads, dtype=float), (len(blocks), 1))
+    importance = np.tile(np.arange(heads), (len(blocks), 1)) if importance is None else importance
     if np.shape(importance) != (len(blocks), heads):
         raise ValueError(f"importance has shape {np.shape(importance)}, expected {(len(blocks), heads)}: (layers, heads) of this model")
     if not np.isfinite(importance).all():
-        raise ValueError(
-            f"importance holds {np.count_nonzero(~np.isfinite(importance))} values that are NaN or infinite: heads can't be ordered by it; "
-            "compute it in FP32"
-        )
+        strange = np.count_nonzero(~np.isfinite(importance))
+        raise ValueError(f"importance holds {strange} values that are NaN or infinite: heads can't be ordered by it; compute it in FP32")
     if count:
-        dtype = model.dtype
-        model.prune_heads(
-            {layer: _original_numbers(blocks[layer], np.argsort(row, kind="stable")[:count]) for layer, row in enumerate(importance)}
-        )
+        dtype, leaving = model.dtype, np.argsort(importance, kind="stable")[:, :count]
+        model.prune_heads({layer: _original_numbers(blocks[layer], least) for layer, least in enumerate(leaving)})
         model.to(dtype)  # type: ignore[arg-type] # the cut layers come back in FP32
         fit_width_to_heads(model)
     return model
@@ -123,11 +103,7 @@ def pruned_heads(model: GPT2LMHeadModel) -> dict[int, list[int]]:
 
 
 def importance_batches(texts: Sequence[str], tokenizer, length: int) -> tuple[torch.Tensor, ...]:
-    """Return the first whole rows of the texts in batches (B, length).
-
-    Raises:
-        ValueError: no text is that long.
-    """
+    """Return the first whole rows of the texts in batches (B, length)."""
     check_whole("length", length, 2)
     whole = [row for row in token_rows(texts, tokenizer, length) if len(row) == length]
     if not whole:

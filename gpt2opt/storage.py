@@ -7,7 +7,6 @@ folder that has other files and no marker is refused. A single file is replaced 
 import atexit
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -22,19 +21,14 @@ from typing import Any
 PREFIX = ".gpt2opt"
 MARKER = f"{PREFIX}.files.json"
 LOCK = f"{PREFIX}.lock"
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-"""What a torch model is saved as: one file, or several with an index."""
-LOADED_FIRST = "config.json"
-"""Whoever loads a model opens this file first. It is removed first and moved in last, so that a mixture of two versions never loads."""
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"  # of a torch model: one file, or several with an index
+LOADED_FIRST = "config.json"  # of a model: removed first and moved in last, so that a mixture of two versions never loads
 SIGNATURES = (b'"schema": "gpt2opt.', b'<meta name="generator" content="gpt2opt">', b"Software\0gpt2opt", b"gpt2opt.submission/1")
 """The bytes by which a file shows that this project wrote it: a JSON result, an HTML report, a PNG chart, a zip file to hand in."""
 
 
 def check_folder(folder: Path | str) -> None:
-    """Raise ValueError unless `folder` may be written: it is absent, empty or written by this project, and its place is writable.
-
-    Call it before long work, so that a user does not wait for hours to learn it.
-    """
+    """Raise ValueError unless `folder` may be written: it is absent, empty or written by this project, and its place is writable."""
     if not str(folder):
         raise ValueError("the folder has no name: an empty one came, expected that of a new or an empty folder")
     folder = Path(folder)
@@ -53,12 +47,9 @@ def check_folder(folder: Path | str) -> None:
 def new_folder(folder: Path | str) -> Iterator[Path]:
     """Yield an empty folder to fill. At the end its files move into `folder`; if anything fails, none does.
 
-    The yielded folder lies inside `folder`, which may be a mount point or a link to another disk, so that each file moves by one rename.
+    The yielded folder is inside `folder`, which may be a mount point or a link to another disk, so that each file moves by one rename.
     An earlier version stays until the new one is on disk. A user's own files in `folder` stay as they are; a file that has the name of a
-    new one is renamed to `NAME.kept`.
-
-    Raises:
-        ValueError: as `check_folder`, or another process is writing to the same folder.
+    new one is renamed to `NAME.kept`. See `check_folder` and `take_lock` for what is refused.
     """
     check_folder(folder)
     folder = Path(folder).resolve()
@@ -105,8 +96,7 @@ def claim_folder(folder: Path | str) -> Path:
 
 def remove_folder(folder: Path) -> None:
     """Remove what this project wrote into a folder, then the folder if it is empty. A folder without a marker stays as it is."""
-    listed = _listed(folder)
-    if listed is not None:
+    if (listed := _listed(folder)) is not None:
         _remove(folder, listed)
         _write_marker(folder, [])
         _unmake([folder])
@@ -130,19 +120,8 @@ def write_result(path: Path | str, content: str | bytes) -> None:
     write_whole(Path(path), content)
 
 
-def write_chart(path: Path | str, figure, made_from: str = "") -> None:
-    """Write a figure of matplotlib as PNG; see `write_result`. made_from: what it was drawn from, kept in the file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": "gpt2opt", "Source": made_from})
-    write_result(path, buffer.getvalue())
-
-
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, in place of whatever is there. A link stays a link.
-
-    Raises:
-        ValueError: the place can't be written.
-    """
+    """Write a file whole or not at all, in place of whatever is there. A link stays a link."""
     path = path.resolve()
     try:
         _make(path.parent)
@@ -162,10 +141,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def take_lock(folder: Path):
     """Keep other processes out of a folder until this process ends or calls `release()` on the returned lock.
 
-    A process may take a lock that it already holds. A lock whose process is gone is taken over.
-
-    Raises:
-        ValueError: another process holds the lock; the message names that process.
+    A process may take a lock that it already holds. A lock whose process is gone is taken over, any other raises ValueError.
     """
     from filelock import SoftFileLock, Timeout
 
@@ -184,8 +160,7 @@ def _check_writable(folder: Path) -> None:
     """Raise ValueError unless a file can be made in a folder or, if it is absent, in its nearest existing parent."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise ValueError(f"can't write {folder}: {error.strerror}; name a writable place") from error
 
@@ -229,11 +204,7 @@ def _remove(folder: Path, names) -> None:
 
 
 def read_json(path: Path, schema: str, command: str, older: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a JSON object that names a schema or one of the older ones; `command`, which errors name, is the one that writes such a file.
-
-    Raises:
-        ValueError: the file is missing, is not JSON or has another schema.
-    """
+    """Read a JSON object that names a schema or one of the older ones; `command`, which errors name, is the one that writes such a file."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -262,7 +233,7 @@ def from_json(kind: Any, value: Any) -> Any:
 
 
 def hash_weights(directory: Path) -> str:
-    """Return the SHA-256 over the names and contents of the weight files of a directory; see `weight_files`."""
+    """Return the SHA-256 over the names and contents of a directory's weight files."""
     digest = hashlib.sha256()
     for path in weight_files(directory):
         digest.update(path.name.encode())
@@ -271,16 +242,12 @@ def hash_weights(directory: Path) -> str:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Return, in name order, the weights that are loaded from a directory: see `torch_weights`; else those of an IR."""
+    """Return, in name order, the weights that are loaded from a directory: those of a torch model, else those of an IR."""
     return torch_weights(directory) or sorted(path for path in Path(directory).iterdir() if path.suffix in (".bin", ".xml"))
 
 
 def torch_weights(directory: Path) -> list[Path]:
-    """Return the safetensors files of a torch model: one, or those that an index names, whether they are there or not; or none.
-
-    Raises:
-        ValueError: the index is damaged.
-    """
+    """Return the safetensors files of a torch model: one, or those that an index names, whether they are there or not; or none."""
     whole, index = Path(directory, WEIGHTS), Path(directory, WEIGHTS_INDEX)
     if whole.exists() or not index.exists():
         return [whole] if whole.exists() else []

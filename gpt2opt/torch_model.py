@@ -22,20 +22,9 @@ if TYPE_CHECKING:
 
 
 def load_fp16_model(model_id: str | Path = "auto") -> tuple[PreTrainedTokenizerBase, GPT2LMHeadModel]:
-    """Load a GPT-2 with FP16 parameters, on the GPU if there is one.
-
-    Args:
-        model_id: a directory, a hub id, `bundled` or `auto`; see `find_model`.
-
-    Raises:
-        ValueError: the model can't be found, is damaged or is not a GPT-2.
-    """
+    """Load a GPT-2 with FP16 parameters, on the GPU if there is one. model_id: as `find_model` takes it, whose errors these are."""
     tokenizer, model = load_model(find_model(str(model_id)).path, "float16")
     return tokenizer, model.to(device())
-
-
-def device_name() -> str:
-    return environment.describe()["gpu"] or environment.describe()["cpu"]
 
 
 class TorchModel:
@@ -53,7 +42,6 @@ class TorchDecoder:
     """A `Decoder` of a torch model at work on B prompts of any lengths; the shorter ones are padded on the left, behind a mask."""
 
     def __init__(self, model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]] | torch.Tensor):
-        """Take the prompts' token ids."""
         self.model = model
         texts = [torch.as_tensor(prompt) for prompt in prompts]
         self.lengths = torch.tensor([len(ids) for ids in texts]).to(model.device)
@@ -123,7 +111,7 @@ def logits_of(model: "GPT2LMHeadModel | IrModel") -> Logits:
 
 
 def generate_from_torch(folder: str, prompt: list[int], new_tokens: int) -> Generator[str, None, Vram | None]:
-    """Load an FP16 model, generate greedily and return the VRAM that took; runs in a fresh process, and names its steps."""
+    """Load an FP16 model and generate greedily, in a fresh process; yield the name of each step, and return the VRAM that it took."""
     torch.set_num_threads(environment.threads())
     _, model = load_model(Path(folder), "float16")
     decoder = TorchDecoder(model.to(device()), torch.tensor([prompt]))

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from gpt2opt.finetune import create_training_arguments, tokenize_dataset
-from gpt2opt.measure.latency import measure_latency
+from gpt2opt.measure.latency import compare_latency
 from gpt2opt.measure.quality import Protocol, perplexity, prepare_text
 from gpt2opt.prune import importance_batches, prune_attention_heads
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
@@ -71,7 +71,7 @@ CALLS = {
     "importance rows": (lambda tokenizer, **_: importance_batches(["a"], tokenizer, 0), "length=0"),
     "window": (lambda **_: Protocol("own", window=NAN), "window=nan"),
     "threads": (lambda folder, **_: load_ir(folder, num_threads=0), "num_threads=0"),
-    "runs": (lambda **_: measure_latency(None, prompt_tokens=1, new_tokens=2, runs=NAN), "runs=nan"),
+    "runs": (lambda **_: compare_latency({"": None}, prompt_tokens=1, new_tokens=2, runs=NAN), "runs=nan"),
     "folder": (lambda **_: check_folder(""), "the folder has no name"),
 }
 
@@ -104,7 +104,7 @@ ROWS = {
     "one token": ([[1]] * 8, "rows of 1 to 1 tokens"),
     "negative": ([[1, -2]] * 8, "hold -2, expected lists of token ids"),
     "no integers": ([[1.0, 2.5]] * 8, "hold 1.0, expected lists of token ids"),
-    "no rows": ([1] * 8, "hold None, expected lists of token ids"),
+    "no rows": ([1] * 8, "hold '1', expected lists of token ids"),
     "words": ([["a", "b"]] * 8, "hold 'a', expected lists of token ids"),
 }
 

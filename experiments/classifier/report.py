@@ -2,24 +2,18 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from experiments.charts import bar, name_rows
 from experiments.classifier.run import ClassifierResult, VariantResult, compare_variants
 from experiments.contract import Experiment
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.results import percentile
-from gpt2opt.measure.stats import (
-    PERCENT,
-    Estimate,
-    mcnemar,
-    only_one_hits,
-    over_documents,
-    paired_ratio,
-    paired_share_difference,
-)
+from gpt2opt.measure.stats import PERCENT, Estimate, mcnemar, over_documents, paired_ratio, paired_share_difference
 from gpt2opt.measure.turns import again
 from gpt2opt.report.style import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
@@ -27,18 +21,19 @@ from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
 PRECISION_COLORS = {32: COLORS["FP32"], 16: COLORS["Baseline"], 8: COLORS["INT8"]}
 
 
-def speed_up(variant: VariantResult, base: VariantResult | None) -> Estimate | None:
-    """Return how many times as fast as `base` a variant is, run by run."""
-    return paired_ratio(base.samples_s, variant.samples_s) if base else None
-
-
 def hits(result: ClassifierResult, variant: VariantResult) -> list[bool]:
     """Return whether each answer is right."""
     return [answer == label for answer, label in zip(variant.answers, result.truth, strict=True)]
 
 
+def gained_and_lost(right: list[bool], base: list[bool]) -> tuple[int, int]:
+    """Return how many answers are right in `right` alone, and how many in `base` alone."""
+    pairs = list(zip(right, base, strict=True))
+    return sum(one and not other for one, other in pairs), sum(other and not one for one, other in pairs)
+
+
 def macro_f1(result: ClassifierResult, variant: VariantResult) -> float:
-    """Return the mean over the classes of F1, the harmonic mean of precision and recall; a class that nobody names counts 0."""
+    """Return the mean over the classes of F1, the harmonic mean of precision and recall; a class that no answer names counts 0."""
     return float(_mean_f1(*_counts(result, variant).sum(1)))
 
 
@@ -85,24 +80,25 @@ def latency_table(result: ClassifierResult) -> Table:
     rows = []
     for variant in result.measured:
         own = result.fp32_of(variant)
-        quantiles = [milliseconds(percentile(variant.samples_s, share)) for share in (0.5, 0.95, 0.99)]
-        runtime = speed_up(own, result.base) if own else None
-        rows.append((variant.name, *quantiles, *map(_factor, (speed_up(variant, result.base), runtime, speed_up(variant, own)))))
+        factors = (_factor(variant, result.base), _factor(own, result.base), _factor(variant, own))
+        rows.append((variant.name, *_quantiles(variant.samples_s), *factors))
     if result.again_s:
-        quantiles = [milliseconds(percentile(result.again_s, share)) for share in (0.5, 0.95, 0.99)]
-        rows.insert(
-            1, (again(result.base.name), *quantiles, _factor(paired_ratio(result.base.samples_s, result.again_s)), MISSING, MISSING)
-        )
+        twice = replace(result.base, name=again(result.base.name), samples_s=result.again_s)
+        rows.insert(1, (twice.name, *_quantiles(twice.samples_s), _factor(twice, result.base), MISSING, MISSING))
     header = ("variant", "p50, ms", "p95", "p99", f"times as fast [{PERCENT}]", "of it the runtime", "of it the precision")
     return table(header, rows)
 
 
-def _factor(estimate: Estimate | None) -> str:
-    if estimate is None:
+def _quantiles(samples_s: Sequence[float]) -> list[str]:
+    return [milliseconds(percentile(samples_s, share)) for share in (0.5, 0.95, 0.99)]
+
+
+def _factor(variant: VariantResult | None, base: VariantResult | None) -> str:
+    """Show how many times as fast as `base` a variant is, run by run."""
+    if variant is None or base is None:
         return MISSING
-    if estimate.low == estimate.high == 1:  # compared with itself
-        return "1"
-    return f"{estimate}" + ("" if estimate.measurable else ", no measurable difference")
+    ratio = paired_ratio(base.samples_s, variant.samples_s)
+    return "1" if variant is base else f"{ratio}" + ("" if ratio.measurable else ", no measurable difference")
 
 
 def answer_table(result: ClassifierResult) -> Table:
@@ -116,14 +112,10 @@ def answer_table(result: ClassifierResult) -> Table:
             rows.append((*row, *[""] * 4))
             continue
         changed = sum(a != b for a, b in zip(variant.answers, result.base.answers, strict=True))
-        won, lost = only_one_hits(right, base)
+        won, lost = gained_and_lost(right, base)
         f1 = f"{f1_difference(result, variant):+.4f}" if changed else "none: the same answers"  # the jackknife would give it no width
-        rows.append(
-            (
-                *row, f"{paired_share_difference(right, base):+.4f}", f1,
-                f"{changed} ({won} gained, {lost} lost)", f"{mcnemar(right, base):.3f}",
-            )
-        )  # fmt: skip
+        answers = f"{changed} ({won} gained, {lost} lost)"
+        rows.append((*row, f"{_share_difference(result, variant):+.4f}", f1, answers, f"{mcnemar(won, lost):.3f}"))
     header = (
         "variant", f"accuracy [{PERCENT}]", "macro F1", f"accuracy − FP32's [{PERCENT}]", f"macro F1 − FP32's [{PERCENT}]",
         "answers changed", "McNemar p",
@@ -138,19 +130,16 @@ def caption(result: ClassifierResult) -> str:
         f"Measurably fewer right answers than torch FP32: {', '.join(lost)}." if lost else "No variant loses a measurable share of answers."
     )
     left = "".join(f" Left out: {variant.name} ({variant.left_out})." for variant in result.variants if variant.left_out)
+    scored_by = "the same model" if result.scored == result.timed else result.scored
     return (
-        f"Size and speed: {result.timed}, {result.linears} Linear layers. Answers: by {_scored_by(result)}; task: {result.data}. "
+        f"Size and speed: {result.timed}, {result.linears} Linear layers. Answers: by {scored_by}; task: {result.data}. "
         f"{answers}{left} {machine_label(result.environment)}; one text of {result.tokens} tokens, {result.runs} runs of each variant in "
         "turns, each in a process of its own; factors are medians of the ratios within a round. Sizes are counted and have no interval."
     )
 
 
-def _scored_by(result: ClassifierResult) -> str:
-    return "the same model" if result.scored == result.timed else result.scored
-
-
 def _share_difference(result: ClassifierResult, variant: VariantResult) -> Estimate:
-    return paired_share_difference(hits(result, variant), hits(result, result.base))
+    return paired_share_difference(*gained_and_lost(hits(result, variant), hits(result, result.base)), len(result.truth))
 
 
 def plot_classifier(result: ClassifierResult) -> list[Axes]:
@@ -160,15 +149,15 @@ def plot_classifier(result: ClassifierResult) -> list[Axes]:
     for row, variant in enumerate(variants):
         own = PRECISION_COLORS.get(variant.bits, CONTROL)
         assert variant.size_bytes
-        _bar(size, row, variant.size_bytes / 1e6, variant.size_bytes / 1e6, own, megabytes(variant.size_bytes))
+        bar(size, row, variant.size_bytes / 1e6, own, megabytes(variant.size_bytes))
         p50, p95, p99 = (percentile(variant.samples_s, share) * 1e3 for share in (0.5, 0.95, 0.99))
-        _bar(latency, row, p50, p99, own, f"p50 {p50:.3g}")
+        bar(latency, row, p50, own, f"p50 {p50:.3g}", end=p99)
         latency.errorbar(p50, row, xerr=[[0], [p95 - p50]], fmt="none", color="black", capsize=3, linewidth=1)
         latency.plot(p99, row, "o", color="black", markersize=3)
         if variant is not result.base:
             found = _share_difference(result, variant).scaled(100)
             answers.errorbar(found.value, row, xerr=found.reach, fmt="o", color=own, capsize=4)
-    _rows((size, latency, answers), [variant.name for variant in variants])
+    name_rows((size, latency, answers), [variant.name for variant in variants])
     size.set(title="As saved", xlabel="MB")
     latency.set(title=f"Latency of one text of {result.tokens} tokens", xlabel="ms; bar: p50, whisker: p95, dot: p99")
     accuracy = statistics.fmean(hits(result, result.base))
@@ -176,20 +165,6 @@ def plot_classifier(result: ClassifierResult) -> list[Axes]:
     answers.set(title=f"Accuracy, beside {accuracy:.1%} of torch FP32", xlabel=f"percentage points, {PERCENT} paired intervals")
     figure.suptitle(f"A sequence classifier in FP32, FP16 and INT8 on {machine_label(result.environment)}")
     return [size, latency, answers]
-
-
-def _bar(axes: Axes, row: int, value: float, end: float, color: str, text: str) -> None:
-    axes.barh(row, value, height=0.6, color=color)
-    axes.annotate(text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
-
-
-def _rows(grid: Sequence[Axes], names: list[str]) -> None:
-    for axes in grid:
-        axes.set_yticks(range(len(names)), names if axes is grid[0] else [""] * len(names))
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.margins(x=0.25)
-        axes.grid(axis="x", alpha=0.3)
-        axes.set_axisbelow(True)
 
 
 EXPERIMENT = Experiment(

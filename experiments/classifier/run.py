@@ -12,7 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from tqdm import tqdm
+from transformers import AutoModelForSequenceClassification
 
 from experiments.classifier.tasks import CALIBRATION_TEXTS, Task, find_task
 from experiments.classifier.training import random_full_size, train_small
@@ -24,11 +27,10 @@ from gpt2opt.errors import raise_cause
 from gpt2opt.measure.turns import Contestants, LeftError, again, one_line
 from gpt2opt.settings import is_whole
 from gpt2opt.sources.gpt2 import check_finite
-from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
+from gpt2opt.sources.hub import find_snapshot
 from gpt2opt.sources.models import FoundModel, check_weights, load_tokenizer
 from gpt2opt.storage import WEIGHTS, torch_weights
 
-SCHEMA = "gpt2opt.classifier/1"
 DISTILBERT = "distilbert-base-uncased-finetuned-sst-2-english"
 PATTERNS = ["*.json", "model*.safetensors", "vocab.txt", "merges.txt"]
 CHOICES = f"a directory with a sequence classifier, a hub id such as {DISTILBERT}, random or auto"
@@ -80,7 +82,7 @@ class ClassifierResult:
     truth: tuple[int, ...]
     variants: tuple[VariantResult, ...]
     again_s: tuple[float, ...] = ()
-    schema: str = SCHEMA
+    schema: str = "gpt2opt.classifier/1"
 
     @property
     def measured(self) -> list[VariantResult]:
@@ -112,7 +114,6 @@ def compare_variants(model: str = "auto", data: str = "auto", runs: int = 100, t
 
     Raises:
         ValueError: a model, texts or a variant that can't be had, a number out of its range, or too little memory.
-        RuntimeError: torch FP32, which all others are compared with, failed.
     """
     if not is_whole(runs, 2) or not is_whole(tokens, 2):
         raise ValueError(f"runs={runs}, tokens={tokens}; expected at least 2 runs, for an interval, and 2 tokens")
@@ -131,8 +132,9 @@ def compare_variants(model: str = "auto", data: str = "auto", runs: int = 100, t
                 _score(contestants, scored, task, facts)
     if failed := facts[TorchFp32.name].get("left_out"):
         raise RuntimeError(f"{TorchFp32.name}, which all others are compared with, {failed}")
+    linears = sum(isinstance(module, torch.nn.Linear) for module in timed.model.modules())
     return ClassifierResult(
-        environment.describe(), timed.name, scored.name, count_linears(timed.model), tokens, runs, str(task), task.classes,
+        environment.describe(), timed.name, scored.name, linears, tokens, runs, str(task), task.classes,
         task.score.labels, tuple(_result(variant, facts[variant.name]) for variant in chosen), twice,
     )  # fmt: skip
 
@@ -140,8 +142,7 @@ def compare_variants(model: str = "auto", data: str = "auto", runs: int = 100, t
 def choose_variants(names: str) -> tuple[type[Variant], ...]:
     """Return the variants of these names, each with what it is compared with; all of them for an empty string.
 
-    Raises:
-        ValueError: one is unknown, or was asked for by name and can't be made here.
+    A name that is unknown, or of a variant that can't be made here, is a ValueError.
     """
     known = {variant.name: variant for variant in VARIANTS}
     wanted = choose("variant", names, known)
@@ -154,11 +155,7 @@ def choose_variants(names: str) -> tuple[type[Variant], ...]:
 
 
 def find_classifier(model: str) -> FoundModel | None:
-    """Find a sequence classifier on this disk or on the hub; None stands for DistilBERT's architecture with random weights.
-
-    Raises:
-        ValueError: the model that was asked for can't be found.
-    """
+    """Find a sequence classifier on this disk or on the hub; None means DistilBERT's architecture with random weights."""
     if model == "random":
         return None
     if Path(model).is_dir():
@@ -166,11 +163,9 @@ def find_classifier(model: str) -> FoundModel | None:
             raise ValueError(f"no {WEIGHTS} in {model}; name {CHOICES}")
         check_weights(Path(model))
         return FoundModel(Path(model).resolve().name, "argument", Path(model))
-    for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
-        repo_id = DISTILBERT if model == "auto" else model
-        path = fetch(repo_id, PATTERNS)
-        if path and torch_weights(path):
-            return FoundModel(repo_id, origin + other_name(path, repo_id), path)
+    repo_id = DISTILBERT if model == "auto" else model
+    if found := find_snapshot(repo_id, PATTERNS, lambda path: bool(torch_weights(path))):
+        return FoundModel(repo_id, found[1], found[0])
     if model == "auto":
         return None
     raise ValueError(f"model {model!r} is no directory, is not in the local cache and the hub did not give it; name {CHOICES}")
@@ -179,12 +174,8 @@ def find_classifier(model: str) -> FoundModel | None:
 def load_classifier(path: Path):
     """Load a sequence classifier in FP32 and its tokenizer from a directory; return `(tokenizer, model)`, the model in eval mode.
 
-    Raises:
-        ValueError: the directory is damaged, its model is no sequence classifier, or a weight is NaN or infinite.
+    A directory that is damaged, holds another model or a weight that is NaN or infinite is a ValueError.
     """
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
     try:
         model, read = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=torch.float32, local_files_only=True, output_loading_info=True
@@ -203,14 +194,9 @@ def class_numbers(name: str, config: Any, classes: Sequence[str]) -> tuple[int, 
     """Return, for each number that a model answers with, the number of the class that it means, by the names in the model's own config.
 
     Upper and lower case are the same. A model whose names are transformers' own, LABEL_0 and so on, means the classes in their order.
-
-    Raises:
-        ValueError: its names are others than those of the classes, or its config contradicts itself.
+    Other names than those of the classes are a ValueError.
     """
     names = [str(config.id2label[number]) for number in range(config.num_labels)]
-    back = {str(label): int(number) for label, number in (config.label2id or {}).items()}
-    if any(back.get(label, number) != number for number, label in enumerate(names)):
-        raise ValueError(f"the config of {name} contradicts itself: id2label says {names}, label2id {back}; correct one of them")
     for known in (classes, [f"LABEL_{number}" for number in range(len(classes))]):
         numbers = {label.casefold(): number for number, label in enumerate(known)}
         found = [numbers.get(label.strip().casefold()) for label in names]
@@ -221,8 +207,6 @@ def class_numbers(name: str, config: Any, classes: Sequence[str]) -> tuple[int, 
 
 def check_memory(weight_bytes: int) -> None:
     """Raise ValueError unless there is memory to make the variants of a model whose FP32 weights take this many bytes."""
-    import psutil
-
     needed, free = MAKING_COPIES * weight_bytes + LIBRARY_BYTES, psutil.virtual_memory().available
     if free < needed:
         raise ValueError(
@@ -231,18 +215,8 @@ def check_memory(weight_bytes: int) -> None:
         )
 
 
-def count_linears(model) -> int:
-    import torch
-
-    return sum(isinstance(module, torch.nn.Linear) for module in model.modules())
-
-
 def _subjects(found: FoundModel | None, asked: str, task: Task, tokens: int) -> tuple[Subject, Subject]:
-    """Return the model that is timed and the one that answers; they are one if a real classifier meets the texts it was made for.
-
-    Raises:
-        ValueError: the model has other classes than the texts, or no room for this many tokens.
-    """
+    """Return the model that is timed and the one that answers; they are one if a real classifier meets the texts it was made for."""
     if found:
         tokenizer, model = load_classifier(found.path)
         name = str(found)

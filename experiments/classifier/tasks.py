@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2opt.sources.documentation import Document, package_documents, unique_documents
-from gpt2opt.sources.hub import cached_snapshot, download_snapshot, other_name
+from gpt2opt.sources.hub import find_snapshot
 from gpt2opt.sources.texts import PARAGRAPHS_APART, divide
 
 SST2 = "stanfordnlp/sst2"
@@ -19,7 +19,7 @@ SPLITS = {
     "train": ("data/train-*.parquet", "train*.parquet", "train.tsv"),
     "score": ("data/validation-*.parquet", "validation*.parquet", "dev.tsv"),
 }
-"""Part -> where it lies in a folder: as the hub keeps it, or as GLUE's own archive does."""
+"""Part -> where it is in a folder: as the hub keeps it, or as GLUE's own archive does."""
 PACKAGES = ("matplotlib", "networkx", "numpy", "pandas")
 GIVE_AWAY = re.compile(
     r"\b(?:matplotlib|mpl|pyplot|plt|networkx|nx|numpy|np|ndarray\w*|pandas|pd|dataframe\w*|\w*graph\w*)\b", re.IGNORECASE
@@ -36,9 +36,6 @@ class Labelled:
 
     texts: tuple[str, ...]
     labels: tuple[int, ...]
-
-    def first(self, count: int) -> "Labelled":
-        return Labelled(self.texts[:count], self.labels[:count])
 
 
 @dataclass(frozen=True)
@@ -61,14 +58,11 @@ class Task:
 
 
 def find_task(data: str = "auto") -> Task:
-    """Find texts with classes.
+    """Find texts with classes, or raise ValueError.
 
     Args:
         data: a folder with SST-2's two parts (parquet files, or GLUE's train.tsv and dev.tsv), `sst2`, `docstrings`, or `auto`: SST-2
             from the local cache or the hub, else docstrings, which are then named as a stand-in.
-
-    Raises:
-        ValueError: the texts that were asked for can't be found or read.
     """
     if data == "docstrings":
         return _docstrings("argument")
@@ -76,34 +70,35 @@ def find_task(data: str = "auto") -> Task:
         return _sst2(Path(data), "argument", Path(data).resolve().name)
     if data not in ("auto", "sst2"):
         raise ValueError(f"no folder {data!r}; name one that holds train.tsv and dev.tsv or parquet files, sst2, docstrings or auto")
-    for origin, fetch in (("local cache", cached_snapshot), ("hub", download_snapshot)):
-        folder = fetch(SST2, ["data/train-*.parquet", "data/validation-*.parquet"], repo_type="dataset")
-        if folder and all(any(folder.glob(pattern) for pattern in patterns) for patterns in SPLITS.values()):
-            return _sst2(folder, origin + other_name(folder, SST2), "SST-2")
+    on_the_hub = [patterns[0] for patterns in SPLITS.values()]
+    if found := find_snapshot(SST2, on_the_hub, lambda folder: all(any(folder.glob(pattern)) for pattern in on_the_hub), "dataset"):
+        return _sst2(*found, "SST-2")
     if data == "sst2":
         raise ValueError("SST-2 is not in the local cache and the hub did not give it; connect once, name a folder, or data=docstrings")
     return _docstrings("installed packages, as a stand-in for SST-2, which neither the local cache nor the hub gave")
 
 
 def _sst2(folder: Path, origin: str, name: str) -> Task:
-    parts = {part: _read_part(folder, part) for part in SPLITS}
-    scored = set(parts["score"].texts)
-    pairs = [(text, label) for text, label in zip(parts["train"].texts, parts["train"].labels, strict=True) if text not in scored]
-    train = Labelled(tuple(text for text, _ in pairs), tuple(label for _, label in pairs))
-    calibration = train.first(CALIBRATION_TEXTS)
-    rest = Labelled(train.texts[CALIBRATION_TEXTS:], train.labels[CALIBRATION_TEXTS:])
-    return Task(f"{name}, validation part", origin, SST2_CLASSES, rest, calibration, parts["score"])
+    rows = {part: _read_part(folder, part) for part in SPLITS}
+    scored = {text for text, _ in rows["score"]}
+    train = [row for row in rows["train"] if row[0] not in scored]
+    calibration, rest, score = map(_labelled, (train[:CALIBRATION_TEXTS], train[CALIBRATION_TEXTS:], rows["score"]))
+    return Task(f"{name}, validation part", origin, SST2_CLASSES, rest, calibration, score)
 
 
-def _read_part(folder: Path, part: str) -> Labelled:
+def _labelled(rows: list[tuple[str, int]]) -> Labelled:
+    return Labelled(tuple(text for text, _ in rows), tuple(label for _, label in rows))
+
+
+def _read_part(folder: Path, part: str) -> list[tuple[str, int]]:
     paths = next((found for pattern in SPLITS[part] if (found := sorted(folder.glob(pattern)))), [])
     if not paths:
         raise ValueError(f"no {' or '.join(SPLITS[part])} in {folder}; name a folder with both parts of SST-2, or data=docstrings")
-    rows = [row for path in paths for row in _rows(path)]
-    texts, labels = tuple(text.strip() for text, _ in rows), tuple(label for _, label in rows)
-    if not rows or set(labels) - set(range(len(SST2_CLASSES))):
-        raise ValueError(f"{paths[0]} has {len(rows)} rows with the labels {sorted(set(labels))}; expected 0 (negative) and 1 (positive)")
-    return Labelled(texts, labels)
+    rows = [(text.strip(), label) for path in paths for text, label in _rows(path)]
+    labels = {label for _, label in rows}
+    if not rows or labels - {0, 1}:
+        raise ValueError(f"{paths[0]} has {len(rows)} rows with the labels {sorted(labels)}; expected 0 (negative) and 1 (positive)")
+    return rows
 
 
 def _rows(path: Path) -> list[tuple[str, int]]:
@@ -115,11 +110,8 @@ def _rows(path: Path) -> list[tuple[str, int]]:
         if path.suffix == ".parquet":
             found = parquet.read_table(path, columns=[*columns])
         else:
-            apart, kinds = (
-                csv.ParseOptions(delimiter="\t", quote_char=False),
-                csv.ConvertOptions(column_types=columns, include_columns=[*columns]),
-            )
-            found = csv.read_csv(path, parse_options=apart, convert_options=kinds)
+            kinds = csv.ConvertOptions(column_types=columns, include_columns=[*columns])
+            found = csv.read_csv(path, parse_options=csv.ParseOptions(delimiter="\t", quote_char=False), convert_options=kinds)
         return list(zip(found["sentence"].to_pylist(), found["label"].to_pylist(), strict=True))
     except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors derive from these
         what = "parquet or UTF-8 text with the columns sentence and label, in text apart by tabs"
@@ -132,16 +124,16 @@ def _docstrings(origin: str) -> Task:
     parts = divide(f"docstrings of {', '.join(PACKAGES)}", origin, documents)
     return Task(
         f"which of {', '.join(PACKAGES)} a docstring is from", origin, PACKAGES, _passages(parts.fine_tune),
-        _passages(parts.calibration).first(CALIBRATION_TEXTS), _passages(parts.score).first(SCORED_TEXTS), stand_in=True,
+        _passages(parts.calibration, CALIBRATION_TEXTS), _passages(parts.score, SCORED_TEXTS), stand_in=True,
     )  # fmt: skip
 
 
-def _passages(documents: Iterable[Document]) -> Labelled:
+def _passages(documents: Iterable[Document], most: int | None = None) -> Labelled:
     """Cut documentation into passages, without the words that give its package away."""
-    found = [
+    rows = [
         (" ".join(GIVE_AWAY.sub("_", passage).split()), PACKAGES.index(document.name.split("/")[0]))
         for document in documents
         for passage in PARAGRAPHS_APART.split(document.text)
         if len(passage) >= MIN_PASSAGE
     ]
-    return Labelled(tuple(text for text, _ in found), tuple(label for _, label in found))
+    return _labelled(rows[:most])

@@ -39,20 +39,15 @@ def train_tokenizer(texts: tuple[str, ...], recipe: Recipe) -> DistilBertTokeniz
     """Train a WordPiece vocabulary of BERT's form (Devlin et al. 2019), lower case."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=recipe.vocab_size, special_tokens=list(SPECIAL), show_progress=False)
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=recipe.vocab_size, special_tokens=list(SPECIAL), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
     ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return DistilBertTokenizerFast(tokenizer_object=tokenizer, model_max_length=recipe.row_tokens)
 
 
 def train_small(task: Task, recipe: Recipe | None = None) -> tuple[DistilBertTokenizerFast, DistilBertForSequenceClassification]:
-    """Train a small DistilBERT from scratch on the task's training part, in one to two minutes on two cores.
-
-    Returns:
-        `(tokenizer, model)`, the model in eval mode.
-    """
+    """Train a small DistilBERT from scratch on the task's training part, in one to two minutes on two cores, and its tokenizer."""
     recipe = recipe or Recipe()
     torch.manual_seed(recipe.seed)
     tokenizer = train_tokenizer(task.train.texts, recipe)

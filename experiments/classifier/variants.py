@@ -126,7 +126,10 @@ class TorchInt8(TorchFp32):
     note = "quantize_dynamic of the Linear layers; embeddings stay FP32"
 
     def unavailable(self) -> str | None:
-        return None if quantization_engines() else "this torch has no quantization engine; torch FP16 is there instead, which is not INT8"
+        import torch
+
+        engines = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
+        return None if engines else "this torch has no quantization engine; torch FP16 is there instead, which is not INT8"
 
     def prepare(self, subject: Subject, folder: Path) -> None:
         import torch
@@ -146,13 +149,6 @@ class TorchInt8(TorchFp32):
         layers = [module for module in self.model.modules() if isinstance(module, torch.ao.nn.quantized.dynamic.Linear)]
         count = sum(layer.weight().dtype == torch.qint8 for layer in layers)
         return Int8Layers(count, count)
-
-
-def quantization_engines() -> list[str]:
-    """Return the engines with which this torch can multiply in INT8."""
-    import torch
-
-    return [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
 
 
 class OnnxFp32(Variant):
@@ -182,11 +178,8 @@ class OnnxFp32(Variant):
         import onnx
 
         kinds = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm")
-        stored, multiplied = (
-            sum(node.op_type in kinds for node in onnx.load(path, load_external_data=False).graph.node)
-            for path in (self.path, self.optimized)
-        )
-        return Int8Layers(stored, multiplied)
+        graphs = (onnx.load(path, load_external_data=False).graph for path in (self.path, self.optimized))
+        return Int8Layers(*(sum(node.op_type in kinds for node in graph.node) for graph in graphs))
 
 
 class OnnxInt8(OnnxFp32):
@@ -197,9 +190,8 @@ class OnnxInt8(OnnxFp32):
         from onnxruntime.quantization import quantize_dynamic
 
         # Without INT8 dot products the kernel adds pairs of products in 16 bits: weights of 7 bits keep these from saturating.
-        quantize_dynamic(
-            self._beside(folder) / "model.onnx", folder / "model.onnx", per_channel=True, reduce_range=not has_int8_dot_product()
-        )
+        source, reduce_range = self._beside(folder) / "model.onnx", not has_int8_dot_product()
+        quantize_dynamic(source, folder / "model.onnx", per_channel=True, reduce_range=reduce_range)
 
 
 class OpenVinoFp32(Variant):

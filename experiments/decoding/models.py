@@ -38,11 +38,8 @@ class Candidate:
 
 
 def find_candidates(models: str) -> list[Candidate]:
-    """Find the models.
-
-    Args:
-        models: directories, hub ids or `bundled`, with commas between them; or `auto`: what `find_model` finds by itself, and the sizes
-            of GPT-2, with random weights for those that can't be had.
+    """Find directories, hub ids or `bundled`, with commas between them; or for `auto` what `find_model` finds by itself, and the sizes of
+    GPT-2, with random weights for those that can't be had.
 
     Raises:
         ValueError: a model that is named can't be found.

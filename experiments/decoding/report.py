@@ -3,13 +3,14 @@
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
-from experiments.contract import Experiment, Finding, columns, decide, findings_table
+from experiments.contract import Experiment, Finding, columns, decide, findings_table, not_measured
 from experiments.decoding.methods import GREEDY, METHODS, SAMPLING
 from experiments.decoding.results import ITSELF, Decoding, ModelResult, exponential, mean, share, slower_than_greedy
 from experiments.decoding.run import compare_decoding
@@ -20,28 +21,24 @@ from gpt2opt.report.style import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, milliseconds, table, with_interval
 
 SMALL, MEDIUM, LARGE = "gpt2", "gpt2-medium", "gpt2-large"
-SAMPLE_PROMPTS = 1
+REAL_SIZES = f"the real {MEDIUM} and {LARGE}"
 LOOP_MOST = 1.03
 
 
 def find_all(result: Decoding) -> list[Finding]:
-    writers = result.writers
-    return [
-        *(finding for model in writers for finding in sampling_is_coherent(model)),
-        medium_is_balanced(result),
-        *larger_is_slower(result),
-    ]
+    coherent = [finding for model in result.writers for finding in sampling_is_coherent(model)]
+    return [*coherent, medium_is_balanced(result), *larger_is_slower(result)]
 
 
 def sampling_is_coherent(model: ModelResult) -> list[Finding]:
     """Compare the mean of all methods that sample with greedy decoding, prompt by prompt: repetition, and what the prompt explains.
 
-    What it explains is asked of the judge alone. To the model that wrote a text its prompt explains it in any case; see `explained`.
+    What it explains is asked of the judge alone. To the model that wrote a text its prompt explains it in any case; see `FIGURES`.
     """
     methods = [method for method in model.methods if method in SAMPLING]
     repeats, coherent = f"sampling repeats itself less ({model.name})", f"sampling is more coherent ({model.name})"
     if not methods:
-        return [Finding(claim, "not measured here: no method that samples was asked for", "") for claim in (repeats, coherent)]
+        return not_measured("a method that samples", repeats, coherent)
 
     def gain(figure: str) -> Estimate:
         sampled = np.mean([model.by_prompt(method, figure) for method in methods], axis=0)
@@ -57,14 +54,8 @@ def sampling_is_coherent(model: ModelResult) -> list[Finding]:
             f"to {model.judge} the prompt explains {more:+.2f} nats per token more than with greedy (of the text itself it explains "
             f"{itself:.2f}); {cost}"
         )
-    return [
-        Finding(
-            repeats,
-            decide(less.high < 0, less.low > 0),
-            f"rep-4 of {len(methods)} sampling methods − greedy: {less.scaled(100):+.1f} points",
-        ),
-        Finding(coherent, verdict, figure),
-    ]
+    repetition = f"rep-4 of {len(methods)} sampling methods − greedy: {less.scaled(100):+.1f} points"
+    return [Finding(repeats, decide(less.high < 0, less.low > 0), repetition), Finding(coherent, verdict, figure)]
 
 
 def medium_is_balanced(result: Decoding) -> Finding:
@@ -73,7 +64,7 @@ def medium_is_balanced(result: Decoding) -> Finding:
     sizes = [result.model(name) for name in (SMALL, MEDIUM, LARGE)]
     real = [model for model in sizes if model and model.texts]
     if len(real) < 3:
-        return Finding(claim, _needs([MEDIUM, LARGE]), _speeds([model for model in sizes if model]))
+        return replace(not_measured(REAL_SIZES, claim)[0], figure=_speeds([model for model in sizes if model]))
     (small, medium, large), costs = real, [model.by_prompt(ITSELF, "nll") for model in real]
     first, second = (math.log2(_slower(*pair).value) for pair in ((medium, small), (large, medium)))
     ones = np.ones(len(costs[0]))
@@ -88,12 +79,12 @@ def larger_is_slower(result: Decoding) -> list[Finding]:
     slower, no_better = "larger models are slower", "larger models are not much better"
     sizes = [model for name in (SMALL, MEDIUM, LARGE) if (model := result.model(name))]
     if len(sizes) < 2:
-        return [Finding(claim, _needs([MEDIUM, LARGE]), "") for claim in (slower, no_better)]
+        return not_measured(REAL_SIZES, slower, no_better)
     ratio = _slower(sizes[-1], sizes[0])
     found = Finding(slower, decide(ratio.low > 1, ratio.high < 1), _speeds(sizes))
     real = [model for model in sizes if model.texts]
     if len(real) < 2:
-        return [found, Finding(no_better, _needs([MEDIUM, LARGE]), "")]
+        return [found, *not_measured(REAL_SIZES, no_better)]
     gain = mean(real[0].by_prompt(ITSELF, "nll") - real[-1].by_prompt(ITSELF, "nll"))
     figure = f"the text itself costs {real[-1].name} {gain:+.2f} nats per token less than {real[0].name}"
     return [found, Finding(no_better, decide(gain.low <= 0, gain.low > 0), figure)]
@@ -108,13 +99,9 @@ def _speeds(models: Sequence[ModelResult]) -> str:
     if len(models) < 2:
         return ""
     stand_ins = [model.name for model in models if model.stand_in]
-    named = f" (random weights stand in for {', '.join(stand_ins)})" if stand_ins else ""
+    named = f" (random weights instead of {', '.join(stand_ins)})" if stand_ins else ""
     ratios = ", ".join(f"{model.name} {_slower(model, models[0])}" for model in models[1:])
     return f"time ÷ that of {models[0].name}, {median(models[0].seconds(GREEDY)).value:.2f} s: {ratios}{named}"
-
-
-def _needs(names: Sequence[str]) -> str:
-    return f"not measured here: needs the real {' and '.join(names)}"
 
 
 def texts_table(model: ModelResult) -> Table:
@@ -179,14 +166,11 @@ def loop_table(result: Decoding) -> Table:
 
 
 def samples_table(result: Decoding) -> Table:
-    """Show what the methods write behind the first prompts; of a method that draws, its first draw."""
+    """Show what the methods write behind the first prompt; of a method that draws, its first draw."""
     rows = []
     for model in result.writers:
-        for number in range(SAMPLE_PROMPTS):
-            rows.append((f"{model.name}: prompt {number + 1}", _in_one_line(result.prompts[number])))
-            for method in (ITSELF, *model.methods):
-                output = next(output for output in model.outputs(method) if output.prompt == number)
-                rows.append((method, _in_one_line(output.text)))
+        rows.append((f"{model.name}: prompt 1", _in_one_line(result.prompts[0])))
+        rows += [(method, _in_one_line(model.outputs(method)[0].text)) for method in (ITSELF, *model.methods)]
     return table(("method", "text"), rows)
 
 
@@ -207,7 +191,7 @@ def caption(result: Decoding) -> str:
     methods = ", ".join(f"{method} ({_settings(method)})" for method in result.models[0].methods)
     models = "; ".join(f"{model.name}: {model.weights}, {model.parameters / 1e6:.0f} M parameters" for model in result.models)
     sampling = [method for method in result.models[0].methods if method in SAMPLING]
-    ratio = result.loop.ratio
+    ratio = paired_ratio(result.loop.loop_s, result.loop.plain_s)
     within = "within" if ratio.high <= LOOP_MOST else "above" if ratio.low > LOOP_MOST else "not measurably on either side of"
     return "\n\n".join(
         (

@@ -1,7 +1,7 @@
 """What the experiment gave: frozen, with the texts and the raw times; and the figures that are read from it."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -13,7 +13,6 @@ from experiments.decoding.methods import GREEDY
 from gpt2opt.measure.stats import Estimate, Numbers, over_documents, paired_ratio
 from gpt2opt.measure.turns import again
 
-SCHEMA = "gpt2opt.decoding/1"
 ITSELF = "the text itself"
 """The row of the held-out text's own continuation of the prompts, which all methods are compared with."""
 
@@ -22,9 +21,9 @@ ITSELF = "the text itself"
 class Output:
     """One text behind a prompt.
 
-    prompt: its number. draw: the number of the random draw, 0 where a method draws nothing. ids: the new tokens, with spaces between them,
-    because a JSON list would give each a line. nats: their summed NLL behind the prompt, under the FP32 model that wrote them.
-    nats_alone: the same behind an end-of-text in the prompt's place. judged, judged_alone: both under the model's `judge`, if it has one.
+    prompt, draw: their numbers. ids: the new tokens, with spaces between them, because a JSON list would give each a line. nats: their
+    summed NLL behind the prompt, under the FP32 model that wrote them. nats_alone: the same behind an end-of-text in the prompt's place.
+    judged, judged_alone: both under the model's `judge`, if it has one.
     """
 
     prompt: int
@@ -40,33 +39,16 @@ class Output:
     def tokens(self) -> list[int]:
         return [int(token) for token in self.ids.split()]
 
-    @property
-    def rep2(self) -> float:
-        return repetition(self.tokens, 2)
 
-    @property
-    def rep4(self) -> float:
-        return repetition(self.tokens, 4)
-
-    @property
-    def nll(self) -> float:
-        """Return the NLL per token behind the prompt."""
-        return self.nats / len(self.tokens)
-
-    @property
-    def explained(self) -> float:
-        """Return by how many nats per token the prompt makes the text more probable to the model that wrote it.
-
-        Of texts that were drawn this is a KL divergence of the model from itself, and above 0 whatever the model, random weights included.
-        """
-        return (self.nats_alone - self.nats) / len(self.tokens)
-
-    @property
-    def explained_to_judge(self) -> float:
-        """Return by how many nats per token the prompt makes the text more probable to a model that did not write it."""
-        assert self.judged is not None
-        assert self.judged_alone is not None
-        return (self.judged_alone - self.judged) / len(self.tokens)
+FIGURES: dict[str, Callable[[Any], float]] = {
+    "rep2": lambda output: repetition(output.tokens, 2),
+    "rep4": lambda output: repetition(output.tokens, 4),
+    "nll": lambda output: output.nats / len(output.tokens),
+    "explained": lambda output: (output.nats_alone - output.nats) / len(output.tokens),
+    "explained_to_judge": lambda output: (output.judged_alone - output.judged) / len(output.tokens),
+}
+"""Of one text: repetition; NLL per token; by how many nats per token the prompt makes it more probable to the model that wrote it, which
+is above 0 for all that a model draws, whatever its weights; and the same to a model that did not write it."""
 
 
 def repetition(tokens: Sequence[int], n: int) -> float:
@@ -135,10 +117,10 @@ class ModelResult:
         return next(texts.outputs for texts in self.texts if texts.method == method)
 
     def by_prompt(self, method: str, figure: str) -> np.ndarray:
-        """Return the mean of a figure of `Output` over the draws of each prompt, (prompts,)."""
+        """Return the mean of one of `FIGURES` over the draws of each prompt, (prompts,)."""
         values: dict[int, list[float]] = {}
         for output in self.outputs(method):
-            values.setdefault(output.prompt, []).append(getattr(output, figure))
+            values.setdefault(output.prompt, []).append(FIGURES[figure](output))
         return np.array([statistics.mean(values[prompt]) for prompt in sorted(values)])
 
     def distinct(self, method: str, n: int) -> float:
@@ -155,10 +137,6 @@ class LoopTimes:
     loop_s: tuple[float, ...]
     again_s: tuple[float, ...] = ()
     """The plain loop in another process; not in older results."""
-
-    @property
-    def ratio(self) -> Estimate:
-        return paired_ratio(self.loop_s, self.plain_s)
 
 
 @dataclass(frozen=True)
@@ -181,7 +159,7 @@ class Decoding:
     models: tuple[ModelResult, ...]
     loop_model: str
     loop: LoopTimes
-    schema: str = SCHEMA
+    schema: str = "gpt2opt.decoding/1"
 
     @property
     def writers(self) -> list[ModelResult]:

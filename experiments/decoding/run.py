@@ -3,17 +3,17 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from experiments.contract import choose, now, progress
-from experiments.decoding.contrastive import model_of
-from experiments.decoding.methods import GREEDY, METHODS, SAMPLING, settings_of
+from experiments.contract import choose, now, say
+from experiments.decoding.methods import GREEDY, METHODS, SAMPLING, model_of, settings_of
 from experiments.decoding.models import Candidate, find_candidates, name_stand_ins
 from experiments.decoding.results import ITSELF, Decoding, LoopTimes, MethodTexts, MethodTimes, ModelResult, Output
 from experiments.race.engines.base import Case, make_prompts
@@ -38,15 +38,10 @@ LEAST_ROUNDS, MOST_ROUNDS, ROUNDS_S = 4, 15, 5.0
 """A fast model is timed in more rounds, until they took this many seconds: its times are the noisier ones."""
 LEAST_PROMPTS, LEAST_SEEDS = 10, 3
 LOOP_RUNS, LOOP_TOKENS = 15, 32
-LOOP_STEPS = ("exporting the IR", "the cost of the generation loop")
 
 
 def compare_decoding(
-    models: str = "auto",
-    text: str = "auto",
-    methods: str = "",
-    prompts: int = LEAST_PROMPTS,
-    seeds: int = LEAST_SEEDS,
+    models: str = "auto", text: str = "auto", methods: str = "", prompts: int = LEAST_PROMPTS, seeds: int = LEAST_SEEDS
 ) -> Decoding:
     """Compare the methods on the models, and measure what the generation loop costs; progress goes to stderr.
 
@@ -58,7 +53,6 @@ def compare_decoding(
 
     Raises:
         ValueError: a name is not known, there are too few prompts or seeds, or the text has too few documents.
-        RuntimeError: a process died.
     """
     for name, found, least in (("prompts", prompts, LEAST_PROMPTS), ("seeds", seeds, LEAST_SEEDS)):
         check_whole(name, found, least, "intervals and ranges over fewer say little")
@@ -66,17 +60,18 @@ def compare_decoding(
     candidates, texts = find_candidates(models), find_texts(text)
     name_stand_ins(candidates, texts)
     torch.set_num_threads(environment.threads())
-    steps = sum((prompts * len(chosen) if writes(each) else 0) + LEAST_ROUNDS * len(chosen) for each in candidates)
-    steps += len(LOOP_STEPS)
     served = next((each for each in candidates if each.name == "gpt2"), candidates[0])
     measured, writers, shown = [], [], tuple[str, ...]()
-    with progress(steps) as step, tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch, "models", "model")
         for candidate in candidates:
             tokenizer, model = candidate.load()
             texts_of = find_prompts(texts, tokenizer, prompts, PROMPT_TOKENS, NEW_TOKENS) if writes(candidate) else []
             shown = shown or tuple(tokenizer.decode(prompt) for prompt, _ in texts_of)
-            measured.append(measure_model(candidate, tokenizer, model, chosen, texts_of, seeds, step))
+            say(candidate.name)
+            written = tuple(compare_texts(model, tokenizer, chosen, texts_of, seeds)) if texts_of else ()
+            parameters, times = sum(parameter.numel() for parameter in model.parameters()), time_methods(model, chosen)
+            measured.append(ModelResult(candidate.name, candidate.weights, candidate.stand_in, parameters, times, written))
             writers.append(Writer(candidate, tokenizer.get_vocab(), [prompt for prompt, _ in texts_of]))
             if candidate is served:
                 save_model(source, tokenizer, model)
@@ -84,21 +79,11 @@ def compare_decoding(
             del model
             environment.give_back_memory()
         measured = judge_by_others(measured, writers)
-        loop = time_loop(source, prompt, step)
+        loop = time_loop(source, prompt)
     return Decoding(
-        created=now(),
-        environment=environment.describe(),
-        text=f"{texts} {texts.revision}",
-        prompts=shown,
-        draws=seeds,
-        prompt_tokens=PROMPT_TOKENS,
-        new_tokens=NEW_TOKENS,
-        timed_prompt_tokens=TIMED.prompt_tokens,
-        timed_new_tokens=TIMED.new_tokens,
-        models=tuple(measured),
-        loop_model=f"{served.name}: {served.weights}",
-        loop=loop,
-    )
+        now(), environment.describe(), f"{texts} {texts.revision}", shown, seeds, PROMPT_TOKENS, NEW_TOKENS,
+        TIMED.prompt_tokens, TIMED.new_tokens, tuple(measured), f"{served.name}: {served.weights}", loop,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -128,56 +113,21 @@ def judge_by_others(measured: Sequence[ModelResult], writers: Sequence[Writer]) 
     return found
 
 
-def measure_model(
-    candidate: Candidate,
-    tokenizer,
-    model: GPT2LMHeadModel,
-    methods: Sequence[str],
-    prompts: Sequence[tuple[list[int], list[int]]],
-    draws: int,
-    step: Callable[[str], None],
-) -> ModelResult:
-    """Let every method write behind the prompts, if there are any, and time it."""
-
-    def named(what: str) -> None:
-        step(f"{candidate.name}: {what}")
-
-    return ModelResult(
-        candidate.name,
-        candidate.weights,
-        candidate.stand_in,
-        sum(parameter.numel() for parameter in model.parameters()),
-        time_methods(model, methods, named),
-        tuple(compare_texts(model, tokenizer, methods, prompts, draws, named)) if prompts else (),
-    )
-
-
 def writes(candidate: Candidate) -> bool:
     """Return whether a model's texts mean something: not those of random weights."""
     return candidate.path is not None
 
 
 def compare_texts(
-    model: GPT2LMHeadModel,
-    tokenizer,
-    methods: Sequence[str],
-    prompts: Sequence[tuple[list[int], list[int]]],
-    draws: int,
-    step: Callable[[str], None],
-) -> list[MethodTexts]:
+    model: GPT2LMHeadModel, tokenizer, methods: Sequence[str], prompts: Sequence[tuple[list[int], list[int]]], draws: int
+) -> Iterator[MethodTexts]:
     """Let every method continue every prompt, and judge that beside how the text itself goes on."""
-    itself = [
-        output for number, (prompt, following) in enumerate(prompts) for output in judge(model, tokenizer, number, prompt, [following])
-    ]
-    found = [MethodTexts(ITSELF, tuple(itself))]
-    for method in methods:
+    for method in tqdm((ITSELF, *methods), "writing texts"):
         outputs: list[Output] = []
         for number, (prompt, following) in enumerate(prompts):
-            step(f"{method} writes")
-            written = write_texts(model, method, prompt, draws, len(following), seed=number)
+            written = [following] if method == ITSELF else write_texts(model, method, prompt, draws, len(following), seed=number)
             outputs += judge(model, tokenizer, number, prompt, written)
-        found.append(MethodTexts(method, tuple(outputs)))
-    return found
+        yield MethodTexts(method, tuple(outputs))
 
 
 class TimedMethod:
@@ -193,17 +143,15 @@ class TimedMethod:
         return time.perf_counter() - start
 
 
-def time_methods(model: GPT2LMHeadModel, methods: Sequence[str], step: Callable[[str], None]) -> tuple[MethodTimes, ...]:
+def time_methods(model: GPT2LMHeadModel, methods: Sequence[str]) -> tuple[MethodTimes, ...]:
     """Time whole generations of one prompt by every method, in turns."""
     vocab_size, begun = model.config.vocab_size, math.inf
     with Contestants({method: Here(TimedMethod(model, method)) for method in methods}) as contestants:
         turns = contestants.take_turns(
             "seconds", [TIMED], rounds=MOST_ROUNDS, arguments=lambda case, number: (make_prompts(case, vocab_size, number).tolist(),)
         )
-        for number, outcome in enumerate(turns):  # noqa: B007
+        for number, outcome in enumerate(tqdm(turns, "timing in turns")):  # noqa: B007
             begun = begun if number else time.perf_counter()
-            for method in methods if number < LEAST_ROUNDS else ():
-                step(f"timing {method}")
             if number >= LEAST_ROUNDS and time.perf_counter() - begun >= ROUNDS_S:
                 break
     return tuple(MethodTimes(method, tuple(taken[TIMED])) for method, taken in outcome.samples.items())
@@ -227,12 +175,11 @@ class Loop:
         return (time.perf_counter() - start) / (new_tokens - 1)
 
 
-def time_loop(source: Path, prompt: list[int], step: Callable[[str], None]) -> LoopTimes:
+def time_loop(source: Path, prompt: list[int]) -> LoopTimes:
     """Export a model as an INT8 IR (weights alone) and time both loops on it, in turns."""
-    step(LOOP_STEPS[0])
+    say("the cost of the generation loop")
     folder = source.parent / "ir"
     in_fresh_process(quantize, source, folder, "w8")
-    step(LOOP_STEPS[1])
     with Contestants({way: in_child(Loop, folder, prompt, way) for way in ("plain", "loop")}) as contestants:
         *_, outcome = contestants.take_turns("tpot", [LOOP_TOKENS], rounds=LOOP_RUNS)
     plain, twice, loop = (tuple(samples[LOOP_TOKENS]) for samples in outcome.samples.values())
@@ -240,13 +187,7 @@ def time_loop(source: Path, prompt: list[int], step: Callable[[str], None]) -> L
 
 
 def find_prompts(texts: Texts, tokenizer, count: int, prompt_tokens: int, new_tokens: int) -> list[tuple[list[int], list[int]]]:
-    """Return prompts from the scored part, which no model was trained on here, and how the text itself goes on behind each.
-
-    Each is the beginning of another document: (prompt_tokens ids, new_tokens ids).
-
-    Raises:
-        ValueError: too few documents are long enough.
-    """
+    """Return prompts, each the beginning of another document of the scored part, and how the text itself goes on behind each."""
     length, found = prompt_tokens + new_tokens, []
     for document in texts.score:
         ids = encode(tokenizer, document.text).input_ids[:length]
@@ -280,14 +221,11 @@ def judge(model: GPT2LMHeadModel, tokenizer, number: int, prompt: list[int], wri
 
 def judge_again(model: GPT2LMHeadModel, tokenizer, prompts: Sequence[list[int]], outputs: Sequence[Output]) -> tuple[Output, ...]:
     """Score texts under a model of the same vocabulary that did not write them. prompts: by number."""
-    return tuple(
-        replace(
-            output,
-            judged=_nats(model, prompts[output.prompt], [output.tokens])[0],
-            judged_alone=_nats(model, [tokenizer.eos_token_id], [output.tokens])[0],
-        )
-        for output in outputs
-    )
+    found = []
+    for output in outputs:
+        judged, alone = (_nats(model, before, [output.tokens])[0] for before in (prompts[output.prompt], [tokenizer.eos_token_id]))
+        found.append(replace(output, judged=judged, judged_alone=alone))
+    return tuple(found)
 
 
 def _nats(model: GPT2LMHeadModel, before: list[int], written: Sequence[list[int]]) -> list[float]:

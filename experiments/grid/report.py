@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from experiments.contract import Experiment
+from experiments.contract import Experiment, columns
 from experiments.grid.results import AFTER, BEFORE, DENSE, FP32, INT8, Cell, Grid, front, loss, loss_difference, time_ratio
 from experiments.grid.run import run_grid
 from experiments.grid.sparsity import RULES
@@ -62,25 +62,23 @@ def _changed(ratio: float, less: str, more: str) -> str:
 def cells_table(grid: Grid) -> Table:
     """Show every cell: loss and time with their paired intervals, zeros, bytes, memory, and the fronts that it is on."""
     fronts = {name: front(grid.cells, figure) for name, figure in FIGURES.items()}
-    rows: list[tuple[str, ...]] = []
-    for cell in grid.cells:
-        rows.append(
-            (
-                cell.name, f"{loss_difference(cell.quality, grid.base.quality):+.4f}",
-                f"{cell.weights / grid.base.weights:.0%}, {cell.zeros / cell.weights:.1%} zero", megabytes(cell.compressed_bytes),
-                _ratio(cell, grid.base), _ratio(cell, grid.dense(cell)),
-                MISSING if cell.peak_rss_bytes is None else megabytes(cell.peak_rss_bytes),
-                ", ".join(name for name, members in fronts.items() if cell in members) or MISSING,
-            )
-        )  # fmt: skip
-    if grid.again_s:
-        twice = dataclasses.replace(grid.base, seconds=grid.again_s)
-        rows.insert(1, (again(grid.base.name), *[MISSING] * 3, str(time_ratio([twice], grid.base)), *[MISSING] * 3))
-    header = (
-        "model", f"loss above dense FP32 [{PERCENT}]", "block weights left", "compressed MB", f"time ÷ dense FP32 [{PERCENT}]",
-        f"÷ dense of the same precision [{PERCENT}]", "peak RSS MB", "on the front of loss and",
-    )  # fmt: skip
-    return table(header, rows)
+    found = columns(
+        grid.cells,
+        {
+            "model": lambda cell: cell.name,
+            f"loss above dense FP32 [{PERCENT}]": lambda cell: f"{loss_difference(cell.quality, grid.base.quality):+.4f}",
+            "block weights left": lambda cell: f"{cell.weights / grid.base.weights:.0%}, {cell.zeros / cell.weights:.1%} zero",
+            "compressed MB": lambda cell: megabytes(cell.compressed_bytes),
+            f"time ÷ dense FP32 [{PERCENT}]": lambda cell: _ratio(cell, grid.base),
+            f"÷ dense of the same precision [{PERCENT}]": lambda cell: _ratio(cell, grid.cell(DENSE, cell.precision)),
+            "peak RSS MB": lambda cell: megabytes(cell.peak_rss_bytes) if cell.peak_rss_bytes else MISSING,
+            "on the front of loss and": lambda cell: ", ".join(name for name in fronts if cell in fronts[name]) or MISSING,
+        },
+    )
+    if not grid.again_s:
+        return found
+    ratio = str(time_ratio([dataclasses.replace(grid.base, seconds=grid.again_s)], grid.base))
+    return table(found.header, (found.rows[0], (again(grid.base.name), *[MISSING] * 3, ratio, *[MISSING] * 3), *found.rows[1:]))
 
 
 def _ratio(cell: Cell, base: Cell) -> str:
@@ -92,13 +90,9 @@ def order_table(grid: Grid) -> Table:
     rows = []
     for control in grid.controls:
         before, after = (grid.cell(control.sparsity, INT8, order).quality for order in (BEFORE, AFTER))
-        rows.append(
-            (
-                control.sparsity,
-                *(f"{loss(quality):.4f}" for quality in (before, after, control.own_choice, control.choice_of_int8)),
-                *(f"{loss_difference(after, other):+.4f}" for other in (before, control.own_choice, control.choice_of_int8)),
-            )
-        )
+        losses = [f"{loss(quality):.4f}" for quality in (before, after, control.own_choice, control.choice_of_int8)]
+        differences = [f"{loss_difference(after, other):+.4f}" for other in (before, control.own_choice, control.choice_of_int8)]
+        rows.append((control.sparsity, *losses, *differences))
     header = (
         "sparsity", "A: prune, tune, quantize", "B: tune, quantize, prune", "C: tune, prune, FP32", "D: as C, without the weights of B",
         *(f"B − {other} [{PERCENT}]" for other in "ACD"),

@@ -11,7 +11,6 @@ import numpy as np
 from gpt2opt.measure.results import Quality
 from gpt2opt.measure.stats import Estimate, over_documents, paired_ratio
 
-SCHEMA = "gpt2opt.grid/1"
 DENSE = "dense"
 FP32, INT8 = "FP32", "INT8"
 BEFORE, AFTER = "before", "after"
@@ -89,7 +88,7 @@ class Grid:
     controls: tuple[Control, ...]
     cells: tuple[Cell, ...]
     again_s: tuple[tuple[float, ...], ...] = ()
-    schema: str = SCHEMA
+    schema: str = "gpt2opt.grid/1"
 
     def cell(self, sparsity: str, precision: str, order: str | None = None) -> Cell:
         return next(cell for cell in self.cells if (cell.sparsity, cell.precision, cell.order) == (sparsity, precision, order))
@@ -97,10 +96,6 @@ class Grid:
     @property
     def base(self) -> Cell:
         return self.cell(DENSE, FP32)
-
-    def dense(self, cell: Cell) -> Cell:
-        """Return the dense model of the same precision as a cell."""
-        return self.cell(DENSE, cell.precision)
 
 
 def loss(quality: Quality) -> float:

@@ -4,11 +4,12 @@ import copy
 import dataclasses
 import shutil
 import tempfile
-import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 from datasets import Dataset
@@ -24,14 +25,13 @@ from experiments.pruning import fine_tuned
 from gpt2opt import environment
 from gpt2opt.finetune import prepare_tokenizer_for_padding, tokenize_dataset
 from gpt2opt.measure.memory import peak_ram
-from gpt2opt.measure.quality import Protocol, ScoredText, perplexity, prepare_text, windows
+from gpt2opt.measure.quality import Logits, Protocol, ScoredText, perplexity, prepare_text, windows
 from gpt2opt.measure.results import Quality
 from gpt2opt.measure.turns import Contestants, Here, again
 from gpt2opt.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
-from gpt2opt.run.record import Settings
 from gpt2opt.runtime.ir_model import generate_from_ir, load_ir
-from gpt2opt.settings import check_whole
+from gpt2opt.settings import Settings, check_whole
 from gpt2opt.sources.gpt2 import heads_per_layer
 from gpt2opt.sources.models import FoundModel, find_model, load_model
 from gpt2opt.sources.texts import Texts, take_bytes
@@ -44,8 +44,6 @@ REVIEW_CHARACTERS = 1_500
 WINDOW = 256
 """Tokens that are read at once, about a review: in training, calibration and scoring alike."""
 NEW_TOKENS = 4
-LEFT_OUT = ("center_embeddings",)
-"""The graph pass that needs centred projections, which zeros do not leave centred. Every model is timed without it, the dense ones too."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,8 @@ def run_grid(
     """Prune, fine-tune and quantize a model in every combination, and measure each as it was saved.
 
     Every sparsity gets the same short fine-tuning, its zeros held at zero, and is then written in FP32 and quantized. The integers of the
-    dense INT8 model are pruned by magnitude too; they can't be tuned any more.
-
-    Raises:
-        ValueError: a source can't be found or is too short, the model has too few heads, or rounds < 1.
+    dense INT8 model are pruned by magnitude too; they can't be tuned any more. A source that can't be found or is too short, a model with
+    too few heads, or rounds < 1 are a ValueError.
     """
     check_whole("rounds", rounds, 1)
     found, texts, settings = find_model(model), find_reviews(text), Settings(fine_tune_bytes=fine_tune_bytes)
@@ -95,26 +91,17 @@ def run_grid(
     prepare_tokenizer_for_padding(tokenizer, dense)
     fractions = _head_fractions(dense)
     material = _prepare(tokenizer, texts, settings, score_bytes, calibration_rows)
-    steps = 3 * (2 * (1 + len(fractions) + len(RULES)) + len(RULES)) + rounds * len(_windows(material.scored))
-    with tempfile.TemporaryDirectory() as scratch, tqdm(total=steps, unit="step") as bar:
+    with tempfile.TemporaryDirectory() as scratch:
         untuned = perplexity(logits_of(dense), material.scored)
-        made, controls = _make_all(dense, fractions, material, Path(scratch), bar)
-        timed = _score_and_time(made, material.scored, rounds, bar)
-        cells = tuple(_measure(one, *timed[one.folder.name], material.scored, bar) for one in made)
-        _, twice = timed[again(made[0].folder.name)]
+        made, controls = _make_all(dense, fractions, material, Path(scratch))
+        quality, seconds = _score_and_time(made, material.scored, rounds)
+        cells = tuple(_measure(one, quality[one.folder.name], seconds[one.folder.name], material.scored) for one in made)
+    tuning = Tuning(settings.epochs, len(material.rows), len(material.rows[0]["input_ids"]))
+    memory_bytes = sum(each.nbytes for each in (*dense.parameters(), *dense.buffers()))
     return Grid(
-        created=now(),
-        environment=environment.describe(),
-        model=str(found),
-        text=f"{texts} {texts.revision}",
-        stand_ins=stand_ins,
-        tuning=Tuning(settings.epochs, len(material.rows), len(material.rows[0]["input_ids"])),
-        memory_bytes=sum(each.nbytes for each in (*dense.parameters(), *dense.buffers())),
-        untuned=untuned,
-        controls=controls,
-        cells=cells,
-        again_s=twice,
-    )
+        now(), environment.describe(), str(found), f"{texts} {texts.revision}", stand_ins, tuning, memory_bytes, untuned, controls, cells,
+        again_s=seconds[again(made[0].folder.name)],
+    )  # fmt: skip
 
 
 def _stand_ins(found: FoundModel, texts: Texts) -> Iterator[str]:
@@ -126,17 +113,11 @@ def _stand_ins(found: FoundModel, texts: Texts) -> Iterator[str]:
 
 
 def _head_fractions(model: GPT2LMHeadModel) -> dict[str, float]:
-    """Return the shares of each layer's heads that are removed, by names that say what share that is in whole heads.
-
-    Raises:
-        ValueError: they are no two different numbers of heads, or the width has no groups of four for 2:4.
-    """
-    heads, width = heads_per_layer(model), model.config.n_embd
+    """Return the shares of each layer's heads that are removed, by names that say what share that is in whole heads."""
+    heads = heads_per_layer(model)
     counts = {heads_to_prune(heads, fraction): fraction for fraction in HEAD_FRACTIONS}
     if 0 in counts or len(counts) < len(HEAD_FRACTIONS):
         raise ValueError(f"the model has {heads} heads per layer, expected at least 6: a sixth and a third of them are removed")
-    if width % 4:
-        raise ValueError(f"the model has a width of {width}, expected a multiple of 4: 2:4 keeps two of every four inputs")
     return {f"heads {count / heads:.0%}": fraction for count, fraction in counts.items()}
 
 
@@ -157,33 +138,27 @@ def _prepare(tokenizer, texts: Texts, settings: Settings, score_bytes: int, cali
 
 
 def _make_all(
-    dense: GPT2LMHeadModel, fractions: Mapping[str, float], material: Material, scratch: Path, bar: tqdm
+    dense: GPT2LMHeadModel, fractions: Mapping[str, float], material: Material, scratch: Path
 ) -> tuple[list[Made], tuple[Control, ...]]:
     """Write every model of the grid into a folder of its own, and score the controls."""
     importance = head_importance(dense, material.batches)
     made: list[Made] = []
     after: list[Made] = []
     controls: list[Control] = []
-    for name in (DENSE, *fractions, *RULES):
-        bar.set_description(f"{name}: fine-tuning")
+    for name in tqdm((DENSE, *fractions, *RULES), "fine-tuning, writing FP32 and INT8"):
         model = prune_attention_heads(copy.deepcopy(dense), fractions.get(name, 0), importance)
         masks = masks_of(model, RULES[name]) if name in RULES else {}
         with held_at_zero(model, masks):
             fine_tuned(model, material.tokenizer, material.rows, material.settings)
-        bar.set_description(f"{name}: writing FP32 and INT8")
         fp32, int8 = (scratch / f"{name} {precision}" for precision in (FP32, INT8))
         export_fp32(model, material.tokenizer, fp32)
         _write_int8(model, masks, material, int8)
         made += [Made(name, FP32, None, fp32), Made(name, INT8, None if name == DENSE else BEFORE, int8)]
-        bar.update(2)
         if name == DENSE:
             for sparsity, rule in RULES.items():
                 after.append(Made(sparsity, INT8, AFTER, scratch / f"{INT8} {sparsity}"))
-                chosen = _prune_after(int8, after[-1].folder, rule)
-                controls.append(
-                    Control(sparsity, *(_score_pruned(model, keep, material.scored) for keep in (masks_of(model, rule), chosen)))
-                )
-                bar.update()
+                both = (masks_of(model, rule), _prune_after(int8, after[-1].folder, rule))
+                controls.append(Control(sparsity, *(_score_pruned(model, keep, material.scored) for keep in both)))
     return made + after, tuple(controls)
 
 
@@ -216,66 +191,41 @@ def _score_pruned(model: GPT2LMHeadModel, masks: Mapping[str, Tensor], scored: S
         return perplexity(logits_of(pruned), scored)
 
 
-class Scorer:
-    """One model of the grid, which scores a text and reads windows of it. All are in this process, which has torch loaded once."""
+class Timed:
+    """One model of the grid. All are in this process, which has torch loaded once."""
 
-    def __init__(self, folder: Path):
-        self.logits = logits_of(load_ir(folder, leave_out=LEFT_OUT))
+    def __init__(self, logits: Logits):
+        self.logits = logits
 
     def seconds(self, window: Tensor) -> float:
         """Return the seconds of one forward pass."""
-        start = time.perf_counter()
-        self.logits(window)
-        return time.perf_counter() - start
+        return timeit(partial(self.logits, window), number=1)
 
 
 def _score_and_time(
-    made: Sequence[Made], scored: ScoredText, rounds: int, bar: tqdm
-) -> dict[str, tuple[Quality, tuple[tuple[float, ...], ...]]]:
-    """Return, by the name of a model's folder, its quality on the text and the seconds of its forward passes, by round and window.
+    made: Sequence[Made], scored: ScoredText, rounds: int
+) -> tuple[dict[str, Quality], dict[str, tuple[tuple[float, ...], ...]]]:
+    """Return, by the name of a model's folder, its quality on the text, and the seconds of its forward passes, by round and window.
 
     All models are in memory and read the windows in turns, so that a slow moment of the machine is slow for all.
     """
-    bar.set_description("loading and scoring all models")
-    models, quality = {one.folder.name: Scorer(one.folder) for one in made}, {}
-    for name, model in models.items():
-        quality[name] = perplexity(model.logits, scored, batch_size=1)
-        bar.update()
-    read = _windows(scored)
-    bar.set_description("timing")
-    with Contestants({name: Here(model) for name, model in models.items()}) as contestants:
-        turns = contestants.take_turns("seconds", range(len(read)), rounds=rounds, arguments=lambda number, _: (read[number],))
-        for done, outcome in enumerate(turns):  # noqa: B007
-            bar.update(len(read) if done else 0)
-    quality[again(next(iter(models)))] = quality[next(iter(models))]
-    return {
-        name: (quality[name], tuple(tuple(seconds[number] for seconds in taken.values()) for number in range(rounds)))
-        for name, taken in outcome.samples.items()
-    }
-
-
-def _windows(scored: ScoredText) -> list[Tensor]:
-    """Return the token ids (1, T) that are read to score a text."""
+    models = {one.folder.name: logits_of(load_ir(one.folder)) for one in made}
+    quality = {name: perplexity(logits, scored, batch_size=1) for name, logits in tqdm(models.items(), "scoring all models")}
     ids = scored.sequences[0][0]
-    return [ids[None, start:end] for start, end, _ in windows(len(ids), scored.window, scored.stride)]
+    read = [ids[None, start:end] for start, end, _ in windows(len(ids), scored.window, scored.stride)]  # (1, T) each
+    with Contestants({name: Here(Timed(logits)) for name, logits in models.items()}) as contestants:
+        turns = contestants.take_turns("seconds", range(len(read)), rounds=rounds, arguments=lambda number, _: (read[number],))
+        *_, outcome = tqdm(turns, "timing in turns", rounds + 1)
+    return quality, {name: tuple(zip(*taken.values(), strict=True)) for name, taken in outcome.samples.items()}
 
 
-def _measure(made: Made, quality: Quality, seconds: tuple[tuple[float, ...], ...], scored: ScoredText, bar: tqdm) -> Cell:
-    bar.set_description(f"size and memory of {made.folder.name}")
+def _measure(made: Made, quality: Quality, seconds: tuple[tuple[float, ...], ...], scored: ScoredText) -> Cell:
+    say(f"size and memory of {made.folder.name}")
     files = [path.read_bytes() for path in weight_files(made.folder)]
     prompt = scored.sequences[0][0][: scored.window - NEW_TOKENS].tolist()
-    weights, zeros = count_zeros(made.folder)
-    cell = Cell(
-        made.sparsity,
-        made.precision,
-        made.order,
-        quality,
-        seconds,
-        file_bytes=sum(map(len, files)),
-        compressed_bytes=sum(len(zlib.compress(file)) for file in files),
-        peak_rss_bytes=peak_ram(generate_from_ir, str(made.folder), prompt, NEW_TOKENS),
-        weights=weights,
-        zeros=zeros,
-    )
-    bar.update()
-    return cell
+    compressed_bytes = sum(len(zlib.compress(file)) for file in files)
+    peak_rss_bytes = peak_ram(generate_from_ir, str(made.folder), prompt, NEW_TOKENS)
+    return Cell(
+        made.sparsity, made.precision, made.order, quality, seconds, sum(map(len, files)), compressed_bytes, peak_rss_bytes,
+        *count_zeros(made.folder),
+    )  # fmt: skip

@@ -87,10 +87,7 @@ def export_fp32(model: GPT2LMHeadModel, tokenizer, folder: Path) -> None:
 def prune_integers(source: Path, target: Path, keep: Callable[[str, Tensor], Tensor]) -> None:
     """Write a copy of an INT8 IR in which integers of the blocks' weights are zero.
 
-    Args:
-        source: what `quantize_int8` wrote.
-        target: a folder that is not there yet.
-        keep: the name of a matrix and the magnitudes (O, I) of its integers × scales -> which of them stay.
+    keep: the name of a matrix and the magnitudes (O, I) of its integers × scales -> which of them stay.
     """
     from openvino import save_model
     from openvino.op import Constant

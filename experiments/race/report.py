@@ -1,6 +1,7 @@
 """The race as an experiment: its tables, charts and caption."""
 
 import statistics
+from functools import partial
 from typing import Any
 
 from experiments.contract import Experiment, columns
@@ -50,25 +51,14 @@ def verdict_table(result: RaceResult) -> Table:
 
 def engines_table(result: RaceResult) -> Table:
     """Show times as medians of the rounds, bytes on disk, and the peak RSS of a fresh process that generates 512 + 128 tokens."""
-    columns = (TTFT_512, TPOT, WHOLE)
-    rows = [
-        (
-            _label(engine), *(_shown(figure, engine) for figure in columns),
-            *(megabytes(size) if size else MISSING for size in (engine.disk_bytes, engine.peak_rss_bytes)),
-        )
-        for engine in result.raced if any(figure.per_round(engine) for figure in columns)
-    ]  # fmt: skip
-    names = (f"{figure.name}, {figure.unit}" for figure in columns)
-    return table(("engine", *names, "on disk, MB", "peak RSS, MB"), rows)
+    times = {f"{figure.name}, {figure.unit}": partial(_shown, figure) for figure in (TTFT_512, TPOT, WHOLE)}
+    sizes = {"on disk, MB": lambda engine: _size(engine.disk_bytes), "peak RSS, MB": lambda engine: _size(engine.peak_rss_bytes)}
+    return columns(_timed(result, TTFT_512, TPOT, WHOLE), {"engine": _label} | times | sizes)
 
 
 def ratio_table(result: RaceResult) -> Table:
     """Show every figure ÷ ours, with its interval over the rounds; for tokens/s more is better, for all other columns less."""
-    rows = [
-        (_label(engine), *(str(figure.ratio(engine, result.ours) or MISSING) for figure in FIGURES))
-        for engine in result.raced
-        if any(figure.per_round(engine) for figure in FIGURES)
-    ]
+    rows = [(_label(each), *(str(figure.ratio(each, result.ours) or MISSING) for figure in FIGURES)) for each in _timed(result, *FIGURES)]
     return table((f"engine ÷ ours [{PERCENT}]", *(figure.name for figure in FIGURES)), rows)
 
 
@@ -80,14 +70,14 @@ def limits_table(result: RaceResult) -> Table:
     The last column is the time that the second token takes beyond the median TPOT, as a share of TTFT: what it costs to switch from
     prefill to decoding.
     """
-    rows = []
-    for engine in result.raced:
-        if TPOT.per_round(engine):
-            bounds = [(milliseconds(b.least(result, engine)), str(b.ratio(result, engine))) for b in (READING, COMPUTING)]
-            rows.append([_label(engine), megabytes(int(engine.read_bytes)), *bounds[0], *bounds[1], f"{first_step_share(engine):.1%}"])
-    words = [(bound.figure.name, "probe" if bound.faster(result) else "limit") for bound in (READING, COMPUTING)]
-    columns = [column for name, word in words for column in (f"{name}: {word}, ms", f"÷ {word} [{PERCENT}]")]
-    return table(("engine", "MB read per token", *columns, "first decode step"), rows)
+    bounds, header, rows = (READING, COMPUTING), list[str](), []
+    for bound in bounds:
+        word = "probe" if bound.faster(result) else "limit"
+        header += [f"{bound.figure.name}: {word}, ms", f"÷ {word} [{PERCENT}]"]
+    for engine in _timed(result, TPOT):
+        cells = [cell for bound in bounds for cell in (milliseconds(bound.least(result, engine)), str(bound.ratio(result, engine)))]
+        rows.append((_label(engine), megabytes(int(engine.read_bytes)), *cells, f"{first_step_share(engine):.1%}"))
+    return table(("engine", "MB read per token", *header, "first decode step"), rows)
 
 
 def first_step_share(engine: EngineResult) -> float:
@@ -103,7 +93,7 @@ def remarks_table(result: RaceResult) -> Table:
         {
             "engine": lambda each: each.name,
             "package": lambda each: f"{each.package} {each.version or ''}".strip(),
-            "peak RSS of converting, MB": lambda each: megabytes(each.prepare_peak_rss_bytes) if each.prepare_peak_rss_bytes else MISSING,
+            "peak RSS of converting, MB": lambda each: _size(each.prepare_peak_rss_bytes),
             "remark": lambda each: f"left out: {each.left_out}" if each.left_out else each.note,
         },
     )
@@ -124,11 +114,18 @@ def caption(result: RaceResult) -> str:
 def _rate(result: RaceResult, bound: Bound, does: str, unit: str) -> str:
     rate = f"At its best, the probe {does} {result.limit(bound.rate) / 1e9:{'.1f' if unit == 'GB/s' else '.0f'}} {unit}"
     faster = ", ".join(engine.name for engine in bound.faster(result))
-    return (
-        f"{rate}, which is not the limit of the machine, since some engines were faster: {faster}."
-        if faster
-        else f"{rate}; no engine was faster."
+    return rate + (
+        f", which is not the limit of the machine, since some engines were faster: {faster}." if faster else "; no engine was faster."
     )
+
+
+def _timed(result: RaceResult, *figures: Figure) -> list[EngineResult]:
+    """Return the engines that have one of these figures."""
+    return [engine for engine in result.raced if any(figure.per_round(engine) for figure in figures)]
+
+
+def _size(size: int | None) -> str:
+    return megabytes(size) if size else MISSING
 
 
 def _label(engine: EngineResult) -> str:
@@ -136,8 +133,7 @@ def _label(engine: EngineResult) -> str:
 
 
 def _shown(figure: Figure, engine: EngineResult) -> str:
-    value = figure.median(engine)
-    return MISSING if value is None else SHOW[figure.unit](value)
+    return SHOW[figure.unit](figure.median(engine)) if figure.per_round(engine) else MISSING
 
 
 def all_tables(result: RaceResult) -> dict[str, Table]:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,6 @@ from experiments.race.engines.base import Case, Timing
 from experiments.race.engines.ours import Ours
 from gpt2opt.measure.limits import Limits
 from gpt2opt.measure.stats import Estimate, paired_ratio
-
-SCHEMA = "gpt2opt.race/4"
 
 MAIN = Case(512, 128)
 SHORT = Case(32, 32)
@@ -60,10 +58,7 @@ class CaseTimings:
 
 @dataclass(frozen=True)
 class EngineResult:
-    """One engine. left_out: why it is not in the race, None if it is. Bytes are None where they were not measured.
-
-    peak_rss_bytes: of loading and generating. prepare_peak_rss_bytes: of converting, which for ours is quantization.
-    """
+    """One engine. left_out: why it is not in the race. peak_rss_bytes: of loading and generating. prepare_peak_rss_bytes: of converting."""
 
     name: str
     package: str
@@ -114,7 +109,7 @@ class RaceResult:
     limits: tuple[Limits, ...]
     engines: tuple[EngineResult, ...]
     growth: tuple[GrowthPoint, ...] = ()
-    schema: str = SCHEMA
+    schema: str = "gpt2opt.race/4"
 
     @property
     def raced(self) -> list[EngineResult]:
@@ -132,20 +127,8 @@ class RaceResult:
         return max(getattr(limits, rate) for limits in self.limits)
 
 
-def ttft(timing: Timing, case: Case) -> float:
-    return timing.first_s
-
-
 def tpot(timing: Timing, case: Case) -> float:
     return statistics.median(timing.later_s)
-
-
-def mean_tpot(timing: Timing, case: Case) -> float:
-    return statistics.mean(timing.later_s)
-
-
-def end_to_end(timing: Timing, case: Case) -> float:
-    return timing.total_s
 
 
 def throughput(timing: Timing, case: Case) -> float:
@@ -169,35 +152,24 @@ class Figure:
     def per_round(self, engine: EngineResult) -> list[float]:
         return [self.of(timing, self.case) for timing in engine.timings(self.case)]
 
-    def order(self, engine: EngineResult) -> float:
-        """Return the median, by which engines are sorted."""
+    def median(self, engine: EngineResult) -> float:
+        """Return the median of an engine that has this figure."""
         return statistics.median(self.per_round(engine))
-
-    def median(self, engine: EngineResult) -> float | None:
-        values = self.per_round(engine)
-        return statistics.median(values) if values else None
-
-    def ratio_to(self, least: Sequence[float], engine: EngineResult) -> Estimate | None:
-        """Return the engine's figure ÷ the least that the machine allowed in each round; None where it was not measured."""
-        values = self.per_round(engine)
-        return paired_ratio(values, least) if values else None
 
     def ratio(self, engine: EngineResult, ours: EngineResult) -> Estimate | None:
         """Return engine ÷ ours; None where one of them was not measured."""
-        base = self.per_round(ours)
-        return self.ratio_to(base, engine) if base else None
+        values, base = self.per_round(engine), self.per_round(ours)
+        return paired_ratio(values, base) if values and base else None
 
 
 FIGURES = (
-    Figure("TTFT 32", "ms", SHORT, ttft),
-    Figure("TTFT 128", "ms", MIDDLE, ttft),
-    Figure("TTFT 512", "ms", MAIN, ttft),
+    *(Figure(f"TTFT {case.prompt_tokens}", "ms", case, lambda timing, _: timing.first_s) for case in (SHORT, MIDDLE, MAIN)),
     Figure("TPOT after 512", "ms", MAIN, tpot),
-    Figure("512 + 128 whole", "s", MAIN, end_to_end),
+    Figure("512 + 128 whole", "s", MAIN, lambda timing, _: timing.total_s),
     *(Figure(f"batch {case.batch_size}", "tokens/s", case, throughput) for case in BATCHED),
 )
 TTFT_512, TPOT, WHOLE = FIGURES[2:5]
-EFFECTIVE_TPOT = Figure("TPOT on a repeating text", "ms", REPEATING, mean_tpot)
+EFFECTIVE_TPOT = Figure("TPOT on a repeating text", "ms", REPEATING, lambda timing, _: statistics.mean(timing.later_s))
 
 
 @dataclass(frozen=True)
@@ -211,9 +183,10 @@ class Bound:
     def least(self, result: RaceResult, engine: EngineResult) -> float:
         return self.work(engine) / result.limit(self.rate)
 
-    def ratio(self, result: RaceResult, engine: EngineResult) -> Estimate | None:
-        """Return the engine's figure ÷ this; None where it was not measured."""
-        return self.figure.ratio_to([self.least(result, engine)] * len(self.figure.per_round(engine)), engine)
+    def ratio(self, result: RaceResult, engine: EngineResult) -> Estimate:
+        """Return the figure of an engine that has it ÷ this."""
+        values = self.figure.per_round(engine)
+        return paired_ratio(values, [self.least(result, engine)] * len(values))
 
     def faster(self, result: RaceResult) -> list[EngineResult]:
         """Return the engines that were below it in some round: with one of these it is no limit."""
@@ -226,7 +199,7 @@ COMPUTING = Bound(TTFT_512, "int8_ops_per_s", lambda engine: engine.operations(T
 
 def best_peer(result: RaceResult) -> EngineResult | None:
     """Return the peer that takes the least time for a whole call of 512 + 128 tokens."""
-    return min(peers(result, WHOLE), key=WHOLE.order, default=None)
+    return min(peers(result, WHOLE), key=WHOLE.median, default=None)
 
 
 def peers(result: RaceResult, figure: Figure) -> list[EngineResult]:

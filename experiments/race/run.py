@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.contract import choose, json_path, now, say, slug, write_json
 from experiments.race.engines import ENGINES
-from experiments.race.engines.base import Case, Engine, Timing, loaded, make_prompts, prompts_of, started
+from experiments.race.engines.base import Case, Engine, loaded, make_prompts, started, timed_turns
 from experiments.race.engines.ours import Ours
 from experiments.race.results import CASES, MAIN, SHORT, CaseTimings, EngineResult, GrowthPoint, Models, RaceResult, Shape, best_peer
 from gpt2opt import environment
@@ -49,7 +49,6 @@ def run_race(size: str = "gpt2", rounds: int = 5, engines: str = "", out: Path |
 
     Raises:
         ValueError: an unknown engine or size, rounds < 1, or `out` can't be written.
-        RuntimeError: the models can't be made.
     """
     check_whole("rounds", rounds, 1)
     check_size(size)
@@ -90,15 +89,12 @@ def fitting(cases: Sequence[Case], context: int, texts: Sequence[str]) -> list[C
 
 
 def make_models(size: str, folder: Path) -> Models:
-    """Write the model, whole and pruned, into `folder`; find real weights, or stretch the bundled model.
-
-    Raises:
-        ValueError: a directory without a GPT-2.
-    """
+    """Write the model, whole and pruned, into `folder`; find real weights, or stretch the bundled model."""
     environment.quiet()
+    from experiments.race.stretch import stretch_model, stretch_tokenizer
     from gpt2opt.prune import prune_attention_heads
     from gpt2opt.sources.gpt2 import heads_per_layer
-    from gpt2opt.sources.models import find_model, load_model
+    from gpt2opt.sources.models import BUNDLED, find_model, load_model
 
     try:
         found = find_model(size)
@@ -106,7 +102,14 @@ def make_models(size: str, folder: Path) -> Models:
     except ValueError:
         if size not in SIZES:
             raise
-        (tokenizer, model), weights = _stretched_bundled(*SIZES[size])
+        layers, _, width = SIZES[size]
+        tokenizer, small = load_model(BUNDLED)
+        model = stretch_model(small, *SIZES[size])
+        tokenizer = stretch_tokenizer(tokenizer, model.config.vocab_size, model.config.n_positions)
+        weights = (
+            f"the bundled model's, stretched from {small.config.n_layer} × {small.config.n_embd} to {layers} × {width}: channels and units "
+            "copied so that the function stays, blocks repeated"
+        )
     shapes, heads = [], []
     for part in ("full", "pruned"):
         if part == "pruned":
@@ -116,20 +119,6 @@ def make_models(size: str, folder: Path) -> Models:
         shapes.append(Shape(sum(matmuls), model.lm_head.weight.numel()))
         heads.append(heads_per_layer(model))
     return Models(weights, heads[0], heads[1], model.config.vocab_size, model.config.n_positions, shapes[0], shapes[1])
-
-
-def _stretched_bundled(layers: int, heads: int, width: int) -> tuple[tuple, str]:
-    """Return `(tokenizer, model)` of a shape, with GPT-2's vocabulary and context, and how its weights were made."""
-    from experiments.race.stretch import stretch_model, stretch_tokenizer
-    from gpt2opt.sources.models import BUNDLED, load_model
-
-    tokenizer, small = load_model(BUNDLED)
-    model = stretch_model(small, layers, heads, width)
-    weights = (
-        f"the bundled model's, stretched from {small.config.n_layer} × {small.config.n_embd} to {layers} × {width}: channels and units "
-        "copied so that the function stays, blocks repeated"
-    )
-    return (stretch_tokenizer(tokenizer, model.config.vocab_size, model.config.n_positions), model), weights
 
 
 def convert(engine: type[Engine], source: Path, folder: Path) -> str | None:
@@ -170,22 +159,15 @@ def prepare_models(size: str, out: Path) -> Models:
 
 
 def enter(engine: type[Engine], models: Models, out: Path, part: str | None = None) -> EngineResult:
-    """Convert a model for one engine; an engine that is not installed or fails is left out, with the reason.
+    """Convert a model, `full` or `pruned`, for one engine, by default the pruned one if it can run that.
 
-    Args:
-        part: `full` or `pruned`; by default the pruned model, if the engine can run it.
+    An engine that is not installed or fails is left out, with the reason.
     """
     part = part or ("full" if engine.full_heads else "pruned")
     result = EngineResult(
-        name=engine.name,
-        package=engine.package,
-        version=environment.installed(engine.package),
-        note=engine.note,
-        full_heads=engine.full_heads,
-        shape=getattr(models, part),
-        block_bytes=engine.block_bytes,
-        head_bytes=engine.head_bytes,
-    )
+        engine.name, engine.package, environment.installed(engine.package), engine.note, engine.full_heads, getattr(models, part),
+        engine.block_bytes, engine.head_bytes,
+    )  # fmt: skip
     if result.version is None:
         return replace(result, left_out=f"{engine.package} is not installed")
     try:
@@ -197,11 +179,7 @@ def enter(engine: type[Engine], models: Models, out: Path, part: str | None = No
 
 
 def prepare(engine: type[Engine], out: Path, part: str) -> tuple[Path, ChildRun]:
-    """Convert the model for an engine; what it is made from is made first, unless this run has it already.
-
-    Returns:
-        Its folder, and the remark and the peak RSS of the process that converted.
-    """
+    """Convert the model for an engine into a folder; what it is made from is made first, unless this run has it already."""
     source = out / "models" / part
     if engine.made_from:
         source = folder_of(engine.made_from, out)
@@ -222,9 +200,7 @@ def folder_of(engine: type[Engine], out: Path) -> Path:
 def race_with_limits(result: RaceResult, contestants: Contestants, chosen: Mapping[str, type[Engine]], rounds: int) -> Iterator[RaceResult]:
     """Race, and yield the result so far after every round; the limits of the machine are measured then too, under the same load."""
     cases = {name: fitting(CASES, result.models.context, engine.texts) for name, engine in chosen.items()}
-    turns = contestants.take_turns(
-        "timed", cases, rounds=rounds, seconds=total_s, arguments=prompts_of(result.models.vocab_size), too_slow=TOO_SLOW
-    )
+    turns = timed_turns(contestants, cases, rounds, result.models.vocab_size, too_slow=TOO_SLOW)
     threads, limits = environment.threads(), []
     with Child(Probe, threads, environment=thread_settings(threads)) as probe:
         for done, outcome in enumerate(turns):
@@ -234,10 +210,6 @@ def race_with_limits(result: RaceResult, contestants: Contestants, chosen: Mappi
                 limits.append(taken)
                 engines = tuple(with_outcome(entry, outcome, contestants.left) for entry in result.engines)
                 yield replace(result, rounds=done, limits=tuple(limits), engines=engines)
-
-
-def total_s(timing: Timing) -> float:
-    return timing.total_s
 
 
 def with_outcome(entry: EngineResult, outcome: Outcome, left: Mapping[str, str]) -> EngineResult:
@@ -251,8 +223,7 @@ def race_growth(result: RaceResult, contestants: Contestants) -> tuple[GrowthPoi
     names = [engine.name for engine in (result.ours, peer) if engine and not engine.left_out]
     cases = dict.fromkeys(names, fitting(GROWTH_CASES, result.models.context, ("random",)))
     say(f"growth with context and batch: {' and '.join(names)}")
-    arguments = prompts_of(result.models.vocab_size)
-    *_, outcome = contestants.take_turns("timed", cases, rounds=GROWTH_ROUNDS, seconds=total_s, arguments=arguments)
+    *_, outcome = timed_turns(contestants, cases, GROWTH_ROUNDS, result.models.vocab_size)
     return tuple(GrowthPoint(name, case, tuple(taken)) for name, found in outcome.samples.items() for case, taken in found.items())
 
 

@@ -23,21 +23,10 @@ def stretch_model(
     those between would move neighbours apart. Token ids beyond the model's own repeat its rows. Every weight then gets a little noise, so
     that no two are equal.
 
-    Args:
-        model: a GPT-2 with all heads and its head tied to its embedding; not changed.
-        layers, heads, width: at least those of the model; the width at least twice, since a single copy of a channel can't have mean 0.
-        vocab_size, positions: of the larger one, at least those of the model.
-        noise: standard deviation of the factors that all parameters get, around 1.
-
-    Raises:
-        ValueError: the shape is too small.
+    The model has all heads and its head tied to its embedding, and the larger shape is nowhere smaller; its width is at least twice the
+    model's, since a single copy of a channel can't have mean 0. noise: standard deviation of the factors that all parameters get, around 1.
     """
     small = model.config
-    if layers < small.n_layer or heads < small.n_head or width < 2 * small.n_embd:
-        raise ValueError(
-            f"{layers} layers, {heads} heads and width {width} asked for, expected at least {small.n_layer}, {small.n_head} and "
-            f"{2 * small.n_embd}, twice the model's width"
-        )
     config = GPT2Config(
         n_layer=layers, n_head=heads, n_embd=width, vocab_size=vocab_size, n_positions=positions,
         layer_norm_epsilon=small.layer_norm_epsilon * small.n_embd / width,  # as the variance is, over more channels

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import set_seed
 
-from gpt2opt.environment import device, is_main_process, set_seed
+from gpt2opt.environment import device, is_main_process
 from gpt2opt.finetune import prepare_tokenizer_for_padding, tokenize_dataset
 from gpt2opt.measure.quality import JOIN, STANDARD, Protocol, perplexity, prepare_text
 from gpt2opt.measure.results import Quality

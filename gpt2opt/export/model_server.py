@@ -9,14 +9,18 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import openvino
+
 from gpt2opt.environment import installed
-from gpt2opt.runtime.manifest import Manifest, is_ir, read_manifest
+from gpt2opt.export.openvino import export_ir
+from gpt2opt.quantize.linear import prepare_for_export
+from gpt2opt.runtime.compile import PROPERTIES
+from gpt2opt.runtime.manifest import is_ir, read_manifest
+from gpt2opt.settings import QUANTIZE
+from gpt2opt.sources.models import find_model, load_model, load_tokenizer
 from gpt2opt.storage import PREFIX, new_folder
 
-INT8_OF_A_RUN = "4-quantize"
 TAKEN = ("openvino_model.*", "*.json", "merges.txt")
-TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
-GRAPH_NAME = "graph.pbtxt"
 CACHE_GB = 1
 """Memory that the server keeps for keys and values of all texts: 27 texts of 1024 tokens for `gpt2` in FP16."""
 
@@ -66,64 +70,41 @@ class Served:
 def export_for_server(model: str, out_dir: Path | str) -> Served:
     """Write a directory for OpenVINO Model Server; it appears whole or not at all.
 
-    Args:
-        model: the folder of a run, whose INT8 model is taken; an IR directory; or a torch directory, a hub id, `bundled` or `auto`,
-            which is exported in FP32.
-        out_dir: a new or empty folder, or one that was written here before.
-
-    Raises:
-        ValueError: there is no such model, the IR was changed or cut short, or `out_dir` can't be written.
-        ImportError: `openvino_tokenizers` is missing.
+    model: the folder of a run, whose INT8 model is taken; an IR directory; or a torch directory, a hub id, `bundled` or `auto`, which is
+    exported in FP32.
     """
     if not installed("openvino-tokenizers"):
         version = ".".join((installed("openvino") or "").split(".")[:2])
-        raise ImportError(
-            f"the server needs the tokenizer as IR, and openvino-tokenizers makes it: `pip install openvino-tokenizers=={version}.*`"
-        )
+        advice = f"`pip install openvino-tokenizers=={version}.*`"
+        raise ImportError(f"the server needs the tokenizer as IR, and openvino-tokenizers makes it: {advice}")
+    from openvino_tokenizers import convert_tokenizer
+
     with new_folder(out_dir) as partial:
         name = _write_model(model, partial)
-        _write_tokenizers(partial)
+        # An answer continues the prompt, so no special token is added.
+        converted = convert_tokenizer(load_tokenizer(partial), with_detokenizer=True, add_special_tokens=False)
+        for graph, kind in zip(converted, ("tokenizer", "detokenizer"), strict=True):
+            openvino.save_model(graph, partial / f"openvino_{kind}.xml")
         manifest = read_manifest(partial)
-        (partial / GRAPH_NAME).write_text(_graph(manifest), encoding="utf-8")
+        # The server computes by the properties of `load_ir`, apart from the number of threads.
+        properties = json.dumps({**PROPERTIES, "KV_CACHE_PRECISION": manifest.kv_cache})
+        (partial / "graph.pbtxt").write_text(GRAPH.format(cache_gb=CACHE_GB, plugin_config=properties), encoding="utf-8")
         files = tuple(sorted(path.name for path in partial.iterdir() if not path.name.startswith(PREFIX)))
     return Served(name, manifest.weights, manifest.kv_cache, str(out_dir), files)
 
 
-def _graph(manifest: Manifest) -> str:
-    """Return the text of `graph.pbtxt`, with the properties by which `load_ir` computes, apart from the number of threads."""
-    from gpt2opt.runtime.compile import PROPERTIES
-
-    properties = {**PROPERTIES, "KV_CACHE_PRECISION": manifest.kv_cache}
-    return GRAPH.format(cache_gb=CACHE_GB, plugin_config=json.dumps(properties))
-
-
 def _write_model(model: str, folder: Path) -> str:
     """Write the IR, the configs and the tokenizer's files into an empty folder; return the name of the model."""
-    given = Path(model)
-    if (given / "run.json").exists() and not is_ir(given / INT8_OF_A_RUN):
-        raise ValueError(f"the run in {model} has no INT8 model in {INT8_OF_A_RUN}; run stage 4, or name the folder of another stage in it")
-    for directory in (given, given / INT8_OF_A_RUN):
+    of_a_run = Path(model, QUANTIZE)
+    if Path(model, "run.json").exists() and not is_ir(of_a_run):
+        raise ValueError(f"the run in {model} has no INT8 model in {QUANTIZE}; run stage 4, or name the folder of another stage in it")
+    for directory in (Path(model), of_a_run):
         if is_ir(directory):
             read_manifest(directory)
             for path in {path for pattern in TAKEN for path in directory.glob(pattern) if not path.name.startswith(PREFIX)}:
                 shutil.copyfile(path, folder / path.name)
             return str(directory)
-    from gpt2opt.export.openvino import export_ir
-    from gpt2opt.quantize.linear import prepare_for_export
-    from gpt2opt.sources.models import find_model, load_model
-
     found = find_model(model)
     tokenizer, loaded = load_model(found.path)
     export_ir(prepare_for_export(loaded), tokenizer, folder)
     return str(found)
-
-
-def _write_tokenizers(folder: Path) -> None:
-    from openvino import save_model
-    from openvino_tokenizers import convert_tokenizer
-
-    from gpt2opt.sources.models import load_tokenizer
-
-    parts = convert_tokenizer(load_tokenizer(folder), with_detokenizer=True, add_special_tokens=False)  # the answer continues the prompt
-    for converted, name in zip(parts, TOKENIZERS, strict=True):
-        save_model(converted, folder / name)

@@ -13,14 +13,6 @@ def export_onnx(model: Any, tokenizer: Any, out_dir: Path | str) -> Path:
 
     Inputs are `input_ids` and `position_ids` (B, T), `attention_mask` (B, past + T) and `past_key_values.LAYER.key` and `.value`
     (B, H, past, D). Outputs are the logits (B, 1, V) of the last position and `present.LAYER.key` and `.value` (B, H, past + T, D).
-
-    Args:
-        model: a torch GPT-2; heads may be pruned, the same number in every layer.
-        tokenizer: is saved beside the graph.
-        out_dir: a new or empty folder, or one that was written here before.
-
-    Raises:
-        ValueError: a weight is NaN or infinite, layers kept different numbers of heads, or `out_dir` can't be written.
     """
     from optimum.exporters.onnx import onnx_export_from_model
     from optimum.exporters.onnx.model_configs import GPT2OnnxConfig
@@ -28,11 +20,7 @@ def export_onnx(model: Any, tokenizer: Any, out_dir: Path | str) -> Path:
     check_finite(model)
     configs = {"model": kept_heads_config(model, GPT2OnnxConfig)}
     # Only the last position's logits, as `logits_to_keep=1` gives them in torch.
-    cut = model.lm_head.register_forward_pre_hook(lambda head, inputs: (inputs[0][:, -1:],))
-    try:
-        with new_folder(out_dir) as partial:
-            onnx_export_from_model(model, partial, task="text-generation-with-past", custom_onnx_configs=configs, do_validation=False)
-            tokenizer.save_pretrained(partial)
-    finally:
-        cut.remove()
+    with model.lm_head.register_forward_pre_hook(lambda head, inputs: (inputs[0][:, -1:],)), new_folder(out_dir) as partial:
+        onnx_export_from_model(model, partial, task="text-generation-with-past", custom_onnx_configs=configs, do_validation=False)
+        tokenizer.save_pretrained(partial)
     return Path(out_dir)

@@ -21,19 +21,16 @@ from gpt2opt.storage import new_folder
 
 
 def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path | str, kv_cache: str = "f16") -> Path:
-    """Write `model` as stateful IR with its KV cache, config, tokenizer and manifest; return `out_dir`.
+    """Write an FP32 GPT-2, fake-quantized or not, as stateful IR with its KV cache, config, tokenizer and manifest; return `out_dir`.
 
     Weights behind a fake-quantizer are stored as integers. The directory appears whole or not at all.
 
     Args:
-        model: FP32 GPT-2, fake-quantized or not; heads may be pruned, the same number in every layer.
-        tokenizer: the model's own; it is saved beside the IR.
         out_dir: a new or empty folder, or one that was written here before.
         kv_cache: the type that `load_ir` is to keep keys and values in, `f16` or `u8`; a float model always gets `f32`.
 
     Raises:
-        ValueError: a weight is NaN or infinite, the tokenizer has ids without an embedding, layers kept different numbers of heads, or
-            `out_dir` can't be written.
+        ValueError: a weight is NaN or infinite, the tokenizer has ids without an embedding, or layers kept different numbers of heads.
     """
     from openvino._offline_transformations import compress_quantize_weights_transformation
 
@@ -67,18 +64,16 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
 
 
 def _keep_dropped_names() -> None:
-    """Let `openvino.runtime` lead to `openvino`: OpenVINO 2026 dropped the name, under which older optimum-intel imports it."""
+    """Let `openvino.runtime` lead to `openvino`: older optimum-intel imports it by that name, which OpenVINO 2026 dropped."""
     if not at_least("optimum-intel", "1.27"):
         for name in ("", ".exceptions", ".passes", ".utils", ".utils.types"):
             sys.modules.setdefault(f"openvino.runtime{name}", importlib.import_module(f"openvino{name}"))
 
 
 def kept_heads_config(model: Any, base: type):
-    """Build an export config of a kind whose KV shapes follow the heads that are left; `config.n_head` still counts the pruned ones.
+    """Build an export config whose KV shapes follow the heads that are left; `config.n_head` still counts the pruned ones.
 
-    Args:
-        model: the GPT-2 that is exported.
-        base: optimum's config of GPT-2 for an exporter, `GPT2OpenVINOConfig` or `GPT2OnnxConfig`.
+    base: optimum's config of GPT-2 for an exporter, `GPT2OpenVINOConfig` or `GPT2OnnxConfig`.
     """
     from optimum.utils import NormalizedTextConfig
 

@@ -1,9 +1,8 @@
 """GPT-2 for Qualcomm's Cloud AI 100: the ONNX graph that its compiler takes, and the call of the compiler.
 
-The card keeps keys and values from call to call ("retained state") in buffers of a fixed length. The compiler finds such a state by the
-names of an input and an output, `past_key.0` and `past_key.0_RetainedState`. So unlike the graph of `onnx_model`, this one does not
-lengthen the cache: it writes each token's keys and values where `position_ids` says. Names and options are those of Qualcomm's Efficient
-Transformers. The graph has standard operators alone, and ONNX Runtime runs it too, which the tests use; no card was at hand.
+The card keeps keys and values from call to call ("retained state") in buffers of a fixed length, which the compiler finds by the names of
+an input and an output, `past_key.0` and `past_key.0_RetainedState`. So each token's keys and values are written where `position_ids` says.
+Names and options are those of Qualcomm's Efficient Transformers. No card was at hand; the tests run the graph in ONNX Runtime.
 """
 
 import json
@@ -16,31 +15,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt2opt.runtime.manifest import read_config
+from gpt2opt.sources.gpt2 import check_finite, heads_per_layer
 from gpt2opt.storage import new_folder
 
 ONNX_NAME, SPECIALIZATIONS, CUSTOM_IO = "model.onnx", "specializations.json", "custom_io.yaml"
 PREFILL_TOKENS = 32
 """A prompt is read in pieces of this many tokens, the last of them padded with positions of −1."""
-AI_CORES = 16
-"""What a card has, and what is compiled for unless a caller says otherwise."""
+AI_CORES = 16  # of a card
 COMPILER, SDK_FOLDER = "qaic-compile", "/opt/qti-aic/exec"
 OPSET = 17
-MASKED = -1e4
-"""A score that no probability is left of, and that FP16 holds."""
+MASKED = -1e4  # a score that leaves no probability, and that FP16 holds
 
 
 class _RetainedState:
-    """The KV cache of one call, as transformers' attention uses it: new keys and values replace what lies at their positions."""
+    """The KV cache of one call, as transformers' attention uses it: new keys and values replace what is at their positions."""
 
     def __init__(self, past: tuple[Tensor, ...], slots: Tensor):
         self.past, self.slots = list(past), slots
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, _: Any = None) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, layer: int, _: Any = None) -> list[Tensor]:
         index = self.slots[:, None, :, None].expand(keys.shape)
-        for place, new in ((2 * layer, keys), (2 * layer + 1, values)):
-            self.past[place] = self.past[place].scatter(2, index, new)
-        return self.past[2 * layer], self.past[2 * layer + 1]
+        own = slice(2 * layer, 2 * layer + 2)
+        self.past[own] = [past.scatter(2, index, new) for past, new in zip(self.past[own], (keys, values), strict=True)]
+        return self.past[own]
 
 
 class _WithRetainedState(nn.Module):
@@ -66,14 +63,9 @@ class _WithRetainedState(nn.Module):
 def export_qaic(model: Any, tokenizer: Any, out_dir: Path | str) -> Path:
     """Write an FP32 GPT-2 as the compiler of Cloud AI 100 takes it, with its config and tokenizer; return the folder.
 
-    Beside the graph lie `specializations.json`, the shapes to compile for (a piece of a prompt, and one token), and `custom_io.yaml`,
+    Beside the graph are `specializations.json`, the shapes to compile for (a piece of a prompt, and one token), and `custom_io.yaml`,
     which says that the state is FP16. The folder appears whole or not at all.
-
-    Raises:
-        ValueError: a weight is NaN or infinite, layers kept different numbers of heads, or `out_dir` can't be written.
     """
-    from gpt2opt.sources.gpt2 import check_finite, heads_per_layer
-
     check_finite(model)
     heads, config = heads_per_layer(model), model.config
     names = [f"past_{kind}.{layer}" for layer in range(config.n_layer) for kind in ("key", "value")]
@@ -96,11 +88,7 @@ def export_qaic(model: Any, tokenizer: Any, out_dir: Path | str) -> Path:
 
 
 def find_compiler() -> str:
-    """Return the path of the compiler.
-
-    Raises:
-        ImportError: Qualcomm's SDK is not installed.
-    """
+    """Return the path of the compiler, or raise ImportError with what to do."""
     found = shutil.which(COMPILER, path=os.pathsep.join((SDK_FOLDER, os.environ.get("PATH", ""))))
     if found is None:
         raise ImportError(
@@ -111,15 +99,8 @@ def find_compiler() -> str:
 
 
 def compile_program(directory: Path | str, out_dir: Path | str, num_cores: int = AI_CORES) -> Path:
-    """Compile what `export_qaic` wrote for a card; return the folder of the program, which appears whole or not at all.
-
-    Raises:
-        ImportError: the SDK is not installed.
-        ValueError: there is no such export, or `out_dir` can't be written.
-        RuntimeError: the compiler failed; the message ends with its own complaint.
-    """
+    """Compile what `export_qaic` wrote for a card; return the folder of the program, which appears whole or not at all."""
     compiler, directory = find_compiler(), Path(directory)
-    read_config(directory, "n_positions")
     with new_folder(out_dir) as partial:
         command = [
             compiler, "-aic-hw", f"-m={directory / ONNX_NAME}", "-retained-state", "-convert-to-fp16", f"-aic-num-cores={num_cores}",

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpt2opt.measure.trace_file import ON_GPU, Event
 
-FRAME, OPERATOR, RUNTIME, KERNEL = KINDS = ("frame", "operator", "runtime", "kernel")
+FRAME, OPERATOR, RUNTIME, KERNEL = "frame", "operator", "runtime", "kernel"
 """A module or a Python function; an operator; a call into CUDA's runtime; work on a GPU."""
 STEP = "ProfilerStep#"
 NOBODY = "started by no recorded operator"
@@ -19,8 +19,7 @@ NOBODY = "started by no recorded operator"
 _KINDS = {"cpu_op": OPERATOR, "cuda_runtime": RUNTIME, "cuda_driver": RUNTIME, "user_annotation": FRAME}
 _MODULE = re.compile(r"nn\.Module: (.+?)(?:_\d+)?$")
 _OURS = re.compile(r"gpt2opt/(?:.*/)?(\w+\.py)\(\d+\): ([a-z]\w*)$")
-ROUNDED_US = 0.01
-"""Two calls one after the other may overlap by this little: times are rounded."""
+ROUNDED_US = 0.01  # two calls one after the other may overlap by this little: times are rounded
 
 
 @dataclass(slots=True, eq=False)
@@ -48,10 +47,15 @@ class Node:
         return max(0.0, self.gpu_us - sum(child.gpu_us for child in self.children.values()))
 
     def child(self, kind: str, name: str) -> "Node":
-        key = (kind, name)
-        if key not in self.children:
-            self.children[key] = Node(name, kind, self)
-        return self.children[key]
+        if (kind, name) not in self.children:
+            self.children[kind, name] = Node(name, kind, self)
+        return self.children[kind, name]
+
+    def callers(self) -> Iterator["Node"]:
+        node = self.parent
+        while node:
+            yield node
+            node = node.parent
 
     def walk(self) -> Iterator["Node"]:
         yield self
@@ -93,9 +97,6 @@ def call_tree(events: list[Event]) -> Node:
 
     Of Python's functions the tree has the modules of torch and the public functions of this package. A call belongs to the one around it
     in the same thread; work on a GPU belongs to the operator that started it.
-
-    Args:
-        events: see `recorded`.
     """
     root, starters = Node("whole recording", FRAME), {}
     threads: dict[tuple[Any, Any], list[tuple[float, Node]]] = {}
@@ -114,7 +115,11 @@ def call_tree(events: list[Event]) -> Node:
         around.append((event["ts"] + event["dur"], node))
     for event in events:
         if event.get("cat") in ON_GPU:
-            _add_gpu_work(starters.get(event.get("args", {}).get("External id")) or root.child(KERNEL, NOBODY), event)
+            starter = starters.get(event.get("args", {}).get("External id")) or root.child(KERNEL, NOBODY)
+            kernel = starter.child(KERNEL, event["name"])
+            kernel.calls += 1
+            for node in (kernel, *kernel.callers()):
+                node.gpu_us += event["dur"]
     steps = [event["dur"] for event in events if _is_step(event)]
     root.calls, root.cpu_us = max(1, len(steps)), max(sum(steps), sum(child.cpu_us for child in root.children.values()))
     return root
@@ -135,34 +140,18 @@ def shown_as(event: Event) -> tuple[str, str] | None:
     return None
 
 
-def _add_gpu_work(starter: Node, event: Event) -> None:
-    kernel = starter.child(KERNEL, event["name"])
-    kernel.calls += 1
-    node: Node | None = kernel
-    while node:
-        node.gpu_us += event["dur"]
-        node = node.parent
-
-
 def operator_table(root: Node) -> list[Operator]:
     """Return every operator, call of a runtime and kernel in the tree, the one with most time of its own first."""
     rows: dict[str, Operator] = {}
-    open_names: Counter[str] = Counter()
-
-    def add(node: Node) -> None:
-        if node.kind != FRAME:
-            row = rows.setdefault(node.name, Operator(node.name, node.kind))
-            row.calls += node.calls
-            row.own_cpu_us += node.own_cpu_us
-            row.own_gpu_us += node.own_gpu_us
-            row.notes += node.notes
-            if not open_names[node.name]:
-                row.cpu_us += node.cpu_us
-                row.gpu_us += node.gpu_us
-        open_names[node.name] += 1
-        for child in node.children.values():
-            add(child)
-        open_names[node.name] -= 1
-
-    add(root)
+    for node in root.walk():
+        if node.kind == FRAME:
+            continue
+        row = rows.setdefault(node.name, Operator(node.name, node.kind))
+        row.calls += node.calls
+        row.own_cpu_us += node.own_cpu_us
+        row.own_gpu_us += node.own_gpu_us
+        row.notes += node.notes
+        if all(caller.name != node.name for caller in node.callers()):
+            row.cpu_us += node.cpu_us
+            row.gpu_us += node.gpu_us
     return sorted(rows.values(), key=lambda row: (-row.own_cpu_us - row.own_gpu_us, row.name))

@@ -1,7 +1,4 @@
-"""A fresh process that makes one object and answers calls of its methods, for everything that a used process would falsify.
-
-The child is a plain subprocess, because multiprocessing would import the caller's main script into it.
-"""
+"""A fresh process that makes one object and answers calls of its methods, for everything that a used process would falsify."""
 
 import os
 import pickle
@@ -12,11 +9,17 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
+LIMITED_S = 300  # life of a child with a memory limit: a library that gets no memory may wait for ever, as OpenBLAS does
 
-class Child:
-    """An object in a process of its own, with all the libraries that it loads. Use it in a `with` block, or call `close`."""
+
+class Child(AbstractContextManager["Child"]):
+    """An object in a process of its own, with all the libraries that it loads. Use it in a `with` block, or call `close`.
+
+    The process is a plain subprocess, because multiprocessing would import the caller's main script into it.
+    """
 
     def __init__(
         self,
@@ -24,20 +27,16 @@ class Child:
         *arguments: Any,
         environment: Mapping[str, str] | None = None,
         address_space_bytes: int | None = None,
-        timeout_s: float | None = None,
     ):
-        """Start the process and make the object.
+        """Start the process and make the object. Arguments and values, here and of later calls, are pickled.
 
         Args:
             factory: a module-level class or function; the child imports its module and calls it.
-            arguments: of the factory. They are pickled, and so are those and the values of later calls.
             environment: variables that the child gets beside those of this process.
-            address_space_bytes: the most that the child may map (RLIMIT_AS, Linux), set before it imports anything.
-            timeout_s: how long the child may live; it is killed then.
+            address_space_bytes: the most that the child may map (RLIMIT_AS), set before it imports anything; see `LIMITED_S`.
 
         Raises:
-            RuntimeError: the factory raised, or the process died.
-            TimeoutError: it was killed because its time was over.
+            RuntimeError, KeyboardInterrupt, TimeoutError: as `call`.
         """
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 — it lives as long as the process
         path = os.pathsep.join(path for path in sys.path if path)
@@ -49,8 +48,8 @@ class Child:
             env={**os.environ, **(environment or {}), "PYTHONPATH": path},
         )
         self._timed_out = False
-        self._timer = threading.Timer(timeout_s or 0, self._give_up)
-        if timeout_s:
+        self._timer = threading.Timer(LIMITED_S, self._give_up)
+        if address_space_bytes:
             self._timer.start()
         try:
             self.call(factory, *arguments)
@@ -75,9 +74,11 @@ class Child:
         except (OSError, EOFError) as death:
             if self._timed_out:
                 raise TimeoutError(f"no answer in {self._timer.interval:g} s") from death
-            if self._process.wait() == -signal.SIGINT:  # a terminal interrupts every process of a command
+            if (code := self._process.wait()) == -signal.SIGINT:  # a terminal interrupts every process of a command
                 raise KeyboardInterrupt from None
-            raise RuntimeError(self._last_words()) from death
+            self._complaints.seek(0)
+            said = self._complaints.read().decode(errors="replace").strip() or "it said nothing; was memory short?"
+            raise RuntimeError(f"the process died with exit code {code}:\n{said}") from death
         if complaint:
             raise RuntimeError(complaint)
         return value
@@ -88,9 +89,6 @@ class Child:
         self._process.communicate()
         self._complaints.close()
 
-    def __enter__(self) -> "Child":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -98,18 +96,11 @@ class Child:
         self._timed_out = True
         self._process.kill()
 
-    def _last_words(self) -> str:
-        code = self._process.wait()
-        self._complaints.seek(0)
-        said = self._complaints.read().decode(errors="replace").strip()
-        return f"the process died with exit code {code}:\n{said or 'it said nothing; was memory short?'}"
-
 
 def thread_settings(threads: int) -> dict[str, str]:
     """Return the environment that gives every library the same threads and lets the threads of an idle process sleep."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     # Intel's OpenMP would spin for 200 ms into the turn of the next engine; a millisecond outlasts the gaps within a token.
-    return {**dict.fromkeys(names, str(threads)), "KMP_BLOCKTIME": "1"}
+    return {**dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)), "KMP_BLOCKTIME": "1"}
 
 
 def serve() -> None:
@@ -124,14 +115,14 @@ def serve() -> None:
 
     quiet()
     served = None
-    answer: tuple[Any, str | None]
     while True:
+        answer: tuple[Any, str | None] = None, None
         try:
             what, arguments = pickle.load(sys.stdin.buffer)
             if isinstance(what, str):
                 answer = getattr(served, what)(*arguments), None
             else:
-                served, answer = what(*arguments), (None, None)
+                served = what(*arguments)
         except EOFError:
             return
         except Exception:

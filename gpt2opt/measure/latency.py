@@ -1,4 +1,4 @@
-"""Latency of generation: time to first token (TTFT) and time per output token (TPOT), of one model or of several that take turns."""
+"""Latency of generation: time to first token (TTFT) and time per output token (TPOT), of models that take turns."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,10 +12,7 @@ from gpt2opt.measure.turns import Contestants, Here, Start, in_child
 from gpt2opt.settings import is_whole
 
 TIMED_RUNS = 12
-"""Timed runs of each model by default."""
-
-Timer = Callable[[Callable[[], None]], float]
-"""Does some work and returns the seconds it took."""
+Timer = Callable[[Callable[[], None]], float]  # does some work and returns the seconds it took
 
 
 def wall_time(work: Callable[[], None]) -> float:
@@ -37,50 +34,27 @@ def cuda_time(work: Callable[[], None]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def measure_latency(
-    decoder: Decoder, *, prompt_tokens: int, new_tokens: int, runs: int = TIMED_RUNS, batch_size: int = 1, timer: Timer = wall_time
-) -> Latency:
-    """Time each token of several greedy generations, after a warm-up that lasts until runs stop getting faster.
-
-    Args:
-        decoder: the model with its prompt.
-        prompt_tokens: number of prompt tokens; stored with the result.
-        new_tokens: tokens that a run generates, the first included; at least 2.
-        runs: number of timed runs. Each gives one TTFT sample and new_tokens − 1 TPOT samples.
-        batch_size: number of sequences that the decoder reads at once; stored with the result.
-        timer: `wall_time`, or `cuda_time` for a model on a GPU.
-
-    Raises:
-        ValueError: new_tokens < 2 or runs < 1.
-    """
-    return compare_latency(
-        {"": decoder}, prompt_tokens=prompt_tokens, new_tokens=new_tokens, runs=runs, batch_size=batch_size, timer=timer
-    )[""]
-
-
 def compare_latency(
     decoders: Mapping[str, Decoder | Callable[[], Child]],
     *,
     prompt_tokens: int,
     new_tokens: int,
     runs: int = TIMED_RUNS,
-    batch_size: int = 1,
     timer: Timer = wall_time,
 ) -> dict[str, Latency]:
-    """Time several models in turns, one run of each in every round; see `turns`.
+    """Time each token of greedy generations of one or several models, one run of each in every round, after a warm-up; see `turns`.
 
     A slow minute of the machine then affects all models, and their samples can be paired run by run; see `stats.paired_ratio`.
 
     Args:
         decoders: name -> `decoder_in_child(…)`, or a decoder in this process; the same prompt for all.
-        prompt_tokens, new_tokens, runs, batch_size: as in `measure_latency`.
-        timer: of the decoders in this process.
+        prompt_tokens: of that prompt; stored with the result.
+        new_tokens: tokens that a run generates, the first included; at least 2.
+        runs: number of timed runs. Each gives one TTFT sample and new_tokens − 1 TPOT samples.
+        timer: of the decoders in this process: `wall_time`, or `cuda_time` for models on a GPU.
 
     Returns:
         The latency of each by name; that of the first one twice, the second time as "… again", unless it is the only one.
-
-    Raises:
-        ValueError: as `measure_latency`.
     """
     if not is_whole(new_tokens, 2) or not is_whole(runs, 1):
         raise ValueError(f"new_tokens={new_tokens}, runs={runs}: expected at least 2 tokens (TTFT and one TPOT) and 1 run")
@@ -95,7 +69,7 @@ def compare_latency(
         name: Latency(
             tuple(times[0] for times in samples[new_tokens]),
             tuple(step for times in samples[new_tokens] for step in times[1:]),
-            outcome.warmups[name][new_tokens][0], batch_size, prompt_tokens, new_tokens, outcome.warmups[name][new_tokens][1], others,
+            outcome.warmups[name][new_tokens][0], 1, prompt_tokens, new_tokens, outcome.warmups[name][new_tokens][1], others,
         )
         for name, samples in outcome.samples.items()
     }  # fmt: skip
@@ -104,7 +78,7 @@ def compare_latency(
 class TimedDecoder:
     """A model with its prompt, whose generations are timed token by token."""
 
-    def __init__(self, decoder: Decoder, timer: Timer = wall_time):
+    def __init__(self, decoder: Decoder, timer: Timer):
         self.decoder, self.timer = decoder, timer
 
     def run(self, new_tokens: int) -> list[float]:

@@ -1,11 +1,10 @@
 """What the machine can do at best: bytes read, INT8 and FP32 operations per second.
 
-No one way of reading or multiplying is the fastest on every CPU, and a shared machine is slower now and then. So the limit is the best that
-any of several ways reached. An engine can still be faster: no probe reads at the limit of every machine, and weights that fit into the
-CPU's caches need not be read from memory at all.
+No one way of reading or multiplying is the fastest on every CPU, so the limit is the best that any of several ways reached. An engine can
+still be faster: weights that fit into the CPU's caches need not be read from memory at all.
 """
 
-import time
+import timeit
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ REPEATS = 5
 class Limits:
     """What the machine gave at one moment: the best of `REPEATS` of each way.
 
-    Read: sum, maximum and dot product over `BUFFER_BYTES`, with all threads. INT8: torch's quantized linear layer and 1 × 1 convolution,
-    u8 × i8, by each library that torch has for them. FP32: torch matmul. The last two of ROWS × INNER × OUTER.
+    Read: sum, maximum and dot product, with all threads. INT8: torch's quantized linear layer and 1 × 1 convolution, u8 × i8, by each
+    library that torch has for them. FP32: torch matmul.
     """
 
     read_bytes_per_s: float
@@ -38,10 +37,8 @@ class Probe:
         import torch
 
         torch.set_num_threads(threads)
-        self.reads = _reads(threads)
         inputs, weight = torch.randn(ROWS, INNER), torch.randn(OUTER, INNER)
-        self.int8_matmuls = _int8_matmuls(inputs, weight)
-        self.fp32_matmuls = [lambda: inputs @ weight.T]
+        self.reads, self.int8_matmuls, self.fp32_matmuls = _reads(threads), _int8_matmuls(inputs, weight), [lambda: inputs @ weight.T]
 
     def measure(self) -> Limits:
         import torch
@@ -86,12 +83,5 @@ def _int8_matmuls(inputs, weight) -> list[Callable[[], object]]:
 
 
 def _best(ways: Sequence[Callable[[], object]]) -> float:
-    """Return the least seconds that any of these took."""
-    seconds = []
-    for work in ways:
-        work()
-        for _ in range(REPEATS):
-            start = time.perf_counter()
-            work()
-            seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    """Return the least seconds that any of these took, after a warm-up."""
+    return min(min(timeit.repeat(work, repeat=REPEATS + 1, number=1)[1:]) for work in ways)

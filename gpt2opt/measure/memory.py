@@ -1,12 +1,10 @@
-"""Memory that a piece of work takes: RAM from a fresh process, VRAM from the counters of torch's allocator and of the driver.
+"""Memory that a piece of work takes: VRAM by the counters of torch's allocator and of the driver, and RAM in a fresh process.
 
-The memory of a process that has trained, plotted and quantized says nothing about one model. So RAM is read in a child process that does
-nothing but the work.
+The memory of a process that has trained, plotted and quantized says nothing about one model.
 """
 
 import importlib
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +12,13 @@ from typing import Any
 from gpt2opt.measure.child import Child
 from gpt2opt.measure.results import Resident
 
-LIMITED_SECONDS = 300
-"""How long a child with a memory limit may take. A library that gets no memory may wait for ever instead of failing; OpenBLAS does."""
-
 
 @dataclass(frozen=True)
 class ChildRun:
     """The value that a fresh process returned, and the memory it used; each figure is None where the system has no /proc.
 
-    steps: resident memory at `start` (before the call, with the libraries imported) and at every step that the function named.
-    peak_rss_bytes, peak_address_space_bytes: the kernel's high-water marks (VmHWM, VmPeak) at the end.
+    steps: resident memory at `start` (before the call, with the libraries imported) and at every step that the function named. The peaks
+    are the kernel's high-water marks (VmHWM, VmPeak) at the end.
     """
 
     value: Any
@@ -34,7 +29,7 @@ class ChildRun:
     @property
     def start_rss_bytes(self) -> int | None:
         start = self.steps["start"]
-        return None if start is None else start.rss_bytes
+        return start.rss_bytes if start else None
 
 
 @dataclass(frozen=True)
@@ -52,41 +47,35 @@ class Vram:
 def in_fresh_process(
     function: Callable, *arguments: Any, libraries: tuple[str, ...] = (), address_space_bytes: int | None = None
 ) -> ChildRun:
-    """Call a module-level function in a new interpreter; return its value with the memory that the call took.
+    """Call a module-level function in a new interpreter; return its value with the memory that the call took. See `Child`.
 
-    The peak is VmHWM, because `ru_maxrss` starts from the parent's own peak. See `Child`.
+    The peak is VmHWM, because `ru_maxrss` starts from the parent's own peak.
 
     Args:
         function: the child imports its module and calls it. A generator function yields the name of each step that it has reached;
             resident memory is read at that point, while the function still holds its objects.
-        arguments: the function's arguments. They are pickled, and so is the returned value.
         libraries: modules that the child imports before `start` is read.
-        address_space_bytes: see `Child`. It is stricter than a limit of resident memory: mapped files and untouched pages count too.
+        address_space_bytes: stricter than a limit of resident memory: mapped files and untouched pages count too.
 
     Raises:
         RuntimeError: the function raised, the child died (for example because memory ran out), or it got stuck under its limit.
     """
-    timeout_s = LIMITED_SECONDS if address_space_bytes else None
     try:
-        with Child(Metered, libraries, address_space_bytes=address_space_bytes, timeout_s=timeout_s) as child:
+        with Child(Metered, libraries, address_space_bytes=address_space_bytes) as child:
             return child.call("run", function, arguments)
     except TimeoutError as error:
-        limit = f"{(address_space_bytes or 0) / 1e6:.0f} MB of address space"
-        raise RuntimeError(f"{function.__name__} gave {error} with {limit}") from error
+        raise RuntimeError(f"{function.__name__} gave {error} with {(address_space_bytes or 0) / 1e6:.0f} MB of address space") from error
     except RuntimeError as error:
         raise RuntimeError(f"{function.__name__} failed in a fresh process:\n{error}") from error
 
 
 def peak_ram(function: Callable, *arguments: Any) -> int | None:
-    """Return the peak RSS in bytes of a fresh process that calls a module-level function; None where the system has no /proc.
-
-    The interpreter and the libraries that the function imports are part of it. See `in_fresh_process`, which returns and raises more.
-    """
+    """Return the peak RSS in bytes of a fresh process that calls a module-level function, its libraries included; None without /proc."""
     return in_fresh_process(function, *arguments).peak_rss_bytes
 
 
 class Metered:
-    """Calls functions in a fresh process and reads what they take; see `in_fresh_process`."""
+    """Calls functions in a fresh process and reads the memory that they take."""
 
     def __init__(self, libraries: tuple[str, ...]):
         for library in libraries:
@@ -95,22 +84,17 @@ class Metered:
     def run(self, function: Callable, arguments: tuple) -> ChildRun:
         steps = {"start": read_resident()}
         value = function(*arguments)
-        if inspect.isgenerator(value):
-            value = _walk(value, steps)
+        if isinstance(value, Generator):
+            try:
+                while True:
+                    step = next(value)
+                    steps[step] = read_resident()
+            except StopIteration as end:
+                value = end.value
         peaks = _sizes("status")
         # The kernel counts pages in batches for each thread, so its mark may be some pages below what was read on the way.
         peak_rss = max(peaks["VmHWM"], *(step.rss_bytes for step in steps.values() if step), 0) if peaks else None
         return ChildRun(value, steps, peak_rss, peaks.get("VmPeak"))
-
-
-def _walk(generator: Any, steps: dict[str, Resident | None]) -> Any:
-    """Run a generator to its end and read resident memory at each step that it names; return the generator's value."""
-    while True:
-        try:
-            step = next(generator)
-        except StopIteration as end:
-            return end.value
-        steps[step] = read_resident()
 
 
 def read_resident() -> Resident | None:
@@ -118,8 +102,7 @@ def read_resident() -> Resident | None:
     sizes = _sizes("smaps_rollup")
     if not sizes:
         return None
-    rss = sizes["Rss"]
-    return Resident(rss, sizes["Pss"], sizes["Private_Clean"] + sizes["Private_Dirty"], rss - sizes["Anonymous"])
+    return Resident(sizes["Rss"], sizes["Pss"], sizes["Private_Clean"] + sizes["Private_Dirty"], sizes["Rss"] - sizes["Anonymous"])
 
 
 def read_peak_rss() -> int | None:
@@ -137,7 +120,7 @@ def _sizes(name: str) -> dict[str, int]:
 
 
 def peak_vram(work: Callable[[], Any]) -> Vram | None:
-    """Run `work` and return the VRAM that it took, or None without a GPU. What came before, such as training, is not counted."""
+    """Run `work` and return the VRAM that it took, or None without a GPU. What came before, such as training, does not count."""
     import torch
 
     if torch.cuda.is_available():
@@ -149,10 +132,10 @@ def peak_vram(work: Callable[[], Any]) -> Vram | None:
 
 def read_peak_vram() -> Vram | None:
     """Return the peaks of this process so far and the memory in use on the device now; None without a GPU."""
-    import torch
+    from torch import cuda
 
     in_use = device_vram()
-    return None if in_use is None else Vram(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), in_use)
+    return None if in_use is None else Vram(cuda.max_memory_allocated(), cuda.max_memory_reserved(), in_use)
 
 
 def device_vram() -> int | None:

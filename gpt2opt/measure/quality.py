@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +19,7 @@ Logits = Callable[[Tensor], Any]
 """ids (B, T) int64 -> logits (B, T, V), a tensor or an array of any float dtype; they are used before the next call."""
 
 JOIN = "\n\n"
-ROWS = 64
-"""Positions whose logits are processed at once: few enough to stay in the CPU's cache, and their memory is reused."""
+ROWS = 64  # positions whose logits are processed at once: few enough to stay in the CPU's cache, and their memory is reused
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Protocol:
     """How a text is scored. Two perplexities can be compared only under the same protocol.
 
     window: tokens that are read at once, at most the model's context. stride: how far the window moves; None means a whole window.
-    by_line: each line is scored alone, its line break included, and cut at the end of the window. Otherwise the documents are joined by
-    blank lines and scored as one text. Nothing predicts the first token of either.
+    by_line: each line is scored alone and cut at the end of the window. Otherwise the documents are joined by blank lines and scored as
+    one text. Nothing predicts the first token of either.
     """
 
     name: str
@@ -46,8 +46,7 @@ class Protocol:
 STANDARD = Protocol("standard")
 """The protocol of papers. On the raw test split of WikiText-2, stock GPT-2 gets a perplexity of 29.94."""
 COURSE = Protocol("course", window=512, by_line=True)
-"""The protocol of the course's notebook. On 200 validation rows of raw WikiText-2, stock GPT-2 in FP16 gets a `course_perplexity` of
-40.03."""
+"""That of the course's notebook. On 200 validation rows of raw WikiText-2, stock GPT-2 in FP16 gets a `course_perplexity` of 40.03."""
 PROTOCOLS = {protocol.name: protocol for protocol in (STANDARD, COURSE)}
 
 
@@ -56,11 +55,10 @@ class ScoredText:
     """A text as token ids, ready for every model that uses the same tokenizer.
 
     sequences: pairs of ids (T,) that are read together and, for each id, the index of its document (T,). num_words, num_bytes: of the
-    scored part; words are separated by white space. label: the text and the protocol.
+    scored part. label: the text and the protocol.
     """
 
     sequences: tuple[tuple[Tensor, Tensor], ...]
-    num_documents: int
     num_words: int
     num_bytes: int
     window: int
@@ -75,115 +73,75 @@ def prepare_text(tokenizer, documents: Sequence[str], label: str, protocol: Prot
         tokenizer: the model's own; `model_max_length` is its context, and the protocol's window is cut to it.
         documents: intervals are taken over them. If the protocol scores by line, each line is a document.
         label: the name of the text; the protocol is appended to it.
-
-    Raises:
-        ValueError: no document has two tokens, what is scored has no byte, the stride would leave tokens out, or the tokenizer is not a
-            fast one of transformers.
-
-    Example:
-        >>> class Bytes:
-        ...     model_max_length = 8
-        ...     def __call__(self, text, **_):
-        ...         spans = [(i, i + 1) for i in range(len(text))]
-        ...         return type("Encoded", (), {"input_ids": list(text.encode()), "offset_mapping": spans})
-        >>> prepare_text(Bytes(), ["one", "two"], "numbers").label
-        'numbers, documents joined by blank lines | standard: window 8, stride 8 | 7 of 8 tokens scored'
     """
+    if not getattr(tokenizer, "is_fast", True):
+        raise ValueError(f"{type(tokenizer).__name__} does not say where its tokens are in a text; take the fast one, by AutoTokenizer")
     window = min(protocol.window, window_length(tokenizer))
     stride = protocol.stride or window
     if stride > window:
         raise ValueError(f"stride={stride}, window={window}: expected 0 < stride <= window, or tokens would be left out")
     if protocol.by_line:
         documents = [line for document in documents for line in document.splitlines(keepends=True) if line.strip()]
-        read = [_cut(*_tokens(tokenizer, line), window) for line in documents]
-        sequences = [(ids, torch.full_like(ids, index)) for index, (ids, _) in enumerate(read)]
-        spans = [line[slice(*span)] for line, (_, span) in zip(documents, read, strict=True)]
-        how = f"each line alone, cut at {window} tokens"
+        texts, kept, how = documents, slice(window), f"each line alone, cut at {window} tokens"
     else:
-        text = JOIN.join(documents)
-        ids, offsets = _tokens(tokenizer, text)
-        ends = list(itertools.accumulate(len(document) + len(JOIN) for document in documents))
-        sequences = [(ids, torch.tensor([min(bisect.bisect_right(ends, start), len(documents) - 1) for start, _ in offsets]))]
-        spans = [text[slice(*_cut(ids, offsets, len(ids))[1])]]
-        how = "documents joined by blank lines"
-    sequences = [(ids, owners) for ids, owners in sequences if len(ids) > 1]
+        texts, kept, how = [JOIN.join(documents)], slice(None), "documents joined by blank lines"
+    ends = list(itertools.accumulate(len(document) + len(JOIN) for document in documents))
+    sequences, scored = [], []
+    for number, text in enumerate(texts):
+        encoded = encode(tokenizer, text, return_offsets_mapping=True)
+        ids, offsets = torch.tensor(encoded.input_ids[kept], dtype=torch.int64), encoded.offset_mapping[kept]
+        if len(ids) > 1:
+            owners = [number if protocol.by_line else min(bisect.bisect_right(ends, start), len(documents) - 1) for start, _ in offsets]
+            sequences.append((ids, torch.tensor(owners)))
+            scored.append(text[offsets[0][1] : offsets[-1][1]])  # from behind the first token, which nothing predicts
     if not sequences:
         raise ValueError(f"{label} has no two tokens in a row, which is what it takes to predict one from another; give a longer text")
     total = sum(len(ids) for ids, _ in sequences)
-    num_words, num_bytes = sum(len(span.split()) for span in spans), sum(len(span.encode()) for span in spans)
+    num_words, num_bytes = sum(len(part.split()) for part in scored), sum(len(part.encode()) for part in scored)
     if not num_bytes:
         raise ValueError(f"{label} has no character behind the first, which nothing predicts; give a longer text")
     how = f"{how} | {protocol.name}: window {window}, stride {stride} | {total - len(sequences)} of {total} tokens scored"
-    return ScoredText(tuple(sequences), len(documents), num_words, num_bytes, window, stride, f"{label}, {how}")
-
-
-def _tokens(tokenizer, text: str) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Return a text's token ids (T,), and for each the characters at which it begins and ends."""
-    if not getattr(tokenizer, "is_fast", True):
-        raise ValueError(f"{type(tokenizer).__name__} does not tell where its tokens stand in a text; take the fast one, by AutoTokenizer")
-    encoded = encode(tokenizer, text, return_offsets_mapping=True)
-    return torch.tensor(encoded.input_ids, dtype=torch.int64), encoded.offset_mapping
-
-
-def _cut(ids: Tensor, offsets: list[tuple[int, int]], window: int) -> tuple[Tensor, tuple[int, int]]:
-    """Return the first `window` ids, and the range of scored characters: it starts behind the first token, which is not predicted."""
-    kept = offsets[:window]
-    return ids[:window], (kept[0][1], kept[-1][1]) if kept else (0, 0)
+    return ScoredText(tuple(sequences), num_words, num_bytes, window, stride, f"{label}, {how}")
 
 
 def perplexity(logits: Logits, text: ScoredText, *, batch_size: int = 2) -> Quality:
     """Score a text: the perplexity per token, with all that an interval and other units (per word, bits per byte) need.
 
-    Args:
-        logits: the model under test, as a function of token ids; see `Logits`.
-        text: from `prepare_text`, tokenized with the model's own tokenizer.
-        batch_size: windows that are scored at once. It changes memory and speed, not the result.
-
-    Raises:
-        ValueError: ids are outside the vocabulary, or logits are not finite.
+    text: from `prepare_text`, with the model's own tokenizer. batch_size changes memory and speed, not the result.
 
     Example:
         A model that expects each of 4 tokens equally has a perplexity of 4:
 
         >>> ids = torch.tensor([0, 1, 2])
-        >>> text = ScoredText(((ids, torch.zeros_like(ids)),), num_documents=1, num_words=1, num_bytes=2, window=8, stride=8, label="ids")
+        >>> text = ScoredText(((ids, torch.zeros_like(ids)),), num_words=1, num_bytes=2, window=8, stride=8, label="ids")
         >>> round(perplexity(lambda ids: torch.zeros(*ids.shape, 4), text).perplexity, 4)
         4.0
     """
-    sums = torch.zeros(text.num_documents, 2, dtype=torch.float64)
-    for batch in _batches(text, batch_size):
-        batch.add(sums, token_nll(torch.as_tensor(logits(batch.ids)), batch.targets))
-    return _quality(text, *sums[sums[:, -1] > 0].T)
+    owners, nats = _of_each_token(text, batch_size, lambda ids, targets: [token_nll(torch.as_tensor(logits(ids)), targets)])
+    return _quality(text, owners, nats)
 
 
-def measure_agreement(
-    logits: Logits, reference: Logits, text: ScoredText, *, reference_name: str, batch_size: int = 1
-) -> tuple[Quality, Agreement]:
-    """Score a text and, in the same pass, compare the model's next-token distributions with those of its reference model.
+def measure_agreement(logits: Logits, reference: Logits, text: ScoredText, *, reference_name: str) -> tuple[Quality, Agreement]:
+    """Score a text as `perplexity` does and, in the same pass, compare the model's next-token distributions with its reference model's.
 
-    Args:
-        logits, text, batch_size: as in `perplexity`.
-        reference: the model that it was made from, with the same vocabulary; KL is KL(reference ‖ model). reference_name: its name.
-
-    Raises:
-        ValueError: as `perplexity`, or the two models' vocabularies differ.
+    reference: the model that it was made from, with the same vocabulary; KL is KL(reference ‖ model).
     """
-    sums = torch.zeros(text.num_documents, 4, dtype=torch.float64)
-    every: list[tuple[Tensor, Tensor]] = []
-    for batch in _batches(text, batch_size):
-        ours, theirs = (torch.as_tensor(model(batch.ids)) for model in (logits, reference))
+
+    def compared(ids: Tensor, targets: Tensor) -> list[Tensor]:
+        ours, theirs = (torch.as_tensor(model(ids)) for model in (logits, reference))
         if ours.shape != theirs.shape:
             raise ValueError(f"{ours.shape[-1]} and {theirs.shape[-1]} tokens; only models of one vocabulary can be compared")
-        nll = token_nll(ours, batch.targets)
+        nll = token_nll(ours, targets)
         kl, is_same = (values.view_as(nll) for values in _compare(ours, theirs))
         if not torch.isfinite(kl).all():
             raise ValueError("the reference model gave logits that are not finite; its weights are damaged or overflow in this dtype")
-        batch.add(sums, nll, kl, is_same)
-        every.append((kl[batch.scored], batch.owners[batch.scored]))
-    nats, kl_nats, same, tokens = sums[sums[:, -1] > 0].T
-    kls, owners = (torch.cat(values).numpy() for values in zip(*every, strict=True))
-    totals = tuple(kl_nats.tolist()), tuple(same.long().tolist()), tuple(tokens.long().tolist())
-    return _quality(text, nats, tokens), Agreement(*totals, *percentile_99(kls, owners), text.label, reference_name)
+        return [nll, kl, is_same]
+
+    owners, nats, kls, is_same = _of_each_token(text, 1, compared)
+    kl, same, tokens = _by_document(owners, kls), _by_document(owners, is_same), _by_document(owners)
+    return _quality(text, owners, nats), Agreement(
+        kl, tuple(map(int, same)), tokens, *percentile_99(kls, owners), text.label, reference_name
+    )
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -192,15 +150,6 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     Args:
         logits: (B, T, V), any float dtype; upcast to FP32 before the log-softmax.
         targets: (B, T) int64, already shifted: `targets[:, t]` is the token that `logits[:, t]` predicts.
-
-    Raises:
-        ValueError: the vocabulary is too small for the targets, or a value is not a finite number.
-
-    Example:
-        Uniform logits over V = 4 cost ln 4 nats per target:
-
-        >>> token_nll(torch.zeros(1, 2, 4), torch.tensor([[1, 2]])).exp().tolist()
-        [[4.0, 4.0]]
     """
     if int(targets.max()) >= logits.shape[-1]:
         raise ValueError(f"token id {int(targets.max())} is outside the model's {logits.shape[-1]} tokens; use the model's own tokenizer")
@@ -218,8 +167,7 @@ def _compare(logits: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     kls, sames = [], []
     for ours, theirs in zip(_rows(logits), _rows(reference), strict=True):
         theirs = theirs.to(ours.device)
-        log_p, log_q = torch.log_softmax(theirs, -1), torch.log_softmax(ours, -1)
-        kls.append(kl_divergence(log_p, log_q))
+        kls.append(kl_divergence(torch.log_softmax(theirs, -1), torch.log_softmax(ours, -1)))
         sames.append(ours.argmax(-1) == theirs.argmax(-1))
     return torch.cat(kls).cpu(), torch.cat(sames).cpu()
 
@@ -251,23 +199,11 @@ def windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, in
         start += stride
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Windows of one length, so that no row is padded: ids, targets, the targets' documents, and whether each is scored, (B, T) each."""
+def _of_each_token(text: ScoredText, batch_size: int, values: Callable[[Tensor, Tensor], list[Tensor]]) -> list[np.ndarray]:
+    """Return the document of each scored token, and what `values` gives for it, (N,) each.
 
-    ids: Tensor
-    targets: Tensor
-    owners: Tensor
-    scored: Tensor
-
-    def add(self, sums: Tensor, *values: Tensor) -> None:
-        """Add the values (B, T) of the scored targets, and their number, to the sums (documents, values and number)."""
-        columns = torch.stack([*(each[self.scored].double() for each in values), self.scored[self.scored].double()], dim=1)
-        sums.index_add_(0, self.owners[self.scored], columns)
-
-
-def _batches(text: ScoredText, batch_size: int) -> Iterator[_Batch]:
-    """Yield every window once; a batch has at most `batch_size` windows, all of one length."""
+    values: ids and targets (B, T), of at most `batch_size` windows of one length, so that no row is padded -> (B, T) each.
+    """
     check_whole("batch_size", batch_size, 1)
     rows = [
         (ids[start:end], ids[start + 1 : end + 1], owners[start + 1 : end + 1], torch.arange(start + 1, end + 1) >= first)
@@ -275,11 +211,19 @@ def _batches(text: ScoredText, batch_size: int) -> Iterator[_Batch]:
         for start, end, first in windows(len(ids), text.window, text.stride)
     ]
     rows.sort(key=lambda row: -len(row[0]))
+    found = []
     for _, same_length in itertools.groupby(rows, key=lambda row: len(row[0])):
         group = list(same_length)
         for place in range(0, len(group), batch_size):
-            yield _Batch(*map(torch.stack, zip(*group[place : place + batch_size], strict=True)))
+            ids, targets, owners, scored = map(torch.stack, zip(*group[place : place + batch_size], strict=True))
+            found.append([each[scored] for each in (owners, *values(ids, targets))])
+    return [torch.cat(each).numpy() for each in zip(*found, strict=True)]
 
 
-def _quality(text: ScoredText, nats: Tensor, tokens: Tensor) -> Quality:
-    return Quality(tuple(nats.tolist()), tuple(tokens.long().tolist()), text.num_words, text.num_bytes, text.label)
+def _by_document(owners: np.ndarray, values: np.ndarray | None = None) -> tuple:
+    """Return the sum of the values of each document that has scored tokens, by default their number."""
+    return tuple(np.bincount(owners, values)[np.bincount(owners) > 0].tolist())
+
+
+def _quality(text: ScoredText, owners: np.ndarray, nats: np.ndarray) -> Quality:
+    return Quality(_by_document(owners, nats), _by_document(owners), text.num_words, text.num_bytes, text.label)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gpt2opt.measure.stats import Estimate, mean_interval, paired_ratio, positive_mean_interval
+from gpt2opt.measure.stats import Estimate, paired_ratio, perplexity_interval, positive_mean_interval
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """Return the value below which `share` of the samples lie, interpolated linearly between neighbouring samples."""
+    """Return the value below which `share` of the samples lie, interpolated linearly between neighbours."""
     return float(np.quantile(samples, share))
 
 
@@ -19,8 +19,8 @@ def percentile(samples: Sequence[float], share: float) -> float:
 class Latency:
     """Time to first token (reading the prompt, one sample per run) and time per output token (one sample per later token).
 
-    warmup_runs: untimed runs before the timed ones; steady: whether the warm-up ended because runs had stopped getting faster.
-    others_cpu_share: the share of the cores that other processes, and other machines on the same host, used meanwhile; None if unknown.
+    steady: whether the warm-up ended because runs had stopped getting faster. others_cpu_share: the share of the cores that other
+    processes, and other machines on the same host, used meanwhile; None if unknown.
     """
 
     ttft_samples_s: tuple[float, ...]
@@ -54,23 +54,20 @@ class Latency:
         runs = len(self.ttft_samples_s)
         if runs < 4:
             return (self,)
-        middle, tokens = runs // 2, runs // 2 * (len(self.tpot_samples_s) // runs)
-        return (
-            replace(self, ttft_samples_s=self.ttft_samples_s[:middle], tpot_samples_s=self.tpot_samples_s[:tokens]),
-            replace(self, ttft_samples_s=self.ttft_samples_s[middle:], tpot_samples_s=self.tpot_samples_s[tokens:]),
-        )
+        tokens = runs // 2 * (len(self.tpot_samples_s) // runs)
+        parts = (slice(runs // 2), slice(tokens)), (slice(runs // 2, None), slice(tokens, None))
+        return tuple(replace(self, ttft_samples_s=self.ttft_samples_s[a], tpot_samples_s=self.tpot_samples_s[b]) for a, b in parts)
 
     @property
     def tpot_by_run_s(self) -> tuple[float, ...]:
         """Return the median time per output token of each run."""
-        steps = len(self.tpot_samples_s) // len(self.ttft_samples_s)
-        runs = range(len(self.ttft_samples_s))
-        return tuple(statistics.median(self.tpot_samples_s[run * steps : (run + 1) * steps]) for run in runs)
+        runs, steps = len(self.ttft_samples_s), len(self.tpot_samples_s) // len(self.ttft_samples_s)
+        return tuple(statistics.median(self.tpot_samples_s[run * steps : (run + 1) * steps]) for run in range(runs))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models timed in turns, run by run, so that both see the same state of the machine."""
+    """Two models timed in turns, run by run, so that both see the same state of the machine; `ttft` and `tpot` are name ÷ base."""
 
     name: str
     base: str
@@ -79,7 +76,6 @@ class Comparison:
 
     @property
     def latencies(self) -> dict[str, Latency]:
-        """Return the latency of each of the two, by name."""
         return {self.name: self.latency, self.base: self.base_latency}
 
     @property
@@ -95,9 +91,8 @@ class Comparison:
 class Resident:
     """A process's resident memory at one moment (Linux, /proc/self/smaps_rollup).
 
-    pss_bytes: a page that n processes share counts as 1/n. uss_bytes: pages that no other process maps, pages of files included. Both
-    depend on which other processes run. file_bytes: pages of files, such as mapped weights and libraries, which the system may drop and
-    read again; the rest of RSS is anonymous.
+    pss_bytes: a page that n processes share counts as 1/n. uss_bytes: pages that no other process maps, pages of files included.
+    file_bytes: pages of files, such as mapped weights and libraries, which the system may drop and read again.
     """
 
     rss_bytes: int
@@ -158,9 +153,9 @@ class Quality:
 
         The mean loss of each document counts once for each of its tokens, the unscored first one included.
         """
-        pairs = list(zip(self.document_nats, self.document_tokens, strict=True))
-        weighted = math.fsum(nats * (tokens + 1) / tokens for nats, tokens in pairs)
-        return math.exp(weighted / sum(tokens + 1 for _, tokens in pairs))
+        documents = zip(self.document_nats, self.document_tokens, strict=True)
+        weighted = math.fsum(nats * (tokens + 1) / tokens for nats, tokens in documents)
+        return math.exp(weighted / (self.num_tokens + len(self.document_tokens)))
 
     @property
     def word_perplexity(self) -> float | None:
@@ -175,15 +170,11 @@ class Quality:
         return self.nll_nats / math.log(2) / self.num_bytes
 
     def interval(self) -> tuple[float, float] | None:
-        """Return the interval of the perplexity over other texts of such documents; see `stats.mean_interval`."""
-        return _exponential(mean_interval(self.document_nats, self.document_tokens))
+        """Return the interval of the perplexity over other texts of such documents; see `stats.over_documents`."""
+        return perplexity_interval(self.document_nats, self.document_tokens)
 
     def ratio_to(self, base: "Quality") -> float:
-        """Return this perplexity ÷ `base`'s perplexity.
-
-        Raises:
-            ValueError: the two were not scored on the same tokens by the same protocol.
-        """
+        """Return this perplexity ÷ `base`'s; raise ValueError unless both were scored on the same tokens by the same protocol."""
         if self.protocol != base.protocol or self.document_tokens != base.document_tokens:
             raise ValueError(f"can't compare {self.protocol!r} with {base.protocol!r}; score both with one protocol")
         return self.perplexity / base.perplexity
@@ -192,7 +183,7 @@ class Quality:
         """Return the interval of `ratio_to`; documents are paired."""
         self.ratio_to(base)
         nats = [ours - theirs for ours, theirs in zip(self.document_nats, base.document_nats, strict=True)]
-        return _exponential(mean_interval(nats, self.document_tokens))
+        return perplexity_interval(nats, self.document_tokens)
 
 
 @dataclass(frozen=True)
@@ -228,7 +219,3 @@ class Agreement:
         others = [tokens - same for tokens, same in zip(self.document_tokens, self.document_same_top, strict=True)]
         interval = positive_mean_interval(others, self.document_tokens)
         return interval and (1 - interval[1], 1 - interval[0])
-
-
-def _exponential(interval: tuple[float, float] | None) -> tuple[float, float] | None:
-    return interval and (math.exp(interval[0]), math.exp(interval[1]))

@@ -1,7 +1,6 @@
 """Confidence intervals: every interval of this project, at one confidence level, by methods that hold for few samples.
 
-Where models are timed in turns, each round gives a ratio; `paired_ratio` returns the median ratio and its interval. A scored text gives
-sums per document; `over_documents` returns a statistic of their totals and its interval over other texts of such documents.
+`paired_ratio` is for models that are timed in turns, `over_documents` for texts that are scored document by document.
 """
 
 import math
@@ -35,7 +34,6 @@ class Estimate:
         return [[max(0.0, self.value - self.low)], [max(0.0, self.high - self.value)]]
 
     def scaled(self, factor: float) -> "Estimate":
-        """Return the same in another unit."""
         return Estimate(self.value * factor, self.low * factor, self.high * factor)
 
     def __str__(self) -> str:
@@ -48,11 +46,7 @@ class Estimate:
 
 
 def paired_ratio(samples: Sequence[float], base: Sequence[float]) -> Estimate:
-    """Return the median of samples ÷ base. Samples are divided pair by pair, so that a slow minute of the machine cancels out.
-
-    Raises:
-        ValueError: the numbers of samples differ, or there are none.
-    """
+    """Return the median of samples ÷ base. Samples are divided pair by pair, so that a slow minute of the machine cancels out."""
     if len(samples) != len(base) or not len(samples):
         raise ValueError(f"{len(samples)} and {len(base)} samples can't be paired; expected as many of each, at least 1")
     return median(np.divide(samples, base))
@@ -67,25 +61,19 @@ def median(samples: Numbers) -> Estimate:
     joined with Student's interval of the mean logarithm, which holds for distributions that are symmetrical on a logarithmic scale, and in
     simulations nearly so for skewed ones.
     """
+    from scipy.special import bdtr
+
     ordered, count = np.sort(np.asarray(samples, dtype=float)), len(samples)
     value = float(np.median(ordered))
     if count < 2:
         return Estimate(value, 0.0, math.inf)
-    rank = _samples_left_out(count)
-    low, high = ordered[rank], ordered[-1 - rank]
+    left_out = max(0, int(np.sum(bdtr(np.arange(count), count, 0.5) <= (1 - CONFIDENCE) / 2)) - 1)  # k − 1 at each end
+    low, high = ordered[left_out], ordered[-1 - left_out]
     if 1 - 2 * 0.5**count < CONFIDENCE:
         logs = np.log(ordered)
         reach = _student(count - 1) * logs.std(ddof=1) / math.sqrt(count)
         low, high = min(low, np.exp(logs.mean() - reach)), max(high, np.exp(logs.mean() + reach))
     return Estimate(value, float(low), float(high))
-
-
-def _samples_left_out(count: int) -> int:
-    """Return how many samples at each end the interval of the median can leave out; 0 if it needs the whole range."""
-    missed, left_out = 2 * 0.5**count, 0
-    while (missed := missed + 2 * math.comb(count, left_out + 1) * 0.5**count) <= 1 - CONFIDENCE:
-        left_out += 1
-    return left_out
 
 
 def ratio_of_medians(samples: Sequence[float], base: Sequence[float]) -> Estimate:
@@ -103,40 +91,24 @@ def ratio_of_medians(samples: Sequence[float], base: Sequence[float]) -> Estimat
     return Estimate(value, value * math.exp(-down), value * math.exp(up))
 
 
-def paired_share_difference(one: Sequence[bool], other: Sequence[bool]) -> Estimate:
-    """Return the share of hits in `one` minus that in `other`, for the same cases in the same order, such as the accuracies of two models.
+def paired_share_difference(won: int, lost: int, count: int) -> Estimate:
+    """Return the difference of two shares of hits in the same `count` cases: `won` have a hit in the first alone, `lost` in the second.
 
-    The interval is Bonett and Price's (2012, Psychological Methods 17): only cases in which exactly one of the two hits count, and one is
-    added to either kind. It keeps its level with few or no such cases, where the usual interval has no width.
-
-    Raises:
-        ValueError: the numbers of cases differ, or there are none.
+    The interval is Bonett and Price's (2012, Psychological Methods 17): one is added to either kind of these cases. It keeps its level with
+    few or no such cases, where the usual interval has no width.
     """
-    won, lost = only_one_hits(one, other)
-    count = len(one)
+    from scipy.special import ndtri
+
     more, less = (won + 1) / (count + 2), (lost + 1) / (count + 2)
-    reach = _normal() * math.sqrt((more + less - (more - less) ** 2) / (count + 2))
+    reach = float(ndtri((1 + CONFIDENCE) / 2)) * math.sqrt((more + less - (more - less) ** 2) / (count + 2))
     return Estimate((won - lost) / count, more - less - reach, more - less + reach)
 
 
-def mcnemar(one: Sequence[bool], other: Sequence[bool]) -> float:
-    """Return the p-value of McNemar's exact test that both hit equally often: among the cases in which only one does, each is as likely."""
+def mcnemar(won: int, lost: int) -> float:
+    """Return the p-value of McNemar's exact test: a case that only one of two hits is as likely to be the one's as the other's."""
     from scipy.stats import binomtest
 
-    won, lost = only_one_hits(one, other)
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
-
-
-def only_one_hits(one: Sequence[bool], other: Sequence[bool]) -> tuple[int, int]:
-    """Return in how many cases only `one` hits, and in how many only `other` does.
-
-    Raises:
-        ValueError: the numbers of cases differ, or there are none.
-    """
-    if len(one) != len(other) or not len(one):
-        raise ValueError(f"{len(one)} and {len(other)} cases can't be paired; expected as many of each, at least 1")
-    pairs = list(zip(one, other, strict=True))
-    return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
 
 
 def over_documents(statistic: Callable[..., np.ndarray], *sums: Numbers, tokens: Numbers) -> Estimate:
@@ -150,8 +122,7 @@ def over_documents(statistic: Callable[..., np.ndarray], *sums: Numbers, tokens:
     Args:
         statistic: totals, in the order of `sums`, each a number or an array -> the statistic, elementwise, on a scale where its errors are
             about symmetrical: nats, or the logarithm of a positive ratio.
-        sums: each has one number per document.
-        tokens: the number of tokens of each document.
+        sums, tokens: one number per document each.
     """
     by_document, weights = np.array(sums, dtype=float), np.asarray(tokens, dtype=float) / np.sum(tokens)
     totals, count = by_document.sum(1), len(weights)
@@ -165,10 +136,10 @@ def over_documents(statistic: Callable[..., np.ndarray], *sums: Numbers, tokens:
     return Estimate(value, value - reach, value + reach)
 
 
-def mean_interval(sums: Sequence[float], tokens: Sequence[float]) -> tuple[float, float] | None:
-    """Return the interval of Σ sums ÷ Σ tokens, see `over_documents`; None for fewer than two documents."""
-    found = over_documents(np.divide, sums, tokens, tokens=tokens)
-    return (found.low, found.high) if len(sums) > 1 else None
+def perplexity_interval(nats: Sequence[float], tokens: Sequence[float]) -> tuple[float, float] | None:
+    """Return the interval of exp(Σ nats ÷ Σ tokens), see `over_documents`; None for fewer than two documents."""
+    found = over_documents(np.divide, nats, tokens, tokens=tokens)
+    return (math.exp(found.low), math.exp(found.high)) if len(nats) > 1 else None
 
 
 def positive_mean_interval(sums: Sequence[float], tokens: Sequence[float]) -> tuple[float, float] | None:
@@ -183,13 +154,10 @@ def positive_mean_interval(sums: Sequence[float], tokens: Sequence[float]) -> tu
 
 
 def percentile_99(values: np.ndarray, owners: np.ndarray) -> tuple[float, tuple[float, float] | None]:
-    """Return the 99th percentile of values (N,) and its interval, which is None if there are too few documents.
+    """Return the 99th percentile of values (N,) and its interval, None if there are too few documents. owners (N,): the value's document.
 
     The interval is Woodruff's (1952, Journal of the American Statistical Association 47): `positive_mean_interval` gives the interval of
     the share of values that reach the percentile, and the sorted values at the ends of that interval are returned.
-
-    Args:
-        owners: (N,) int64, the document of each value.
     """
     ordered = np.sort(values)
 
@@ -207,10 +175,3 @@ def _student(freedom: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
-
-
-def _normal() -> float:
-    """Return how many standard errors the normal distribution reaches."""
-    from scipy.special import ndtri
-
-    return float(ndtri((1 + CONFIDENCE) / 2))

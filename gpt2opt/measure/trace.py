@@ -1,7 +1,4 @@
-"""torch.profiler traces that open in TensorBoard, in Perfetto and in Chrome; they are small, and checked to hold operators.
-
-`gpt2opt.report.profile` makes a page of them that needs no network.
-"""
+"""torch.profiler traces that open in TensorBoard, in Perfetto and in Chrome; they are small, and checked to hold operators."""
 
 import logging
 import tempfile
@@ -17,29 +14,23 @@ from gpt2opt.measure.trace_file import TRACE_NAME, Event, parse_trace, read_trac
 
 logger = logging.getLogger(__name__)
 
-_errors: dict[Path, BaseException] = {}
-"""Folder -> what went wrong while its trace was written; see `trace_handler`."""
+_errors: dict[Path, BaseException] = {}  # folder -> what went wrong while its trace was written
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A trace on disk, and the operators in it by their own time."""
+    """A trace on disk. operators: name -> seconds of its own, see `operator_seconds`; on the GPU if there is one."""
 
     path: Path
-    size_bytes: int
     operators: dict[str, float]
-    """Operator -> seconds spent in it and not in the operators it calls, on the GPU if there is one, largest first."""
 
 
 def trace_handler(log_dir: Path | str) -> Callable[[Any], None]:
     """Return an `on_trace_ready` for `torch.profiler.profile` that writes `log_dir/gpt2opt.pt.trace.json.gz`.
 
-    An earlier trace of ours in `log_dir` is removed at once, so that nobody takes it for the new one. The trace names neither the machine
-    nor a path outside of a package. Whatever goes wrong when it is written, such as a full disk or a trace larger than 10 MB, is logged
-    and raised by `read_trace`: an exception that left the handler would keep torch from ending its step, and torch crashes then.
-
-    Raises:
-        ValueError: `log_dir` can't be written.
+    An earlier trace there is removed at once, so that nobody takes it for the new one. Whatever goes wrong when the trace is written, such
+    as a full disk or a trace larger than 10 MB, is logged and raised by `read_trace`: an exception that left the handler would keep torch
+    from ending its step, and torch crashes then.
 
     Example:
         >>> import tempfile
@@ -53,8 +44,8 @@ def trace_handler(log_dir: Path | str) -> Callable[[Any], None]:
         >>> "aten::mm" in read_trace(log_dir).operators
         True
     """
-    log_dir = Path(log_dir).resolve()
-    _make_room(log_dir)
+    log_dir = _make_room(log_dir)
+    remove_trace(log_dir)
 
     def write(profiler) -> None:
         try:
@@ -69,24 +60,19 @@ def trace_handler(log_dir: Path | str) -> Callable[[Any], None]:
     return write
 
 
-def _make_room(log_dir: Path, *, emptied: bool = True) -> None:
-    """Make a folder for a trace. emptied: remove an earlier trace of ours from it, and forget an earlier error."""
+def _make_room(log_dir: Path | str) -> Path:
+    """Make a folder for a trace, forget what went wrong there earlier, and return the folder's full path."""
+    folder = Path(log_dir).resolve()
     try:
-        log_dir.mkdir(parents=True, exist_ok=True)
-        if emptied:
-            remove_trace(log_dir)
-            _errors.pop(log_dir.resolve(), None)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"can't write {log_dir}: {error.strerror}; name a writable directory for traces") from error
+    _errors.pop(folder, None)
+    return folder
 
 
 def read_trace(log_dir: Path | str) -> Trace:
-    """Read what `trace_handler` wrote into `log_dir`, and check that it holds operators.
-
-    Raises:
-        RuntimeError: there is no trace, or it holds no CPU operator, or no kernel although there is a GPU.
-        BaseException: what went wrong while it was written; see `trace_handler`.
-    """
+    """Read what `trace_handler` wrote into `log_dir`, or raise what went wrong there; see `check_trace` for what is refused."""
     from torch import cuda
 
     if error := _errors.pop(Path(log_dir).resolve(), None):
@@ -95,60 +81,45 @@ def read_trace(log_dir: Path | str) -> Trace:
     if not path.exists():
         raise RuntimeError(f"the profiler wrote no trace into {log_dir}; profile at least one whole step, and call step() after each")
     events = check_trace(path, kernels=cuda.is_available())
-    return Trace(path, path.stat().st_size, operator_seconds(events, on_gpu=cuda.is_available()))
+    return Trace(path, operator_seconds(events, on_gpu=cuda.is_available()))
 
 
-def record_trace(work: Callable[[], object], log_dir: Path | str, *, steps: int = 1) -> Trace:
-    """Profile `work` and write one trace into `log_dir`, as `trace_handler` does.
-
-    Args:
-        work: called once to warm up, once while the profiler warms up, then `steps` times on record.
-
-    Raises:
-        ValueError: `log_dir` can't be written.
-        RuntimeError: the trace is larger than 10 MB, or as `read_trace`.
-    """
-    return record_in_turns({log_dir: work}, rounds=1, steps=steps)[0]
+def record_trace(work: Callable[[], object], log_dir: Path | str) -> Trace:
+    """Profile `work` and write one trace into `log_dir`. It calls `work` to warm up, while the profiler warms up, and once on record."""
+    return record_in_turns({log_dir: work}, rounds=1)[0]
 
 
-def record_in_turns(works: Mapping[Path | str, Callable[[], object]], *, rounds: int, steps: int = 1) -> list[Trace]:
+def record_in_turns(works: Mapping[Path | str, Callable[[], object]], *, rounds: int) -> list[Trace]:
     """Profile several pieces of work in turns, and write the fastest recording of each: other processes disturbed that one least.
 
-    Args:
-        works: folder of the trace -> work, as in `record_trace`.
-        rounds: recordings of each, of `steps` steps.
-
-    Raises:
-        ValueError, RuntimeError: as `record_trace`.
+    works: folder of the trace -> work, as in `record_trace`. An earlier trace stays until there is a new one.
     """
     for log_dir, work in works.items():
-        _make_room(Path(log_dir), emptied=False)  # an earlier trace stays until there is a new one
+        _make_room(log_dir)
         work()
     with tempfile.TemporaryDirectory() as scratch:
         recordings: dict[Path | str, list[tuple[float, Path]]] = {log_dir: [] for log_dir in works}
         for number in range(rounds):
             for place, (log_dir, work) in enumerate(works.items()):
                 path = Path(scratch, f"trace-{place}-{number}.json")
-                recordings[log_dir].append((_record(work, steps, path), path))
+                recordings[log_dir].append((_record(work, path), path))
         for log_dir, recorded_here in recordings.items():
-            _make_room(Path(log_dir))
             write_trace(parse_trace(min(recorded_here)[1]), Path(log_dir))
     return [read_trace(log_dir) for log_dir in works]
 
 
-def _record(work: Callable[[], object], steps: int, path: Path) -> float:
-    """Profile `steps` calls of `work`, write the trace as torch does, and return how many seconds they took."""
+def _record(work: Callable[[], object], path: Path) -> float:
+    """Profile a call of `work`, write the trace as torch does, and return how many seconds the call took."""
     from torch.profiler import profile, schedule
 
-    recording = schedule(wait=0, warmup=1, active=steps, repeat=1)
+    recording = schedule(wait=0, warmup=1, active=1, repeat=1)
     with profile(schedule=recording, record_shapes=True, profile_memory=True, with_stack=True) as profiler:
         work()
         profiler.step()
         start = time.perf_counter()
-        for _ in range(steps):
-            work()
-            seconds = time.perf_counter() - start
-            profiler.step()
+        work()
+        seconds = time.perf_counter() - start
+        profiler.step()
     _export(profiler, path)  # here, and not in a callback of torch's, an exception does no harm
     return seconds
 
@@ -160,12 +131,7 @@ def _export(profiler, path: Path) -> None:
 
 
 def check_trace(path: Path, *, kernels: bool = False) -> list[Event]:
-    """Return the events of a trace.
-
-    Raises:
-        ValueError: the file is no trace.
-        RuntimeError: no CPU operator is among them, or `kernels` is asked for and there is none.
-    """
+    """Return the events of a trace; raise RuntimeError if no CPU operator is among them, or no kernel although `kernels` asks for some."""
     events = read_trace_file(path)["traceEvents"]
     categories = {event.get("cat") for event in events}
     for category in ("cpu_op", *(["kernel"] if kernels else [])):

@@ -16,18 +16,14 @@ PATTERN = "*.pt.trace.json*"
 MAX_BYTES = 10_000_000
 KEPT = ("schemaVersion", "deviceProperties", "displayTimeUnit", "gpt2opt")
 """What is kept beside the events. The rest gives away the name of the host, a path and the time of day."""
-LEFT_OUT = ("Ev Idx", "Addr", "Record function id", "finished")
-"""Arguments of events that nobody reads: addresses and counters."""
+LEFT_OUT = ("Ev Idx", "Addr", "Record function id", "finished")  # arguments of events: addresses and counters
 SHORT_US = 5.0
 """Shorter calls of Python's functions are left out, except modules and this package: they make a third of a file, and can't be seen."""
-ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
-"""Categories of the events that took place on a GPU."""
-
-Event = dict[str, Any]
-"""An event of a trace in Chrome's format; `ts` and `dur` are in µs."""
+ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of the events that took place on a GPU
+Event = dict[str, Any]  # of a trace in Chrome's format; `ts` and `dur` are in µs
 
 UNESCAPED = (
-    "torch writes the names of events as they are, and here one can't be told from what stands around it; give your labels of "
+    "torch writes the names of events as they are, and here one can't be distinguished from what is around it; give your labels of "
     "record_function no quotes, line breaks or backslashes, and record it with these"
 )
 DAMAGED = "it is cut short or damaged; see that there is room on the disk, and record it again"
@@ -44,12 +40,7 @@ _INSTALLED = re.compile(r"^/.*/(?:(?:site|dist)-packages/|lib/python3\.\d+/|(?=g
 
 
 def write_trace(content: dict[str, Any], log_dir: Path) -> Path:
-    """Write a trace as `log_dir/gpt2opt.pt.trace.json.gz`; times count from its first event, and paths from their package.
-
-    Raises:
-        RuntimeError: it would take more than 10 MB.
-        ValueError: the place can't be written.
-    """
+    """Write a trace as `log_dir/gpt2opt.pt.trace.json.gz`, see `without_machine`; raise RuntimeError if it would take more than 10 MB."""
     text = json.dumps(without_machine(content), separators=(",", ":"))
     data = gzip.compress(text.encode(), mtime=0)
     if len(data) > MAX_BYTES:
@@ -62,8 +53,7 @@ def write_trace(content: dict[str, Any], log_dir: Path) -> Path:
 
 def remove_trace(log_dir: Path) -> None:
     """Remove the trace that an earlier profile left in `log_dir`, if there is one."""
-    for old in log_dir.glob("gpt2opt.*pt.trace.json*"):  # earlier editions put a time stamp into the name
-        old.unlink()
+    (log_dir / TRACE_NAME).unlink(missing_ok=True)
 
 
 def read_trace_file(path: Path) -> dict[str, Any]:
@@ -81,12 +71,9 @@ def is_trace(path: Path) -> bool:
 
 
 def parse_trace(path: Path) -> dict[str, Any]:
-    """Return the content of a trace of any size, its events under `traceEvents`; nulls among them are left out.
+    """Return the content of a trace of any size, its events under `traceEvents`, without nulls; raise ValueError if it is no trace.
 
     Chrome's format allows a list of events alone, too. See `read_json` for what is repaired.
-
-    Raises:
-        ValueError: it is no trace.
     """
     data, todo = path.read_bytes(), DAMAGED
     try:
@@ -99,10 +86,9 @@ def parse_trace(path: Path) -> dict[str, Any]:
         events = [event for event in content["traceEvents"] if event is not None]
         if strange := [event for event in events if not isinstance(event, dict)]:
             raise TypeError(f"one of its events is of type {type(strange[0]).__name__}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name} is no trace in Chrome's format (JSONDecodeError: {error}); {todo}") from error
     except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error, RecursionError) as error:
-        raise ValueError(f"{path.name} is no trace in Chrome's format ({type(error).__name__}: {error}); {DAMAGED}") from error
+        todo = todo if isinstance(error, json.JSONDecodeError) else DAMAGED
+        raise ValueError(f"{path.name} is no trace in Chrome's format ({type(error).__name__}: {error}); {todo}") from error
     return {**content, "traceEvents": events}
 
 

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -21,14 +21,10 @@ import psutil
 from gpt2opt import environment
 from gpt2opt.measure.child import Child, thread_settings
 
-MAX_WARMUP_RUNS = 10
-"""Most untimed runs before the timed ones. There are at least two, since one run alone does not show whether runs still get faster."""
-STEADY = 0.95
-"""The warm-up ends with the first run that takes more than this share of the fastest run before it."""
-SETTLE_S = 0.05
-"""Pause before the turn of another process: the threads of the one before spin for some milliseconds before they sleep."""
-STARTED_AT_ONCE = 4
-"""Processes that start at the same time, while nothing is timed yet: most of a start is importing libraries, on one core each."""
+MAX_WARMUP_RUNS = 10  # at least two are needed, since one run alone does not show whether runs still get faster
+STEADY = 0.95  # the warm-up ends with the first run that takes more than this share of the fastest run before it
+SETTLE_S = 0.05  # pause before another process's turn: the threads of the one before spin for some milliseconds before they sleep
+STARTED_AT_ONCE = 4  # processes, while nothing is timed yet: most of a start is importing libraries, on one core each
 
 
 class Here:
@@ -45,7 +41,6 @@ class Here:
 
 
 Start = Callable[[], Child] | Here
-"""What starts a contestant in a process of its own, or a contestant of this process."""
 
 
 def in_child(factory: Callable, *arguments: Any, threads: int | None = None) -> Callable[[], Child]:
@@ -54,7 +49,7 @@ def in_child(factory: Callable, *arguments: Any, threads: int | None = None) -> 
 
 
 def again(name: str) -> str:
-    """Return the name of the second instance of a contestant."""
+    """Return the name of a contestant's second instance."""
     return f"{name} again"
 
 
@@ -67,11 +62,11 @@ class Outcome:
 
 
 class LeftError(Exception):
-    """A contestant failed and left; `Contestants.left` has the reason."""
+    """A contestant has left; `Contestants.left` has the reason."""
 
 
-class Contestants:
-    """Started contestants, by name; use it in a `with` block. left: who failed or was too slow -> the reason."""
+class Contestants(AbstractContextManager["Contestants"]):
+    """Started contestants, for a `with` block. left: who failed or was too slow -> the reason."""
 
     def __init__(self, starts: Mapping[str, Start], *, may_fail: bool = False, reserve_bytes: float = 0):
         """Start all contestants, and the first one twice, unless it is the only one.
@@ -96,11 +91,8 @@ class Contestants:
 
     @property
     def names(self) -> list[str]:
-        """Return who is still there: the first one, the same again, and the others in their order."""
+        """Return who is still there: the first one, its second instance, and the others in their order."""
         return [name for name in self._starts if name not in self.left]
-
-    def __enter__(self) -> "Contestants":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -110,10 +102,9 @@ class Contestants:
             worker.close()
 
     def call(self, name: str, method: str, *arguments: Any, task: Hashable = None) -> Any:
-        """Call a method of one contestant and return its value.
+        """Call a method of one contestant and return its value; raise LeftError if it fails now, or has left before.
 
-        Raises:
-            LeftError: the contestant failed now, or had left before. Its own error is raised instead unless contestants may fail.
+        Its own error is raised instead unless contestants may fail.
         """
         if name in self.left:
             raise LeftError
@@ -133,19 +124,14 @@ class Contestants:
         arguments: Callable[[Any, int], tuple] = lambda task, number: (task,),
         too_slow: float = math.inf,
     ) -> Iterator[Outcome]:
-        """Let all contestants call a method on every task in every round, after a warm-up on every task.
+        """Let all contestants call a method on every task in every timed round; yield the outcome so far after the warm-up and each round.
 
         Args:
             method: of the contestants' objects.
             tasks: what they do, from small to large, each hashable; or those of each name, if not all do the same.
-            rounds: timed ones.
             seconds: value of a call -> the seconds that it took, for the warm-up.
             arguments: (task, round) -> the arguments of the call, the same for all contestants; round 0 is the warm-up.
-            too_slow: one that takes this many times as long as the first contestant on its first task leaves, before it takes most of
-                the time.
-
-        Yields:
-            The same outcome, after the warm-up and after each round, with what there is by then.
+            too_slow: one that takes this many times as long as the first contestant on its first task leaves.
         """
         by_name = {**tasks} if isinstance(tasks, Mapping) else dict.fromkeys(self._starts, tasks)
         by_name.setdefault(again(self._first), by_name.get(self._first, ()))
@@ -214,7 +200,7 @@ def turn_orders(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
         yield order
 
 
-def one_line(error: BaseException | str, limit: int = 160) -> str:
-    """Return the last line of a complaint that says something, cut to `limit` characters; the kind of an error that says nothing."""
+def one_line(error: BaseException | str) -> str:
+    """Return the last line of a complaint that says something, cut to 160 characters; the kind of an error that says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:limit] if lines else type(error).__name__
+    return lines[-1][:160] if lines else type(error).__name__

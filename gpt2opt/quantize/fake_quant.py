@@ -1,7 +1,6 @@
 """A GPT-2 with fake quantization: it computes in float with the integers and scales that INC found, and OpenVINO reads it as INT8.
 
-INC's own INT8 modules can't be traced, and INC writes a torch state dict, not IR. So its results are put into a float model that
-rounds weights and inputs to the same grids, and that can be exported.
+INC's own INT8 modules can't be traced, and INC writes no IR. This float model rounds weights and inputs alike, and can be exported.
 """
 
 from collections.abc import Mapping
@@ -18,9 +17,8 @@ from transformers import GPT2LMHeadModel
 class QuantizedLinear:
     """The quantized form of one Linear layer with O outputs and I inputs.
 
-    weight: (O, I) float32, already rounded to its integer grid. weight_scale: (O, G) float32, symmetric, one for each of G groups of
-    inputs; G = 1 is per channel. bits: of the weight. input_scale, input_zero_point: the u8 grid of the input, one for the whole
-    tensor; an input_scale of None leaves the input float.
+    weight: (O, I) float32, already rounded to its integer grid. weight_scale: (O, G) float32, symmetric, for each of G groups of inputs;
+    G = 1 is per channel. input_scale, input_zero_point: the u8 grid of the whole input; an input_scale of None leaves it float.
     """
 
     weight: Tensor
@@ -43,26 +41,27 @@ class FakeQuantLinear(nn.Module):
         self.register_buffer("weight_scale", quantized.weight_scale.flatten())
         self.register_buffer("weight_zero_point", torch.zeros(self.weight_scale.numel(), dtype=torch.int32))
         # Plain numbers: if tracing read them from the weight, they would become part of the graph.
-        self.shape = tuple(quantized.weight.shape)
-        self.grouped_shape = (self.shape[0] * quantized.weight_scale.shape[1], self.shape[1] // quantized.weight_scale.shape[1])
+        (outputs, inputs), groups = quantized.weight.shape, quantized.weight_scale.shape[1]
+        self.shape, self.grouped_shape = (outputs, inputs), (outputs * groups, inputs // groups)
         self.highest = 2 ** (quantized.bits - 1) - 1
-        self.input_scale = quantized.input_scale
-        self.input_zero_point = quantized.input_zero_point
+        self.input_scale, self.input_zero_point = quantized.input_scale, quantized.input_zero_point
         self.quantize_input = quantized.input_scale is not None
 
     def quantized_weight(self) -> Tensor:
+        """Round the weight to its grid. It is on the grid already, so nothing changes; only the exported graph has to contain the grid."""
         grouped = torch.fake_quantize_per_channel_affine(
             self.weight.view(self.grouped_shape), self.weight_scale, self.weight_zero_point,
             axis=0, quant_min=-self.highest - 1, quant_max=self.highest,
         )  # fmt: skip
         return grouped.view(self.shape)
 
+    def used_weight(self) -> Tensor:
+        return self.quantized_weight() if torch.jit.is_tracing() else self.weight
+
     def forward(self, x: Tensor) -> Tensor:
         if self.quantize_input and self.input_scale is not None:
             x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero_point, quant_min=0, quant_max=255)
-        # The weight lies on its grid already, so that rounding changes nothing; only the exported graph has to contain the grid.
-        weight = self.quantized_weight() if torch.jit.is_tracing() else self.weight
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, self.used_weight(), self.bias)
 
 
 def quantized_linears(model: GPT2LMHeadModel) -> dict[str, FakeQuantLinear]:
@@ -79,8 +78,7 @@ class TiedEmbedding(nn.Module):
         self.head = head
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        weight = self.head.quantized_weight() if torch.jit.is_tracing() else self.head.weight
-        return F.embedding(input_ids, weight)
+        return F.embedding(input_ids, self.head.used_weight())
 
 
 def fake_quantize(model: GPT2LMHeadModel, quantized: Mapping[str, QuantizedLinear]) -> GPT2LMHeadModel:

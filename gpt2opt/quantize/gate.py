@@ -1,11 +1,12 @@
-"""The quality gate and its KL budget: how far each quantized input, and an INT8 KV cache, moves the model's answers.
+"""The quality gate: inputs stay float, worst first, until the others and an INT8 KV cache keep the KL budget of the recipe.
 
-Inputs stay float, worst first, until the others keep the budget. INC's own tuning accepts models that miss its criterion, so the gate works
-on the fake-quantized graph, where one input can be switched at a time. Every weight stays quantized.
+INC's own tuning accepts models that miss its criterion, so the gate works on the fake-quantized graph, where one input can be switched at a
+time. Every weight stays quantized.
 """
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +28,10 @@ KV_CACHE = "kv_cache"
 class Sensitivity:
     """What quantized inputs, and a quantized KV cache, cost: mean KL divergence from the FP32 model, in nats per token.
 
-    The keys are names of matmuls, and `kv_cache`.
-
-    only_this: the cost with only this input quantized. added_to_others: how much this input adds if every other input is quantized too.
-    weights: the cost of integer weights with float inputs; every other cost here is counted on top of it. together: the cost of all
-    quantized inputs. left: the cost of those that the gate kept. max_kl: the budget for `left`; None if nothing was to be switched off.
-    float_inputs: the inputs that the gate left float.
+    The keys are names of matmuls, and `kv_cache`. only_this: the cost with only this input quantized. added_to_others: how much this input
+    adds if every other input is quantized too. weights: the cost of integer weights with float inputs; every other cost here is counted on
+    top of it. together: the cost of all quantized inputs. left: the cost of those that the gate kept. max_kl: the budget for `left`; None
+    if nothing was to be switched off. float_inputs: the inputs that the gate left float.
     """
 
     only_this: dict[str, float]
@@ -55,35 +54,28 @@ def apply_gate(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, rows: Sequenc
     The sensitivity of an input is the mean KL divergence of the next-token distribution from that of the FP32 model, in nats per token,
     less that of the model with integer weights and float inputs. It is measured twice, with only this input quantized and with every
     other input quantized, and the greater counts: the first measurement finds effects that the others' noise would mask, the second
-    finds effects that only accumulate.
+    finds effects that only accumulate. Whether the KV cache can be INT8 is measured like an input.
 
     Args:
-        model: fake-quantized; `quantize_input` of its layers is set. Whether its KV cache can be INT8 is measured like an input.
-        reference: the same model in FP32.
+        model, reference: the fake-quantized model, and the same one in FP32.
         rows: token rows that INC did not see.
         max_kl: nats per token that all quantized inputs and the cache may cost together; None: measure, and switch nothing off.
-
-    Raises:
-        ValueError: the divergence is not finite.
     """
     blocks: Any = model.transformer.h
     cache = CacheRounding(blocks[0].attn.head_dim)
-    layers = {name: layer for name, layer in quantized_linears(model).items() if layer.quantize_input} | {KV_CACHE: cache}
-    hooks = [block.attn.c_attn.register_forward_hook(cache) for block in blocks]
-    try:
-        with torch.inference_mode():
-            return _gate(layers, _Divergence(model, layers, reference, rows), max_kl)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    quantized = {name.removeprefix("transformer."): layer for name, layer in quantized_linears(model).items() if layer.quantize_input}
+    layers: dict[str, Switched] = {**quantized, KV_CACHE: cache}
+    with ExitStack() as hooks, torch.inference_mode():
+        for block in blocks:
+            hooks.enter_context(block.attn.c_attn.register_forward_hook(cache))
+        return _gate(layers, _Divergence(model, layers, reference, rows), max_kl)
 
 
 class CacheRounding:
     """A hook that rounds keys and values, while `quantize_input` is set, as a u8 cache does: each head of each token by itself."""
 
     def __init__(self, head_dim: int):
-        self.head_dim = head_dim
-        self.quantize_input = True
+        self.head_dim, self.quantize_input = head_dim, True
 
     def __call__(self, _module, _inputs, projected: Tensor) -> Tensor | None:
         if not self.quantize_input:
@@ -122,12 +114,7 @@ def _gate(layers: Mapping[str, Switched], kl: Callable[[set[str]], float], max_k
             progress.total += 1  # how many of these it takes shows only now
             left = measured(kept) - weights
     _switch(layers, kept)
-    short = {name: name.removeprefix("transformer.") for name in layers}
-    return Sensitivity(
-        {short[name]: cost for name, cost in only_this.items()},
-        {short[name]: cost for name, cost in added_to_others.items()},
-        weights, together, left, max_kl, tuple(short[name] for name in layers if name not in kept),
-    )  # fmt: skip
+    return Sensitivity(only_this, added_to_others, weights, together, left, max_kl, tuple(name for name in layers if name not in kept))
 
 
 def _switch(layers: Mapping[str, Switched], quantized: Collection[str]) -> None:
@@ -139,14 +126,13 @@ class _Divergence:
     """The mean KL(reference model ‖ model) over some rows, in nats per token, with any choice of the model's inputs quantized.
 
     What a block reads depends only on the inputs quantized before it. So the hidden states before each block are kept for two
-    configurations, with no input and with all inputs quantized. Any other configuration is computed from the first block in which it
-    differs from one of these.
+    configurations, none and all quantized, and any other one is computed from the first block in which it differs from one of these.
     """
 
     def __init__(self, model: GPT2LMHeadModel, layers: Mapping[str, Switched], reference: GPT2LMHeadModel, rows: Sequence[Sequence[int]]):
         self.model, self.layers = model, layers
         # The cache is read in every block; the head comes after the last one.
-        self.block_of = {name: int(name.split(".")[2]) for name in layers if ".h." in name} | {KV_CACHE: 0}
+        self.block_of = {name: int(name.split(".")[1]) for name in layers if name.startswith("h.")} | {KV_CACHE: 0}
         self.expected = [_log_probabilities(reference, _states_before_blocks(reference, row), -1) for row in rows]
         self.kept = {}
         for quantized in (frozenset(), frozenset(layers)):

@@ -21,40 +21,33 @@ from gpt2opt.environment import at_least, give_back_memory
 from gpt2opt.errors import chain_of, raise_cause, text_of
 from gpt2opt.quantize.fake_quant import QuantizedLinear
 from gpt2opt.quantize.ranges import clip_to_percentiles, keep_sums_in_16_bits, smooth_untied_head, take_over_smoothing
-from gpt2opt.quantize.recipes import Recipe, int8_config, weight_grids, weight_only_config
+from gpt2opt.quantize.recipes import Recipe, int8_config
 
 
 def calibrate(
     linear: PreTrainedModel, calibration: Dataset, recipe: Recipe, *, safe_sums: bool = True, task: str = "text-generation"
 ) -> dict[str, QuantizedLinear]:
-    """Quantize every Linear of a model by INC, and smooth its LayerNorms in place if the recipe says so.
+    """Quantize every Linear of a model by INC, by name, and smooth its LayerNorms in place if the recipe says so.
 
     The result is the same on every CPU and runs on every CPU, whichever it is made on; see `keep_sums_in_16_bits`.
 
     Args:
-        linear: from `prepare_for_export`; with smoothing its LayerNorms and the weights behind them change, and its function does not. Or
-            another model whose matmuls are `nn.Linear`, with a recipe without smoothing.
+        linear: from `prepare_for_export`, or another model whose matmuls are `nn.Linear`, with a recipe without smoothing.
         calibration: the columns that the model reads, such as `input_ids`; rows of one length.
-        recipe: how to quantize.
-        safe_sums: as in `read_inc_result`.
         task: what the model does, in optimum's words.
-
-    Returns:
-        Name of a Linear -> its quantized form.
 
     Raises:
         RuntimeError: INC failed, did not apply the smoothing that was asked for, or quantized nothing.
     """
+    if not recipe.activations:
+        return _round_weights(linear, recipe)
     with tempfile.TemporaryDirectory() as folder:
-        if recipe.activations:
-            smooth_untied_head(linear, calibration, recipe.smooth_alpha)
-            run_inc(linear, int8_config(recipe), folder, calibration, task)
-            return read_inc_result(linear, folder, calibration, recipe, safe_sums)
-        run_inc(linear, weight_only_config(linear, recipe), folder, None, task)
-        return _read_rounded_weights(linear, folder, recipe)
+        smooth_untied_head(linear, calibration, recipe.smooth_alpha)
+        run_inc(linear, int8_config(recipe), folder, calibration, task)
+        return read_inc_result(linear, folder, calibration, recipe, safe_sums)
 
 
-def run_inc(linear: PreTrainedModel, config: Any, folder: Path | str, calibration: Dataset | None, task: str) -> None:
+def run_inc(linear: PreTrainedModel, config: Any, folder: Path | str, calibration: Dataset, task: str) -> None:
     """Run `INCQuantizer` on a copy of a model, by a config of `neural_compressor`; INC saves its result into the folder."""
     from optimum.intel import INCQuantizer
 
@@ -68,19 +61,14 @@ def run_inc(linear: PreTrainedModel, config: Any, folder: Path | str, calibratio
 def read_inc_result(
     linear: PreTrainedModel, folder: Path | str, calibration: Dataset, recipe: Recipe, safe_sums: bool = True
 ) -> dict[str, QuantizedLinear]:
-    """Read what INC saved: the integers, scales and ranges of each Linear; smooth the LayerNorms of the model in place as INC did.
+    """Read the integers, scales and ranges that INC saved of each Linear; smooth the LayerNorms of the model in place as INC did.
 
     Args:
-        linear: from `prepare_for_export`, as it was given to INC.
+        linear, calibration, recipe: as they were given to INC.
         folder: `save_directory` of `INCQuantizer.quantize`.
-        calibration: the rows that INC saw.
-        recipe: the one that INC was configured by.
         safe_sums: widen the steps of weights as `keep_sums_in_16_bits` says; without it a CPU without VNNI or AMX may saturate.
-
-    Returns, raises:
-        As `calibrate`.
     """
-    state = _load_state(folder)
+    state = torch.load(Path(folder, "pytorch_model.bin"), weights_only=False)
     if recipe.smooth_alpha is not None:
         take_over_smoothing(linear, state)
     layers = _read_int8_layers(state)
@@ -93,8 +81,7 @@ def read_inc_result(
 
 def _read_int8_layers(state: dict[str, Any]) -> dict[str, QuantizedLinear]:
     """Read INC's state dict, which holds the scale and the zero point of an input beside each Linear's packed weight."""
-    suffix = "._packed_params._packed_params"
-    layers = {}
+    suffix, layers = "._packed_params._packed_params", {}
     for module in [key.removesuffix(suffix) for key in state if key.endswith(suffix)]:
         weight, _ = state[module + suffix]
         scale, zero_point = (state[f"{module}_input_{name}_0"].item() for name in ("scale", "zero_point"))
@@ -106,43 +93,32 @@ def _read_int8_layers(state: dict[str, Any]) -> dict[str, QuantizedLinear]:
     return layers
 
 
-def _read_rounded_weights(linear: Any, folder: Path | str, recipe: Recipe) -> dict[str, QuantizedLinear]:
-    """Find the scales of weights that INC has rounded and multiplied out again: the largest value of a group lies on the last step.
+def _round_weights(linear: PreTrainedModel, recipe: Recipe) -> dict[str, QuantizedLinear]:
+    """Round weights to nearest by INC's own function, with a symmetric scale for each group of inputs; the head gets INT8 per channel.
 
-    Raises:
-        RuntimeError: a weight does not lie on such a grid, or it was not rounded at all.
+    A group is the largest one, up to the size in the recipe, that divides the inputs.
     """
-    state, layers = _load_state(folder), {}
-    for name, (bits, group) in weight_grids(linear, recipe).items():
-        weight, rounded = linear.get_submodule(name).weight, state[f"{name}.weight"]
-        grouped = rounded.unflatten(1, (-1, group))
-        largest = grouped.abs().amax(-1)
-        scale = torch.where(largest > 0, largest / (2 ** (bits - 1) - 1), 1.0)
-        steps = grouped / scale[..., None]
-        if torch.equal(rounded, weight) or (steps - steps.round()).abs().max() > 1e-2:
-            raise RuntimeError(f"INC did not round {name} to {bits} bits in groups of {group}")
-        layers[name] = QuantizedLinear(rounded, scale, bits)
+    from neural_compressor.adaptor.torch_utils.weight_only import quant_weight
+
+    layers = {}
+    for name, module in linear.named_modules():
+        if isinstance(module, nn.Linear):
+            bits, largest = (8, 0) if name == "lm_head" else (recipe.weight_bits, recipe.group_size or 0)
+            sizes = [size for size in (16, 32, 64, 128) if size <= largest and module.in_features % size == 0]
+            group = max(sizes, default=module.in_features)
+            integers, scale, _ = quant_weight(module.weight.detach().clone(), bits, group, "sym", return_int=True)
+            weight = integers.unflatten(1, (-1, group)) * scale[..., None]
+            layers[name] = QuantizedLinear(weight.flatten(1), scale, bits)
     return layers
-
-
-def _load_state(folder: Path | str) -> dict[str, Any]:
-    return torch.load(Path(folder, "pytorch_model.bin"), weights_only=False)
 
 
 @contextmanager
 def patched_for_inc(linear: PreTrainedModel) -> Iterator["OperatorTable"]:
-    """Let `INCQuantizer` smooth and calibrate a prepared model inside a `with` block, and report which operators it quantizes.
+    """Let `INCQuantizer` smooth and calibrate a prepared model inside a `with` block; yield the table of operators in INC's log.
 
-    Inside, the model can be traced (see `_traceable`), the range of an input has 256 steps, what INC swallows is raised (see
-    `_raise_what_inc_catches`) and what INC writes beside its result goes into a scratch folder. At the end what INC would keep alive is
-    freed.
-
-    Yields:
-        The table that INC writes into its log; it prints once INC is done.
-
-    Raises:
-        KeyboardInterrupt, MemoryError: INC was interrupted, or had too little memory.
-        RuntimeError: INC failed for another reason; the message names it.
+    Inside, the model can be traced (see `_traceable`), the range of an input has 256 steps, and what INC writes beside its result goes
+    into a scratch folder. At the end what INC would keep alive is freed, and an error that it caught is raised: an interrupt, a lack of
+    memory, or a RuntimeError that names the reason.
     """
     from neural_compressor.adaptor import pytorch
     from neural_compressor.utils.utility import set_workspace
@@ -174,10 +150,7 @@ def _changed(target: Any, **attributes: Any) -> Iterator[None]:
 
 
 class OperatorTable(logging.Handler):
-    """The table in INC's log of how many operators of each kind it quantized.
-
-    errors: those that INC caught, and only wrote into its log.
-    """
+    """The table in INC's log of how many operators of each kind it quantized. errors: those that INC caught, and only logged."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -213,10 +186,10 @@ class OperatorTable(logging.Handler):
 
 @contextmanager
 def _traceable(linear: PreTrainedModel) -> Iterator[None]:
-    """Make the model traceable by `torch.jit.trace` inside a `with` block.
+    """Make the model traceable by `torch.jit.trace` inside a `with` block, with its activations hidden.
 
-    INC finds the layers to smooth by tracing, and skips smoothing without an error if tracing fails. The activations are hidden too, see
-    `_HiddenActivation`. Nothing but a GPT-2 is smoothed, so that other models stay as they are.
+    INC finds the layers to smooth by tracing, and skips smoothing without an error if tracing fails. Only GPT-2 models are smoothed, so
+    other models stay as they are.
     """
     with ExitStack() as changes:
         if isinstance(linear, GPT2LMHeadModel):
@@ -224,35 +197,20 @@ def _traceable(linear: PreTrainedModel) -> Iterator[None]:
             for block in blocks:
                 changes.enter_context(_changed(block.mlp, act=_HiddenActivation(block.mlp.act)))
             changes.enter_context(_changed(linear.config, return_dict=False, use_cache=False))
-            changes.enter_context(_masks_without_vmap())
-        yield
+            if at_least("transformers", "4.53"):  # since then masks are built by `vmap`, which a trace can't hold; optimum's are not
+                from optimum.exporters.onnx.model_patcher import eager_mask_without_vmap, sdpa_mask_without_vmap
+                from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MASKS
 
-
-@contextmanager
-def _masks_without_vmap() -> Iterator[None]:
-    """Let transformers build causal masks without `vmap`, which a trace can't hold, as optimum's exporter does."""
-    if not at_least("transformers", "4.53"):  # until then masks were built without it
+                for name, without_vmap in (("sdpa", sdpa_mask_without_vmap), ("eager", eager_mask_without_vmap)):
+                    changes.callback(MASKS.register, name, MASKS[name])
+                    MASKS.register(name, without_vmap)
         yield
-        return
-    from optimum.exporters.onnx.model_patcher import eager_mask_without_vmap, sdpa_mask_without_vmap
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
-    masks = {"sdpa": sdpa_mask_without_vmap, "eager": eager_mask_without_vmap}
-    kept = {name: ALL_MASK_ATTENTION_FUNCTIONS[name] for name in masks}
-    try:
-        for name, mask in masks.items():
-            ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
-        yield
-    finally:
-        for name, mask in kept.items():
-            ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
 
 
 class _HiddenActivation(nn.Module):
-    """An activation that INC does not recognize.
+    """An activation that INC does not recognize: it would smooth through a ReLU, for example, into the Linear before.
 
-    Through an activation that it knows, ReLU for example, INC would smooth the next Linear into the one before. Between two Linears it
-    would keep the activation in INT8 and report no range for the next input. In the exported graph activations are float.
+    And it would keep an activation between two Linears in INT8 and report no range for the next input. In the exported graph it is float.
     """
 
     def __init__(self, activation: nn.Module):
@@ -267,10 +225,7 @@ class _HiddenActivation(nn.Module):
 
 @contextmanager
 def _raise_what_inc_catches(table: OperatorTable) -> Iterator[None]:
-    """Raise at the end of a `with` block what INC caught inside it.
-
-    Whatever its tuning raises, an interrupt included, INC goes on as if it had found no model, or not the best one.
-    """
+    """Raise at the end of a `with` block what INC caught inside it: INC goes on after any error, an interrupt included."""
     from neural_compressor import quantization
 
     time_limit, caught = quantization.time_limit, []

@@ -24,14 +24,13 @@ from gpt2opt.sources.gpt2 import check_finite, check_ids
 from gpt2opt.storage import check_folder, new_folder
 
 GATE_TOKENS = 2048
-"""Tokens on which the gate compares, twice for each input: enough to distinguish sensitivity from noise, few enough to wait for."""
-NO_DOT_PRODUCT = (
-    "this CPU has neither VNNI nor AMX, so an INT8 product takes several instructions; `gpt2opt doctor` shows what INT8 gained on each "
-    "kind of CPU"
-)
-UNKNOWN_DOT_PRODUCT = (
-    "the system does not tell this CPU's instructions, so whether it has VNNI or AMX is not known: INT8 runs as on a CPU without them"
-)
+"""Tokens on which the gate compares, twice for each input: enough to distinguish sensitivity from noise."""
+SLOW_INT8 = {
+    False: "this CPU has neither VNNI nor AMX, so an INT8 product takes several instructions; `gpt2opt doctor` shows what INT8 gained on "
+    "each kind of CPU",
+    None: "the system does not list this CPU's instructions, so whether it has VNNI or AMX is not known: INT8 runs as without them",
+}
+"""What a user reads by the answer of `has_int8_dot_product`."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,29 +46,20 @@ class Quantized:
 def prepare_calibration_dataset(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int | None = None, limit: int = 64
 ) -> Dataset:
-    """Filter out empty texts and tokenize the rest into whole rows, without padding: padding would widen the measured ranges.
+    """Tokenize texts into whole rows, `input_ids` (rows, length), without padding, which would widen the measured ranges.
 
     Args:
-        texts: text that is neither trained on nor scored.
-        tokenizer: the model's own.
-        length: tokens a row; the model's context by default, since later positions reach values that earlier ones don't.
+        texts: text that is neither trained on nor scored; it must give at least 8 rows.
+        length: tokens per row; the model's context by default, since later positions reach values that earlier ones don't.
         limit: the largest number of rows.
-
-    Returns:
-        A dataset with `input_ids` (rows, length).
-
-    Raises:
-        ValueError: fewer than 8 whole rows.
     """
     length = window_length(tokenizer) if length is None else length
     check_whole("length", length, 2)
     check_whole("limit", limit, MIN_CALIBRATION_SEQUENCES)
     rows = [row for row in token_rows(texts, tokenizer, length) if len(row) == length][:limit]
     if len(rows) < MIN_CALIBRATION_SEQUENCES:
-        raise ValueError(
-            f"the calibration text gives {len(rows)} rows of {length} tokens, at least {MIN_CALIBRATION_SEQUENCES} are needed; "
-            "give more text"
-        )
+        found = f"the calibration text gives {len(rows)} rows of {length} tokens"
+        raise ValueError(f"{found}, at least {MIN_CALIBRATION_SEQUENCES} are needed; give more text")
     return Dataset.from_dict({"input_ids": rows})
 
 
@@ -79,19 +69,14 @@ def quantize_int8(
     """Quantize weights and activations to INT8 and write a stateful OpenVINO IR.
 
     `INCQuantizer` smooths and calibrates: weights symmetric per output channel, activations asymmetric per tensor. Then the gate
-    measures what each quantized input and an INT8 KV cache cost, and leaves those float that cost too much; see `apply_gate`. Some
-    weights get wider steps, so that a CPU without VNNI or AMX can run what any CPU quantized; see `keep_sums_in_16_bits`.
+    measures what each quantized input and an INT8 KV cache cost, and leaves those float that cost too much; see `apply_gate`.
 
     Args:
         model: a GPT-2 of any dtype, heads pruned or not. It is not changed.
-        tokenizer: saved beside the IR.
         calibration: column `input_ids`, rows of one length; see `prepare_calibration_dataset`. The last quarter is the gate's.
         out_dir: a new or empty folder, or one that was written here before; it appears whole or not at all.
-        recipe: `w8a8` (the default), `w8a8-naive` (neither smoothing nor gate, for comparison), `w8` (weights alone, INT8 per
-            channel), `w4` (weights alone, INT4 in groups), or a `Recipe` of your own.
-
-    Returns:
-        The audit of what was written, which has passed, and the sensitivity of each quantized input.
+        recipe: `w8a8`, `w8a8-naive` (neither smoothing nor gate, for comparison), `w8` (weights alone, INT8 per channel), `w4` (weights
+            alone, INT4 in groups), or a `Recipe` of your own.
 
     Raises:
         ValueError: an unknown recipe, a weight that is NaN or infinite, ids outside the vocabulary, in the rows or the tokenizer, too few
@@ -100,7 +85,7 @@ def quantize_int8(
             what was written is kept in a folder beside `out_dir`, `NAME-failed-audit`, which the next such failure replaces.
     """
     check_folder(out_dir)
-    if not isinstance(recipe, Recipe):
+    if isinstance(recipe, str):
         if recipe not in RECIPES:
             raise ValueError(f"recipe {recipe!r} is not known; expected one of {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]
@@ -109,7 +94,7 @@ def quantize_int8(
     _check_calibration(calibration, model.config.vocab_size)
     gated = recipe.activations and recipe.max_kl is not None
     if gated and not has_int8_dot_product():
-        logger.warning(UNKNOWN_DOT_PRODUCT if has_int8_dot_product() is None else NO_DOT_PRODUCT)
+        logger.warning(SLOW_INT8[has_int8_dot_product()])
     linear = prepare_for_export(model)
     seen, kept_back = split_calibration(calibration)
     fake = fake_quantize(linear, calibrate(linear, seen, recipe))
@@ -123,7 +108,7 @@ def quantize_int8(
 
 
 def _passed_audit(written: Path, folder: Path) -> Int8Audit:
-    """Audit what was written. What fails does not get the name of the folder, but it took minutes and is kept under another one."""
+    """Audit what was written. What fails took minutes: it is kept, under another name than that of the folder."""
     try:
         return audit_int8(written)
     except (MemoryError, RuntimeError, ValueError) as error:
@@ -137,7 +122,7 @@ def _passed_audit(written: Path, folder: Path) -> Int8Audit:
 
 
 def split_calibration(calibration: Dataset) -> tuple[Dataset, list[list[int]]]:
-    """Return the rows that INC sees, and those for the gate, up to `GATE_TOKENS` of them."""
+    """Return the rows that INC sees, and those for the gate, with up to `GATE_TOKENS` tokens."""
     gate_rows = calibration["input_ids"][-(len(calibration) // 4) :]
     return calibration.select(range(len(calibration) - len(gate_rows))), gate_rows[: max(1, GATE_TOKENS // len(gate_rows[0]))]
 
@@ -148,15 +133,13 @@ def _check_calibration(calibration: Dataset, vocab_size: int) -> None:
     if len(calibration) < MIN_CALIBRATION_SEQUENCES:
         raise ValueError(f"{len(calibration)} calibration rows, at least {MIN_CALIBRATION_SEQUENCES} are needed; give more text")
     rows = calibration["input_ids"]
-    strange = next((each for row in rows for each in (row if isinstance(row, list) else [row]) if not is_whole(each, 0)), None)
-    if strange is not None or not all(isinstance(row, list) for row in rows):
-        raise ValueError(f"the calibration rows hold {strange!r}, expected lists of token ids, whole numbers of at least 0")
+    strange = [each for row in rows for each in (row if isinstance(row, list) else [str(row)]) if not is_whole(each, 0)]
+    if strange:
+        raise ValueError(f"the calibration rows hold {strange[0]!r}, expected lists of token ids, whole numbers of at least 0")
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1 or lengths[0] < 2:
-        raise ValueError(
-            f"calibration rows of {lengths[0]} to {lengths[-1]} tokens, expected one length of at least 2; "
-            "prepare_calibration_dataset makes such rows"
-        )
+        found = f"calibration rows of {lengths[0]} to {lengths[-1]} tokens"
+        raise ValueError(f"{found}, expected one length of at least 2; prepare_calibration_dataset makes such rows")
     beyond = sum(token >= vocab_size for row in rows for token in row)
     if beyond:
         raise ValueError(f"{beyond} calibration ids lie outside the model's {vocab_size} tokens; use the model's own tokenizer")

@@ -13,28 +13,23 @@ from gpt2opt.sources.gpt2 import CROSS_ATTENTION, fold_attention_scale
 def prepare_for_export(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     """Return an FP32 copy that INC can quantize and OpenVINO can read; it gives the same logits.
 
-    Its projections are `nn.Linear` layers instead of `Conv1D`, the only kind that INC quantizes. Its attention is PyTorch's fused one
-    (SDPA), which becomes one operation in OpenVINO. What its blocks add to the residual stream has a mean of 0 over the channels.
-
-    The copy shares the embeddings of an FP32 model; replace them, don't write into them.
+    Its projections are `nn.Linear` layers, the only kind that INC quantizes, instead of `Conv1D`. Its attention is PyTorch's fused one
+    (SDPA), which becomes one operation in OpenVINO. What its blocks add to the residual stream has a mean of 0 over the channels. It
+    shares the embeddings of an FP32 model; replace them, don't write into them.
 
     Raises:
         ValueError: the model has cross attention, or eager attention that this version of transformers can't change.
     """
     if model.config.add_cross_attention:
         raise ValueError(f"the model has {CROSS_ATTENTION}")
-    prepared = _copy_in_fp32(model)
+    transformer: Any = model.transformer
+    shared = {id(weight): nn.Parameter(weight.detach().float().cpu()) for weight in (transformer.wte.weight, transformer.wpe.weight)}
+    prepared = copy.deepcopy(model, shared).float().cpu().eval()
     fold_attention_scale(prepared)
     _use_fused_attention(prepared)
     _replace_conv1d(prepared)
     _center_projections(prepared)
     return prepared
-
-
-def _copy_in_fp32(model: Any) -> Any:
-    embeddings = [module.weight for module in (model.transformer.wte, model.transformer.wpe)]
-    shared = {id(weight): nn.Parameter(weight.detach().float().cpu()) for weight in embeddings}
-    return copy.deepcopy(model, shared).float().cpu().eval()
 
 
 def _use_fused_attention(model: Any) -> None:
@@ -59,9 +54,9 @@ def _replace_conv1d(model: nn.Module) -> None:
 
 
 def _center_projections(model: Any) -> None:
-    """Subtract the mean over the outputs from the projections into the residual stream.
+    """Subtract the mean over the outputs from the projections into the residual stream, as every LayerNorm does anyway.
 
-    Every LayerNorm subtracts this mean anyway, so the logits stay the same (SliceGPT, Ashkboos et al. 2024, section 3.2).
+    So the logits stay the same (SliceGPT, Ashkboos et al. 2024, section 3.2).
     """
     for block in model.transformer.h:
         for projection in (block.attn.c_proj, block.mlp.c_proj):

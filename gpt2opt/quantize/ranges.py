@@ -6,7 +6,9 @@ or AMX can multiply them without saturating: its INT8 products are added in 16 b
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,78 +29,63 @@ class InputRange:
 
 def observe_inputs(linear: PreTrainedModel, calibration: Dataset, names: Iterable[str]) -> dict[str, InputRange]:
     """Run the calibration rows; return the lowest and the highest value of each input channel of these Linears."""
-    seen: dict[str, InputRange] = {}
-
-    def watch(name: str, channels: Tensor) -> None:
-        found = InputRange(channels.amin(0), channels.amax(0))
-        before = seen.get(name, found)
-        seen[name] = InputRange(torch.minimum(before.lowest, found.lowest), torch.maximum(before.highest, found.highest))
-
-    _watch_inputs(linear, calibration, names, watch)
-    return seen
+    ends = _of_each_row(linear, calibration, names, lambda channels: torch.stack(channels.aminmax(dim=0)))
+    return {name: InputRange(rows[:, 0].amin(0), rows[:, 1].amax(0)) for name, rows in ends.items()}
 
 
-def _watch_inputs(linear: PreTrainedModel, calibration: Dataset, names: Iterable[str], watch: Callable[[str, Tensor], None]) -> None:
-    """Call `watch` with the name and the input (tokens, I) of each Linear, for every calibration row."""
-    hooks = [
-        linear.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs[0].flatten(0, -2)))
-        for name in names
-    ]
+def _of_each_row(
+    linear: PreTrainedModel, calibration: Dataset, names: Iterable[str], statistic: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Return for each Linear a statistic of its input (tokens, I), stacked over the calibration rows."""
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def note(rows: list[Tensor], _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows.append(statistic(inputs[0].flatten(0, -2)))
+
     no_cache = {"use_cache": False} if isinstance(linear, GPT2LMHeadModel) else {}  # classifiers have none to leave out
-    try:
-        with torch.inference_mode():
-            for row in calibration["input_ids"]:
-                linear(torch.tensor([row]), **no_cache)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.inference_mode():
+        for name, rows in found.items():
+            hooks.enter_context(linear.get_submodule(name).register_forward_pre_hook(partial(note, rows)))
+        for row in calibration["input_ids"]:
+            linear(torch.tensor([row]), **no_cache)
+    return {name: torch.stack(rows) for name, rows in found.items()}
 
 
 def clip_to_percentiles(
-    linear: PreTrainedModel, calibration: Dataset, found: dict[str, QuantizedLinear], share: float = 1e-4
+    linear: PreTrainedModel, calibration: Dataset, layers: dict[str, QuantizedLinear], share: float = 1e-4
 ) -> dict[str, QuantizedLinear]:
-    """Narrow each u8 range so that it leaves out this share of a row's values at either end, averaged over the rows.
+    """Narrow each u8 range so that it leaves out, and clips, this share of a row's values at either end, averaged over the rows."""
 
-    Values outside the range are clipped, values inside get finer steps.
-    """
-    ends: dict[str, list[Tensor]] = {name: [] for name in found}
-
-    def watch(name: str, channels: Tensor) -> None:
+    def ends(channels: Tensor) -> Tensor:
         values = channels.flatten()
         count = max(1, round(len(values) * share))
-        ends[name].append(torch.stack([values.kthvalue(count).values, values.kthvalue(len(values) + 1 - count).values]))
+        return torch.stack([values.kthvalue(count).values, values.kthvalue(len(values) + 1 - count).values])
 
-    _watch_inputs(linear, calibration, found, watch)
     clipped = {}
-    for name, layer in found.items():
-        low, high = torch.stack(ends[name]).mean(0).tolist()
+    for name, rows in _of_each_row(linear, calibration, layers, ends).items():
+        low, high = rows.mean(0).tolist()
         low, high = min(low, 0.0), max(high, 0.0)
         scale = (high - low) / 255
-        clipped[name] = dataclasses.replace(layer, input_scale=scale, input_zero_point=round(-low / scale))
+        clipped[name] = dataclasses.replace(layers[name], input_scale=scale, input_zero_point=round(-low / scale))
     return clipped
 
 
 def take_over_smoothing(linear: Any, state: dict[str, Any]) -> None:
-    """Replace the LayerNorms of a model, in place, by the smoothed ones in INC's state; scale the weights behind them the other way.
-
-    Raises:
-        RuntimeError: no LayerNorm differs; INC skips SmoothQuant without an error.
-    """
+    """Replace the LayerNorms of a model, in place, by the smoothed ones in INC's state; scale the weights behind them the other way."""
     smoothed = 0
     for block, layer in enumerate(linear.transformer.h):
         for norm, projection in (("ln_1", layer.attn.c_attn), ("ln_2", layer.mlp.c_fc)):
             module = getattr(layer, norm)
             weight, bias = (state[f"transformer.h.{block}.{norm}.{name}"].float() for name in ("weight", "bias"))
-            old, new = torch.stack([module.weight, module.bias]), torch.stack([weight, bias])
             # If the gain is zero, the bias gives the scale; if both are zero, the input is zero and no scale matters.
-            row = (new[0].abs() < new[1].abs()).long()[None]
-            before, after = old.gather(0, row)[0], new.gather(0, row)[0]
+            by_gain = weight.abs() >= bias.abs()
+            before, after = torch.where(by_gain, module.weight, module.bias), torch.where(by_gain, weight, bias)
             scale = torch.where(after != 0, before / after, 1.0)
             smoothed += not torch.allclose(scale, torch.ones_like(scale))
             module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
             projection.weight = nn.Parameter(projection.weight * scale)
     if not smoothed:
-        raise RuntimeError("INC skipped SmoothQuant: none of the LayerNorms changed; is peft installed?")
+        raise RuntimeError("INC skipped SmoothQuant: none of the LayerNorms changed; is peft installed?")  # INC itself raises nothing
 
 
 def smooth_untied_head(linear: Any, calibration: Dataset, alpha: float | None) -> None:
@@ -124,11 +111,6 @@ def keep_sums_in_16_bits(linear: Any, calibration: Dataset, layers: dict[str, Qu
     neighbouring inputs 2j and 2j + 1. Halving all weights would rule this out and cost one bit of every weight. Few inputs come near 255,
     though: the step of an output channel only has to grow until the largest inputs that calibration saw don't saturate in it, and most
     channels keep their 8 bits. `experiments/recipes.py` measures what this costs on a CPU that does not saturate.
-
-    Args:
-        linear: the float model, so that weights are rounded once and not twice.
-        calibration: the rows that show how large each input gets.
-        layers: the quantized form of each Linear.
     """
     inputs = [name for name, layer in layers.items() if layer.input_scale is not None]
     seen = observe_inputs(linear, calibration, inputs)
@@ -139,15 +121,9 @@ def widen_steps(found: QuantizedLinear, weight: Tensor, seen: InputRange) -> Qua
     """Round the float weight (O, I) of one layer again, by steps with which the inputs that were seen don't saturate; see above."""
     assert found.input_scale is not None
     largest = (torch.round(seen.highest / found.input_scale) + found.input_zero_point).clamp(0, 255)
-    products = weight.detach() * largest
-    if products.shape[1] % 2:
-        products = torch.nn.functional.pad(products, (0, 1))
-    pairs = torch.maximum(_pair_sums(products.clamp(min=0)), _pair_sums(-products.clamp(max=0)))
+    products = nn.functional.pad(weight.detach() * largest, (0, weight.shape[1] % 2)).unflatten(1, (-1, 2))
+    pairs = torch.maximum(products.clamp(min=0).sum(-1), -products.clamp(max=0).sum(-1))
     limit = 32767 - 255  # rounding adds half a step to each of the two weights
     scale = torch.maximum(found.weight_scale, pairs.amax(1, keepdim=True) / limit)
     steps = torch.round(weight.detach() / scale).clamp(-128, 127)
     return dataclasses.replace(found, weight=steps * scale, weight_scale=scale)
-
-
-def _pair_sums(products: Tensor) -> Tensor:
-    return products.unflatten(1, (-1, 2)).sum(-1)

@@ -1,11 +1,8 @@
 """Charts of a record. Each function draws new axes and returns them; GPU and CPU measurements never share one, nor do runtimes."""
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from gpt2opt.measure.results import Quality
 from gpt2opt.measure.stats import PERCENT, Estimate
 from gpt2opt.report.chart import Chart
 from gpt2opt.report.style import FIRST, SECOND, color
@@ -16,42 +13,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+RUNTIMES = {"torch": "torch", "openvino": "OpenVINO"}
+DTYPES = {"float16": "FP16", "float32": "FP32", "int8": "INT8"}
+
 
 def plot_latency(record: Record) -> Chart:
     """Draw TTFT and TPOT of every timed model in ms, one row of axes for each device and runtime: the bar is the median, the whisker p95.
 
     Below the time of a model stands its ratio to that of its reference model, if the two bars are of the same rounds, run in turns.
     """
-    import matplotlib.pyplot as plt
-
-    groups = _by_runtime([m for m in record.measurements() if m.latency])
+    measured = [m for m in record.measurements() if m.latency]
+    shown = {m.name: m.latency for m in measured}
+    pairs = [pair for pair in record.comparisons() if all(shown.get(name) == latency for name, latency in pair.latencies.items())]
+    groups = _grouped(measured, lambda m: (m.device, RUNTIMES[m.runtime]))
     heights = [1.1 + 0.55 * len(group) for group in groups.values()]
-    size = (12, 0.4 + sum(heights))
-    figure, grid = plt.subplots(len(groups), 2, figsize=size, height_ratios=heights, squeeze=False, layout="constrained")
+    figure, grid = _panels(len(groups), 2, figsize=(12, 0.4 + sum(heights)), height_ratios=heights)
     for ((device, runtime), group), (first, later) in zip(groups.items(), grid, strict=True):
-        latencies = [m.timed for m in group]
-        prompt, new = latencies[0].prompt_tokens, latencies[0].new_tokens
-        ratios = _turns(record)
-        for axes, of, p95, ratio in (
-            (first, [x.ttft_s for x in latencies], [x.ttft_p95_s for x in latencies], 0),
-            (later, [x.tpot_s for x in latencies], [x.tpot_p95_s for x in latencies], 1),
-        ):
-            remarks = [ratios[m.name][ratio] if m.name in ratios else "" for m in group]
-            _bars(axes, group, [s * 1e3 for s in of], [s * 1e3 for s in p95], "ms", remarks)
-        first.set(title=f"Time to first token, prompt of {prompt} tokens", xlabel=f"ms in {runtime} on {device}; less is better")
-        later.set(title=f"Time per output token, {new} tokens", xlabel=f"ms in {runtime} on {device}; less is better", yticklabels=[])
+        for axes, of in ((first, "ttft"), (later, "tpot")):
+            medians, p95 = ([1e3 * getattr(m.timed, f"{of}{which}_s") for m in group] for which in ("", "_p95"))
+            ratios = {pair.name: f"{getattr(pair, of):.3f} × {pair.base}" for pair in pairs}
+            _bars(axes, group, medians, "ms", p95, [ratios.get(m.name, "") for m in group])
+            axes.set_xlabel(f"ms in {runtime} on {device}; less is better")
+        first.set_title(f"Time to first token, prompt of {group[0].timed.prompt_tokens} tokens")
+        later.set(title=f"Time per output token, {group[0].timed.new_tokens} tokens", yticklabels=[])
     figure.suptitle("Latency (bar: median, whisker: p95). A ratio whose interval contains 1 shows no difference; runtimes are not compared")
     return Chart(grid.flat)
-
-
-def _turns(record: Record) -> dict[str, tuple[str, ...]]:
-    """Return name -> the ratios of TTFT and of TPOT to its reference model, for a reader, if the times shown are of the ratio's rounds."""
-    shown = {measurement.name: measurement.latency for measurement in record.measurements()}
-    pairs = [pair for pair in record.comparisons() if all(shown.get(name) == latency for name, latency in pair.latencies.items())]
-    return {
-        pair.name: tuple(f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] × {pair.base}" for ratio in (pair.ttft, pair.tpot))
-        for pair in pairs
-    }
 
 
 def plot_perplexity(record: Record) -> Chart:
@@ -60,26 +46,21 @@ def plot_perplexity(record: Record) -> Chart:
     One axes for each reference, with a scale of its own. Two models that were scored on the same documents differ by far less than each
     of them would on other documents, so that their own intervals overlap where the paired one shows a difference.
     """
-    import matplotlib.pyplot as plt
-
     groups = _ratios(record)
     heights = [0.9 + 0.5 * len(rows) for rows in groups.values()]
-    figure, grid = plt.subplots(
-        len(groups), 1, figsize=(9.5, 0.6 + sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
-    )
+    figure, grid = _panels(len(groups), figsize=(9.5, 0.6 + sum(heights)), height_ratios=heights)
     for (base, rows), axes in zip(groups.items(), grid[:, 0], strict=True):
         for row, (measurement, control, ratio) in enumerate(rows):
             own = color(measurement.name)
-            reach = [[ratio.value - ratio.low], [ratio.high - ratio.value]]
             fill = "white" if control else own
-            axes.errorbar(ratio.value, row, xerr=reach, fmt="o", color=own, capsize=4, markersize=8, mfc=fill)
+            axes.errorbar(ratio.value, row, xerr=ratio.reach, fmt="o", color=own, capsize=4, markersize=8, mfc=fill)
             axes.annotate(f"{ratio.value:.4f}", (ratio.value, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
         labels = [f"{m.name}{' (control)' if control else ''}: {m.scored.perplexity:.2f}" for m, control, _ in rows]
         axes.set_yticks(range(len(rows)), labels)
         axes.set_ylim(len(rows) - 0.5, -0.8)
         axes.axvline(1, color="black", linewidth=0.8)
-        reference = record.measured(base)
-        axes.set(xlabel=f"perplexity ÷ that of {base}, {reference.scored.perplexity:.2f}; less is better; left of the line it fell")
+        reference = record.measured(base).scored.perplexity
+        axes.set_xlabel(f"perplexity ÷ that of {base}, {reference:.2f}; less is better; left of the line it fell")
         axes.grid(axis="x", alpha=0.3)
     figure.suptitle(f"Perplexity on held-out text, over that of the reference model ({PERCENT} paired intervals over documents)")
     return Chart(grid[:, 0])
@@ -92,28 +73,24 @@ def _ratios(record: Record) -> dict[str, list[tuple[Measurement, bool, Estimate]
     for name, (measurement, control) in scored.items():
         base = measurement.agreement.reference if measurement.agreement else record.role(name).made_from
         if base in scored and scored[base][0].runtime == measurement.runtime:
-            groups.setdefault(base, []).append((measurement, control, _ratio(measurement.scored, scored[base][0].scored)))
+            quality, other = measurement.scored, scored[base][0].scored
+            value = quality.ratio_to(other)
+            ratio = Estimate(value, *(quality.ratio_interval(other) or (value, value)))
+            groups.setdefault(base, []).append((measurement, control, ratio))
     return groups
-
-
-def _ratio(quality: Quality, base: Quality) -> Estimate:
-    value = quality.ratio_to(base)
-    return Estimate(value, *(quality.ratio_interval(base) or (value, value)))
 
 
 def plot_memory(record: Record) -> Chart:
     """Draw weights on disk, and the peak memory of generation: VRAM on a GPU, RSS of a fresh process on a CPU, its libraries apart."""
-    import matplotlib.pyplot as plt
-
-    groups = _by_device([m for m in record.measurements() if m.memory])
+    groups = _grouped([m for m in record.measurements() if m.memory], lambda m: m.device)
     height = 0.9 + 0.5 * max(len(group) for group in groups.values())
-    figure, grid = plt.subplots(len(groups), 2, figsize=(11, height * len(groups)), squeeze=False, layout="constrained")
+    figure, grid = _panels(len(groups), 2, figsize=(11, height * len(groups)))
     for (device, group), (disk, peak) in zip(groups.items(), grid, strict=True):
-        _bars(disk, group, [m.sized.weight_bytes / 1e6 for m in group], None, "MB")
+        _bars(disk, group, [m.sized.weight_bytes / 1e6 for m in group], "MB")
         disk.set(title="Weights on disk", xlabel="MB, less is better")
         on_gpu = group[0].sized.peak_vram_bytes is not None
         peaks = [m.sized.peak_vram_bytes if on_gpu else m.sized.peak_rss_bytes for m in group]
-        _bars(peak, group, [None if value is None else value / 1e6 for value in peaks], None, "MB")
+        _bars(peak, group, [None if value is None else value / 1e6 for value in peaks], "MB")
         if not on_gpu:
             started = {row: m.sized.start_rss_bytes / 1e6 for row, m in enumerate(group) if m.sized.start_rss_bytes is not None}
             style = {"height": 0.6, "color": "white", "alpha": 0.55, "hatch": "//", "edgecolor": "grey"}
@@ -127,22 +104,16 @@ def plot_memory(record: Record) -> Chart:
 
 def plot_tradeoff(record: Record) -> Chart:
     """Draw quality against speed, one axes a device; the area of a point is its size on disk, dominated points are hollow (Pareto)."""
-    import matplotlib.pyplot as plt
-
-    groups = _by_device([m for m in record.measurements() if m.latency and m.quality and m.memory])
+    groups = _grouped([m for m in record.measurements() if m.latency and m.quality and m.memory], lambda m: m.device)
     largest = max(m.sized.weight_bytes for group in groups.values() for m in group)
-    figure, grid = plt.subplots(1, len(groups), figsize=(9.5 * len(groups), 4.5), squeeze=False, layout="constrained")
+    figure, grid = _panels(1, len(groups), figsize=(9.5 * len(groups), 4.5))
     for (device, group), axes in zip(groups.items(), grid[0], strict=True):
         for measurement in group:
             x, y, size = measurement.timed.tpot_s * 1e3, measurement.scored.perplexity, measurement.sized.weight_bytes
-            dominated = bool(dominated_by(measurement, group))
-            own = color(measurement.name)
-            style = (
-                {"facecolor": "none", "edgecolor": own, "linewidth": 2}
-                if dominated
-                else {"color": own, "edgecolor": "black", "alpha": 0.75}
-            )
-            label = f"{_label(measurement)}, {megabytes(size)} MB{', dominated' if dominated else ''}"
+            label, own = f"{_label(measurement)}, {megabytes(size)} MB", color(measurement.name)
+            style: dict[str, Any] = {"color": own, "edgecolor": "black", "alpha": 0.75}
+            if dominated_by(measurement, group):
+                label, style = f"{label}, dominated", {"facecolor": "none", "edgecolor": own, "linewidth": 2}
             axes.scatter(x, y, s=1000 * size / largest, label=label, zorder=3, **style)
         legend = axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9, frameon=False)
         for handle in legend.legend_handles:
@@ -161,11 +132,9 @@ def plot_tradeoff(record: Record) -> Chart:
 
 def plot_importance(record: Record) -> Chart:
     """Draw the importance of every head as a heat map, the pruned ones crossed out."""
-    import matplotlib.pyplot as plt
-
     facts = record.stage(PRUNE).facts
     importance = facts["importance_nats"]
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.4 * len(importance)), layout="constrained")
+    figure, ((axes,),) = _panels(figsize=(9, 1.2 + 0.4 * len(importance)))
     image = axes.imshow(importance, cmap="viridis", aspect="auto")
     for layer, heads in facts["pruned_heads"].items():
         axes.scatter(heads, [int(layer)] * len(heads), marker="x", color="red", s=70, linewidths=2)
@@ -178,65 +147,56 @@ def plot_importance(record: Record) -> Chart:
 
 def plot_loss(record: Record) -> Chart:
     """Draw the loss of stage 3 over its steps: of the pruned model and of the unpruned control, in training and on validation rows."""
-    import matplotlib.pyplot as plt
-
-    _figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    _, ((axes,),) = _panels(figsize=(9, 3.6))
     for measurement in (m for m in record.measurements() if record.role(m.name).stage == FINETUNE):
-        for curve, style in (("loss", {"linewidth": 1, "alpha": 0.6}), ("validation_loss", {"linewidth": 2, "marker": "o"})):
+        for kind, curve, width, marker in (("training", "loss", 1, ""), ("validation", "validation_loss", 2, "o")):
             if points := measurement.facts.get(curve):
-                kind = "training" if curve == "loss" else "validation"
                 steps, nats = [point["step"] for point in points], [point["loss_nats"] for point in points]
-                axes.plot(steps, nats, color=color(measurement.name), label=f"{measurement.name}: {kind}", **style)
-    axes.set(
-        title="Fine-tuning, on text that is neither scored nor calibrated with", xlabel="optimizer step", ylabel="loss, nats per token"
-    )
+                style = {"color": color(measurement.name), "label": f"{measurement.name}: {kind}", "marker": marker}
+                axes.plot(steps, nats, linewidth=width, **style)
+    axes.set_title("Fine-tuning, on text that is neither scored nor calibrated with")
+    axes.set(xlabel="optimizer step", ylabel="loss, nats per token")
     axes.legend(fontsize=9)
     axes.grid(alpha=0.3)
     return Chart([axes])
 
 
-def plot_operators(record: Record, most: int = 10) -> Chart:
+def plot_operators(record: Record) -> Chart:
     """Draw the operators that the profile of stage 1 spends its time in, their own time without the operators they call."""
-    import matplotlib.pyplot as plt
-
-    spent = list(record.stage(PROFILE).facts["operator_seconds"].items())[:most]
-    _figure, axes = plt.subplots(figsize=(9, 0.8 + 0.32 * len(spent)), layout="constrained")
+    measured = record.stage(PROFILE)
+    spent = list(measured.facts["operator_seconds"].items())[:10]
+    _, ((axes,),) = _panels(figsize=(9, 0.8 + 0.32 * len(spent)))
     bars = axes.barh([name for name, _ in spent], [seconds * 1e3 for _, seconds in spent], color=color("Baseline"))
     axes.bar_label(bars, fmt="%.3g ms", padding=3, fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.set(
-        title="Where the time goes: a prompt and three more tokens",
-        xlabel=f"own time on {record.stage(PROFILE).device}, ms",
-    )
+    axes.set(title="Where the time goes: a prompt and three more tokens", xlabel=f"own time on {measured.device}, ms")
     return Chart([axes])
 
 
 def plot_sensitivity(record: Record) -> Chart:
     """Draw the sensitivity of each quantized input, measured twice; the hollow ones stay float."""
-    import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
 
     sensitivity = record.stage(QUANTIZE).facts["sensitivity"]
     names = list(sensitivity["only_this"])
-    figure, axes = plt.subplots(figsize=(11, 4.2), layout="constrained")
-    kinds = {
-        "only_this": (-0.2, FIRST, "only this input is quantized"),
-        "added_to_others": (0.2, SECOND, "all inputs are quantized: what this one adds to the others"),
-    }
-    for key, (offset, own, _) in kinds.items():
+    figure, ((axes,),) = _panels(figsize=(11, 4.2))
+    handles = []
+    for key, offset, own, label in (
+        ("only_this", -0.2, FIRST, "only this input is quantized"),
+        ("added_to_others", 0.2, SECOND, "all inputs are quantized: what this one adds to the others"),
+    ):
         heights = [sensitivity[key][name] for name in names]
         fills = ["white" if name in sensitivity["float_inputs"] else own for name in names]
-        positions = [position + offset for position in range(len(names))]
-        axes.bar(positions, heights, width=0.38, color=fills, edgecolor=own)
-    legend = [Patch(color=own, label=label) for _, own, label in kinds.values()]
-    hollow = Patch(facecolor="white", edgecolor="black", label="hollow: the gate leaves this input float")
+        axes.bar([position + offset for position in range(len(names))], heights, width=0.38, color=fills, edgecolor=own)
+        handles.append(Patch(color=own, label=label))
+    handles.append(Patch(facecolor="white", edgecolor="black", label="hollow: the gate leaves this input float"))
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8 if len(names) < 30 else 6)
     axes.set(title="Sensitivity: what quantizing one input of a matmul, or the KV cache, costs", ylabel="mean KL from FP32, nats per token")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.margins(x=0.01)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(handles=[*legend, hollow], fontsize=9)
+    axes.legend(handles=handles, fontsize=9)
     figure.supxlabel(
         f"on the gate's own rows, beyond what the INT8 weights cost: all inputs together {sensitivity['together']:.5f}, after the gate "
         f"{sensitivity['left']:.5f}, budget {sensitivity['max_kl']} nats per token.\n"
@@ -269,18 +229,17 @@ def draw_charts(record: Record) -> Iterator[tuple[str, "Figure"]]:
             plt.close(figure)
 
 
-def _by_device(measurements: list[Measurement]) -> dict[str, list[Measurement]]:
-    groups: dict[str, list[Measurement]] = {}
-    for measurement in measurements:
-        groups.setdefault(measurement.device, []).append(measurement)
-    return groups
+def _panels(rows: int = 1, columns: int = 1, **style: Any) -> tuple["Figure", Any]:
+    """Return a new figure and its axes, row by row. The first one imports matplotlib."""
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(rows, columns, squeeze=False, layout="constrained", **style)
 
 
-def _by_runtime(measurements: list[Measurement]) -> dict[tuple[str, str], list[Measurement]]:
-    """Group measurements by their device and, for a reader, their runtime."""
-    groups: dict[tuple[str, str], list[Measurement]] = {}
+def _grouped(measurements: list[Measurement], key: Callable[[Measurement], Any]) -> dict[Any, list[Measurement]]:
+    groups: dict[Any, list[Measurement]] = {}
     for measurement in measurements:
-        groups.setdefault((measurement.device, RUNTIMES[measurement.runtime]), []).append(measurement)
+        groups.setdefault(key(measurement), []).append(measurement)
     return groups
 
 
@@ -288,35 +247,26 @@ def _bars(
     axes: "Axes",
     group: list[Measurement],
     values: Sequence[float | None],
-    p95: Sequence[float] | None,
     unit: str,
+    p95: Sequence[float] = (),
     remarks: Sequence[str] = (),
 ) -> None:
     """Draw a bar for each measurement, with its value and a remark behind it; where nothing was measured there is a word instead."""
-    for row, (measurement, value) in enumerate(zip(group, values, strict=True)):
-        end = 0.0
-        if value is not None:
-            axes.barh(row, value, height=0.6, color=color(measurement.name))
-            end = max(value, p95[row]) if p95 else value
-            if p95:
-                axes.errorbar(value, row, xerr=np.array([[0.0], [end - value]]), fmt="none", color="black", capsize=3)
-        text = "not measured" if value is None else f"{_shown(value)} {unit}\n{remarks[row] if remarks else ''}".rstrip()
-        axes.annotate(text, (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+    known = [0.0 if value is None else value for value in values]
+    whiskers = [[0.0] * len(known), [max(0.0, end - value) for end, value in zip(p95, known, strict=True)]] if p95 else None
+    numbers = [f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}" for value in known]
+    texts = ["not measured" if value is None else number for value, number in zip(values, numbers, strict=True)]
+    if any(remarks):
+        texts = [f"{text}\n{remark}".rstrip() for text, remark in zip(texts, remarks, strict=True)]
+    bars = axes.barh(range(len(group)), known, xerr=whiskers, height=0.6, color=[color(m.name) for m in group], capsize=3)
+    axes.bar_label(bars, texts, padding=6, fontsize=9)
     axes.set_yticks(range(len(group)), [_label(m) for m in group])
     axes.set_ylim(len(group) - 0.5, -0.5)
-    room = 1.3 if not any(remarks) else 1.9  # for what stands behind the bars
-    axes.set_xlim(0, room * max([1e-9, *(p95 or [value for value in values if value is not None])]))
-
-
-RUNTIMES = {"torch": "torch", "openvino": "OpenVINO"}
-
-
-def _shown(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    room = 1.9 if any(remarks) else 1.3  # for what stands behind the bars
+    axes.set_xlim(0, room * max([1e-9, *(p95 or known)]))
 
 
 def _label(measurement: Measurement) -> str:
     """Return the name that tables give a model, its type unless it has that name, and its runtime."""
-    dtype = {"float16": "FP16", "float32": "FP32", "int8": "INT8"}[measurement.dtype]
-    runtime = RUNTIMES[measurement.runtime]
+    dtype, runtime = DTYPES[measurement.dtype], RUNTIMES[measurement.runtime]
     return f"{measurement.name}, {runtime}" if measurement.name == dtype else f"{measurement.name}, {dtype} {runtime}"

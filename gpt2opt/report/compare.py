@@ -1,12 +1,13 @@
 """Runs beside each other: each figure of a later run over the first run's, or why that would say nothing."""
 
+import math
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from gpt2opt.measure.stats import PERCENT, ratio_of_medians
-from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
+from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table, with_interval
 from gpt2opt.run.record import Measurement, Record
 
 CAPTION = (
@@ -36,24 +37,17 @@ class ComparedFigure:
     ratios: tuple[RunRatio, ...]
 
 
-class _Figure(NamedTuple):
-    """A figure by its place in a measurement. samples: an attribute beside it, over which an interval is taken; None for none."""
-
-    part: str
-    attribute: str
-    show: Callable[[Any], str]
-    samples: str | None = None
-    digits: int = 2
-
-
-FIGURES = {
-    "TTFT, ms": _Figure("latency", "ttft_s", milliseconds, "ttft_samples_s"),
-    "TPOT, ms": _Figure("latency", "tpot_s", milliseconds, "tpot_by_run_s"),  # by run: the tokens of one run are not independent
-    "perplexity": _Figure("quality", "perplexity", "{:.2f}".format, digits=4),
-    "file, MB": _Figure("memory", "weight_bytes", megabytes),
-    "peak RSS, MB": _Figure("memory", "peak_rss_bytes", megabytes),
-    "peak VRAM, MB": _Figure("memory", "peak_vram_bytes", megabytes),
+FIGURES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
+    "TTFT, ms": ("latency", "ttft_s", milliseconds),
+    "TPOT, ms": ("latency", "tpot_s", milliseconds),
+    "perplexity": ("quality", "perplexity", "{:.2f}".format),
+    "file, MB": ("memory", "weight_bytes", megabytes),
+    "peak RSS, MB": ("memory", "peak_rss_bytes", megabytes),
+    "peak VRAM, MB": ("memory", "peak_vram_bytes", megabytes),
 }
+"""Each figure: the part of a measurement that has it, its name there, and how it is shown."""
+SAMPLES = {"TTFT, ms": "ttft_samples_s", "TPOT, ms": "tpot_by_run_s"}
+"""What intervals of times are over. TPOT by run: the tokens of one run are not independent."""
 
 
 def compare_runs(records: Sequence[Record]) -> list[ComparedFigure]:
@@ -64,7 +58,7 @@ def compare_runs(records: Sequence[Record]) -> list[ComparedFigure]:
     """
     if not 2 <= len(records) <= len(string.ascii_uppercase):
         raise ValueError(f"{len(records)} runs to compare, expected 2 to {len(string.ascii_uppercase)}")
-    found = [_models(record) for record in records]
+    found = [{(record.role(name).stage, name): model for name, model in record.models.items()} for record in records]
     comparisons = []
     for key in sorted(dict.fromkeys(key for models in found for key in models), key=lambda key: key[0]):
         runs = [(record, models.get(key)) for record, models in zip(records, found, strict=True)]
@@ -81,9 +75,13 @@ def comparison_tables(comparisons: Sequence[ComparedFigure]) -> dict[str, Table]
     header = ("model", "figure", *letters, *(f"{letter} ÷ A [{PERCENT}]" for letter in letters[1:]))
     rows: dict[str, list[tuple[str, ...]]] = {}
     for comparison in comparisons:
-        figure = FIGURES[comparison.figure]
-        values = (MISSING if value is None else figure.show(value) for value in comparison.values)
-        ratios = (_show_ratio(ratio, figure.digits) for ratio in comparison.ratios)
+        *_, show = FIGURES[comparison.figure]
+        values = (MISSING if value is None else show(value) for value in comparison.values)
+        form = ".4f" if comparison.figure == "perplexity" else ".2f"
+        ratios = (
+            f"not comparable: {ratio.not_comparable}" if ratio.value is None else with_interval(ratio.value, ratio.interval, form)
+            for ratio in comparison.ratios
+        )
         rows.setdefault(comparison.stage, []).append((comparison.model, comparison.figure, *values, *ratios))
     return {stage: table(header, lines) for stage, lines in rows.items()}
 
@@ -109,21 +107,16 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _models(record: Record) -> dict[tuple[str, str], Measurement]:
-    return {(record.role(name).stage, name): model for name, model in record.models.items()}
-
-
 def _value(name: str, measurement: Measurement | None) -> float | None:
-    part = measurement and getattr(measurement, FIGURES[name].part)
-    return getattr(part, FIGURES[name].attribute) if part else None
+    part, attribute, _ = FIGURES[name]
+    return getattr(getattr(measurement, part, None), attribute, None)
 
 
-def _ratio(name: str, first: tuple[Record, Measurement | None], run: tuple[Record, Measurement | None]) -> RunRatio:
-    (_, base), (_, measurement) = first, run
-    value, base_value = _value(name, measurement), _value(name, base)
-    if value is None or base_value is None or not measurement or not base:
+def _ratio(name: str, first: tuple[Record, Any], run: tuple[Record, Any]) -> RunRatio:
+    value, base_value = _value(name, run[1]), _value(name, first[1])
+    if value is None or base_value is None:
         return RunRatio(not_comparable="not measured in both")
-    mine, theirs = _conditions(name, run[0], measurement), _conditions(name, first[0], base)
+    mine, theirs = _conditions(name, *run), _conditions(name, *first)
     different = [
         "protocol differs" if condition == "protocol" else f"{condition} {theirs[condition]} in A, {mine[condition]} here"
         for condition in mine
@@ -131,32 +124,23 @@ def _ratio(name: str, first: tuple[Record, Measurement | None], run: tuple[Recor
     ]
     if different:
         return RunRatio(not_comparable="; ".join(different))
-    return RunRatio(value / base_value, _interval(name, measurement, base))
+    return RunRatio(value / base_value, _interval(name, run[1], first[1]))
 
 
 def _conditions(name: str, record: Record, measurement: Measurement) -> dict[str, Any]:
     """Return what has to be the same in two runs for the ratio of a figure to mean something."""
     if name == "file, MB":
         return {}
-    if name == "perplexity" and (quality := measurement.quality):
+    if name == "perplexity":
+        quality = measurement.scored
         return {"device": measurement.device, "protocol": (quality.protocol, quality.document_tokens)}
-    work: Any = measurement.latency if FIGURES[name].part == "latency" else record.settings
+    work: Any = measurement.latency if name in SAMPLES else record.settings
     tokens = {"prompt tokens": work.prompt_tokens, "new tokens": work.new_tokens, "batch size": getattr(work, "batch_size", 1)}
     return {"device": measurement.device, "threads": record.environment["threads"], **tokens}
 
 
 def _interval(name: str, measurement: Measurement, base: Measurement) -> tuple[float, float] | None:
-    if name == "perplexity" and measurement.quality and base.quality:
-        return measurement.quality.ratio_interval(base.quality)
-    if not (samples := FIGURES[name].samples):
-        return None
-    ours, theirs = getattr(measurement.latency, samples), getattr(base.latency, samples)
-    ratio = ratio_of_medians(ours, theirs)
-    return (ratio.low, ratio.high) if min(len(ours), len(theirs)) > 1 else None
-
-
-def _show_ratio(ratio: RunRatio, digits: int) -> str:
-    if ratio.value is None:
-        return f"not comparable: {ratio.not_comparable}"
-    shown = f"{ratio.value:.{digits}f}"
-    return shown if ratio.interval is None else f"{shown} [{ratio.interval[0]:.{digits}f}, {ratio.interval[1]:.{digits}f}]"
+    if name in SAMPLES:
+        ratio = ratio_of_medians(*(getattr(each.latency, SAMPLES[name]) for each in (measurement, base)))
+        return (ratio.low, ratio.high) if math.isfinite(ratio.high) else None
+    return measurement.scored.ratio_interval(base.scored) if name == "perplexity" else None

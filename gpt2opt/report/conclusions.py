@@ -4,7 +4,7 @@ import math
 
 from gpt2opt.measure.results import Comparison, Memory, Quality
 from gpt2opt.measure.stats import PERCENT
-from gpt2opt.report.tables import NO_DIFFERENCE, megabytes, milliseconds, show_perplexity, show_ratio, with_interval
+from gpt2opt.report.tables import NO_DIFFERENCE, differs, megabytes, milliseconds, show_perplexity, show_ratio, with_interval
 from gpt2opt.run.record import Record
 
 INT8_TYPES = ("i8", "u8")
@@ -38,15 +38,13 @@ def conclude_prune(record: Record) -> str:
     total = base.parameters or 0  # None is for IRs alone
     parameters = total - (pruned.parameters or 0)
     turns = _in_turns(record, "Pruned")
-    return "\n".join(
-        [
-            f"{removed} of {heads} heads were removed per layer: {removed / heads:.1%}, where {record.settings.prune_fraction:.0%} were "
-            "asked for, since only whole heads can leave.",
-            f"These are {parameters:,} of {total:,} parameters, {parameters / total:.1%}.",
-            f"The perplexity is {_changed(pruned.scored, base.scored)}.",
-            f"Removing the first heads by index instead, the perplexity is {_changed(first.scored, base.scored)}.",
-            f"TTFT over the baseline's: {show_ratio(turns.ttft)}; TPOT over the baseline's: {show_ratio(turns.tpot)}.",
-        ]
+    return (
+        f"{removed} of {heads} heads were removed per layer: {removed / heads:.1%}, where {record.settings.prune_fraction:.0%} were "
+        "asked for, since only whole heads can leave.\n"
+        f"These are {parameters:,} of {total:,} parameters, {parameters / total:.1%}.\n"
+        f"The perplexity is {_changed(pruned.scored, base.scored)}.\n"
+        f"Removing the first heads by index instead, the perplexity is {_changed(first.scored, base.scored)}.\n"
+        f"TTFT over the baseline's: {show_ratio(turns.ttft)}; TPOT over the baseline's: {show_ratio(turns.tpot)}."
     )
 
 
@@ -56,7 +54,7 @@ def conclude_finetune(record: Record) -> str:
     gained, without = _nats(pruned) - _nats(tuned), _nats(base) - _nats(control)
     cost, left = _nats(pruned) - _nats(base), _nats(tuned) - _nats(control)
     lines = [f"Fine-tuning {_gain(tuned, pruned)}; the unpruned control, on the same budget, {_gain(control, base)}."]
-    if not (_differs(tuned, pruned) and _differs(control, base)):
+    if not (differs(tuned, pruned) and differs(control, base)):
         lines.append("Documents vary so much that not both of these show. What follows compares the two models document by document.")
     elif gained > 0 and without > 0:
         lines.append("Both models learnt from the text, so the gain alone does not show that heads recovered.")
@@ -72,10 +70,10 @@ def conclude_finetune(record: Record) -> str:
 def conclude_quantize(record: Record) -> str:
     """Say what is INT8, how much smaller and faster that is than the same model in FP32, and what it costs."""
     int8, fp32, naive = (record.measured(name) for name in ("INT8", "FP32", "INT8, naive"))
-    facts, turns = int8.facts, _in_turns(record, "INT8")
-    by_gate, divergence = facts["sensitivity"]["float_inputs"], int8.compared.mean_kl
-    by_recipe = [name for name in facts["audit"]["float_inputs"] if name not in by_gate]
-    stored, sizes = facts["audit"]["in_file"], facts["audit"]["bytes_by_type"]
+    audit, turns = int8.facts["audit"], _in_turns(record, "INT8")
+    by_gate, divergence = int8.facts["sensitivity"]["float_inputs"], int8.compared.mean_kl
+    by_recipe = [name for name in audit["float_inputs"] if name not in by_gate]
+    stored, sizes = audit["in_file"], audit["bytes_by_type"]
     in_int8, share = sum(kind in INT8_TYPES for kind in stored.values()), sum(sizes.get(kind, 0) for kind in INT8_TYPES)
     lines = [
         f"{in_int8} of {len(stored)} matmuls have INT8 weights, {share / sum(sizes.values()):.1%} of the file's bytes. The gate left "
@@ -88,7 +86,7 @@ def conclude_quantize(record: Record) -> str:
         f"Without smoothing and without the gate, the divergence is {naive.compared.mean_kl:.5f}, "
         f"{naive.compared.mean_kl / divergence:.1f} times as much.",
     ]
-    if limited := facts["runs_in_4_gb"]:
+    if limited := int8.facts["runs_in_4_gb"]:
         lines.append(f"Under a limit of {limited['limit_bytes'] / 1e9:g} GB of address space {limited['error'] or 'it runs'}.")
     return "\n".join(lines)
 
@@ -116,7 +114,7 @@ def conclude_run(record: Record) -> str:
 
 def _factor(quality: Quality, base: Quality) -> str:
     shown = with_interval(quality.ratio_to(base), quality.ratio_interval(base), ".4f")
-    return shown if _differs(quality, base) else f"{shown} ({NO_DIFFERENCE})"
+    return shown if differs(quality, base) else f"{shown} ({NO_DIFFERENCE})"
 
 
 def _in_turns(record: Record, name: str) -> Comparison:
@@ -138,13 +136,7 @@ def _gain(quality: Quality, before: Quality) -> str:
     gained, interval = _nats(before) - _nats(quality), quality.ratio_interval(before)
     ends = interval and tuple(sorted(math.copysign(1, gained) * -math.log(end) for end in interval))
     shown = f"{'gained' if gained > 0 else 'lost'} {with_interval(abs(gained), ends, '.3f')} nats per token"
-    return shown if _differs(quality, before) else f"{shown} ({NO_DIFFERENCE})"
-
-
-def _differs(quality: Quality, base: Quality) -> bool:
-    """Return whether two perplexities differ: their paired interval does not contain 1, or there is no interval to go by."""
-    interval = quality.ratio_interval(base)
-    return interval is None or not interval[0] <= 1 <= interval[1]
+    return shown if differs(quality, before) else f"{shown} ({NO_DIFFERENCE})"
 
 
 def machine_changes(record: Record) -> str:
@@ -153,11 +145,11 @@ def machine_changes(record: Record) -> str:
     Such a change is the machine's, not the model's. Runs that stand beside each other in a ratio took turns, so ratios hold all the same.
     """
     lines = []
-    for measured in record.measurements():
-        halves = [half for latency in record.timings(measured.name) for half in latency.halves]
+    for name in record.models:
+        halves = [half for latency in record.timings(name) for half in latency.halves]
         for figure, values in (("TTFT", [half.ttft_s for half in halves]), ("TPOT", [half.tpot_s for half in halves])):
             if values and max(values) > CHANGED * min(values):
-                lines.append(f"{figure} of {measured.name} lay between {milliseconds(min(values))} and {milliseconds(max(values))} ms")
+                lines.append(f"{figure} of {name} lay between {milliseconds(min(values))} and {milliseconds(max(values))} ms")
     if not lines:
         return "Early and late runs of each model differ by less than a fifth."
     return f"The machine changed during the run: {'; '.join(lines)}. Go by the ratios, whose models took turns."
@@ -167,8 +159,6 @@ def _changed(quality: Quality, base: Quality) -> str:
     """Say by how much a perplexity differs from another, or that no difference was measurable."""
     interval = quality.ratio_interval(base)
     shown = f"{with_interval(quality.ratio_to(base), interval, '.4f')} times {base.perplexity:.2f}"
-    if interval is None:
-        return shown
-    if interval[0] <= 1 <= interval[1]:
+    if not differs(quality, base):
         return f"{shown}: {NO_DIFFERENCE}"
-    return f"{shown}: it {'rose' if interval[0] > 1 else 'fell'}"
+    return f"{shown}: it {'rose' if interval[0] > 1 else 'fell'}" if interval else shown

@@ -6,21 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gpt2opt.report import compare
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.tables import record_tables, stand_in_notice
-from gpt2opt.run.record import Measurement, Record
+from gpt2opt.run.record import Measurement, Record, Role
 
 OURS = "events.out.tfevents.*.gpt2opt"
-FIGURES = {
-    "ttft_ms": ("TTFT, ms", "latency", "ttft_s", 1e3),
-    "tpot_ms": ("TPOT, ms", "latency", "tpot_s", 1e3),
-    "perplexity": ("perplexity", "quality", "perplexity", 1),
-    "file_mb": ("weights, MB", "memory", "weight_bytes", 1e-6),
-    "peak_rss_mb": ("peak RSS, MB", "memory", "peak_rss_bytes", 1e-6),
-    "peak_vram_mb": ("peak VRAM, MB", "memory", "peak_vram_bytes", 1e-6),
-    "bits_per_byte": ("bits per byte", "quality", "bits_per_byte", 1),
-}
-"""Each figure: its title in HParams, which shows the first five by default, its place in a measurement, and the factor to its unit."""
+FIGURES = compare.FIGURES | {"bits per byte": ("quality", "bits_per_byte", str)}
+"""HParams shows the first five by default."""
+UNITS = {"ms": 1e3, "MB": 1e-6}
 FACTS = ("stage", "control", "runtime", "dtype", "device")
 """What HParams shows of a model beside its figures."""
 
@@ -32,7 +26,6 @@ def write_tensorboard(record: Record, log_dir: Path) -> None:
     share an axis, with its place in the record as the step; and its loss over the steps of its training. HParams lists the models in one
     table. Charts are under Images, tables and samples under Text.
     """
-    log_dir = Path(log_dir)
     for folder in (log_dir, *(path for path in log_dir.glob("*") if path.is_dir())):
         empty_log(folder)
         if folder != log_dir and not any(folder.iterdir()):  # a model of an earlier record
@@ -42,13 +35,12 @@ def write_tensorboard(record: Record, log_dir: Path) -> None:
         writer.file_writer.add_summary(_experiment(measured))
         for name, figure in draw_charts(record):
             writer.add_figure(name, figure, len(record.stages), close=False)
-        writer.add_text("What stands in", stand_in_notice(record), len(record.stages))
+        writer.add_text("What was replaced", stand_in_notice(record), len(record.stages))
         for title, table in record_tables(record).items():
             writer.add_text(title, table.markdown(), len(record.stages))
     for step, measurement in enumerate(measured, 1):
-        role = record.role(measurement.name)
         with _writer(log_dir / measurement.name.replace("/", "-")) as writer:
-            _write_model(writer, step, role.stage, measurement, role.control)
+            _write_model(writer, step, measurement, record.role(measurement.name))
 
 
 @contextmanager
@@ -60,16 +52,17 @@ def _writer(folder: Path) -> Iterator[Any]:
     drop_host_names(folder)
 
 
-def _write_model(writer, step: int, stage: str, measurement: Measurement, control: bool) -> None:
+def _write_model(writer, step: int, measurement: Measurement, role: Role) -> None:
     from tensorboard.plugins.hparams import summary_v2 as hparams
     from torch.utils.tensorboard.summary import hparams as torch_hparams
 
-    facts = dict(zip(FACTS, (stage, "yes" if control else "no", measurement.runtime, measurement.dtype, measurement.device), strict=True))
-    writer.file_writer.add_summary(hparams.hparams_pb(facts, trial_id=measurement.name, start_time_secs=0))
+    facts = (role.stage, "yes" if role.control else "no", measurement.runtime, measurement.dtype, measurement.device)
+    start = hparams.hparams_pb(dict(zip(FACTS, facts, strict=True)), trial_id=measurement.name, start_time_secs=0)
     *_, end = torch_hparams({}, {})
+    writer.file_writer.add_summary(start)
     writer.file_writer.add_summary(end)
-    for figure, value in _scalars(measurement).items():
-        writer.add_scalar(f"{figure}/{measurement.device}", value, step)
+    for title, value in _scalars(measurement).items():
+        writer.add_scalar(_tag(title, measurement.device), value, step)
     for curve in ("loss", "validation_loss"):
         for point in measurement.facts.get(curve, ()):
             writer.add_scalar(f"{curve}_nats", point["loss_nats"], point["step"])
@@ -79,11 +72,11 @@ def _experiment(measurements: Sequence[Measurement]) -> Any:
     """Return the columns of HParams' table. A figure of two devices has a column for each."""
     from tensorboard.plugins.hparams import summary_v2 as hparams  # what hparams.api offers too, but that one imports tensorflow
 
-    several = len({measurement.device for measurement in measurements}) > 1
-    found = dict.fromkeys((figure, measurement.device) for measurement in measurements for figure in _scalars(measurement))
+    columns = dict.fromkeys((title, measurement.device) for measurement in measurements for title in _scalars(measurement))
+    several = len({device for _, device in columns}) > 1
     metrics = [
-        hparams.Metric(f"{figure}/{device}", display_name=f"{FIGURES[figure][0]}, {device}" if several else FIGURES[figure][0])
-        for figure, device in sorted(found, key=lambda column: list(FIGURES).index(column[0]))
+        hparams.Metric(_tag(title, device), display_name=f"{title}, {device}" if several else title)
+        for title, device in sorted(columns, key=lambda column: list(FIGURES).index(column[0]))
     ]
     return hparams.hparams_config_pb([hparams.HParam(fact) for fact in FACTS], metrics)
 
@@ -105,6 +98,10 @@ def _of_this_process(log_dir: Path) -> list[Path]:
 
 
 def _scalars(measurement: Measurement) -> dict[str, float]:
-    """Return what was measured, in the units of the tables."""
-    values = {name: (getattr(getattr(measurement, part), key, None), factor) for name, (_, part, key, factor) in FIGURES.items()}
-    return {name: value * factor for name, (value, factor) in values.items() if value is not None}
+    """Return what was measured by its title, in the unit that the title names."""
+    values = {title: getattr(getattr(measurement, part), attribute, None) for title, (part, attribute, *_) in FIGURES.items()}
+    return {title: value * UNITS.get(title[-2:], 1) for title, value in values.items() if value is not None}
+
+
+def _tag(title: str, device: str) -> str:
+    return f"{title.lower().replace(',', '').replace(' ', '_')}/{device}"

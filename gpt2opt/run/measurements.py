@@ -29,7 +29,7 @@ from gpt2opt.run.workload import Workload
 from gpt2opt.runtime.manifest import is_ir, read_manifest
 from gpt2opt.sources.models import load_model
 from gpt2opt.storage import weight_files
-from gpt2opt.torch_model import TorchDecoder, device_name, generate_from_torch, generate_tokens, logits_of
+from gpt2opt.torch_model import TorchDecoder, generate_from_torch, generate_tokens, logits_of
 
 TRACED_TOKENS = 4
 """Tokens that are generated while a model is traced, the first of them by reading the prompt."""
@@ -74,7 +74,8 @@ def measure_answers(name: str, folder: Path, models: Mapping[str, Any], tokenize
         quality = perplexity(logits_of(model), workload.scored)
     if model in in_torch:
         rows = generate_tokens(model, workload.samples, new_tokens)
-        described: dict[str, Any] = {"device": device_name(), "runtime": "torch", "dtype": "float16", "parameters": model.num_parameters()}
+        place, parameters = environment.describe()["gpu"] or environment.describe()["cpu"], model.num_parameters()
+        described: dict[str, Any] = {"device": place, "runtime": "torch", "dtype": "float16", "parameters": parameters}
         described["quality_dtype"] = str(model.dtype).removeprefix("torch.")
     else:
         rows = [Greedy(model.decoder([prompt], new_tokens)).generate(new_tokens)[0] for prompt in workload.samples]

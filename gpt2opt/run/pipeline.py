@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, set_seed
 
 from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.decoding.prompt_lookup import lookup_steps
 from gpt2opt.decoding.text import window_length
-from gpt2opt.environment import device, set_seed
+from gpt2opt.environment import device
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.finetune import (
     BATCH_ROWS,

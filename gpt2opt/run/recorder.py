@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, set_seed
 
 from gpt2opt import environment
 from gpt2opt.decoding.text import token_rows, window_length
@@ -214,7 +214,7 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
     _check_lengths(texts, chosen, tokenizer, workload)
     out, traces = claim_folder(out), Path(traces)
     take_lock(out)
-    environment.set_seed(chosen.seed)
+    set_seed(chosen.seed)
     torch.set_num_threads(environment.threads())
     sources = {
         "model": {"name": found.name, "origin": found.origin, "stand_in": found.stand_in},

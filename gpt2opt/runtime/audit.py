@@ -14,7 +14,7 @@ from gpt2opt.runtime.compile import compile_ir
 from gpt2opt.runtime.graph import activation_quantizer, matmuls, stored_weight
 from gpt2opt.runtime.manifest import IR_NAME, read_config, read_manifest
 
-INT8_TYPES = ("i8", "u8")
+INT8_TYPES, INT4_TYPES = ("i8", "u8"), ("i4", "u4")
 BLOCK_MATMULS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 MATMUL_NAME = re.compile(r"\.(h\.\d+\.(?:attn|mlp)\.c_(?:attn|proj|fc)|lm_head)/aten::(?:linear|addmm)/")
 
@@ -23,18 +23,12 @@ MATMUL_NAME = re.compile(r"\.(h\.\d+\.(?:attn|mlp)\.c_(?:attn|proj|fc)|lm_head)/
 class Int8Audit:
     """What is INT8 in an IR file and in the graphs compiled from it, for each matmul by its name in the model."""
 
-    weights: str
-    """The type that the weights of the blocks have to be stored in: `i8` or `i4`, or `f32` if nothing was quantized."""
-    in_file: dict[str, str]
-    """Matmul -> type of its stored weight."""
-    prefill: dict[str, tuple[str, str]]
-    """Matmul -> types of its input and of its weight in the compiled graph that reads prompts."""
-    decode: dict[str, tuple[str, str]]
-    """The same in the compiled graph that decodes one sequence."""
-    float_inputs: tuple[str, ...]
-    """Matmuls whose input the file does not quantize."""
-    bytes_by_type: dict[str, int]
-    """Type -> bytes of constants in the file."""
+    weights: str  # the type that those of the blocks have to be stored in: `i8` or `i4`, or `f32` if nothing was quantized
+    in_file: dict[str, str]  # matmul -> type of its stored weight
+    prefill: dict[str, tuple[str, str]]  # matmul -> types of its input and of its weight in the compiled graph that reads prompts
+    decode: dict[str, tuple[str, str]]  # the same in the compiled graph that decodes one sequence
+    float_inputs: tuple[str, ...]  # matmuls whose input the file does not quantize
+    bytes_by_type: dict[str, int]  # type -> bytes of constants in the file
     num_layers: int
 
     @property
@@ -44,18 +38,18 @@ class Int8Audit:
             f"{name}: weight {types[1]} in the {which} graph, and it is none of the model's matmuls"
             for which, graph in (("prefill", self.prefill), ("decode", self.decode))
             for name, types in graph.items()
-            if name not in self.expected and types[1] not in (*INT8_TYPES, "i4", "u4")
+            if name not in self.expected and types[1] not in (*INT8_TYPES, *INT4_TYPES)
         ]
 
     def _problem(self, name: str) -> str | None:
-        integers = ("i4", "u4") if self.weights == "i4" and name != "lm_head" else INT8_TYPES
+        integers = INT4_TYPES if self.weights == "i4" and name != "lm_head" else INT8_TYPES
         if self.in_file.get(name) not in integers:
             return f"weight {self.in_file.get(name, 'not found')} in the file"
-        for graph, executed in (("prefill", self.prefill.get(name)), ("decode", self.decode.get(name))):
-            if executed is None:
-                return f"not found in the {graph} graph"
-            if executed[1] not in integers:
-                return f"weight {executed[1]} in the {graph} graph"
+        for which, graph in (("prefill", self.prefill), ("decode", self.decode)):
+            if name not in graph:
+                return f"not found in the {which} graph"
+            if graph[name][1] not in integers:
+                return f"weight {graph[name][1]} in the {which} graph"
         if name not in self.float_inputs and self.prefill[name][0] not in INT8_TYPES:
             return f"input {self.prefill[name][0]} in the prefill graph"
         return None
@@ -63,13 +57,12 @@ class Int8Audit:
     @property
     def expected(self) -> list[str]:
         """Return the names of all block matmuls, 4 per layer, and of the head."""
-        blocks = [f"h.{layer}.{part}" for layer in range(self.num_layers) for part in BLOCK_MATMULS]
-        return [*blocks, "lm_head"]
+        return [*(f"h.{layer}.{part}" for layer in range(self.num_layers) for part in BLOCK_MATMULS), "lm_head"]
 
     @property
     def int8_share(self) -> float:
         """Return the share of the file's constant bytes that are integers of 8 bits or less."""
-        return sum(self.bytes_by_type.get(name, 0) for name in (*INT8_TYPES, "i4", "u4")) / sum(self.bytes_by_type.values())
+        return sum(self.bytes_by_type.get(name, 0) for name in (*INT8_TYPES, *INT4_TYPES)) / sum(self.bytes_by_type.values())
 
     @property
     def passed(self) -> bool:
@@ -82,17 +75,12 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
     A weight must be stored as an integer and stay one in both compiled graphs. An input must be an integer in the prefill graph, unless
     the file has no quantizer for it; `Int8Audit.float_inputs` lists those.
 
-    Args:
-        directory: what `quantize_int8` wrote.
-        must_pass: raise if one of them is not INT8.
-
     Raises:
         ValueError: there is no IR in the directory, it is damaged, or it is no GPT-2.
         RuntimeError: a matmul is not INT8 and `must_pass` is set. The message names each.
     """
-    directory = Path(directory)
     weights = read_manifest(directory).weights
-    graph = openvino.Core().read_model(directory / IR_NAME)
+    graph = openvino.Core().read_model(Path(directory, IR_NAME))
     stored, shapes, float_inputs = {}, {}, []
     for node in matmuls(graph):
         if name := _matmul(node.get_friendly_name()):
@@ -103,14 +91,12 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "Constant":
             constants[node.get_element_type().get_type_name()] += node.get_byte_size()
-    compiled = compile_ir(directory)
-    in_head = {name: shape for name, shape in shapes.items() if name == "lm_head"}
-    in_body = {name: shape for name, shape in shapes.items() if name != "lm_head"}
-    head = executed_types(compiled.head, _matmul, in_head)
-    prefill = head | executed_types(compiled.prefill, _matmul, in_body)
+    compiled, body = compile_ir(directory), {name: shape for name, shape in shapes.items() if name != "lm_head"}
+    head = executed_types(compiled.head, _matmul, {name: shape for name, shape in shapes.items() if name == "lm_head"})
+    prefill = head | executed_types(compiled.prefill, _matmul, body)
     # The single-step graph needs a head of its own: the shared one must not count for it.
     step = compiled.single_step
-    decode = executed_types(step, _matmul, shapes) if step else head | executed_types(compiled.decode, _matmul, in_body)
+    decode = executed_types(step, _matmul, shapes) if step else head | executed_types(compiled.decode, _matmul, body)
     # The config says how many layers there must be, not the graph: otherwise a layer that the graph lacks would go unnoticed.
     audit = Int8Audit(weights, stored, prefill, decode, tuple(float_inputs), dict(constants), read_config(directory, "n_layer"))
     if must_pass and not audit.passed:
@@ -126,18 +112,16 @@ def executed_types(
     The plugin may give a matmul the name of an operation that it was merged with. Such matmuls are known by the sizes of their weights and
     by their order, if these fit the matmuls that no name was found for; otherwise each is returned under the plugin's name.
 
-    Args:
-        name_of: the name of a node in the graph -> that of the matmul which it is; None: it is none that counts.
-        weights: the matmuls that the graph must have, in the order they run -> the shape (O, …) of the weight. Without it, what has no
-            name does not count.
+    name_of: the name of a node in the graph -> that of the matmul which it is; None: it is none that counts. weights: the matmuls that the
+    graph must have, in the order they run -> the shape (O, …) of the weight. Without it, what has no name does not count.
     """
     executed: dict[str, tuple[str, str]] = {}
     unnamed: list[tuple[str, tuple[int, int], tuple[str, str]]] = []
     for node in compiled.get_runtime_model().get_ordered_ops():
         if _fact(node, "layerType") not in ("FullyConnected", "MatMul", "Convolution"):
             continue
-        source, weight = (node.input_value(port).get_node() for port in (0, 1))
-        types = (_type(source), _type(weight))
+        source, weight = (value.get_node() for value in node.input_values()[:2])
+        types = (_fact(source, "outputPrecisions"), _fact(weight, "outputPrecisions"))
         if name := name_of(node.get_friendly_name()):
             executed[name] = types
         elif weights and _fact(weight, "layerType") == "Const":  # a product of two activations has no weight
@@ -153,12 +137,8 @@ def _size(shape: Sequence[int]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def _type(node: openvino.Node) -> str:
-    return _fact(node, "outputPrecisions").split(",")[0]  # a node that feeds several others lists the type of each output
-
-
 def _fact(node: openvino.Node, name: str) -> str:
-    return node.get_rt_info()[name].astype(str)
+    return node.get_rt_info()[name].astype(str).split(",")[0]  # a node that feeds several others lists the type of each output
 
 
 def _matmul(friendly_name: str) -> str | None:

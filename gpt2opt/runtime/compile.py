@@ -2,7 +2,7 @@
 
 import ctypes
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,21 +10,11 @@ import openvino
 
 from gpt2opt.environment import has_int8_dot_product, threads
 from gpt2opt.errors import raise_cause
+from gpt2opt.runtime import passes
 from gpt2opt.runtime.graph import activation_quantizer, matmuls
 from gpt2opt.runtime.manifest import IR_NAME, read_manifest
 from gpt2opt.runtime.paged_attention import cut
-from gpt2opt.runtime.passes import (
-    BODY,
-    DECODE,
-    DOT_PRODUCT,
-    FLOAT_INPUTS,
-    NO_DOT_PRODUCT,
-    PREFILL,
-    SHARED,
-    SINGLE_STEP,
-    apply_passes,
-    choose_passes,
-)  # fmt: skip
+from gpt2opt.runtime.passes import apply_passes, choose_passes
 from gpt2opt.settings import check_whole
 
 PROPERTIES = {
@@ -47,7 +37,7 @@ PRECISIONS = ("f32", "bf16")
 
 
 def cpu_properties(num_threads: int | None = None, kv_cache: str = "f32", precision: str = "f32") -> dict[str, str]:
-    """Return the properties that an IR is compiled with. num_threads: None takes all threads that this process may use."""
+    """Return the properties that an IR is compiled with. num_threads: all that this process may use by default."""
     if num_threads is not None:
         check_whole("num_threads", num_threads, 1)
     chosen = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": kv_cache}
@@ -70,63 +60,50 @@ class CompiledIr:
 
 
 def compile_ir(
-    directory: Path | str,
-    num_threads: int | None = None,
-    precision: str = "f32",
-    leave_out: Sequence[str] = (),
-    count_time: bool = False,
+    directory: Path | str, num_threads: int | None = None, precision: str = "f32", leave_out: Sequence[str] = (), count_time: bool = False
 ) -> CompiledIr:
     """Compile the graphs of an IR; see `load_ir` for the arguments.
 
     If no activation is quantized, one graph reads prompts and decodes. On a CPU with INT8 dot products a second graph decodes, with INT8
     weights and with inputs that are rounded token by token. On a CPU without them the plugin's INT8 convolution is the fastest way to
     decode too: one token of one sequence is decoded by the same graph with fixed shapes, up to the logits.
-
-    Raises:
-        ValueError: as `load_ir`.
-        MemoryError: memory ran out.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
     manifest = read_manifest(directory)
     xml = Path(directory, IR_NAME)
     properties = cpu_properties(num_threads, precision if manifest.weights == "f32" else manifest.kv_cache, precision)
-    if count_time:
-        properties["PERF_COUNT"] = "YES"
+    counting = {"PERF_COUNT": "YES"} if count_time else {}
     core = openvino.Core()
 
     def compiled(graph: openvino.Model, **changed: str) -> openvino.CompiledModel:
-        return _as_asked(core.compile_model(graph, "CPU", {**properties, **changed}), properties)
+        found = core.compile_model(graph, "CPU", {**properties, **counting, **changed})
+        for name in ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION"):  # the plugin may silently choose another type
+            if (given := found.get_property(name).to_string()) != properties[name]:
+                raise ValueError(f"{name} is {given} on this CPU, not {properties[name]} as asked; ask for one that the CPU has")
+        return found
 
     try:
         graph = core.read_model(xml)
         case = case_of(graph)
-        passes = choose_passes(case, leave_out)
-        graph = apply_passes(passes, SHARED, graph)
-        same_bits = SAME_BITS if case == NO_DOT_PRODUCT else {}
-        single_step = compiled(apply_passes(passes, SINGLE_STEP, graph.clone()), **same_bits) if "fix_shapes" in passes else None
-        body, head = cut(apply_passes(passes, BODY, graph))
-        prefill = compiled(apply_passes(passes, PREFILL, body.clone()), **same_bits)
-        decode = compiled(apply_passes(passes, DECODE, body), **ROUNDED_AT_RUN_TIME) if "weight_only" in passes else prefill
+        chosen = choose_passes(case, leave_out)
+        graph = apply_passes(chosen, passes.SHARED, graph)
+        same_bits = SAME_BITS if case == passes.NO_DOT_PRODUCT else {}
+        single_step = compiled(apply_passes(chosen, passes.SINGLE_STEP, graph.clone()), **same_bits) if "fix_shapes" in chosen else None
+        body, head = cut(apply_passes(chosen, passes.BODY, graph))
+        prefill = compiled(apply_passes(chosen, passes.PREFILL, body.clone()), **same_bits)
+        decode = compiled(apply_passes(chosen, passes.DECODE, body), **ROUNDED_AT_RUN_TIME) if "weight_only" in chosen else prefill
         return CompiledIr(prefill, decode, compiled(head), single_step)
     except RuntimeError as error:
         raise_cause(error)
         raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); export it again") from error
 
 
-def _as_asked(compiled: openvino.CompiledModel, properties: Mapping[str, str]) -> openvino.CompiledModel:
-    """Return the graph, or raise ValueError if the plugin silently chose another type than it was asked for."""
-    for name in ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION"):
-        if (found := compiled.get_property(name).to_string()) != properties[name]:
-            raise ValueError(f"{name} is {found} on this CPU, not {properties[name]} as asked; ask for one that the CPU has")
-    return compiled
-
-
 def case_of(graph: openvino.Model) -> str:
     """Return which of `CASES` this graph and this CPU are. A CPU whose instructions are not known counts as one without dot products."""
     if not any(activation_quantizer(node) for node in matmuls(graph)):
-        return FLOAT_INPUTS
-    return DOT_PRODUCT if has_int8_dot_product() else NO_DOT_PRODUCT
+        return passes.FLOAT_INPUTS
+    return passes.DOT_PRODUCT if has_int8_dot_product() else passes.NO_DOT_PRODUCT
 
 
 def give_back_pages(weights: Path) -> None:

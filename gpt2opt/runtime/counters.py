@@ -1,7 +1,7 @@
 """What OpenVINO's own counters measure of a generation, node by node, in the format of torch.profiler's traces.
 
-torch.profiler does not see OpenVINO. Compiled with `PERF_COUNT`, a graph counts the time of each of its nodes, in whole µs, and not when
-it began. So the nodes of a call stand one after another from its beginning, and what is left of the call is its own time.
+Compiled with `PERF_COUNT`, a graph counts how long each of its nodes ran, in whole µs, and not when it began. So the nodes of a call are
+placed one after another from its beginning, and what is left of the call is its own time.
 """
 
 import functools
@@ -31,9 +31,6 @@ def count_nodes(models: Sequence["IrModel"], prompt: list[int], new_tokens: int)
 
     It has the calls of `prefill` and `decode`, the graphs that ran in each, and their nodes: by type, matmuls by the layer too, with the
     kernel that ran them as `exec type`. Of several generations it is the fastest one.
-
-    Raises:
-        ValueError: prompt and new tokens don't fit into the context.
     """
     counted = [_counted(model, prompt, new_tokens) for model in models]
     recordings: list[list[list[dict[str, Any]]]] = [[] for _ in models]
@@ -41,21 +38,20 @@ def count_nodes(models: Sequence["IrModel"], prompt: list[int], new_tokens: int)
         for (greedy, log), kept in zip(counted, recordings, strict=True):
             log.events = []
             log.call(f"ProfilerStep#{number}", greedy.generate, new_tokens)
-            if number >= 0:
-                kept.append(log.events)
+            kept.append(log.events)
     runtime = {"runtime": f"OpenVINO {openvino.__version__.split('-')[0]}"}
-    fastest = [min(kept, key=lambda events: events[-1]["dur"]) for kept in recordings]  # the step ends last
+    fastest = [min(kept[WARMUPS:], key=lambda events: events[-1]["dur"]) for kept in recordings]  # the step ends last
     return [{"gpt2opt": runtime, "traceEvents": events} for events in fastest]
 
 
 def _counted(model: "IrModel", prompt: list[int], new_tokens: int) -> tuple[Greedy, "Log"]:
-    """Make a model tell of its nodes; return what generates from it, and the log that its calls and nodes go to."""
+    """Make a model log its nodes; return what generates from it, and the log that its calls and nodes go to."""
     log = Log()
     graphs = {model.single_step_graph: "step graph", model.decode_graph: "decode graph", model.prefill_graph: "prefill graph"}
     for graph, role in graphs.items():  # where one graph has several roles, the last one names it
         if graph:
-            graph.request = _Counted("graph", role, graph.request, log)
-    model.head = _Counted("head", "head", model.head, log)
+            log.listen(graph.request, "graph", role)
+    log.listen(model.head, "head", "head")
     decoder = model.decoder(np.array([prompt]), new_tokens)
     for name in ("prefill", "decode"):
         setattr(decoder, name, functools.partial(log.call, name, getattr(decoder, name)))
@@ -73,8 +69,8 @@ class Log:
         return time.perf_counter() * 1e6 - self.paused_us
 
     def add(self, category: str, name: str, start_us: float, duration_us: float, **arguments: Any) -> None:
-        place = {"ph": "X", "cat": category, "name": name, "pid": 1, "tid": 1, "ts": start_us, "dur": duration_us}
-        self.events.append({**place, "args": arguments})
+        event = {"ph": "X", "cat": category, "name": name, "pid": 1, "tid": 1, "ts": start_us, "dur": duration_us, "args": arguments}
+        self.events.append(event)
 
     def call(self, name: str, function: Callable[..., Any], *arguments: Any, **further: Any) -> Any:
         """Call a function; log the call under a name with these further arguments, and return what the function returned."""
@@ -82,6 +78,16 @@ class Log:
         returned = function(*arguments)
         self.add("user_annotation", name, start_us, self.now_us() - start_us, **further)
         return returned
+
+    def listen(self, request: openvino.InferRequest, name: str, role: str) -> None:
+        """Log the calls of a request under a name, and what was counted in each. role: which of the graphs it is."""
+        infer = request.infer
+
+        def logged(**options: Any) -> None:
+            self.call(name, lambda: infer(**options), **{"exec type": role})
+            self.add_nodes(request.profiling_info)
+
+        request.infer = logged
 
     def add_nodes(self, counted: list[openvino.ProfilingInfo]) -> None:
         """Add the nodes of the call that was logged last."""
@@ -103,17 +109,3 @@ def shown_as(node: openvino.ProfilingInfo) -> tuple[str, str]:
         return node.node_type, node.exec_type
     layer = _LAYER.search(node.node_name)
     return f"MatMul {layer[1]}" if layer else "MatMul", f"{node.node_type} {node.exec_type}"
-
-
-class _Counted:
-    """An infer request that logs its calls, and what was counted in each. name: in the trace. role: which of the graphs it is."""
-
-    def __init__(self, name: str, role: str, request: openvino.InferRequest, log: Log):
-        self.name, self.role, self.request, self.log = name, role, request, log
-
-    def infer(self, **options: Any) -> None:
-        self.log.call(self.name, lambda: self.request.infer(**options), **{"exec type": self.role})
-        self.log.add_nodes(self.request.profiling_info)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.request, name)

@@ -14,10 +14,6 @@ def matmuls(graph: Model) -> list[Node]:
     return [node for node in graph.get_ordered_ops() if node.get_type_name() == "MatMul" and stored_weight(node)]
 
 
-def is_head(matmul: Node) -> bool:
-    return "lm_head" in matmul.get_friendly_name()
-
-
 def activation_quantizer(matmul: Node) -> Node | None:
     """Return the node that rounds a matmul's input to INT8, if there is one."""
     source = matmul.input_value(0).get_node()
@@ -43,16 +39,8 @@ def weight_scales(matmul: Node) -> np.ndarray:
 
 
 def over_same_memory(constant: Node, shape: list[int]) -> Constant:
-    """Return a constant of another shape over the same memory: a Reshape would be folded into a copy of the weights.
-
-    The memory belongs to the file. It lives as long as any constant that was read from it, and every graph keeps the embeddings.
-    """
+    """Return a constant of another shape over the same memory, that of the file: a Reshape would be folded into a copy of the weights."""
     return Constant(Tensor(constant.data, shape, constant.get_element_type()))
-
-
-def num_channels(rows: Output) -> int:
-    """Return C of activations (tokens, 1, C)."""
-    return rows.get_partial_shape()[-1].get_length()
 
 
 def constant_data(value: Output) -> np.ndarray:
@@ -63,7 +51,7 @@ def quantizer_step(node: Node) -> float:
     """Return the width of a quantizer's steps; 0 for any other node."""
     if node.get_type_name() != "FakeQuantize":
         return 0.0
-    lowest, highest = (constant_data(node.input_value(port)) for port in (3, 4))
+    lowest, highest = map(constant_data, node.input_values()[3:])
     return float((highest - lowest).min()) / (node.get_attributes()["levels"] - 1)
 
 
@@ -109,9 +97,8 @@ def as_convolutions(graph: Model) -> Model:
     """Write every matmul with a quantized input as a 1 × 1 convolution over the tokens: the same sums by another kernel.
 
     On CPUs without VNNI or AMX the plugin multiplies INT8 matrices no faster than FP32 ones, and its INT8 convolution is much faster.
-
-    Operations on single tokens between two convolutions stay in the convolution's layout: biases, GELU, residual sums and quantizers
-    then cost no pass of their own, and nothing is transposed in between. LayerNorms are computed on rows.
+    Biases, GELU, residual sums and quantizers between two convolutions stay in their layout, so that nothing is transposed in between and
+    they cost no pass of their own. LayerNorms are computed on rows.
     """
     layout = _ConvolutionLayout()
     for node in graph.get_ordered_ops():
@@ -166,18 +153,23 @@ class _ConvolutionLayout:
         return value.get_node().get_friendly_name() in self._rewritten
 
     def _as_pixels(self, rows: Output) -> Output:
-        name, channels = rows.get_node().get_friendly_name(), num_channels(rows)
+        name = rows.get_node().get_friendly_name()
         if name not in self._pixels:
-            self._pixels[name] = ops.transpose(ops.reshape(rows, np.array([1, 1, -1, channels]), False), np.array([0, 3, 1, 2])).output(0)
+            by_token = ops.reshape(rows, np.array([1, 1, -1, _num_channels(rows)]), False)
+            self._pixels[name] = ops.transpose(by_token, np.array([0, 3, 1, 2])).output(0)
         return self._pixels[name]
 
     def _as_rows(self, value: Output) -> Output:
         name = value.get_node().get_friendly_name()
         if name not in self._rows:
             # In the order (0, 2, 3, 1) the CPU plugin would copy the same bytes one number at a time.
-            rows = ops.reshape(ops.transpose(self._pixels[name], np.array([3, 1, 0, 2])), np.array([-1, 1, num_channels(value)]), False)
-            self._rows[name] = rows.output(0)
+            by_token = ops.transpose(self._pixels[name], np.array([3, 1, 0, 2]))
+            self._rows[name] = ops.reshape(by_token, np.array([-1, 1, _num_channels(value)]), False).output(0)
         return self._rows[name]
+
+
+def _num_channels(rows: Output) -> int:
+    return rows.get_partial_shape()[-1].get_length()
 
 
 def _kernel(matmul: Node) -> Output:

@@ -17,30 +17,26 @@ from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache, texts_cut_at_blocks,
 from gpt2opt.runtime.manifest import IR_WEIGHTS, read_config
 from gpt2opt.runtime.paged_attention import LAST, ROWS
 
+Texts = Sequence[np.ndarray] | np.ndarray
+"""The token ids of several texts: an array for each, or (B, T)."""
 MANY_SEQUENCES = 16
 """From this number of rows on, a matmul is bound by arithmetic, and the prefill graph decodes faster than the decode graph."""
 
 
 def load_ir(
-    directory: Path | str,
-    num_threads: int | None = None,
-    precision: str = "f32",
-    leave_out: Sequence[str] = (),
-    count_time: bool = False,
+    directory: Path | str, num_threads: int | None = None, precision: str = "f32", leave_out: Sequence[str] = (), count_time: bool = False
 ) -> "IrModel":
-    """Compile the IR in `directory` for the CPU.
+    """Compile what `export_ir` or `quantize_int8` wrote for the CPU.
 
     Args:
-        directory: what `export_ir` or `quantize_int8` wrote.
-        num_threads: CPU threads; None: all that this process may use.
+        num_threads: CPU threads, by default all that this process may use.
         precision: of float arithmetic, `f32` or, on CPUs that have it (see `has_bf16`), `bf16`.
-        leave_out: names of graph passes to do without, to measure what they gain; see `passes.PASSES`. The logits stay right. A
-            pass that does not apply to this IR on this CPU makes no difference.
+        leave_out: names of graph passes to do without, to measure what they gain; see `passes.PASSES`. The logits stay right.
         count_time: let the graphs count the time of each node, at a small cost; see `counters.count_nodes`.
 
     Raises:
-        ValueError: there is no IR, it is not the one that was exported, a pass in `leave_out` is not known or can't be left out, or the
-            precision is not known or this CPU does not have it.
+        ValueError: there is no IR, it was changed or cut short, a pass in `leave_out` is not known or can't be left out, or the precision
+            is not known or this CPU does not have it.
     """
     model = IrModel(compile_ir(directory, num_threads, precision, leave_out, count_time), read_config(directory, "n_positions"))
     # The CPU plugin packs the weights when they are first used: here, one graph after the other, and not during the first prompt.
@@ -102,7 +98,6 @@ class IrModel:
         self.decode_graph = self.prefill_graph if compiled.decode is compiled.prefill else BoundGraph(compiled.decode)
         self.single_step_graph = BoundGraph(compiled.single_step) if compiled.single_step else None
         self.head = compiled.head.create_infer_request()
-        self.num_cores = compiled.prefill.get_property("INFERENCE_NUM_THREADS")
         self.vocab_size = compiled.head.output(0).get_partial_shape()[-1].get_length()
         self._cache_ports = {port.get_any_name(): port for port in compiled.prefill.inputs if "_cache." in port.get_any_name()}
         self._no_cache = new_kv_cache(self._cache_ports, 0, context)
@@ -112,11 +107,7 @@ class IrModel:
             self.single_step_graph.bind(token_by_token(np.zeros(1), 0, 0, context))
 
     def logits(self, input_ids: np.ndarray) -> np.ndarray:
-        """Return the logits (B, T, V) float32 of whole sequences (B, T), computed by the prefill graph.
-
-        Raises:
-            ValueError: the sequences are longer than the context, or are no token ids of this model.
-        """
+        """Return the logits (B, T, V) float32 of whole sequences (B, T), computed by the prefill graph."""
         texts = check_prompts(input_ids, 0, self.context, self.vocab_size)
         cache = self._take_cache(len(texts))
         rows = self._prefill(self.prefill_graph, cache, texts, np.zeros(len(texts), int), np.arange(len(texts)), every=True)
@@ -125,30 +116,15 @@ class IrModel:
         return logits
 
     def decoder(self, prompts: np.ndarray | Sequence[Sequence[int]], max_new_tokens: int = 0) -> "IrDecoder":
-        """Return a decoder of B prompts of any lengths; several decoders may be in use at once.
-
-        Args:
-            prompts: token ids, (B, T) or a list for each prompt.
-            max_new_tokens: how many tokens of each have to fit into the context behind it.
-
-        Raises:
-            ValueError: the prompts are no token ids of this model, or they and the new tokens don't fit into the context.
-            MemoryError: there is no memory for its KV cache.
-        """
+        """Return a decoder of B prompts of any lengths, see `decoding.decoder.Model`; several decoders may be in use at once."""
         return IrDecoder(self, check_prompts(prompts, max_new_tokens, self.context, self.vocab_size))
 
     def _prefill(
-        self,
-        graph: BoundGraph,
-        cache: KvCache,
-        texts: Sequence[np.ndarray] | np.ndarray,
-        pasts: np.ndarray,
-        slots: np.ndarray,
-        every: bool = False,
+        self, graph: BoundGraph, cache: KvCache, texts: Texts, pasts: np.ndarray, slots: np.ndarray, every: bool = False
     ) -> np.ndarray:
         """Read further tokens of B texts, which have `pasts` (B,) tokens in these slots of the cache; return the last ones' logits (B, V).
 
-        With `every`, return those of all tokens, end to end.
+        With `every`, return those of all tokens, text after text.
         """
         lengths = np.array([len(ids) for ids in texts])
         ends = lengths.cumsum()
@@ -188,11 +164,7 @@ class IrModel:
         return self.head.get_output_tensor().data.reshape(hidden.shape[0], -1)
 
     def _take_cache(self, sequences: int) -> KvCache:
-        """Return a cache for this number of sequences that nothing else uses; call `_return_cache` when it is no longer needed.
-
-        Raises:
-            MemoryError: there is no memory for it.
-        """
+        """Return a cache for this number of sequences that nothing else uses; call `_return_cache` when it is no longer needed."""
         left, self._left = self._left, None
         if left and left.sequences == sequences:
             return left
@@ -214,7 +186,7 @@ def _for_last_attention(sequences: dict[str, np.ndarray]) -> dict[str, np.ndarra
 class IrDecoder:
     """A `Decoder` of B prompts of any lengths, with a KV cache of its own. `IrModel.decoder` makes them.
 
-    pasts: (B,) tokens of each sequence in the cache. slots: (B,) where in the cache each lies.
+    pasts: (B,) tokens of each sequence in the cache. slots: (B,) where in the cache each is.
     """
 
     def __init__(self, model: IrModel, prompts: list[np.ndarray]):
@@ -233,11 +205,7 @@ class IrDecoder:
         return logits
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
-        """Read one further token of each sequence, ids (B, 1); return the logits (B, V) for the tokens after them, until the next call.
-
-        Raises:
-            ValueError: the context is full.
-        """
+        """Read one further token of each sequence, ids (B, 1); return the logits (B, V) for the tokens after them, until the next call."""
         check_fits(int(self.pasts.max()) + 1, 0, self.model.context)
         batch = len(self.slots)
         if batch == 1:
@@ -249,27 +217,18 @@ class IrDecoder:
         return logits
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these sequences, in this order; one that is named twice is copied in the cache.
-
-        Raises:
-            MemoryError: there is no memory for the copies.
-        """
+        """Go on with these sequences, in this order; one that is named twice is copied in the cache."""
         slots, pasts = self.slots[list(rows)], self.pasts[list(rows)]
-        first_places = {slot: place for place, slot in reversed(list(enumerate(slots)))}
-        copied = [place for place, slot in enumerate(slots) if first_places[slot] != place]
-        if len(copied) > self.cache.sequences - len(first_places):
-            self._grow(len(rows))
-        targets = [slot for slot in range(self.cache.sequences) if slot not in first_places][: len(copied)]
+        copied = np.setdiff1d(np.arange(len(slots)), np.unique(slots, return_index=True)[1])  # all places of a slot but the first
+        if len(slots) > self.cache.sequences:  # move to a larger cache
+            before = self.cache
+            self._give_back.detach()
+            self._own(self.model._take_cache(before.sequences + len(rows)))
+            self.cache.copy(before, [(slot, slot) for slot in self.slots], self.pasts)
+        targets = np.setdiff1d(np.arange(self.cache.sequences), slots)[: len(copied)]
         self.cache.copy(self.cache, list(zip(slots[copied], targets, strict=True)), pasts[copied])
         slots[copied] = targets
         self.slots, self.pasts = slots, pasts
-
-    def _grow(self, sequences: int) -> None:
-        """Move to a cache of this many sequences more."""
-        before = self.cache
-        self._give_back.detach()
-        self._own(self.model._take_cache(before.sequences + sequences))
-        self.cache.copy(before, [(slot, slot) for slot in self.slots], self.pasts)
 
     def verify(self, last: int, guessed: list[int]) -> list[int]:
         """Read the last token of one sequence and guesses of what follows; return the guesses that are right and one token more.
@@ -281,9 +240,7 @@ class IrDecoder:
         ids, past = np.array([last, *guessed]), int(self.pasts[0])
         check_fits(past + len(ids), 0, self.model.context)
         chosen = self.model._decode(self.cache, ids, past, int(self.slots[0])).argmax(-1)
-        right = 0
-        while right < len(guessed) and chosen[right] == guessed[right]:
-            right += 1
+        right = int((chosen[:-1] == guessed).cumprod().sum())
         self.pasts = self.pasts + right + 1
         return chosen[: right + 1].tolist()
 

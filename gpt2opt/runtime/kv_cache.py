@@ -1,6 +1,6 @@
-"""The KV cache in the blocks of the CPU plugin's paged attention, and the inputs that describe to it where the tokens of a call lie there.
+"""The KV cache in the blocks of the CPU plugin's paged attention, and the inputs that say which blocks the tokens of a call belong to.
 
-The tokens of all sequences of a call lie end to end. `docs/runtime.md` works an example out, block by block.
+The tokens of all sequences of a call are joined. `docs/runtime.md` works an example out, block by block.
 """
 
 import itertools
@@ -20,9 +20,8 @@ BLOCK = 32
 def blocks(tokens: int) -> int:
     """Return how many blocks of the cache this number of tokens takes.
 
-    Example:
-        >>> [blocks(tokens) for tokens in (1, 32, 33, 1024)]
-        [1, 1, 2, 32]
+    >>> [blocks(tokens) for tokens in (1, 32, 33, 1024)]
+    [1, 1, 2, 32]
     """
     return -(-tokens // BLOCK)
 
@@ -49,13 +48,7 @@ class KvCache:
 def new_kv_cache(ports: Mapping[str, openvino.ConstOutput], sequences: int, context: int) -> KvCache:
     """Reserve memory of zeros: anything else in new memory might read as NaN. The system backs only the pages that are written.
 
-    Args:
-        ports: the cache inputs of a compiled graph, by name.
-        sequences: how many sequences the cache holds; 0 gives tensors without memory.
-        context: the largest number of tokens of a sequence.
-
-    Raises:
-        MemoryError: there is no memory for it.
+    ports: the cache inputs of a compiled graph, by name. sequences: 0 gives tensors without memory. context: in tokens.
     """
     tensors, memories = {}, {}
     for name, port in ports.items():
@@ -73,21 +66,17 @@ def new_kv_cache(ports: Mapping[str, openvino.ConstOutput], sequences: int, cont
 def whole_texts(pasts: np.ndarray, lengths: np.ndarray, slots: np.ndarray, context: int) -> dict[str, np.ndarray]:
     """Describe further tokens of B texts, those of each text as one sequence.
 
-    Args:
-        pasts: (B,) tokens of each text that are in the cache already.
-        lengths: (B,) how many tokens of each are read now.
-        slots: (B,) where in the cache each text lies; see `KvCache`.
-        context: tokens that the cache holds of each text.
+    pasts, lengths: (B,) tokens of each text that are in the cache already, and that are read now. slots: (B,) see `KvCache`.
 
     Returns:
         past_lens (B,): tokens in the cache before those of the sequence. subsequence_begins (B + 1,): where each sequence begins among
-        the tokens of the call, and where the last one ends. block_indices: the blocks of the cache of all sequences, end to end.
+        the tokens of the call, and where the last one ends. block_indices: the blocks of the cache of all sequences, joined.
         block_indices_begins (B + 1,): where those of each sequence begin, and where the last one's end.
     """
     per_text = blocks(context)
     return {
         "past_lens": pasts,
-        "subsequence_begins": _begins(lengths),
+        "subsequence_begins": np.cumsum([0, *lengths]),
         "block_indices": (slots[:, None] * per_text + np.arange(per_text)).reshape(-1),
         "block_indices_begins": np.arange(len(slots) + 1) * per_text,
     }
@@ -96,36 +85,30 @@ def whole_texts(pasts: np.ndarray, lengths: np.ndarray, slots: np.ndarray, conte
 def texts_cut_at_blocks(pasts: np.ndarray, lengths: np.ndarray, slots: np.ndarray, context: int) -> dict[str, np.ndarray]:
     """Describe the same texts so that attention computes almost nothing for tokens whose logits are not wanted.
 
-    Keys and values of every token have to be stored, but only the last token's attention has to be computed in full. Each block of the
-    cache before the last one becomes a sequence of its own: its tokens are stored in their place, and attend to their own block only.
-    The last sequence of each text attends to everything before it.
+    Each block of the cache before the last one becomes a sequence of its own: its tokens are stored in their place, and attend to their
+    own block only. The last sequence of each text attends to everything before it.
     """
     per_text = blocks(context)
     sequences: list[tuple[int, int, Sequence[int]]] = []  # of each: the tokens before it that it attends to, how many it has, its blocks
     for past, length, slot in zip(pasts, lengths, slots, strict=True):
         starts = [past, *range((past // BLOCK + 1) * BLOCK, past + length, BLOCK)]
         first = slot * per_text
-        for start, end in itertools.pairwise(starts):
-            sequences.append((start % BLOCK, end - start, [first + start // BLOCK]))
+        sequences += [(start % BLOCK, end - start, [first + start // BLOCK]) for start, end in itertools.pairwise(starts)]
         sequences.append((starts[-1], past + length - starts[-1], range(first, first + per_text)))
     past_lens, counts, indices = zip(*sequences, strict=True)
     return {
         "past_lens": np.array(past_lens),
-        "subsequence_begins": _begins(counts),
+        "subsequence_begins": np.cumsum([0, *counts]),
         "block_indices": np.concatenate(indices),
-        "block_indices_begins": _begins([len(own) for own in indices]),
+        "block_indices_begins": np.cumsum([0, *map(len, indices)]),
     }
-
-
-def _begins(counts: Sequence[int] | np.ndarray) -> np.ndarray:
-    return np.cumsum([0, *counts])
 
 
 def token_by_token(ids: np.ndarray, past: int, slot: int, context: int) -> dict[str, np.ndarray]:
     """Return the inputs of a graph for (T,) further tokens of the text in this slot, each as a sequence of its own over its blocks.
 
-    Each token finds the keys and values of those before it in the cache, where the plugin writes them first. An empty sequence at the
-    end keeps the plugin from splitting a lone sequence over its threads.
+    The plugin writes the keys and values of all of them before it reads any. An empty sequence at the end keeps it from splitting a lone
+    sequence over its threads.
     """
     count, pasts = len(ids), np.arange(past, past + len(ids))
     return {

@@ -1,7 +1,6 @@
 """GPT-2 in ONNX Runtime: what `export_onnx` wrote, as a model that the generation loop drives.
 
-The graph takes the keys and values of the tokens read so far and returns them with those of the new tokens. They never pass through
-Python: IO binding hands the outputs of one call to the next as its inputs.
+Keys and values never pass through Python: IO binding hands those that one call returns to the next one.
 """
 
 from collections.abc import Sequence
@@ -20,18 +19,8 @@ MISSING = "ONNX Runtime is not installed: `pip install 'gpt2opt[onnx]'` brings i
 
 
 def load_onnx(directory: Path | str, num_threads: int | None = None) -> "OnnxModel":
-    """Load what `export_onnx` wrote, for the CPU.
-
-    Args:
-        directory: the folder.
-        num_threads: CPU threads; None: all that this process may use.
-
-    Raises:
-        ImportError: ONNX Runtime is not installed.
-        ValueError: there is no such export, or it is damaged.
-    """
-    onnxruntime = require_onnxruntime()
-    path, context = Path(directory, ONNX_NAME), read_config(directory, "n_positions")
+    """Load what `export_onnx` wrote for the CPU. num_threads: all that this process may use by default."""
+    onnxruntime, path, context = require_onnxruntime(), Path(directory, ONNX_NAME), read_config(directory, "n_positions")
     if not path.is_file():
         raise ValueError(f"no {ONNX_NAME} in {directory}; name a directory that export_onnx wrote")
     options = onnxruntime.SessionOptions()
@@ -64,11 +53,7 @@ class OnnxModel:
         self.vocab_size = session.get_outputs()[0].shape[-1]
 
     def decoder(self, prompts: np.ndarray | Sequence[Sequence[int]], max_new_tokens: int = 0) -> "OnnxDecoder":
-        """Return a decoder of B prompts of any lengths; see `gpt2opt.decoding.decoder.Model`.
-
-        Raises:
-            ValueError: the prompts are no token ids of this model, or they and the new tokens don't fit into the context.
-        """
+        """Return a decoder of B prompts of any lengths; see `gpt2opt.decoding.decoder.Model`."""
         return OnnxDecoder(self, check_prompts(prompts, max_new_tokens, self.context, self.vocab_size))
 
 
@@ -88,18 +73,16 @@ class OnnxDecoder:
         width = self.read.max()
         self.mask = (np.arange(width) >= width - self.read[:, None]).astype(np.int64)
         ids = np.zeros_like(self.mask)
-        for row, prompt in zip(ids, self.prompts, strict=True):
-            row[width - len(prompt) :] = prompt
-        names = [name for name in self.model.inputs if name.startswith("past")]
-        self.cache = {name: _no_past(self.model.inputs[name], len(ids)) for name in names}
+        ids[self.mask == 1] = np.concatenate(self.prompts)
+        self.cache = {}
+        for name, port in self.model.inputs.items():
+            if name.startswith("past"):
+                _, heads, _, head_dim = port.shape
+                self.cache[name] = _on_cpu(np.zeros((len(ids), heads, 0, head_dim), np.float32))
         return self._run(ids)
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
-        """Read one further token of each sequence, ids (B, 1); return the logits (B, V) behind them.
-
-        Raises:
-            ValueError: the context is full.
-        """
+        """Read one further token of each sequence, ids (B, 1); return the logits (B, V) behind them."""
         check_fits(int(self.read.max()) + 1, 0, self.model.context)
         self.read = self.read + 1
         self.mask = np.pad(self.mask, ((0, 0), (0, 1)), constant_values=1)
@@ -107,19 +90,17 @@ class OnnxDecoder:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these sequences, in this order; columns that only padded for those that leave are dropped."""
-        from onnxruntime import OrtValue
-
         kept = list(rows)
         padding = self.mask[kept].argmax(1).min()
         self.read, self.mask = self.read[kept], self.mask[kept, padding:]
-        for name, value in self.cache.items():
-            self.cache[name] = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[kept, :, padding:]))
+        self.cache = {name: _on_cpu(value.numpy()[kept, :, padding:]) for name, value in self.cache.items()}
 
     def _run(self, ids: np.ndarray) -> np.ndarray:
         session, binding = self.model.session, self.model.session.io_binding()
         positions = self.read[:, None] - ids.shape[1] + np.arange(ids.shape[1])
-        for name, value in {"input_ids": ids, "attention_mask": self.mask, "position_ids": positions.clip(0)}.items():
-            binding.bind_cpu_input(name, value)
+        binding.bind_cpu_input("input_ids", ids)
+        binding.bind_cpu_input("attention_mask", self.mask)
+        binding.bind_cpu_input("position_ids", positions.clip(0))
         for name, value in self.cache.items():
             binding.bind_ortvalue_input(name, value)
         for name in self.model.outputs:
@@ -130,9 +111,8 @@ class OnnxDecoder:
         return out["logits"].numpy()[:, -1]
 
 
-def _no_past(port: Any, batch: int) -> Any:
-    """Return the empty cache (B, H, 0, D) of one of the graph's inputs."""
+def _on_cpu(states: np.ndarray) -> Any:
+    """Return keys or values as a tensor of the runtime."""
     from onnxruntime import OrtValue
 
-    _, heads, _, head_dim = port.shape
-    return OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, head_dim), np.float32))
+    return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(states))

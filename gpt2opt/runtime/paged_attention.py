@@ -1,16 +1,11 @@
-"""Graph passes for paged attention (Kwon et al. 2023): the KV cache becomes an input, in blocks that all graphs of a model share.
-
-So the graph that reads prompts and those that decode work on the same memory, and nothing is copied between them.
-"""
-
-from collections.abc import Iterable
+"""Graph passes for paged attention (Kwon et al. 2023): the KV cache becomes an input, in blocks that all graphs of a model share."""
 
 import numpy as np
-from openvino import Dimension, Input, Model, Node, Output, PartialShape
+from openvino import Dimension, Model, Node, PartialShape
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
-from gpt2opt.runtime.graph import activation_quantizer, is_head, matmuls, stored_constant
+from gpt2opt.runtime.graph import activation_quantizer, matmuls, stored_constant
 
 ROWS = "rows"
 SEQUENCES = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
@@ -22,7 +17,7 @@ LAST = "last_"
 def page_kv_cache(graph: Model) -> Model:
     """Turn the state of a stateful graph into inputs: its KV cache, in blocks.
 
-    The tokens of all sequences of a call lie end to end. Inputs are `input_ids` and `position_ids` (tokens,), `past_lens` (sequences,),
+    The tokens of all sequences of a call are joined. Inputs are `input_ids` and `position_ids` (tokens,), `past_lens` (sequences,),
     `subsequence_begins` and `block_indices_begins` (sequences + 1,), `block_indices` (blocks,), `max_context_len` (), and the cache,
     `key_cache.N` and `value_cache.N`. The output are the logits (tokens, 1, V).
     """
@@ -38,29 +33,21 @@ def pick_rows(graph: Model) -> Model:
     rows = ops.parameter([-1], np.int64)
     rows.output(0).set_names({ROWS})
     graph.add_parameters([rows])
-    attention = last_attention(graph)
-    _pick(attention.output(0), attention.output(0).get_target_inputs(), rows)
-    node = attention
+    attention = node = last_attention(graph)
     while node.get_type_name() != "Add" or any(stored_constant(value) for value in node.input_values()):
         before, (consumer,) = node, node.output(0).get_target_inputs()
         node = consumer.get_node()
     residual = next(port for port in node.inputs() if port.get_source_output().get_node().get_friendly_name() != before.get_friendly_name())
-    _pick(residual.get_source_output(), [residual], rows)
+    for source, consumers in ((attention.output(0), attention.output(0).get_target_inputs()), (residual.get_source_output(), [residual])):
+        picked = ops.gather(source, rows, ops.constant(0, dtype=np.int64))
+        for consumer in consumers:
+            consumer.replace_source_output(picked.output(0))
     graph.validate_nodes_and_infer_types()
     return graph
 
 
-def _pick(source: Output, consumers: Iterable[Input], rows: Node) -> None:
-    picked = ops.gather(source, rows, ops.constant(0, dtype=np.int64))
-    for consumer in consumers:
-        consumer.replace_source_output(picked.output(0))
-
-
 def no_empty_sizes(graph: Model) -> Model:
-    """Declare that a call has at least one token and one wanted row.
-
-    If a size may be 0, the CPU plugin takes the layouts of a convolution's result and of its reader for different ones, and copies it.
-    """
+    """Declare that a call has at least one token and one wanted row: where a size may be 0, the CPU plugin copies convolutions' results."""
     graph.reshape({name: PartialShape([Dimension(1, -1)]) for name in ("input_ids", "position_ids", ROWS)})
     return graph
 
@@ -68,8 +55,7 @@ def no_empty_sizes(graph: Model) -> Model:
 def describe_last_attention(graph: Model) -> Model:
     """Give the last attention of a paged graph `SEQUENCES` of its own, as `last_past_lens` and so on.
 
-    The last block stores keys and values for every token, but computes the rest only for those whose logits are wanted. With sequences
-    of its own its attention can leave the rest out; see `kv_cache.texts_cut_at_blocks`.
+    With them it stores keys and values for every token, but computes little more than what is wanted; see `kv_cache.texts_cut_at_blocks`.
     """
     last = last_attention(graph).get_friendly_name()
     for name in SEQUENCES:
@@ -85,7 +71,7 @@ def describe_last_attention(graph: Model) -> Model:
 
 def cut(graph: Model) -> tuple[Model, Model]:
     """Cut a paged graph into its body, which returns the hidden states (rows, 1, width), and its head, from these to the logits."""
-    head = next(node for node in matmuls(graph) if is_head(node))
+    head = next(node for node in matmuls(graph) if "lm_head" in node.get_friendly_name())
     first = activation_quantizer(head) or head
     hidden = first.input_value(0)
     picked = ops.parameter(hidden.get_partial_shape(), np.float32)
@@ -94,15 +80,15 @@ def cut(graph: Model) -> tuple[Model, Model]:
 
 
 def fix_shapes(graph: Model) -> Model:
-    """Fix the shapes of a paged graph to one token of one sequence, with an empty sequence beside it; see `token_by_token`.
+    """Fix the shapes of a paged graph to one token of one sequence, see `token_by_token`: no shapes are inferred while it runs.
 
-    The CPU plugin then infers no shapes while it runs. Matmuls that are left in the blocks get their row twice: the plugin sums a single
-    row in another order than several rows, and a quantizer behind it could turn this difference into a whole step.
+    Matmuls that are left in the blocks get their row twice: the plugin sums a single row in another order than several rows, and a
+    quantizer behind it could turn this difference into a whole step.
     """
     sizes = {"input_ids": 1, "position_ids": 1, ROWS: 1, "past_lens": 2, "subsequence_begins": 3, "block_indices_begins": 3}
     graph.reshape({name: [size] for name, size in sizes.items()})
     for node in matmuls(graph):
-        if is_head(node):
+        if "lm_head" in node.get_friendly_name():
             continue
         consumers, row = node.output(0).get_target_inputs(), node.input_value(0)
         node.input(0).replace_source_output(ops.concat([row, row], 0).output(0))

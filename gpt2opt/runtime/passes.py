@@ -19,22 +19,20 @@ CASES = (FLOAT_INPUTS, DOT_PRODUCT, NO_DOT_PRODUCT)
 """What decides which passes run: whether the IR quantizes any matmul's input, and whether the CPU has INT8 dot products."""
 
 SHARED, BODY, PREFILL, DECODE, SINGLE_STEP = "every graph", "prefill and decode", "prefill", "decode", "single-step"
-"""Which graphs a pass works on. `compile_ir` makes them in this order: the shared graph is cloned for the single-step graph, then cut into
-body and head, and the body becomes the prefill graph and the decode graph."""
+"""Which graphs a pass works on. The shared graph is cloned for the single-step graph, then cut into body and head, and the body becomes the
+prefill graph and the decode graph."""
 
 
 @dataclass(frozen=True)
 class GraphPass:
     """One rewriting of a graph.
 
-    function: its name is the one that `leave_out` takes. cases: those of `CASES` in which the pass is applied. graphs: those that it is
-    applied to. purpose: one sentence. required: the reason why it can't be left out; None: it can.
+    function: `leave_out` takes its name. cases: of `CASES`. graphs: those that it is applied to. required: why it can't be left out, if so.
     """
 
     function: Callable[[Model], Model]
     cases: tuple[str, ...]
     graphs: tuple[str, ...]
-    purpose: str
     required: str | None = None
 
     @property
@@ -43,49 +41,21 @@ class GraphPass:
 
 
 PASSES = (
-    GraphPass(
-        look_up_integers, CASES, (SHARED,),
-        "The embedding is looked up in the INT8 weight of the head, so that no FP32 copy of it is made.",
-    ),
-    GraphPass(
-        page_kv_cache, CASES, (SHARED,),
-        "The KV cache becomes an input in blocks, which all graphs share.", "the graphs share their KV cache in blocks",
-    ),
-    GraphPass(
-        pick_rows, CASES, (SHARED,),
-        "The last block and the head compute only the rows whose logits are wanted.", "callers name the rows whose logits they want",
-    ),
-    GraphPass(no_empty_sizes, CASES, (SHARED,), "The plugin does not copy the results of convolutions."),
-    GraphPass(
-        gelu_by_erf, (NO_DOT_PRODUCT,), (SHARED,),
-        "GELU by erf, which is faster there, if a quantizer rounds the difference from tanh away.",
-    ),
-    GraphPass(
-        describe_last_attention, CASES, (BODY,),
-        "The last attention stores keys and values for every token and computes only the wanted rows.",
-    ),
-    GraphPass(
-        as_convolutions, (NO_DOT_PRODUCT,), (PREFILL, SINGLE_STEP),
-        "INT8 matmuls become 1 × 1 convolutions, whose INT8 kernel is faster there.",
-    ),
-    GraphPass(
-        fix_shapes, (NO_DOT_PRODUCT,), (SINGLE_STEP,),
-        "One token of one sequence is decoded by a graph of fixed shapes; without the pass the decode graph does it.",
-    ),
-    GraphPass(
-        weight_only, (DOT_PRODUCT,), (DECODE,),
-        "Decoding reads INT8 weights without activation quantizers; without the pass the prefill graph decodes.",
-    ),
-)  # fmt: skip
+    GraphPass(look_up_integers, CASES, (SHARED,)),
+    GraphPass(page_kv_cache, CASES, (SHARED,), required="the graphs share their KV cache in blocks"),
+    GraphPass(pick_rows, CASES, (SHARED,), required="callers name the rows whose logits they want"),
+    GraphPass(no_empty_sizes, CASES, (SHARED,)),
+    GraphPass(gelu_by_erf, (NO_DOT_PRODUCT,), (SHARED,)),
+    GraphPass(describe_last_attention, CASES, (BODY,)),
+    GraphPass(as_convolutions, (NO_DOT_PRODUCT,), (PREFILL, SINGLE_STEP)),
+    GraphPass(fix_shapes, (NO_DOT_PRODUCT,), (SINGLE_STEP,)),  # if it is left out, the decode graph does the work
+    GraphPass(weight_only, (DOT_PRODUCT,), (DECODE,)),  # if it is left out, the prefill graph does the work
+)
 """In the order in which they are applied."""
 
 
 def choose_passes(case: str, leave_out: Sequence[str] = ()) -> dict[str, GraphPass]:
-    """Return the passes that run in one of `CASES`, by name and in order, without those that are left out for measuring.
-
-    Raises:
-        ValueError: a pass in `leave_out` is not known or can't be left out.
-    """
+    """Return the passes that run in one of `CASES`, by name and in order, without those that are left out for measuring."""
     known = {each.name: each for each in PASSES}
     for name in leave_out:
         if name not in known:
@@ -100,16 +70,3 @@ def apply_passes(chosen: Mapping[str, GraphPass], graph: str, model: Model) -> M
     for each in chosen.values():
         model = each.function(model) if graph in each.graphs else model
     return model
-
-
-def table_rows() -> list[tuple[str, ...]]:
-    """Return a row per pass for `docs/runtime.md`: name, graphs for each of `CASES`, whether it may be left out, its purpose."""
-    return [
-        (
-            f"`{each.name}`",
-            *(", ".join(each.graphs) if case in each.cases else "–" for case in CASES),
-            "no" if each.required else "yes",
-            each.purpose,
-        )
-        for each in PASSES
-    ]

@@ -136,7 +136,7 @@ def test_where_gpt2_cannot_be_had_the_stand_in_is_named_and_others_are_refused(m
     model = GPT2Deployed.from_pretrained("gpt2")
     assert model.source.path == BUNDLED
     (line,) = capsys.readouterr().err.splitlines()
-    assert "the bundled GPT-2 stands in for gpt2" in line
+    assert "the bundled GPT-2 is used instead of gpt2" in line
     assert "stand-in" in str(model.source)  # and so in the statistics
     with pytest.raises(ValueError, match="model 'gpt2-large' is no directory"):
         GPT2Deployed.from_pretrained("gpt2-large")

@@ -130,7 +130,7 @@ def test_a_step_that_fails_in_the_race_is_left_out_and_the_others_keep_their_tim
 
 @pytest.mark.slow
 def test_attribution_of_a_tiny_model(model_dir, text_file, quantized, monkeypatch):
-    """Quantization and processes take longest and have tests of their own: an INT8 model that is there and this process stand in."""
+    """Quantization and processes take longest and have tests of their own: an INT8 model that is there and this process replace them."""
 
     monkeypatch.setattr(attribution_module, "started", lambda *given: Here(loaded(*given, 2)))
     monkeypatch.setattr(environment, "has_bf16", lambda: False)
@@ -153,7 +153,7 @@ def test_attribution_of_a_tiny_model(model_dir, text_file, quantized, monkeypatc
 def test_on_a_cpu_with_bf16_only_the_branch_computes_in_it(model_dir, text_file, quantized, tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "has_bf16", lambda: True)
     monkeypatch.setattr(attribution_module, "quantize_int8", lambda *arguments: shutil.copytree(quantized[0], arguments[3]))
-    candidates = {c.name: c for c in _make_models(model_dir, find_texts(str(text_file)), tmp_path, 0.2, 8)}
+    candidates = {c.name: c for c in _make_models(model_dir, find_texts(str(text_file)), tmp_path, 8)}
     assert [name for name, c in candidates.items() if c.engine is OursBf16] == ["OpenVINO bf16"]
     assert [name for name, c in candidates.items() if c.branch] == ["OpenVINO bf16"]
     assert candidates["pruned"].change == "2 of 12 heads removed per layer, still FP32, not fine-tuned"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments import optimisations as run
-from experiments.contract import CONFIRMED, REFUTED, progress
+from experiments.contract import CONFIRMED, REFUTED
 from experiments.optimisations import (
     EngineTimes,
     Optimisations,
@@ -57,16 +57,14 @@ def test_engines_take_turns_with_every_number_of_threads_and_what_fails_is_told(
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "full").symlink_to(model_dir)
     monkeypatch.setattr(run, "COMPILED", (Int8Stub,))
-    steps = []
     raced = [TorchStub, Int8Stub, UnconvertibleTorchStub]
-    found = time_engines(raced, MODELS, tmp_path, Case(4, 3), 2, steps.append)
+    found = time_engines(raced, MODELS, tmp_path, Case(4, 3), 2)
     assert [(row.name, row.threads) for row in found] == [
         ("torch eager FP32", 1), ("torch eager FP32 again", 1), ("torch eager FP32", 2), ("torch dynamic INT8", 2),
         ("ONNX Runtime FP32", 1), ("ONNX Runtime FP32", 2),
     ]  # fmt: skip
     assert [len(row.greedy_s) for row in found] == [len(row.sampling_s) for row in found] == [2, 2, 2, 2, 0, 0]
     assert [row.left_out for row in found] == [None] * 4 + ["failed: ValueError: no such operator"] * 2
-    assert len(steps) == len(raced) + 1 + 2  # conversions, start, rounds
 
 
 def test_every_engine_lets_its_caller_run_the_loop():
@@ -121,17 +119,7 @@ def test_the_whole_with_stub_engines(model_dir, monkeypatch, bars):
     assert {row.name for row in found.timed} == {"torch eager FP32", "torch eager FP32 again", "torch dynamic INT8"}
     assert all(len(row.greedy_s) == 2 for row in found.rows)
     assert from_json(Optimisations, json.loads(json.dumps(dataclasses.asdict(found)))) == found
-    assert [bar[1:] for bar in bars if bar[0].startswith("engines, round 2 of 2")] == [(6, 6)]
-
-
-def test_a_step_is_counted_when_it_ends(capsys):
-    with progress(2) as step:
-        for what in ("first", "second"):
-            step(what)
-    shown = capsys.readouterr().err
-    assert "second: 100%" in shown
-    assert "first: 100%" not in shown
-    assert "second:  50%" in shown
+    assert bars == [("engines in turns", 3, 3)]
 
 
 def test_what_torch_compiles_too_often_is_an_error_and_not_run_in_eager_mode(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from experiments.race import report as tables
 from experiments.race import run
 from experiments.race.charts import plot_growth, plot_race
 from experiments.race.engines import LlamaCpp, OnnxFp32, OpenVinoFp32, TorchEagerAttention, TorchFp32, base
-from experiments.race.engines.base import Case, Timing, make_prompts, prompts_of, started, timing
+from experiments.race.engines.base import Case, Timing, make_prompts, started, timed_turns, timing
 from experiments.race.results import (
     BATCHED,
     MAIN,
@@ -50,7 +50,7 @@ CASE = Case(4, 3)
 def test_all_engines_get_the_same_prompts_and_every_round_another():
     contestants = {name: Stub() for name in "abc"}
     with Contestants({name: Here(each) for name, each in contestants.items()}) as turns:
-        *_, outcome = turns.take_turns("timed", (CASE, Case(4, 3, 2)), rounds=3, seconds=run.total_s, arguments=prompts_of(50))
+        *_, outcome = timed_turns(turns, (CASE, Case(4, 3, 2)), 3, 50)
     seen = [contestant.seen for contestant in contestants.values()]
     assert seen[1] == seen[2]
     assert len({str(prompts) for prompts in seen[1]}) == 2 * (1 + 3)  # one prompt of each case for the warm-up, one for each round

@@ -10,7 +10,7 @@ import pytest
 
 from gpt2opt.environment import CpuWatch
 from gpt2opt.measure.child import Child
-from gpt2opt.measure.latency import compare_latency, decoder_in_child, measure_latency
+from gpt2opt.measure.latency import compare_latency, decoder_in_child
 from gpt2opt.measure.results import Comparison
 
 LOGITS = np.zeros((1, 2))
@@ -70,8 +70,12 @@ def compare_simulated(seconds, base_seconds, seed):
     return Comparison("a", "b", found["a"], found["b"])
 
 
+def latency_of(decoder, **settings):
+    return compare_latency({"": decoder}, **settings)[""]
+
+
 def test_known_sleeps_are_read_as_what_they_are():
-    latency = measure_latency(SleepingDecoder(), prompt_tokens=8, new_tokens=4, runs=3)
+    latency = latency_of(SleepingDecoder(), prompt_tokens=8, new_tokens=4, runs=3)
     # A sleep never ends early; how late it ends is the machine's business, so the least of the samples is compared.
     assert 0.050 <= min(latency.ttft_samples_s) < 0.065
     assert 0.020 <= min(latency.tpot_samples_s) < 0.030
@@ -79,7 +83,7 @@ def test_known_sleeps_are_read_as_what_they_are():
 
 def test_warm_up_is_run_and_not_recorded():
     decoder = SleepingDecoder()
-    latency = measure_latency(decoder, prompt_tokens=8, new_tokens=3, runs=2)
+    latency = latency_of(decoder, prompt_tokens=8, new_tokens=3, runs=2)
     assert decoder.starts == 2 + latency.warmup_runs
     assert decoder.steps == 2 * decoder.starts
     assert len(latency.ttft_samples_s) == 2
@@ -102,7 +106,7 @@ def test_warming_up_lasts_until_runs_get_no_faster(speed_up, runs, steady):
             self.took = 0
             return LOGITS
 
-    latency = measure_latency(GetsFaster(), prompt_tokens=1, new_tokens=2, runs=1, timer=lambda work: simulated(work, None))
+    latency = latency_of(GetsFaster(), prompt_tokens=1, new_tokens=2, runs=1, timer=lambda work: simulated(work, None))
     assert (latency.warmup_runs, latency.steady) == (runs, steady)
 
 
@@ -183,4 +187,4 @@ def test_what_a_process_does_itself_is_not_counted(monkeypatch):
 
 def test_too_few_tokens_are_refused():
     with pytest.raises(ValueError, match="new_tokens=1"):
-        measure_latency(SleepingDecoder(), prompt_tokens=1, new_tokens=1)
+        latency_of(SleepingDecoder(), prompt_tokens=1, new_tokens=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2opt.measure import memory
+from gpt2opt.measure import child
 from gpt2opt.measure.memory import Metered, Vram, in_fresh_process, peak_ram, peak_vram, read_resident
 from gpt2opt.measure.results import Resident
 
@@ -106,7 +106,7 @@ def test_a_child_can_map_no_more_than_its_limit():
 
 
 def test_a_child_that_gets_stuck_under_its_limit_is_given_up(monkeypatch):
-    monkeypatch.setattr(memory, "LIMITED_SECONDS", 1)
+    monkeypatch.setattr(child, "LIMITED_S", 1)
     with pytest.raises(RuntimeError, match="sleep gave no answer in 1 s with 800 MB of address space"):
         in_fresh_process(time.sleep, 30, address_space_bytes=4 * SIZE)
 

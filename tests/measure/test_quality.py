@@ -28,7 +28,7 @@ def as_text(ids, window=16, stride=None, documents=1):
     """Return ids as they are, as a text in documents of one length."""
     ids = torch.tensor(ids)
     owners = torch.arange(len(ids)) * documents // len(ids)
-    return ScoredText(((ids, owners),), documents, 10, 100, window, stride or window, f"test | window {window}, stride {stride}")
+    return ScoredText(((ids, owners),), 10, 100, window, stride or window, f"test | window {window}, stride {stride}")
 
 
 def score(logits, ids, window=16, stride=None, **options):
@@ -187,7 +187,7 @@ def test_one_character_of_several_tokens_has_no_bits_per_byte(tokenizer):
 def test_a_tokenizer_that_does_not_tell_where_its_tokens_stand_is_refused():
     from transformers import CanineTokenizer
 
-    with pytest.raises(ValueError, match="CanineTokenizer does not tell where its tokens stand"):
+    with pytest.raises(ValueError, match="CanineTokenizer does not say where its tokens are"):
         prepare_text(CanineTokenizer(), [SENTENCE], "test")
 
 

@@ -74,7 +74,7 @@ def test_the_machine_and_the_sources_are_named(record):
 
 
 def test_a_stand_in_is_said_with_the_way_to_the_real_one(record, gpu_record):
-    assert stand_in_notice(gpu_record) == "Nothing stands in: the model and the text are the ones asked for, and FP16 runs on a GPU."
+    assert stand_in_notice(gpu_record) == "Nothing was replaced: the model and the text are the ones asked for, and FP16 runs on a GPU."
     model = {"name": "bundled", "origin": "package", "stand_in": True}
     notice = stand_in_notice(dataclasses.replace(record, sources={**record.sources, "model": model}))
     assert "GPT2OPT_MODEL" in notice

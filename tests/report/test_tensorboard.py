@@ -69,7 +69,7 @@ def test_hparams_list_every_model_with_what_it_is_and_what_was_measured(record, 
     record.models["Halved, by a/b"] = measurement("Halved, by a/b", "float16", "torch", timed=False)
     write_tensorboard(record, tmp_path)
     assert [column.display_name for column in experiment(tmp_path).metric_infos] == [
-        "TTFT, ms", "TPOT, ms", "perplexity", "weights, MB", "peak RSS, MB", "bits per byte",
+        "TTFT, ms", "TPOT, ms", "perplexity", "file, MB", "peak RSS, MB", "bits per byte",
     ]  # fmt: skip
     told = {}
     for folder in (path for path in tmp_path.iterdir() if path.is_dir()):
@@ -92,7 +92,7 @@ def test_the_loss_of_a_training_is_a_curve_of_its_model(record, tmp_path):
     assert points(events, "validation_loss_nats") == [(0, 3.5), (2, 2.75)]
 
 
-def test_the_log_is_written_anew_and_does_not_name_the_machine(record, tmp_path, monkeypatch):
+def test_the_log_is_written_again_and_does_not_name_the_machine(record, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "the-name-of-this-machine")
     shorten(record, stages=1)
     (tmp_path / "A model of before").mkdir()

@@ -6,8 +6,9 @@ Nothing heavy is imported before an engine is asked to work: a process that race
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from gpt2opt import environment
 from gpt2opt.decoding.decoder import Decoder, Greedy, Logits, Model
 from gpt2opt.decoding.generation import stream
 from gpt2opt.decoding.settings import DecodingSettings
-from gpt2opt.measure.turns import Start, in_child
+from gpt2opt.measure.turns import Contestants, Outcome, Start, in_child
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,13 @@ def make_prompts(case: Case, vocab_size: int, *seed: int) -> np.ndarray:
     return np.ascontiguousarray(np.tile(ids, (1, -(-case.prompt_tokens // length)))[:, : case.prompt_tokens])
 
 
-def prompts_of(vocab_size: int) -> Callable[[Case, int], tuple[np.ndarray, int]]:
-    """Return what `take_turns` calls for the arguments of `Engine.timed`: new prompts for every case and round."""
-    return lambda case, number: (make_prompts(case, vocab_size, number), case.new_tokens)
+def timed_turns(contestants: Contestants, cases: Any, rounds: int, vocab_size: int, **named: Any) -> Iterator[Outcome]:
+    """Let engines time their tokens in turns, see `Contestants.take_turns`: new prompts for every case and round."""
+
+    def arguments(case: Case, number: int) -> tuple[np.ndarray, int]:
+        return make_prompts(case, vocab_size, number), case.new_tokens
+
+    return contestants.take_turns("timed", cases, rounds=rounds, seconds=attrgetter("total_s"), arguments=arguments, **named)
 
 
 @dataclass(frozen=True)

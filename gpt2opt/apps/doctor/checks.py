@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt import environment
-from gpt2opt.apps.doctor.needs import BUNDLED, PARAMETERS, disk_bytes, free_disk, free_ram, ram_needs, total_ram
+from gpt2opt.apps.doctor.needs import BUNDLED, PARAMETERS, disk_bytes, free_disk, free_ram, meminfo, ram_needs
 from gpt2opt.cgroup import cpu_quota, memory_limit
 from gpt2opt.report.table import Table, gigabytes, table
 from gpt2opt.versions import requirements
@@ -49,36 +49,31 @@ def check_packages() -> list[Finding]:
     for name, wanted in requirements().items():
         found = environment.installed(name)
         try:
-            problem, untested = wanted.problem(found), wanted.is_untested(found)
+            if wanted.is_untested(found):
+                do = f"may work; measured with {wanted.bounds}: `pip install '{wanted.line}'` brings that"
+                rows[name] = Finding(name, f"{found}", NOTE, do)
+            elif wanted.problem(found):
+                do = f"`pip install '{wanted.line}'`" + (f": {wanted.reason}" if wanted.reason else "")
+                rows[name] = Finding(name, found or "not installed", FAILS, do)
         except ImportError as error:
             rows["versions"] = Finding("versions", "not compared", FAILS, str(error))
-            continue
-        if untested:
-            do = f"may work; measured with {wanted.bounds}: `pip install '{wanted.line}'` brings that"
-            rows[name] = Finding(name, f"{found}", NOTE, do)
-        elif problem:
-            reason = f": {wanted.reason}" if wanted.reason else ""
-            rows[name] = Finding(name, found or "not installed", FAILS, f"`pip install '{wanted.line}'`{reason}")
     return list(rows.values()) or [Finding("packages", f"all {len(requirements())} in the versions that work together")]
 
 
 def check_cpu() -> list[Finding]:
-    """Name the CPU and its kind, and what INT8 gained over FP32 in the committed race on that kind."""
+    """Name the CPU and its kind, what INT8 gained over FP32 in the committed race on that kind, and the threads."""
     flags = environment.cpu_flags()
     gains = json.loads(MEASURED.read_text(encoding="utf-8"))
     return [
         Finding("CPU", f"{environment.cpu_name()} ({environment.kind_label(flags)})"),
         Finding("INT8 on this CPU", gains.get(environment.cpu_kind(flags), "not measured on this kind of CPU")),
+        Finding("threads", f"{environment.threads()} of {environment.cores()} cores"),
     ]
-
-
-def check_threads() -> list[Finding]:
-    return [Finding("threads", f"{environment.threads()} of {environment.cores()} cores")]
 
 
 def check_container() -> list[Finding]:
     """Say what a container grants of what the machine shows."""
-    quota, limit, total = cpu_quota(), memory_limit(), total_ram()
+    quota, limit, total = cpu_quota(), memory_limit(), meminfo("MemTotal")
     limits = []
     if quota < (os.cpu_count() or 1):
         limits.append(f"CPU time of {quota:.2g} of {os.cpu_count()} cores")
@@ -92,40 +87,32 @@ def check_gpu() -> list[Finding]:
     gpus = environment.nvidia_smi("name", "driver_version", "memory.total", "memory.free")
     if not gpus:
         return [Finding("GPU", "none seen: stages 1 to 3 run FP16 on the CPU, and most CPUs emulate it, slowly")]
-    rows = [
-        Finding("GPU", f"{gpu['name']}, driver {gpu['driver_version']}, {gpu['memory.free']} of {gpu['memory.total']} of VRAM free")
-        for gpu in gpus
-    ]
-    if environment.installed("torch") and (problem := _why_unused()):
-        rows[0] = Finding("GPU", rows[0].found, NOTE, problem)
-    return rows
+    found = [f"{gpu['name']}, driver {gpu['driver_version']}, {gpu['memory.free']} of {gpu['memory.total']} of VRAM free" for gpu in gpus]
+    problem = _why_unused()
+    return [Finding("GPU", found[0], NOTE if problem else OK, problem), *(Finding("GPU", other) for other in found[1:])]
 
 
-def _why_unused() -> str | None:
-    """Return why torch does not use a GPU that is there, and what to do; None if it does."""
+def _why_unused() -> str:
+    """Return why torch does not use a GPU that is there, and what to do; nothing if it does."""
     try:
         import torch
     except (ImportError, OSError, RuntimeError) as error:  # a damaged installation raises any of these
         return f"torch can't be imported ({error}); `pip install --force-reinstall torch`"
     if torch.version.cuda is None:
-        return (
-            f"torch {torch.__version__} is built for CPUs and leaves it idle: install a build for CUDA by "
-            "`pip install --force-reinstall torch`, without an index of CPU builds"
-        )
+        idle = f"torch {torch.__version__} is built for CPUs and leaves it idle"
+        return f"{idle}: install a build for CUDA by `pip install --force-reinstall torch`, without an index of CPU builds"
     if torch.cuda.is_available():
-        return None
+        return ""
     return f"torch does not find it: a driver for CUDA {torch.version.cuda} is needed, and CUDA_VISIBLE_DEVICES must not hide the GPU"
 
 
-def check_ram() -> list[Finding]:
-    needed, stage = max((need.bytes, need.stage) for need in ram_needs() if need.size == BUNDLED)
-    do = f"stage {stage} of the {BUNDLED} model takes about {gigabytes(needed)}; close programs, or give the container more"
-    return [_enough("free RAM", free_ram(), needed, do)]
-
-
-def check_disk() -> list[Finding]:
-    needed = disk_bytes(BUNDLED)
-    return [_enough("free disk", free_disk(), needed, f"free {gigabytes(needed)} on the disk of {Path.cwd().name}: a run writes that")]
+def check_ram_and_disk() -> list[Finding]:
+    """Compare what is free with what the bundled model needs."""
+    ram, stage = max((need.bytes, need.stage) for need in ram_needs() if need.size == BUNDLED)
+    disk = disk_bytes(BUNDLED)
+    close_programs = f"stage {stage} of the {BUNDLED} model takes about {gigabytes(ram)}; close programs, or give the container more"
+    make_room = f"free {gigabytes(disk)} on the disk of {Path.cwd().name}: a run writes that"
+    return [_enough("free RAM", free_ram(), ram, close_programs), _enough("free disk", free_disk(), disk, make_room)]
 
 
 def _enough(what: str, free: int | None, needed: int, do: str) -> Finding:
@@ -145,11 +132,9 @@ def check_sources() -> list[Finding]:
     missing = {"gpt2": "the bundled model", "WikiText-2": "documentation of installed packages"}
     replaced = [f"{other} replaces {name}" for name, other in missing.items() if name not in cached]
     hub = {True: "answers", False: f"does not answer within {TIMEOUT_S:.0f} s", None: "not asked: HF_HUB_OFFLINE is set"}[answers]
-    rows = [Finding("hub", hub), Finding("local cache", f"holds {', '.join(cached)}" if cached else "holds no GPT-2 and no WikiText-2")]
-    if replaced and not answers:
-        do = f"{'; '.join(replaced)}: connect, or set GPT2OPT_MODEL and GPT2OPT_TEXT"
-        rows[1] = Finding("local cache", rows[1].found, NOTE, do)
-    return rows
+    do = f"{'; '.join(replaced)}: connect, or set GPT2OPT_MODEL and GPT2OPT_TEXT" if replaced and not answers else ""
+    found = f"holds {', '.join(cached)}" if cached else "holds no GPT-2 and no WikiText-2"
+    return [Finding("hub", hub), Finding("local cache", found, NOTE if do else OK, do)]
 
 
 def in_cache() -> list[str]:
@@ -161,10 +146,6 @@ def in_cache() -> list[str]:
     found = [name for name, path in paths.items() if path and models.is_complete(path)]
     wikitext = cached_snapshot(texts.WIKITEXT, texts.WIKITEXT_PATTERNS, repo_type="dataset")
     return [*found, "WikiText-2"] if wikitext and texts.is_complete(wikitext / texts.WIKITEXT_FOLDER) else found
-
-
-CHECKS = (check_python, check_packages, check_cpu, check_threads, check_container, check_gpu, check_ram, check_disk)
-"""Those that need no network."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +180,8 @@ class Diagnosis:
 
 def examine(short: bool = False) -> Diagnosis:
     """Run the checks; in short, those that need no network."""
-    return Diagnosis(tuple(finding for check in (*CHECKS, *(() if short else (check_sources,))) for finding in check()))
+    checks = [check_python, check_packages, check_cpu, check_container, check_gpu, check_ram_and_disk]
+    return Diagnosis(tuple(finding for check in (checks if short else [*checks, check_sources]) for finding in check()))
 
 
 def check_machine() -> str:

@@ -40,18 +40,16 @@ class Need:
 
 
 def ram_needs() -> list[Need]:
-    """Return the need of every stage for every size."""
-    return [Need(size, stage, _ram_bytes(stage, size), size in (BUNDLED, "gpt2")) for size in PARAMETERS for stage in PEAK_BYTES]
-
-
-def _ram_bytes(stage: str, size: str) -> int:
-    """Return the point of a size on the line through the two measured sizes, by the number of parameters.
+    """Return the need of every stage for every size: points on the line through the two measured sizes, by the number of parameters.
 
     Activations grow more slowly than the parameters, so a larger model needs less than that rather than more.
     """
-    small, large = PEAK_BYTES[stage]
-    share = (PARAMETERS[size] - PARAMETERS[BUNDLED]) / (PARAMETERS["gpt2"] - PARAMETERS[BUNDLED])
-    return round(small + share * (large - small))
+    shares = {size: (count - PARAMETERS[BUNDLED]) / (PARAMETERS["gpt2"] - PARAMETERS[BUNDLED]) for size, count in PARAMETERS.items()}
+    return [
+        Need(size, stage, round(small + share * (large - small)), measured=share in (0, 1))
+        for size, share in shares.items()
+        for stage, (small, large) in PEAK_BYTES.items()
+    ]
 
 
 def disk_bytes(size: str) -> int:
@@ -61,30 +59,25 @@ def disk_bytes(size: str) -> int:
 
 def needs_table() -> Table:
     """Show what RAM each stage needs for each size, and what disk a run, and whether that is free here."""
-    rows: dict[str, list[str]] = {}
-    for need in ram_needs():
-        rows.setdefault(f"RAM, {need.stage}", []).append(_shown(need.bytes, free_ram(), need.measured))
-    rows["disk, a whole run"] = [_shown(disk_bytes(size), free_disk()) for size in PARAMETERS]
-    return table(("needed", *PARAMETERS), [(name, *cells) for name, cells in rows.items()])
+    free, needs = free_ram(), ram_needs()
+    ram = [(f"RAM, {stage}", *(_shown(need.bytes, free, need.measured) for need in needs if need.stage == stage)) for stage in PEAK_BYTES]
+    disk = ("disk, a whole run", *(_shown(disk_bytes(size), free_disk(), True) for size in PARAMETERS))
+    return table(("needed", *PARAMETERS), [*ram, disk])
 
 
-def _shown(needed: int, free: int | None, measured: bool = True) -> str:
+def _shown(needed: int, free: int | None, measured: bool) -> str:
     figures = f"{'' if measured else 'about '}{gigabytes(needed)}"
     return f"{figures}, too much here" if free is not None and needed > free else figures
 
 
-def total_ram() -> int | None:
-    """Return the bytes of RAM that the machine shows, container or not; None where the system does not say."""
-    return _meminfo("MemTotal")
-
-
 def free_ram() -> int | None:
     """Return how many bytes this process may still take, of the machine and of its container; None where the system does not say."""
-    available = _meminfo("MemAvailable")
+    available = meminfo("MemAvailable")
     return None if available is None else round(min(available, memory_left()))
 
 
-def _meminfo(name: str) -> int | None:
+def meminfo(name: str) -> int | None:
+    """Return a figure of the machine's RAM in bytes, such as `MemTotal`, container or not; None where the system does not say."""
     try:
         rows = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
         return int(rows[name].split()[0]) * 1024

@@ -10,25 +10,27 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-ROOT = "gpt2opt"
-TRAINING = "prepare_tokenizer_for_padding tokenize_dataset create_training_arguments Trainer"
+TRAINING = "prepare_tokenizer_for_padding tokenize_dataset TrainingArguments Trainer"
 DOES = {
     "load_fp16_model": "from_pretrained half",
     "profile_model_for_tensorboard": "record_trace",
-    "course.prune_attention_heads": "half",
+    "prune_attention_heads": "half",
+    "create_training_arguments": "TrainingArguments",
+    "run_fine_tuning": "Trainer",
     "run_post_training_quantization": "quantize_int8",
-    "run_profile": "load_fp16_model half record_trace measure",
-    "run_prune": "prune_attention_heads half measure",
+    "run_profile": "load_fp16_model record_trace measure",
+    "run_prune": "prune_attention_heads measure",
     "run_finetune": f"{TRAINING} measure",
-    "finetune_model": TRAINING,
     "run_quantize": "prepare_calibration_dataset quantize_int8 measure",
+    "finetune_model": TRAINING,
     "score_model": "perplexity",
+    "gpt2opt run": "run_profile run_prune run_finetune run_quantize",
+    "gpt2opt finetune": "finetune_model",
+    "gpt2opt perplexity": "score_model",
+    "gpt2opt export": "export_ir",
 }
-"""Function of this library -> what it does besides what its own name says, in the names of the calls that the points look for."""
-STEPS = ("run_profile", "run_prune", "run_finetune", "run_quantize")
-COMMANDS = {"finetune": ("finetune_model",), "perplexity": ("score_model",), "export": ("export_ir",)}
-"""Command of `gpt2opt` -> the functions that it calls. `run` calls the `STEPS`, up to the one that its option names."""
-SHELL = re.compile(r"(?:^|[;&|])[ \t]*(?:\w+=\S*[ \t]+)*(?:\S*\bgpt2opt|\S+[ \t]+-m[ \t]+gpt2opt)[ \t]+(\w+)([^\n;&|]*)", re.MULTILINE)
+"""Function or command of this library -> what it does besides, in the names of the calls that the points look for."""
+COMMAND = re.compile(r"\bgpt2opt[ \t]+\w+")
 SHELL_CALLS = ("system", "getoutput", "run_cell_magic")
 """What IPython makes of `!command`, `x = !command` and `%%bash`."""
 AROUND_PYTHON = re.compile(r"\A\s*%%(?:time|timeit|capture|prun)\b.*\n?")
@@ -54,40 +56,30 @@ class Code:
         return [name for name, node in self.functions.items() if all(map(_does_nothing, node.body))]
 
     @cached_property
-    def library(self) -> dict[ast.Call, tuple[str, ...]]:
-        """Return the calls of this library: the function's own name, then the names of what it does.
-
-        A name is what the last import, definition or assignment before the call made of it. So a function that the notebook itself defines
-        is none of the library's, whatever it is called.
-        """
-        found, names = {}, {ROOT: ROOT}
-        for statement in (statement for tree in self.cells for statement in tree.body):
-            for node in ast.walk(statement):
-                names |= _imported(node)
-            if isinstance(statement, Function):
-                names[statement.name] = ""
-            for call in _calls(statement):
-                if does := _shell(call) or _does(_dotted(call.func, names)):
-                    found[call] = does
-            names |= dict.fromkeys(_bound(statement), "")
-        return found
+    def aliases(self) -> dict[str, str]:
+        """Return the names that `from module import function as name` gives."""
+        imports = [node for tree in self.cells for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        return {alias.asname: alias.name for node in imports for alias in node.names if alias.asname}
 
     def calls(self, names: str, cells: range | None = None) -> list[tuple[int, ast.Call]]:
-        """Return the calls of functions whose own name (`c` in `a.b.c()`) matches a pattern, each with its cell.
-
-        A call of this library matches by what its function does, too. One of a function that the notebook leaves empty matches nothing.
-
-        Args:
-            names: a regular expression for the whole name.
-            cells: those that count; all by default.
-        """
-        matches = re.compile(names).fullmatch
+        """Return the calls in some cells, by default in all, that do something whose whole name matches a pattern; each with its cell."""
         every = ((cell, call) for cell in (range(len(self.cells)) if cells is None else cells) for call in _calls(self.cells[cell]))
-        return [(cell, call) for cell, call in every if any(map(matches, self._does(call)))]
+        return [(cell, call) for cell, call in every if any(re.fullmatch(names, name) for name in self.does(call))]
 
-    def _does(self, call: ast.Call) -> tuple[str, ...]:
+    def where(self, names: str, cells: range | None = None) -> list[int]:
+        """Return the cells of such calls."""
+        return sorted({cell for cell, _ in self.calls(names, cells)})
+
+    def does(self, call: ast.Call) -> list[str]:
+        """Return what a call does: its function's own name (`c` in `a.b.c()`), and what the functions and commands of this library do.
+
+        A function that the notebook itself defines is none of the library's, whatever it is called, and does nothing while it is empty.
+        """
         name = own_name(call.func)
-        return self.library.get(call) or (() if name in self.stubs else (name,))
+        if name in self.functions:
+            return [] if name in self.stubs else [name]
+        text = getattr(call.args[-1], "value", "") if name in SHELL_CALLS and call.args else ""
+        return [word for one in (self.aliases.get(name, name), *COMMAND.findall(str(text))) for word in _with_parts(" ".join(one.split()))]
 
     def settings(self, name: str) -> list[ast.expr]:
         """Return what is given by a name: assigned to it, as keyword of a call, key of a dictionary or default of a parameter."""
@@ -99,10 +91,10 @@ class Code:
         return next((one.value for one in reversed(given) if isinstance(one, ast.Constant)), None)
 
     def words(self, cell: int) -> str:
-        """Return the names and strings in a cell and in the functions of the notebook that it calls, and what the library's do."""
+        """Return the names and strings in a cell and in the functions of the notebook that it calls, and what its calls do."""
         calls = _calls(self.cells[cell])
-        own = [self.functions[name] for call in calls if call not in self.library and (name := own_name(call.func)) in self.functions]
-        words = [word for call in calls for word in self.library.get(call, ())]
+        own = [self.functions[name] for call in calls if (name := own_name(call.func)) in self.functions]
+        words = [word for call in calls for word in self.does(call)]
         for node in (node for part in (self.cells[cell], *own) for node in ast.walk(part)):
             words.append(node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else own_name(node))
         return " ".join(words)
@@ -131,8 +123,18 @@ def own_name(node: ast.AST) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
+def last_value(tree: ast.Module, source: str) -> ast.expr | None:
+    """Return the expression that a cell ends in, whose value is shown below it; None if it ends otherwise, or in `;`."""
+    last = tree.body[-1] if tree.body and not source.rstrip().endswith(";") else None
+    return last.value if isinstance(last, ast.Expr) else None
+
+
 def _calls(tree: ast.AST) -> list[ast.Call]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def _with_parts(name: str) -> list[str]:
+    return [name, *(word for part in DOES.get(name, "").split() for word in _with_parts(part))]
 
 
 def _does_nothing(statement: ast.stmt) -> bool:
@@ -149,57 +151,3 @@ def _given(node: ast.AST) -> Iterator[tuple[str | None, ast.expr]]:
     elif isinstance(node, Function):
         names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
         yield from zip(names[::-1], node.args.defaults[::-1], strict=False)
-
-
-def _imported(node: ast.AST) -> dict[str, str]:
-    """Return the names that an import binds, each with its full name. `*` stands for all names that nothing else binds."""
-    if isinstance(node, ast.ImportFrom):
-        ours = (node.module or "").partition(".")[0] == ROOT
-        names = {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names if alias.name != "*" or ours}
-        return {name: (node.module or "") if name == "*" else full for name, full in names.items()}
-    if isinstance(node, ast.Import):
-        roots = {alias.name.partition(".")[0] for alias in node.names if not alias.asname}
-        return {alias.asname: alias.name for alias in node.names if alias.asname} | {root: root for root in roots}
-    return {}
-
-
-def _bound(node: ast.AST) -> Iterator[str]:
-    """Yield the names that a statement assigns or defines, but for those inside of a function."""
-    if isinstance(node, Function | ast.ClassDef):
-        yield node.name
-    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-        yield node.id
-    elif not isinstance(node, ast.Lambda):
-        for child in ast.iter_child_nodes(node):
-            yield from _bound(child)
-
-
-def _dotted(node: ast.AST, names: dict[str, str]) -> str:
-    """Return the full name of what is called, such as `gpt2opt.course.plot_latency`; nothing if it is not known."""
-    if isinstance(node, ast.Attribute):
-        owner = _dotted(node.value, names)
-        return owner and f"{owner}.{node.attr}"
-    if not isinstance(node, ast.Name):
-        return ""
-    return names[node.id] if node.id in names else f"{names['*']}.{node.id}" if "*" in names else ""
-
-
-def _does(dotted: str) -> tuple[str, ...]:
-    """Return what a function of this library does, its own name first; nothing for another one."""
-    *module, name = dotted.split(".")
-    if module[:1] != [ROOT]:
-        return ()
-    return (name, *(DOES.get(f"{module[-1]}.{name}") or DOES.get(name, "")).split())
-
-
-def _shell(call: ast.Call) -> tuple[str, ...]:
-    """Return what the commands of `gpt2opt` do in a line of a shell; nothing if it holds none."""
-    text = str(getattr(call.args[-1], "value", "")) if own_name(call.func) in SHELL_CALLS and call.args else ""
-    done: list[str] = []
-    for command, options in SHELL.findall(text):
-        until = re.search(r"--until[ =](\w+)", options)
-        last = f"run_{until[1]}" if until else ""
-        steps = STEPS[: STEPS.index(last) + 1] if last in STEPS else STEPS
-        for function in steps if command == "run" else COMMANDS.get(command, ()):
-            done += _does(f"{ROOT}.{function}")
-    return tuple(done)

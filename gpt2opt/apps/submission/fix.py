@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpt2opt.apps.submission.evidence import RECORD, Submission
-from gpt2opt.apps.submission.private import HOME, Place, find_private, visit_notebook, visit_trace
+from gpt2opt.apps.submission.private import HOME, Finding, find_private, named_cells, visit_outputs, visit_trace
 from gpt2opt.notebook import notebook_text
 from gpt2opt.storage import claim_folder, write_whole
 
@@ -32,45 +32,44 @@ class Fixed:
 def fix_submission(submission: Submission) -> Fixed:
     """Take home paths, keys and time stamps out of outputs, metadata and traces, and delete logs of TensorBoard that hold such.
 
-    The files as they were are copied into `before-fix` beside the notebook first; a copy of an earlier time stays.
-
-    Raises:
-        ValueError, OSError: a file can't be read or written, or `before-fix` is a folder of the user's own.
+    The files as they were are copied into `before-fix` beside the notebook first; a copy of an earlier time stays. Raises ValueError or
+    OSError if a file can't be read or written, or if `before-fix` is a folder of the user's own.
     """
     path, notebook = submission.path, submission.notebook
     changed: dict[str, None] = {}  # each entry once, in order
     todo: dict[str, None] = {}
 
-    def clean(place: Place, text: str) -> str:
-        cleaned = text
-        for finding in reversed(find_private(text, place.written)):
-            if finding.pattern is not HOME:
-                todo[f"{finding}: {finding.pattern.todo}; whoever saw the file may have it"] = None
-            if place.source:
-                left = "stands in the source, which is yours and was not changed; take it out and run all again"
-                todo[f"{place.name}: {finding} {left}"] = None
-            else:
-                done = "; the log of TensorBoard that holds it was deleted" if EVENTS in place.name else " was taken out"
-                changed[f"{place.name}: {finding}{done}"] = None
-                cleaned = cleaned[: finding.start] + finding.replacement + cleaned[finding.end :]
-        return cleaned
+    def revoke(finding: Finding) -> None:
+        if finding.pattern is not HOME:
+            todo[f"{finding}: {finding.pattern.todo}; whoever saw the file may have it"] = None
 
-    visit_notebook(notebook, clean)
+    def clean(place: str, text: str) -> str:
+        for finding in reversed(find_private(text)):
+            revoke(finding)
+            done = "; the log of TensorBoard that holds it was deleted" if EVENTS in place else " was taken out"
+            changed[f"{place}: {finding}{done}"] = None
+            text = text[: finding.start] + ("~" if finding.pattern is HOME else f"[{finding.pattern.what} removed]") + text[finding.end :]
+        return text
+
+    for name, cell in named_cells(notebook):
+        for finding in find_private(cell.source):
+            todo[f"{name}: {finding} is in the source, which is yours and was not changed; take it out and run all again"] = None
+            revoke(finding)
+    visit_outputs(notebook, clean)
     dropped = [name for name in PERSONAL for holder in (notebook, *notebook.cells) if holder.metadata.pop(name, None) is not None]
     if dropped:
         changed[f"metadata: {', '.join(dict.fromkeys(dropped))}, which say when and by whom cells were run, were taken out"] = None
-    before = {file: file.read_bytes() for file in (path, *submission.files)}
-    after = {path: notebook_text(notebook).encode() if changed else before[path]}
-    names = {path: path.name} | {file: file.relative_to(submission.traces.parent).as_posix() for file in submission.files}
-    for file in submission.files:
-        after[file] = visit_trace(file, names[file], clean)
-    record, hashes = submission.traces / RECORD, {_hash(before[file]): _hash(content) for file, content in after.items()}
-    for old, new in hashes.items() if record in after else ():  # the record knows its traces by their hashes; others are not in it
-        after[record] = after[record].replace(old, new)
-    files = [file for file, content in after.items() if content != before[file]]
-    copies = [_keep(before[file], path.parent / COPIES, names[file]) for file in files]
-    for file in files:
-        file.unlink() if EVENTS in file.name else write_whole(file, after[file])
+    files = {path.name: path, **submission.files}
+    before = {name: file.read_bytes() for name, file in files.items()}
+    after = {path.name: notebook_text(notebook).encode() if changed else before[path.name]}
+    after |= {name: visit_trace(file, name, clean) for name, file in submission.files.items()}
+    record = f"{submission.traces.name}/{RECORD}"
+    for name in after if record in after else ():  # the record knows its traces by their hashes; others are not in it
+        after[record] = after[record].replace(_hash(before[name]), _hash(after[name]))
+    different = [name for name, content in after.items() if content != before[name]]
+    copies = [_keep(before[name], path.parent / COPIES, name) for name in different]
+    for name in different:
+        files[name].unlink() if EVENTS in name else write_whole(files[name], after[name])
     if copies and any("whoever saw the file" in entry for entry in todo):
         todo[f"delete {path.parent / COPIES} when you need it no longer: it holds the keys"] = None
     return Fixed(list(changed), list(todo), copies)
@@ -83,11 +82,7 @@ def _hash(content: bytes) -> bytes:
 def _keep(content: bytes, folder: Path, name: str) -> Path:
     """Copy a file into a folder of ours, under a name that is free, unless it is there already."""
     claim_folder(folder)
-    for number in itertools.count(1):
-        copy = folder / (name if number == 1 else f"{name}.{number}")
-        if not copy.exists():
-            write_whole(copy, content)
-            return copy
-        if copy.read_bytes() == content:
-            return copy
-    raise AssertionError("there is always a free name")
+    copies = (folder / (name if count == 1 else f"{name}.{count}") for count in itertools.count(1))
+    copy = next(copy for copy in copies if not copy.exists() or copy.read_bytes() == content)
+    write_whole(copy, content)
+    return copy

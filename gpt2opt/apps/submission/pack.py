@@ -23,14 +23,8 @@ def check_zip(path: Path) -> None:
 
 
 def write_zip(submission: Submission, path: Path) -> dict[str, int]:
-    """Write the notebook and its traces, and return the size of each file in bytes, by its name and in its order in the zip file.
-
-    Raises:
-        ValueError: see `check_zip`.
-    """
-    check_zip(path)
-    files = {submission.path.name: submission.path}
-    files |= {file.relative_to(submission.traces.parent).as_posix(): file for file in submission.files}
+    """Write the notebook and its traces; return the size of each file in bytes, by its name and in its order in the zip file."""
+    files = {submission.path.name: submission.path, **submission.files}
     contents = {name: files[name].read_bytes() for name in sorted(files)}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -7,15 +7,16 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gpt2opt.apps.submission import assignment
 from gpt2opt.apps.submission.assignment import PERPLEXITY, VRAM, calls
-from gpt2opt.apps.submission.code import own_name
-from gpt2opt.apps.submission.evidence import NoRecordError, NotMetError, Submission, number
+from gpt2opt.apps.submission.code import last_value, own_name
+from gpt2opt.apps.submission.evidence import NotMetError, Submission, number
 from gpt2opt.apps.submission.figures import AGAIN, figures_of_the_record
-from gpt2opt.apps.submission.private import HOME, Place, find_private, visit_notebook, visit_trace
+from gpt2opt.apps.submission.private import HOME, find_private, named_cells, visit_outputs, visit_trace
 from gpt2opt.measure.trace_file import ON_GPU, is_trace, parse_trace
 from gpt2opt.report.profile.page import hash_traces
 
@@ -23,17 +24,15 @@ SHOWS = re.compile(r"print|pprint|display|show|plot\w*")
 SHOWS_AT_THE_END = re.compile(rf"{SHOWS.pattern}|head|describe|train|\w*_table")
 """Calls that leave an output where they stand alone in a line of a cell, and those that do so in its last line."""
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-PICTURES = ("image/", "application/vnd.plotly", "application/vnd.vega")
+PICTURES = r"image/|application/vnd\.(plotly|vega)"
 
 
 def run_in_order(s: Submission) -> str:
-    again = "restart the kernel and run all cells"
     counts = [cell.execution_count for cell in s.cells]
-    if missing := [place for place, count in enumerate(counts) if count is None]:
-        raise NotMetError(f"{number(missing)} not run; {again}")
     for place, count in enumerate(counts):
         if count != place + 1:
-            raise NotMetError(f"{number([place])} has execution count {count}, expected {place + 1}; {again}")
+            found = "was not run" if count is None else f"has execution count {count}, expected {place + 1}"
+            raise NotMetError(f"{number([place])} {found}; restart the kernel and run all cells")
     return f"{len(counts)} code cells, counted 1 to {len(counts)}"
 
 
@@ -58,63 +57,51 @@ def outputs_present(s: Submission) -> str:
 
 
 def _is_whole(output: Any) -> bool:
-    """Say whether an output has no PNG, or one that ends as it should and whose chunks match their checksums."""
+    """Say whether an output has no PNG, or a whole one by its checksums and its last bytes."""
     from PIL import Image
 
-    packed = "".join(output.get("data", {}).get("image/png", "").split())
+    if not (packed := output.get("data", {}).get("image/png")):
+        return True
     try:
-        data = base64.b64decode(packed, validate=True)
-        if packed:
-            Image.open(io.BytesIO(data), formats=["PNG"]).verify()
+        data = base64.b64decode("".join(packed.split()), validate=True)
+        Image.open(io.BytesIO(data), formats=["PNG"]).verify()
     except (ValueError, SyntaxError, OSError, struct.error):  # what Pillow raises for a damaged file
         return False
-    return not packed or (data.endswith(PNG_END) and base64.b64encode(data).decode() == packed)
+    return data.endswith(PNG_END)
 
 
 def should_show(tree: ast.Module, source: str) -> bool:
     """Say whether a cell shows something whenever it is run: it prints, plots, or ends in a value. If in doubt, it need not."""
-    if not tree.body or source.lstrip().startswith("%%capture"):
+    if source.lstrip().startswith("%%capture"):
         return False
-    called = [own_name(line.value.func) for line in tree.body if isinstance(line, ast.Expr) and isinstance(line.value, ast.Call)]
-    last = tree.body[-1]
-    if any(map(SHOWS.fullmatch, called)):
+    lines, last = [line.value for line in tree.body if isinstance(line, ast.Expr)], last_value(tree, source)
+    if any(SHOWS.fullmatch(own_name(line.func)) for line in lines if isinstance(line, ast.Call)):
         return True
-    if not isinstance(last, ast.Expr) or isinstance(last.value, ast.Await) or source.rstrip().endswith(";"):
-        return False
-    return not isinstance(last.value, ast.Call) or bool(SHOWS_AT_THE_END.fullmatch(called[-1]))
+    return bool(SHOWS_AT_THE_END.fullmatch(own_name(last.func))) if isinstance(last, ast.Call) else not isinstance(last, ast.Await | None)
 
 
 def no_todo(s: Submission) -> str:
     if s.code.stubs:
         raise NotMetError(f"still empty: {', '.join(s.code.stubs[:5])}; write what each of their TODOs asks for")
-    left = [place for place, cell in enumerate(s.cells) if "TODO" in cell.source]
-    if idle := [place for place in left if not s.code.cells[place].body]:
-        raise NotMetError(f"{number(idle)} holds a TODO and no code")
-    return f"no function is empty; {number(left)} still says TODO" if left else "no function is empty, and no TODO is left"
+    return "no function is empty"
 
 
-def chart_of(kind: str, names: str) -> Callable[[Submission], str]:
-    """Return a point that is met by a picture among the outputs of a cell whose code names what it shows."""
-
-    def find(s: Submission) -> str:
-        kinds = [[kind for output in cell.outputs for kind in output.get("data", {})] for cell in s.cells]
-        cells = [place for place, shown in enumerate(kinds) if any(one.startswith(PICTURES) for one in shown)]
-        found = [place for place in cells if re.search(names, s.code.words(place), re.IGNORECASE)]
-        if not found:
-            raise NotMetError(f"no code cell that names {kind} has a picture among its outputs; plot it in a cell of its own")
-        return number(found)
-
-    return find
+def chart(s: Submission, kind: str, names: str) -> str:
+    """Find a picture among the outputs of a cell whose code names what it shows."""
+    kinds = [" ".join(kind for output in cell.outputs for kind in output.get("data", {})) for cell in s.cells]
+    drawn = [place for place, shown in enumerate(kinds) if re.search(PICTURES, shown)]
+    found = [place for place in drawn if re.search(names, s.code.words(place), re.IGNORECASE)]
+    if not found:
+        raise NotMetError(f"no code cell that names {kind} has a picture among its outputs; plot it in a cell of its own")
+    return number(found)
 
 
 def traces_present(s: Submission) -> str:
-    if not s.files:
-        raise NotMetError(f"no file in {s.traces}; export the profile with gpt2opt.trace_handler, or name the folder with --traces")
-    traces = list(filter(is_trace, s.files))
+    traces = {name: path for name, path in s.files.items() if is_trace(path)}
     if not traces:
         missing = f"no profiler trace (*trace.json, *trace.json.gz) among the {len(s.files)} files of {s.traces}"
-        raise NotMetError(f"{missing}; export the profile")
-    return ", ".join(f"{path.relative_to(s.traces).as_posix()}: {_operators(path)} operators" for path in traces)
+        raise NotMetError(f"{missing}; export the profile with gpt2opt.trace_handler, or name the folder with --traces")
+    return ", ".join(f"{name}: {_operators(path)} operators" for name, path in traces.items())
 
 
 def _operators(path: Path) -> int:
@@ -130,8 +117,9 @@ def _operators(path: Path) -> int:
 
 def traces_of_the_record(s: Submission) -> str:
     """Say how many files are those that the run wrote: each trace, and each page that the record knows."""
-    if (known := s.known.traces) is None:
-        raise NoRecordError("the record has no hashes of its traces, since an earlier version of gpt2opt wrote it; run the notebook again")
+    assert s.record
+    if (known := s.record.traces) is None:
+        raise NotMetError(f"the record has no hashes of its traces; {AGAIN}")
     found = hash_traces(s.traces)
     wrong = {name: "is missing" for name in known if name not in found}
     wrong |= {name: "is not the one that the run wrote" for name in known if found.get(name, known[name]) != known[name]}
@@ -141,31 +129,28 @@ def traces_of_the_record(s: Submission) -> str:
     return f"{len(known)} files, each by its SHA-256"
 
 
-def nothing_private(homes: bool, nothing: str) -> Callable[[Submission], str]:
-    """Return a point that is met if no text holds a home path, or none a key."""
+def nothing_private(s: Submission, homes: bool, nothing: str) -> str:
+    """Look for home paths in every text, or for keys."""
+    found: dict[str, None] = {}  # each once, in order
 
-    def check(s: Submission) -> str:
-        found: dict[str, bool] = {}  # each once, in order; whether it is in a source
+    def look(place: str, text: str) -> str:
+        found.update({f"{place}: {finding}": None for finding in find_private(text) if (finding.pattern is HOME) is homes})
+        return text
 
-        def look(place: Place, text: str) -> str:
-            findings = [finding for finding in find_private(text, place.written) if (finding.pattern is HOME) is homes]
-            found.update({f"{place.name}: {finding}": place.source for finding in findings})
-            return text
-
-        visit_notebook(s.notebook, look)
-        try:
-            for path in s.files:
-                visit_trace(path, path.relative_to(s.traces.parent).as_posix(), look)
-        except OSError as error:
-            raise NotMetError(str(error)) from error
-        if found:
-            places = list(found)
-            more = f" and {len(places) - 4} more places" if len(places) > 4 else ""
-            todo = "take it out of the source" if all(found.values()) else "`gpt2opt check --fix` takes it out of outputs and traces"
-            raise NotMetError(f"{'; '.join(places[:4])}{more}; {todo}")
-        return f"{nothing} in sources, outputs and {len(s.files)} files of traces"
-
-    return check
+    for name, cell in named_cells(s.notebook):
+        look(name, cell.source)
+    in_sources = len(found)
+    visit_outputs(s.notebook, look)
+    try:
+        for name, path in s.files.items():
+            visit_trace(path, name, look)
+    except OSError as error:
+        raise NotMetError(str(error)) from error
+    if found:
+        more = f" and {len(found) - 4} more places" if len(found) > 4 else ""
+        todo = "take it out of the source" if len(found) == in_sources else "`gpt2opt check --fix` takes it out of outputs and traces"
+        raise NotMetError(f"{'; '.join(list(found)[:4])}{more}; {todo}")
+    return f"{nothing} in sources, outputs and {len(s.files)} files of traces"
 
 
 PROFILER = "no call of torch.profiler.profile; profile a few tokens, with an on_trace_ready that writes the trace"
@@ -178,8 +163,8 @@ POINTS: tuple[tuple[str, str, Callable[[Submission], str]], ...] = (
     ("notebook", "all TODOs done", no_todo),
     ("1 profile", "model loaded in FP16", assignment.fp16_model),
     ("1 profile", "profiled with torch.profiler", calls("profile|record_trace", PROFILER)),
-    ("1 profile", "perplexity measured", calls(PERPLEXITY, NO_PERPLEXITY, assignment.perplexity_of)),
-    ("1 profile", "VRAM measured", calls(VRAM, NO_VRAM, assignment.memory_of)),
+    ("1 profile", "perplexity measured", calls(PERPLEXITY, NO_PERPLEXITY)),
+    ("1 profile", "VRAM measured", calls(VRAM, NO_VRAM)),
     ("2 prune", "prune_attention_heads, 20% per layer", assignment.prune_heads),
     ("2 prune", "recast to FP16", assignment.recast_to_fp16),
     ("2 prune", "measured again", assignment.measured_again),
@@ -191,21 +176,23 @@ POINTS: tuple[tuple[str, str, Callable[[Submission], str]], ...] = (
     ("4 quantize", "calibration set filtered and tokenized", assignment.calibration),
     ("4 quantize", "exported as OpenVINO IR", assignment.openvino_ir),
     ("4 quantize", "latency, RAM, perplexity on the CPU", assignment.on_the_cpu),
-    ("charts", "chart of latency", chart_of("latency", r"latency|ttft|tpot")),
-    ("charts", "chart of perplexity", chart_of("perplexity", r"perplexity|ppl")),
-    ("charts", "chart of memory", chart_of("memory", r"memory|vram|\bram\b|rss")),
+    ("charts", "chart of latency", partial(chart, kind="latency", names=r"latency|ttft|tpot")),
+    ("charts", "chart of perplexity", partial(chart, kind="perplexity", names=r"perplexity|ppl")),
+    ("charts", "chart of memory", partial(chart, kind="memory", names=r"memory|vram|\bram\b|rss")),
     ("traces", "traces present and not empty", traces_present),
     ("traces", "traces are those of the record", traces_of_the_record),
-    ("private", "no key or token", nothing_private(False, "no key, token or password")),
-    ("private", "no home path", nothing_private(True, "no home path")),
+    ("private", "no key or token", partial(nothing_private, homes=False, nothing="no key, token or password")),
+    ("private", "no home path", partial(nothing_private, homes=True, nothing="no home path")),
     ("figures", "figures are those of the record", figures_of_the_record),
 )
-"""Part of the assignment, point, and what looks for it: it returns what was found, or raises NotMetError or NoRecordError."""
+"""Part of the assignment, point, and what looks for it: it returns what was found, or raises NotMetError."""
+OF_THE_RECORD = (traces_of_the_record, figures_of_the_record)
+"""Those that can't be decided without a record."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """passed: None where the record does not decide it, or there is none."""
+    """passed: None where there is no record to decide it."""
 
     part: str
     point: str
@@ -215,12 +202,13 @@ class Answer:
 
 def check_points(submission: Submission) -> list[Answer]:
     """Look for every point, in the order of the assignment."""
-    answers = []
-    for part, point, find in POINTS:
-        passed: bool | None = True
-        try:
-            found = find(submission)
-        except (NotMetError, NoRecordError) as reason:
-            passed, found = (False if isinstance(reason, NotMetError) else None), str(reason)
-        answers.append(Answer(part, point, passed, found))
-    return answers
+    return [Answer(part, point, *_look(submission, find)) for part, point, find in POINTS]
+
+
+def _look(submission: Submission, find: Callable[[Submission], str]) -> tuple[bool | None, str]:
+    if find in OF_THE_RECORD and not submission.record:
+        return None, f"no record: {submission.no_record}"
+    try:
+        return True, find(submission)
+    except NotMetError as reason:
+        return False, str(reason)

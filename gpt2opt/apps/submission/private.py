@@ -1,156 +1,77 @@
 """Find keys, tokens and home folders in every text of a submission. `check` and `--fix` use the same functions, so they find the same.
 
 Own patterns, and not detect-secrets: that has no pattern for the tokens of Hugging Face, the one service that the assignment asks students
-to log in to; it takes a notebook for lines of a file, so that the picture in an output is a string of high entropy to it; and it does not
-distinguish a source, in which nothing may be changed, from an output.
+to log in to, and it reads a notebook as lines of a file, so that it does not distinguish a source, which is never changed, from an output.
 """
 
 import gzip
-import itertools
-import math
 import re
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PLACEHOLDER = re.compile(r"your|example|placeholder|change.?me|\*{3}|x{4}|\.{3}", re.IGNORECASE)
-EMBEDDED = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=\s]+")
-"""A file within a text, such as a picture in HTML. Nothing is looked for in it."""
-PLAIN = ("text/plain", "text/markdown")
 ANY_BYTE = "surrogateescape"
 """How bytes that are no UTF-8 are decoded, so that they come back as they were."""
-
-
-def looks_drawn(value: str) -> bool:
-    """Say whether a value has as many different characters as a key has, and a placeholder such as `hf_xxxxxxxx` has not."""
-    return len(set(value)) >= 10
-
-
-def _mixed(value: str) -> bool:
-    return looks_drawn(value) and bool(re.search(r"\d", value)) and bool(re.search(r"[A-Za-z]", value))
-
-
-def _has_mixed_run(value: str) -> bool:
-    """Say whether letters and digits follow each other, mixed, for so long that the value is no name of a model or a variable."""
-    return any(map(_mixed, re.findall(r"[A-Za-z0-9+/]{16,}", value))) and not PLACEHOLDER.search(value)
-
-
-def has_high_entropy(value: str) -> bool:
-    """Say whether letters of both cases and digits follow each other without order.
-
-    Entropy by how often each character occurs does not tell a key from a long name in camel case. How often the kind of character changes
-    from one to the next does: in 62% of places if they are drawn from the 62, seldom in names. Digits of a hash, in hexadecimal, are none.
-    """
-    if re.fullmatch("[0-9a-fA-F]+", value) or not all(re.search(kind, value) for kind in ("[a-z]", "[A-Z]", "[0-9].*[0-9].*[0-9]")):
-        return False
-    kinds = re.sub("[0-9]", "0", re.sub("[A-Z]", "A", re.sub("[a-z]", "a", value)))
-    changes = sum(one != other for one, other in itertools.pairwise(kinds))
-    entropy = -sum(count / len(value) * math.log2(count / len(value)) for count in Counter(value).values())
-    return changes >= 0.45 * (len(value) - 1) and entropy > 3.5
 
 
 @dataclass(frozen=True)
 class Pattern:
     """A kind of key, which is group 1 of the regular expression.
 
-    hints: texts of which one must be there, since they are found much faster. todo: what the owner of such a key must do. accepts: says
-    whether it is one. written: only looked for in what a person wrote or printed: markup, metadata and traces hold many that are none.
+    hint: a text that is always in it, since that is found much faster. todo: what the owner of such a key must do.
     """
 
     what: str
-    hints: tuple[str, ...]
+    hint: str
     regex: str
     todo: str
-    accepts: Callable[[str], bool] = looks_drawn
-    written: bool = False
 
 
 NAME = r"\w(?:[\w.@+-]*\w)?"
 HOME = Pattern(
     "home path",
-    ("/home/", "/root", "Users"),
-    rf"""(?x)(?:(?<![\w.~-])|(?<=[\d\[]m))                 # not within a longer path; behind `m` ends a colour of a terminal
-    ((?:/mnt/[a-z])?/(?:home|Users)/{NAME}                 # Linux, macOS, Windows seen from Linux
-      |/root(?=[/\s"'\\:,;)\]]|\Z)
+    "",
+    rf"""(?x)(?:(?<![\w.~-])|(?<=\dm))              # not within a longer path; behind `m` ends a colour of a terminal
+    ((?:/mnt/[a-z])?/(?:home|Users)/{NAME}          # Linux, macOS, Windows seen from Linux
+      |/root(?![\w-])
       |[A-Za-z]:[\\/]{{1,4}}Users[\\/]{{1,4}}(?:{NAME}(?:\ {NAME})*(?=[\\/])|{NAME}))""",
     "",
-    bool,
 )
 """`/home/NAME`, `/Users/NAME`, `/root`, `C:\\Users\\NAME`."""
+PRIVATE_KEY = r"(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z))"
+BY_NAME = r"""(?ix)(?:api_?key|access_?key|secret|secret_?key|token|passw(?:or)?d|\bkey)\\?["']?\s*\]?\s*[=:]\s*\\?["']?(?:Bearer\s+)?
+    ((?=[\w.+/=-]*[0-9])(?=[\w.+/=-]*[a-z])[\w.=-]*[a-z0-9+/]{16,}[\w.+/=-]*)"""
+"""Such as `WANDB_API_KEY = "..."`: 16 letters and digits in a row, so that `your_token` is none."""
+PASSWORD = r"""(?i)passw(?:or)?d["']?\s*\]?\s*[=:]\s*["']([^"'{}<>\s]{6,})["']"""
 PATTERNS = (
-    Pattern(
-        "private key",
-        ("PRIVATE KEY",),
-        r"(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z))",
-        "replace the key pair",
-    ),
-    Pattern("Hugging Face token", ("hf_",), r"(?<![A-Za-z0-9_])(hf_[A-Za-z0-9]{30,})", "revoke it at huggingface.co/settings/tokens"),
-    Pattern("OpenAI key", ("sk-",), r"(?<![A-Za-z0-9_-])(sk-[A-Za-z0-9_-]{20,})", "revoke it at platform.openai.com/api-keys", _mixed),
-    Pattern("AWS key", ("IA",), r"(?<![A-Za-z0-9])(A[KS]IA[A-Z0-9]{16})(?![A-Za-z0-9])", "deactivate it in the IAM console", _mixed),
-    Pattern(
-        "GitHub token",
-        ("gh", "github_pat_"),
-        r"((?<![A-Za-z0-9_])gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{36,})",
-        "revoke it at github.com/settings/tokens",
-    ),
-    Pattern("GitLab token", ("glpat-",), r"(?<![A-Za-z0-9_])(glpat-[A-Za-z0-9_-]{20,})", "revoke it in GitLab's user settings"),
-    Pattern("Google key", ("AIza",), r"(?<![A-Za-z0-9_])(AIza[A-Za-z0-9_-]{35})", "delete it in the Google Cloud console"),
-    Pattern("Slack token", ("xox",), r"(?<![A-Za-z0-9])(xox[abeprs]-[A-Za-z0-9-]{10,})", "revoke it in Slack's app settings"),
-    Pattern(
-        "Kaggle key",
-        ("username",),
-        r"""\\?["']username\\?["']\s*:\s*\\?["'][^"'\\]+\\?["']\s*,\s*\\?["']key\\?["']\s*:\s*\\?["']([0-9a-f]{32})""",
-        "expire it at kaggle.com/settings",
-    ),
-    Pattern("web token", ("eyJ",), r"(?<![A-Za-z0-9_-])(eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,})", "revoke it"),
-    Pattern("password in an address", ("://",), r"://[^\s:/@\"']+:([^\s:/@\"']{6,})@", "change it", lambda value: len(set(value)) > 3),
-    Pattern(  # such as `WANDB_API_KEY = "..."`, `"aws_secret_access_key": "..."`
-        "key, by the name before it",
-        ("",),
-        r"""(?ix)(?<![A-Za-z])(?:\w*(?:api_?key|access_?key|secret|secret_?key|token|passw(?:or)?d)|key)
-        \\?["']?\s*\]?\s*[=:]\s*\\?["']?(?:Bearer\s+)?([A-Za-z0-9_+/.=-]{16,})""",
-        "revoke it",
-        _has_mixed_run,
-    ),
-    Pattern(
-        "password",
-        ("",),
-        r"""(?i)passw(?:or)?d["']?\s*\]?\s*[=:]\s*["']([^"'{}<>\s]{6,})["']""",
-        "change it",
-        lambda value: not PLACEHOLDER.search(value),
-        written=True,
-    ),
-    Pattern(  # addresses hold ids of documents, and hashes are public: they match first, without a group
-        "string of high entropy",
-        ("",),
-        r"https?://\S+|sha(?:1|224|256|384|512)[-:=]\S+|([A-Za-z0-9]{24,})",
-        "revoke it if it is a key",
-        has_high_entropy,
-        written=True,
-    ),
+    Pattern("private key", "PRIVATE KEY", PRIVATE_KEY, "replace the key pair"),
+    Pattern("Hugging Face token", "hf_", r"\b(hf_[A-Za-z0-9]{30,})", "revoke it at huggingface.co/settings/tokens"),
+    Pattern("OpenAI key", "sk-", r"\b(sk-(?=[\w-]*\d)[\w-]{20,})", "revoke it at platform.openai.com/api-keys"),
+    Pattern("AWS key", "IA", r"\b(A[KS]IA[A-Z0-9]{16})\b", "deactivate it in the IAM console"),
+    Pattern("GitHub token", "_", r"\b((?:gh[pousr]|github_pat)_\w{36,})", "revoke it at github.com/settings/tokens"),
+    Pattern("GitLab token", "glpat-", r"\b(glpat-[\w-]{20,})", "revoke it in GitLab's user settings"),
+    Pattern("Google key", "AIza", r"\b(AIza[\w-]{35})", "delete it in the Google Cloud console"),
+    Pattern("Slack token", "xox", r"\b(xox[abeprs]-[A-Za-z0-9-]{10,})", "revoke it in Slack's app settings"),
+    Pattern("web token", "eyJ", r"\b(eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})", "revoke it"),
+    Pattern("password in an address", "://", r"""://[^\s:/@"']+:([^\s:/@"'*]{6,})@""", "change it"),
+    Pattern("key, by the name before it", "", BY_NAME, "revoke it"),
+    Pattern("password", "", PASSWORD, "change it"),
     HOME,
 )
-"""What must not be handed in. Where two match the same text, the first knows better what it is."""
+"""What must not be handed in. Where two match the same text, the first knows better what it is. A false alarm names the place."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A part of a text, from `start` on, that must not be handed in."""
+    """A part of a text, from `start` to `end`, that must not be handed in."""
 
     pattern: Pattern
     value: str
     start: int
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.value)
-
-    @property
-    def replacement(self) -> str:
-        return "~" if self.pattern is HOME else f"[{self.pattern.what} removed]"
+    end: int
 
     def __str__(self) -> str:
         """Show enough of a key to find it again, and no more: what `check` prints may be copied anywhere."""
@@ -158,52 +79,46 @@ class Finding:
         return f"{self.pattern.what} {shown}"
 
 
-def find_private(text: str, written: bool) -> list[Finding]:
-    """Return the keys, tokens and home folders in a text, in order; written: see `Pattern`."""
-    text = EMBEDDED.sub(lambda match: " " * len(match[0]), text)
+def find_private(text: str) -> list[Finding]:
+    """Return the keys, tokens and home folders in a text, in order."""
     found: list[Finding] = []
     for pattern in PATTERNS:
-        if written >= pattern.written and any(hint in text for hint in pattern.hints):
-            matches = [match for match in re.finditer(pattern.regex, text) if match[1] and pattern.accepts(match[1])]
-            new = [Finding(pattern, match[1], match.start(1)) for match in matches]
+        if pattern.hint in text:
+            new = [Finding(pattern, match[1], *match.span(1)) for match in re.finditer(pattern.regex, text)]
             found += [one for one in new if all(one.end <= other.start or other.end <= one.start for other in found)]
     return sorted(found, key=lambda finding: finding.start)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a text was found. source: in a cell's source, which is the user's own work. written: see `Pattern`."""
-
-    name: str
-    source: bool = False
-    written: bool = False
+Visit = Callable[[str, str], str]
+"""Takes the name of a place and a text that was found there, and returns what replaces the text."""
 
 
-Visit = Callable[[Place, str], str]
-"""Takes a text and returns what replaces it."""
-
-
-def visit_notebook(notebook: Any, visit: Visit) -> None:
-    """Replace each text of a notebook by what `visit` returns for it. Pictures and the ids of cells are no text."""
+def named_cells(notebook: Any) -> list[tuple[str, Any]]:
+    """Return the cells of a notebook, each with its name, such as `code cell 3`; code cells without code are not counted."""
     counted: Counter[str] = Counter()
+    named = []
     for cell in notebook.cells:
         kind = "code" if cell.cell_type == "code" else "text"
         counted[kind] += kind == "text" or bool(cell.source.strip())
-        name = f"{kind} cell {counted[kind]}"
-        cell.source = visit(Place(name, source=True, written=True), cell.source)
-        cell.metadata = _changed(cell.metadata, Place(f"metadata of {name}"), visit)
-        if kind == "code":
-            cell.outputs = _changed(cell.outputs, Place(f"output of {name}", written=True), visit)
-    notebook.metadata = _changed(notebook.metadata, Place("metadata of the notebook"), visit)
+        named.append((f"{kind} cell {counted[kind]}", cell))
+    return named
 
 
-def _changed(value: Any, place: Place, visit: Visit) -> Any:
+def visit_outputs(notebook: Any, visit: Visit) -> None:
+    """Replace each text in the outputs and metadata of a notebook by what `visit` returns for it."""
+    for name, cell in named_cells(notebook):
+        cell.metadata = _changed(cell.metadata, f"metadata of {name}", visit)
+        if cell.cell_type == "code":
+            cell.outputs = _changed(cell.outputs, f"output of {name}", visit)
+    notebook.metadata = _changed(notebook.metadata, "metadata of the notebook", visit)
+
+
+def _changed(value: Any, place: str, visit: Visit) -> Any:
     """Return a value of JSON with each text in it, except pictures, replaced by what `visit` returns."""
     if isinstance(value, dict):
         for key, item in value.items():
-            written = place.written and key != "metadata" and ("/" not in key or key in PLAIN)  # "/": a kind of data in an output
             if key == "image/svg+xml" or not key.startswith("image/"):
-                value[key] = _changed(item, replace(place, written=written), visit)
+                value[key] = _changed(item, place, visit)
         return value
     if isinstance(value, list):
         return [_changed(item, place, visit) for item in value]
@@ -211,18 +126,14 @@ def _changed(value: Any, place: Place, visit: Visit) -> Any:
 
 
 def visit_trace(path: Path, name: str, visit: Visit) -> bytes:
-    """Return the bytes of a file of the traces, with its text replaced by what `visit` returns for it.
-
-    Raises:
-        OSError: the file can't be read, or is no whole gzip file although its name says so.
-    """
+    """Return the bytes of a file of the traces, with its text replaced by what `visit` returns; raise OSError if it can't be read whole."""
     content = path.read_bytes()
     packed = path.suffix == ".gz"
     try:
         text = (gzip.decompress(content) if packed else content).decode("utf-8", ANY_BYTE)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise OSError(f"{name} is cut short or damaged; export the trace again") from error
-    changed = visit(Place(name), text)
+    changed = visit(name, text)
     if changed == text:
         return content
     data = changed.encode("utf-8", ANY_BYTE)

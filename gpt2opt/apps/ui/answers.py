@@ -17,11 +17,7 @@ from gpt2opt.decoding.text import encode_prompt, token_text
 
 
 def read_prompt(models: Sequence[Loaded], prompt: str, settings: DecodingSettings, truncate: bool) -> list[int]:
-    """Return the token ids of a prompt that one model continues, or two in lock-step.
-
-    Raises:
-        ValueError: the models have different tokens, or as `encode_prompt`.
-    """
+    """Return the token ids of a prompt that one model continues, or two in lock-step, which must have the same tokens."""
     first, *others = models
     if any(other.tokenizer.get_vocab() != first.tokenizer.get_vocab() for other in others):
         raise ValueError("the two models have different tokens; choose two precisions of one model")
@@ -36,9 +32,6 @@ def answers(models: Sequence[Loaded], ids: list[int], settings: DecodingSettings
     distributions differ. The event of a step's last token says which distance the step has: `kl_nats`, KL(first ‖ other) of the next
     token, both having read the first one's text. The other model reads that text a second time, outside of its own speed, since texts that
     have parted can't be compared. Both models must have the same tokens, which `read_prompt` checks.
-
-    Raises:
-        ValueError: as `stream`.
     """
     sides = [Watched(each.model) for each in models]
     running = {
@@ -54,7 +47,8 @@ def answers(models: Sequence[Loaded], ids: list[int], settings: DecodingSettings
                 distance, read = {"kl_nats": divergence(sides[0].logits[0], followed[0])}, token.id
             if token.finish:
                 del running[side]
-            yield {"event": "token", "side": side, **token_event(token, models[side].tokenizer), **distance, "speed": sides[side].speed()}
+            speed = {name: getattr(sides[side], name) for name in ("prompt_tokens", "prefill_s", "decode_s", "decoded")}
+            yield {"event": "token", "side": side, **token_event(token, models[side].tokenizer), **distance, "speed": speed}
 
 
 def divergence(reference: np.ndarray, other: np.ndarray) -> float:
@@ -118,10 +112,6 @@ class Watched:
 
     def keep(self, rows: Sequence[int]) -> None:
         self._decoder.keep(rows)
-
-    def speed(self) -> dict[str, Any]:
-        """Return the figures as the page gets them."""
-        return {name: getattr(self, name) for name in ("prompt_tokens", "prefill_s", "decode_s", "decoded")}
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> float:
         start = time.perf_counter()

@@ -37,7 +37,7 @@ Progress = Callable[[int, int, str], None]
 """Called with the step that begins, the number of steps, and what the step does."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cost:
     """What a precision costs compared with FP32 of the same weights, and what serving it takes. None: not measured.
 
@@ -58,12 +58,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An IR on disk. name: the model, and where it comes from. made: it was made here, not taken as it was."""
+    """An IR on disk. name: the model, and where it comes from."""
 
     name: str
     folder: Path
     cost: Cost
-    made: bool
 
 
 @dataclass(frozen=True)
@@ -88,22 +87,17 @@ class _Entry:
 class Library:
     """Loads models, one after the other on a thread of its own, each once for all who ask for it."""
 
-    def __init__(self, out: Path, make: "Callable[[Choice, Path, Progress], Prepared] | None" = None):
-        """Take the folder that models are made in, and what makes them there, by default `prepare`."""
-        self.out, self._make = out, make or prepare
+    def __init__(self, out: Path):
+        """Take the folder that models are made in."""
+        self.out = out
         self._lock = threading.RLock()
         self._entries: OrderedDict[Choice, _Entry] = OrderedDict()
         self._worker = ThreadPoolExecutor(1, "library")
 
     def ask(self, choice: Choice, listener: Callable[[dict[str, Any]], None]) -> "Future[Loaded]":
-        """Return a model as soon as it is loaded.
+        """Return a future of a model, which raises ValueError if the model can't be found, made or loaded.
 
-        Args:
-            choice: the model.
-            listener: called with the progress, as events for the page, on another thread.
-
-        Returns:
-            A future of the model; it raises ValueError if the model can't be found, made or loaded.
+        The listener is called with the progress, as events for the page, on another thread.
         """
         with self._lock:
             if choice not in self._entries:
@@ -139,8 +133,8 @@ class Library:
             self._report(entry, step, steps, text)
 
         try:
-            prepared = self._make(choice, self.out, progress)
-            progress(*((4, 4) if prepared.made else (1, 1)), "loading it")
+            prepared = prepare(choice, self.out, progress)
+            progress(1, 1, "loading it")
             tokenizer = load_tokenizer(prepared.folder)
             # The first call undoes padding and truncation that were saved with it, and must not do that while another thread tokenizes.
             encode(tokenizer, "a")
@@ -158,13 +152,14 @@ class Library:
 
 def cost_of(agreement: Agreement | None, memory: Memory | None, cpu: str) -> Cost:
     """Gather a cost from measurements."""
-    found: dict[str, Any] = {"cpu": cpu}
+    cost = Cost(cpu=cpu)
     if agreement:
-        found |= {"kl_nats": agreement.mean_kl, "kl_interval": agreement.mean_kl_interval(), "same_top": agreement.top1}
-        found |= {"same_top_interval": agreement.top1_interval(), "tokens": sum(agreement.document_tokens), "text": agreement.protocol}
+        cost.kl_nats, cost.kl_interval = agreement.mean_kl, agreement.mean_kl_interval()
+        cost.same_top, cost.same_top_interval = agreement.top1, agreement.top1_interval()
+        cost.tokens, cost.text = sum(agreement.document_tokens), agreement.protocol
     if memory:
-        found |= {"weight_bytes": memory.weight_bytes, "peak_rss_bytes": memory.peak_rss_bytes}
-    return Cost(**found)
+        cost.weight_bytes, cost.peak_rss_bytes = memory.weight_bytes, memory.peak_rss_bytes
+    return cost
 
 
 def known(choice: Choice, out: Path) -> Prepared | None:
@@ -179,16 +174,7 @@ def known(choice: Choice, out: Path) -> Prepared | None:
     measured = folder.with_suffix(".json")
     if not measured.exists() or not is_ir(folder):
         return None
-    return Prepared(folder.parent.name, folder, from_json(Cost, read_json(measured, SCHEMA, "gpt2opt ui")["cost"]), made=True)
-
-
-def prepare(choice: Choice, out: Path, progress: Progress) -> Prepared:
-    """Return the IR of a choice. If there is none yet, it is made under `out`, in a process of its own, which takes its memory with it.
-
-    Raises:
-        ValueError: the model can't be found or made, or as `known`.
-    """
-    return known(choice, out) or _make(choice, cache_folder(choice, out), progress)
+    return Prepared(folder.parent.name, folder, from_json(Cost, read_json(measured, SCHEMA, "gpt2opt ui")["cost"]))
 
 
 def taken_as_it_is(choice: Choice) -> Prepared | None:
@@ -202,7 +188,7 @@ def taken_as_it_is(choice: Choice) -> Prepared | None:
         if choice.precision not in stored:
             raise ValueError(f"{choice.model} holds an IR in {' or '.join(stored)}, not in {choice.precision}; choose that precision")
         # One type may be that of several precisions, and the manifest does not say which: so the name says what is known.
-        return Prepared(f"{folder.name}, an IR of {weights} weights as it is", folder, Cost(), made=False)
+        return Prepared(f"{folder.name}, an IR of {weights} weights as it is", folder, Cost())
     name, inside = OF_A_RUN.get(choice.precision, ("", ""))
     if not name or not (folder / "run.json").exists() or not is_ir(folder / inside):
         return None
@@ -210,7 +196,7 @@ def taken_as_it_is(choice: Choice) -> Prepared | None:
     measured = record.models.get(name)
     agreement = measured.agreement if measured and choice.precision != FP32 else None
     cost = cost_of(agreement, measured.memory if measured else None, environment.machine_label(record.environment))
-    return Prepared(f"{folder.name}, {inside}", folder / inside, cost, made=False)
+    return Prepared(f"{folder.name}, {inside}", folder / inside, cost)
 
 
 def torch_folder(model: str) -> Path:
@@ -227,22 +213,29 @@ def cache_folder(choice: Choice, out: Path) -> Path:
     return out / name / choice.precision
 
 
-def _make(choice: Choice, folder: Path, progress: Progress) -> Prepared:
+def prepare(choice: Choice, out: Path, progress: Progress) -> Prepared:
+    """Return the IR of a choice. If there is none yet, it is made under `out`, in a process of its own, which takes its memory with it.
+
+    Raises:
+        ValueError: the model can't be found or made, or as `known`.
+    """
+    if prepared := known(choice, out):
+        return prepared
+    folder = cache_folder(choice, out)
     steps = {
         "find": f"finding {choice.model}",
         "make": f"writing {choice.precision}" if choice.precision == FP32 else f"quantizing to {choice.precision}",
         "measure": f"measuring what {choice.precision} takes and costs",
     }
     try:
-        progress(1, len(steps) + 1, steps["find"])
         with Child(Maker, choice.model, choice.precision, str(folder)) as child:
             for number, (method, text) in enumerate(steps.items(), 1):
-                progress(number, len(steps) + 1, text)
+                progress(number, len(steps), text)
                 cost = child.call(method)
     except RuntimeError as error:  # what the child raised, as a traceback; its last line says it
         raise ValueError(str(error).strip().splitlines()[-1].partition(": ")[2] or str(error)) from error
     write_result(folder.with_suffix(".json"), json.dumps({"schema": SCHEMA, "cost": dataclasses.asdict(cost)}, indent=1) + "\n")
-    return Prepared(folder.parent.name, folder, cost, made=True)
+    return Prepared(folder.parent.name, folder, cost)
 
 
 class Maker:

@@ -18,9 +18,10 @@ import tornado.websocket
 
 from gpt2opt import environment
 from gpt2opt.apps.ui.answers import answers, read_prompt
-from gpt2opt.apps.ui.choices import MESSAGE_BYTES, PRECISIONS, SIZES, Choice, check_prompt, decoding_settings
+from gpt2opt.apps.ui.choices import MESSAGE_BYTES, PRECISIONS, SIZES, Choice, decoding_settings
 from gpt2opt.apps.ui.models import Library, known
 from gpt2opt.apps.ui.turns import Ended, Stream, Turns
+from gpt2opt.decoding.text import check_text
 
 HOST = "127.0.0.1"
 PAGE = Path(__file__).parent / "page"
@@ -34,8 +35,6 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 """Of every answer, errors included: nothing in the page is fetched from elsewhere, and no other page shows it in a frame."""
-ERROR_CHARACTERS = 1_000
-"""The most characters of an error that are sent: a message may repeat what it refuses."""
 
 
 class Server:
@@ -51,18 +50,9 @@ class Server:
         application = tornado.web.Application(
             default_handler_class=NotFound, default_handler_args={"status_code": 404}, websocket_max_message_size=MESSAGE_BYTES
         )
-        files = "|".join(map(re.escape, PAGE_FILES))
-        application.add_handlers(
-            OWN_NAMES,
-            [
-                *(
-                    (rf"/{name}", Answer, {"find": find})
-                    for name, find in {"facts": self.facts, "state": self.state, "cost": self.cost}.items()
-                ),
-                (r"/stream", Socket, {"server": self}),
-                (rf"/(|{files})", Files, {"path": str(PAGE), "default_filename": "index.html"}),
-            ],
-        )
+        answers = [(rf"/{find.__name__}", Answer, {"find": find}) for find in (self.facts, self.state, self.cost)]
+        files = (rf"/(|{'|'.join(map(re.escape, PAGE_FILES))})", Files, {"path": str(PAGE), "default_filename": "index.html"})
+        application.add_handlers(OWN_NAMES, [*answers, (r"/stream", Socket, {"server": self}), files])
         return application
 
     async def facts(self, _: "Answer") -> dict[str, Any]:
@@ -84,11 +74,7 @@ class Server:
             return {"cost": None, "error": str(error)}
 
     def choice(self, model: str, precision: str) -> Choice:
-        """Return what a request chose. Only what the page offers is opened: a request may not name other folders of this machine.
-
-        Raises:
-            ValueError: the page does not offer the model, or there is no such precision.
-        """
+        """Return what a request chose. Only what the page offers is opened: a request may not name other folders of this machine."""
         if model not in self.offered:
             raise ValueError(
                 f"model {model!r} is not known; expected one of {', '.join(self.offered)}; `gpt2opt ui FOLDER` offers another folder"
@@ -133,7 +119,7 @@ class Socket(_Guarded, tornado.websocket.WebSocketHandler):
     def initialize(self, server: Server) -> None:
         self.server = server
         self.stream: Stream | None = None
-        self.asked = self.stopped = False
+        self.stopped = False
         self.tasks: list[asyncio.Task] = []
 
     def on_message(self, message: str | bytes) -> None:
@@ -143,19 +129,14 @@ class Socket(_Guarded, tornado.websocket.WebSocketHandler):
     def on_close(self) -> None:
         self.stopped = True
         if self.stream:
-            self.stream.drop()
+            self.stream.stop()
 
     async def _take(self, message: str | bytes) -> None:
         try:
             content = json.loads(message)
-            if not isinstance(content, dict):
-                raise ValueError(f"a message of type {type(content).__name__}, expected an object")
             if content.get("stop"):
                 self._stop()
-            elif self.asked:
-                raise ValueError("this socket has its stream; open another one")
             else:
-                self.asked = True
                 await self._begin(content)
         except Exception as error:
             self._fail(error)
@@ -168,19 +149,10 @@ class Socket(_Guarded, tornado.websocket.WebSocketHandler):
             self._end(Ended(None, 0.0))
 
     async def _begin(self, asked: dict[str, Any]) -> None:
-        what, prompt = asked.get("ask"), asked.get("prompt", "")
-        if what not in ("load", "generate", "compare"):
-            raise ValueError(f"ask={what!r}, expected load, generate or compare")
-        precisions, given = asked.get("precisions", []), asked.get("settings", {})
-        count = 2 if what == "compare" else 1
-        if not isinstance(precisions, list) or len(precisions) != count:
-            raise ValueError(f"precisions={precisions!r}, expected a list of {count}")
-        choices = [self.server.choice(str(asked.get("model", "")), str(precision)) for precision in precisions]
-        if not isinstance(given, dict):
-            raise ValueError(f"settings={given!r}, expected an object")
-        settings = decoding_settings(given)
-        if what != "load":
-            check_prompt(prompt)  # before a model is loaded for it
+        choices = [self.server.choice(asked["model"], precision) for precision in asked["precisions"]]
+        settings = decoding_settings(asked.get("settings", {}))
+        if asked["ask"] != "load":
+            check_text(asked["prompt"])  # before a model is loaded for it
         loop, loaded = asyncio.get_running_loop(), []
 
         def send(item: dict[str, Any] | Ended) -> None:  # any thread may call it
@@ -193,10 +165,10 @@ class Socket(_Guarded, tornado.websocket.WebSocketHandler):
             prepared = loaded[-1].prepared
             about = {"name": prepared.name, "context": loaded[-1].model.context, "cost": dataclasses.asdict(prepared.cost)}
             self._send({"event": "ready", **dataclasses.asdict(choice), **about})
-        if what == "load":
+        if asked["ask"] == "load":
             return self._end(Ended(None, 0.0))
         # Neither on this thread nor on that of the turns: it takes a second of a long prompt, and nobody waits for it there.
-        ids = await asyncio.to_thread(read_prompt, loaded, prompt, settings, bool(asked.get("truncate")))
+        ids = await asyncio.to_thread(read_prompt, loaded, asked["prompt"], settings, bool(asked.get("truncate")))
         if not self.stopped:
             self.stream = self.server.turns.add(lambda stopped: answers(loaded, ids, settings, stopped), send)
 
@@ -209,8 +181,7 @@ class Socket(_Guarded, tornado.websocket.WebSocketHandler):
     def _fail(self, error: Exception) -> None:
         if not isinstance(error, ValueError | OSError | MemoryError):
             logging.getLogger(__name__).error("a stream failed", exc_info=error)
-        text = str(error) or type(error).__name__
-        self._send({"event": "error", "text": text if len(text) <= ERROR_CHARACTERS else f"{text[:ERROR_CHARACTERS]} …"})
+        self._send({"event": "error", "text": str(error) or type(error).__name__})
         self.close()
 
     def _send(self, event: dict[str, Any] | Ended) -> None:
@@ -221,11 +192,7 @@ class Socket(_Guarded, tornado.websocket.WebSocketHandler):
 
 
 def bind(port: int) -> list[Any]:
-    """Return listening sockets on this machine's own address.
-
-    Raises:
-        ValueError: there is no such port, or it is in use.
-    """
+    """Return listening sockets on this machine's own address; raise ValueError if there is no such port, or it is in use."""
     if not 0 <= port < 65536:
         raise ValueError(f"port {port}, expected one from 1 to 65535, or 0 for any that is free")
     try:
@@ -242,18 +209,7 @@ def listen(server: Server, sockets: list[Any]) -> str:
 
 
 def serve(out: Path, port: int, models: list[str], first: Choice, begun: Callable[[str], None]) -> None:
-    """Serve the page until the process is interrupted.
-
-    Args:
-        out: folder in which models are made on first use.
-        port: 0 takes any that is free.
-        models: folders that the page offers beside the sizes.
-        first: what is chosen when the page opens.
-        begun: called with the page's address once it can be opened.
-
-    Raises:
-        ValueError: the port can't be used.
-    """
+    """Serve the page until the process is interrupted; call `begun` with its address once it can be opened. See `Library` and `Server`."""
     sockets = bind(port)
 
     async def work() -> None:

@@ -18,22 +18,19 @@ class Ended:
     waited_s: float
 
 
+@dataclass(eq=False)
 class Stream:
     """A stream among others; `Turns.add` makes it."""
 
-    def __init__(self, start: Start, deliver: Callable[[Any], None]):
-        self.start, self.deliver = start, deliver
-        self.stopped = self.dropped = False
-        self.waited_s = 0.0
-        self.items: Iterator[Any] | None = None
+    start: Start
+    deliver: Callable[[Any], None]
+    items: Iterator[Any] | None = None
+    stopped: bool = False
+    waited_s: float = 0.0
 
     def stop(self) -> None:
         """Ask this stream, and no other, to end. One whose first turn has not come delivers nothing but its end."""
         self.stopped = True
-
-    def drop(self) -> None:
-        """End this stream at its next turn without another item: nobody listens any more."""
-        self.stopped = self.dropped = True
 
 
 class Turns:
@@ -48,12 +45,7 @@ class Turns:
         self._running: set[Stream] = set()
 
     def add(self, start: Start, deliver: Callable[[Any], None]) -> Stream:
-        """Queue a stream.
-
-        Args:
-            start: begins it; called on the thread of the turns, like everything that it returns.
-            deliver: called there with each item, and at the end, whatever the reason, with an `Ended`.
-        """
+        """Queue a stream. `deliver` is called, on the thread of the turns, with each item and, whatever ends it, with an `Ended`."""
         stream = Stream(start, deliver)
         self._running.add(stream)
         self._queue(stream)
@@ -62,13 +54,6 @@ class Turns:
     def __len__(self) -> int:
         """Return how many streams have not ended."""
         return len(self._running)
-
-    def close(self) -> None:
-        """Drop all streams and end the thread."""
-        for stream in list(self._running):
-            stream.drop()
-        self._thread.submit(bool).result()  # behind it in the queue are only streams that end at their next turn
-        self._thread.shutdown()
 
     def _queue(self, stream: Stream) -> None:
         self._thread.submit(self._take_turn, stream, time.perf_counter())
@@ -80,7 +65,7 @@ class Turns:
         try:
             if stream.items is None and not stream.stopped:
                 stream.items = stream.start(lambda: stream.stopped)
-            if stream.items is not None and not stream.dropped:
+            if stream.items is not None:
                 stream.deliver(next(stream.items))
                 return self._queue(stream)
         except StopIteration:

@@ -52,25 +52,21 @@ class FlameGraph:
     def _us(self, node: Node) -> float:
         return getattr(node, self.clock)
 
-    def _share(self, node: Node) -> float:
-        return self._us(node) / self._us(self.root)
-
     def _lines(self, node: Node, depth: int) -> Iterator[str]:
         for child in node.children.values():
-            if self._share(child) >= MIN_SHARE_IN_WORDS:
-                yield f"{'  ' * depth}{child.name}: {self._share(child):.0%}"
+            if (share := self._us(child) / self._us(self.root)) >= MIN_SHARE_IN_WORDS:
+                yield f"{'  ' * depth}{child.name}: {share:.0%}"
                 yield from self._lines(child, depth + 1)
 
     def _bar(self, node: Node, above_us: float, depth: int) -> str:
         us, own_us = self._us(node), getattr(node, f"own_{self.clock}")
-        if depth > MAX_DEPTH or not us or self._share(node) < MIN_SHARE:
+        share = us / self._us(self.root)
+        if depth > MAX_DEPTH or share < MIN_SHARE:
             return ""
         base = CONTROL if node.kind == FRAME else color(MODELS.get(self.name, ""))
         fill = _mixed_with_white(base, 0.3 + 0.4 * own_us / us)
-        tip = f"{node.name}: {us / 1e3:.3g} ms, {self._share(node):.1%} of the recording; own {own_us / 1e3:.3g} ms; calls: {node.calls}"
-        label = (
-            escape(f"{node.name.removeprefix('aten::')} {self._share(node):.0%}") if self._share(node) >= MIN_SHARE_WITH_NAME else "&nbsp;"
-        )
+        tip = f"{node.name}: {us / 1e3:.3g} ms, {share:.1%} of the recording; own {own_us / 1e3:.3g} ms; calls: {node.calls}"
+        label = escape(f"{node.name.removeprefix('aten::')} {share:.0%}") if share >= MIN_SHARE_WITH_NAME else "&nbsp;"
         below = "".join(self._bar(child, us, depth + 1) for child in node.children.values())
         return (
             f'<div title="{escape(tip)}" style="width: {us / above_us:.2%}; overflow: hidden"><div style="{BAR}{fill}">{label}</div>'

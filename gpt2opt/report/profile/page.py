@@ -20,7 +20,6 @@ PARTS = Path(__file__).parent / "page"
 SCRIPTS = ("show.js", "icicle.js", "operators.js", "memory.js", "page.js")
 """Each uses only those before it."""
 ONE_NAME, ALL_NAME = "profile.html", "profiles.html"
-MAX_PAGE_BYTES = 1_000_000
 
 
 def page(profiles: Sequence[dict[str, Any]]) -> str:
@@ -59,17 +58,12 @@ def write_pages(traces: Path | str) -> list[Path]:
 
     Raises:
         ValueError: a trace can't be read, or there is a page that we did not write.
-        RuntimeError: a page would be larger than 1 MB.
     """
     traces = Path(traces)
-    found = sorted(traces.glob(f"*/{TRACE_NAME}"))
-    profiles = [summarize(path, path.parent.name) for path in found]
-    pages = {path.with_name(ONE_NAME): page([profile]) for path, profile in zip(found, profiles, strict=True)}
+    profiles = {path.with_name(ONE_NAME): summarize(path, path.parent.name) for path in sorted(traces.glob(f"*/{TRACE_NAME}"))}
+    pages = {path: page([profile]) for path, profile in profiles.items()}
     if profiles:
-        pages[traces / ALL_NAME] = page(profiles)
-    for path, content in pages.items():
-        if (size := len(content.encode())) > MAX_PAGE_BYTES:
-            raise RuntimeError(f"{path} would take {size / 1e6:.1f} MB, expected at most 1 MB; record fewer steps or fewer new tokens")
+        pages[traces / ALL_NAME] = page(list(profiles.values()))
     for path, content in pages.items():
         write_result(path, content)
     return list(pages)

@@ -11,19 +11,8 @@ from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
 from gpt2opt.measure.trace_file import PATTERN
-from gpt2opt.report.profile.page import page, script_hash
-from gpt2opt.report.profile.summary import record_of, summarize
-
-FRAME = """export function render() {
-  document.body.style.margin = 0;
-  const frame = document.createElement("iframe");
-  frame.src = "page.html";
-  frame.title = "Profiles";
-  frame.style = "border: 0; width: 100%; height: 100vh; display: block";
-  document.body.append(frame);
-}
-"""
-"""TensorBoard loads a module into a frame of its own; this one puts the page into it."""
+from gpt2opt.report.profile.page import PARTS, page, script_hash
+from gpt2opt.report.profile.summary import summarize
 
 
 class ProfilePlugin(base_plugin.TBPlugin):
@@ -33,7 +22,6 @@ class ProfilePlugin(base_plugin.TBPlugin):
 
     def __init__(self, context: base_plugin.TBContext):
         self.log_dir = Path(context.logdir or ".")
-        self._known: dict[tuple[Path, float, float], dict[str, Any]] = {}
 
     def get_plugin_apps(self) -> dict[str, Any]:
         return {"/index.js": wrappers.Request.application(self._frame), "/page.html": wrappers.Request.application(self._page)}
@@ -45,13 +33,8 @@ class ProfilePlugin(base_plugin.TBPlugin):
         return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Profiles", disable_reload=True)
 
     def profiles(self) -> list[dict[str, Any]]:
-        """Return what the page shows of each trace; of one that can't be read, why.
-
-        A trace is read once while it and the record of its run stay as they are.
-        """
-        found = {(path, _changed(path), _changed(record_of(path))): path for path in sorted(self.log_dir.rglob(PATTERN))}
-        self._known = {key: self._known.get(key) or self._summary(path) for key, path in found.items()}
-        return list(self._known.values())
+        """Return what the page shows of each trace; of one that can't be read, why."""
+        return [self._summary(path) for path in sorted(self.log_dir.rglob(PATTERN))]
 
     def _summary(self, path: Path) -> dict[str, Any]:
         inside = path.parent.relative_to(self.log_dir).as_posix()
@@ -63,12 +46,7 @@ class ProfilePlugin(base_plugin.TBPlugin):
             return {"name": name, "error": str(error)}
 
     def _frame(self, request: wrappers.Request) -> wrappers.Response:
-        return http_util.Respond(request, FRAME, "application/javascript")
+        return http_util.Respond(request, (PARTS / "tensorboard.js").read_text(), "application/javascript")
 
     def _page(self, request: wrappers.Request) -> wrappers.Response:
         return http_util.Respond(request, page(self.profiles()), "text/html", csp_scripts_sha256s=[script_hash()])
-
-
-def _changed(path: Path) -> float:
-    """Return when a file was changed last, in seconds; 0 if it is not there."""
-    return path.stat().st_mtime if path.exists() else 0.0

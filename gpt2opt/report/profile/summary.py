@@ -20,7 +20,6 @@ MODELS = {BESIDE[folder]: str(ROLES[name].reference) for folder, name in TRACED.
 PHASES = ("prefill", "decode")
 MAX_NOTES = 3
 MAX_POINTS = 400
-"""Of a curve; a chart has no more pixels to show them."""
 CPU_TYPE = 0  # of c10::DeviceType
 
 Curve = list[tuple[float, int]]
@@ -31,25 +30,23 @@ def summarize(path: Path, name: str) -> dict[str, Any]:
     """Read a trace, as torch.profiler or `count_nodes` wrote it, and return what a page shows of it under a name.
 
     Returns:
-        name; model: which of the four stages' it is, by the folder's name, or None; color; runtime; beside: name of the trace of the
-        reference model that was recorded in turns with this one; again: it is such a trace, and the model has one of its own; names:
-        (name, kind, note) of the tree's nodes; tree: its root as (number in names, calls, µs on the CPU, µs on GPUs, children);
-        operators; memory: device -> (µs, bytes); phases: (`prefill` or `decode`, start, end) in µs; ratios: see `measured_ratios`. Times
-        count from the beginning of the recording.
+        model: which of the four stages' it is, by the folder's name, or None; beside: name of the trace of the reference model that was
+        recorded in turns with this one; again: it is such a trace, and the model has one of its own; names: (name, kind, note) of the
+        tree's nodes; tree: its root as (number in names, calls, µs on the CPU, µs on GPUs, children); memory: device -> (µs, bytes);
+        phases: see `phases`; ratios: see `measured_ratios`. Times count from the beginning of the recording.
 
     Raises:
         ValueError: the file is no trace, is larger than 10 MB, or holds no call.
     """
     content, events, curves, root = read_calls(path)
-    model = MODELS.get(Path(name).name)
-    numbers: dict[tuple[str, str, str], int] = {}
+    folder, numbers = Path(name).name, dict[tuple[str, str, str], int]()
     tree = _packed(root, numbers)
     return {
         "name": name,
-        "model": model,
-        "color": color(model or ""),
-        "beside": _neighbour(name, BESIDE.get(Path(name).name)),
-        "again": Path(name).name in set(MODELS) - set(TRACED),
+        "model": MODELS.get(folder),
+        "color": color(MODELS.get(folder, "")),
+        "beside": _neighbour(name, BESIDE[folder]) if folder in BESIDE else "",
+        "again": folder in MODELS and folder not in TRACED,
         "runtime": content.get("gpt2opt", {}).get("runtime", "torch"),
         "names": list(numbers),
         "tree": tree,
@@ -62,7 +59,7 @@ def summarize(path: Path, name: str) -> dict[str, Any]:
         ],
         "memory": {device: [(_us(at), size) for at, size in curve] for device, curve in curves.items()},
         "phases": phases(events),
-        "ratios": measured_ratios(record_of(path), name),
+        "ratios": measured_ratios(path.parent.parent / "run.json", name),
     }  # fmt: skip
 
 
@@ -84,15 +81,10 @@ def read_calls(path: Path) -> tuple[dict[str, Any], list[Event], dict[str, Curve
     return content, events, curves, root
 
 
-def record_of(path: Path) -> Path:
-    """Return the path of the record of the run that left a trace; there may be none."""
-    return path.parent.parent / "run.json"
-
-
 def measured_ratios(record: Path, name: str) -> dict[str, str]:
     """Return what a run measured of a trace's model in turns with others, without a profiler: name of the other's trace -> a sentence."""
     try:
-        pairs = [pair for model in read_record(record).models.values() for pair in model.comparisons()]
+        pairs = read_record(record).comparisons()
     except ValueError:
         return {}
     both = [*pairs, *(Comparison(pair.base, pair.name, pair.base_latency, pair.latency) for pair in pairs)]
@@ -108,19 +100,19 @@ def measured_ratios(record: Path, name: str) -> dict[str, str]:
     }
 
 
-def _neighbour(name: str, folder: str | None) -> str:
-    """Return the name of the trace in another folder of the same run; an empty one for none."""
-    return Path(name).with_name(folder).as_posix() if folder else ""
+def _neighbour(name: str, folder: str) -> str:
+    """Return the name of the trace in another folder of the same run."""
+    return Path(name).with_name(folder).as_posix()
 
 
 def phases(events: list[Event]) -> list[tuple[str, float, float]]:
     """Return when prompts were read and tokens decoded: (`prefill` or `decode`, start, end), in µs since the first event."""
-    first = min(event["ts"] for event in events)
-    calls = ((shown, event["ts"] - first, event["dur"]) for event in events if (shown := shown_as(event)))
-    return sorted(
-        ((phase, _us(at), _us(at + took)) for (_, name), at, took in calls if (phase := name.split(" ")[0]) in PHASES),
-        key=lambda phase: phase[1],
-    )
+    first, found = min(event["ts"] for event in events), []
+    for event in sorted(events, key=lambda event: event["ts"]):
+        _, name = shown_as(event) or ("", "")
+        if (phase := name.split(" ")[0]) in PHASES:
+            found.append((phase, _us(event["ts"] - first), _us(event["ts"] + event["dur"] - first)))
+    return found
 
 
 def _packed(node: Node, numbers: dict[tuple[str, str, str], int]) -> list[Any]:
@@ -144,21 +136,19 @@ def memory_curves(events: list[Event]) -> dict[str, Curve]:
     What was allocated before the recording, such as the weights, is not in it: a curve begins at 0.
     """
     start = min((event["ts"] for event in events), default=0.0)
-    sums: dict[str, int] = defaultdict(int)
-    curves: dict[str, Curve] = {}
+    curves: dict[str, Curve] = defaultdict(lambda: [(0.0, 0)])
     for event in sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"]):
         arguments = event["args"]
-        device = "CPU" if arguments["Device Type"] == CPU_TYPE else f"GPU {arguments['Device Id']}"
-        sums[device] += arguments["Bytes"]
-        curves.setdefault(device, [(0.0, 0)]).append((event["ts"] - start, sums[device]))
+        curve = curves["CPU" if arguments["Device Type"] == CPU_TYPE else f"GPU {arguments['Device Id']}"]
+        curve.append((event["ts"] - start, curve[-1][1] + arguments["Bytes"]))
     return {device: thinned(curve) for device, curve in sorted(curves.items())}
 
 
-def thinned(curve: Curve, points: int = MAX_POINTS) -> Curve:
-    """Return at most `points` points of a curve: both ends, and the lowest and the highest of each stretch between them."""
-    if len(curve) <= points:
+def thinned(curve: Curve) -> Curve:
+    """Return at most 400 points of a curve: both ends, and the lowest and the highest of each stretch between them."""
+    if len(curve) <= MAX_POINTS:
         return curve
-    numbers, stretch = range(len(curve)), -(-len(curve) // (points // 2 - 1))
+    numbers, stretch = range(len(curve)), -(-len(curve) // (MAX_POINTS // 2 - 1))
     stretches = [numbers[start : start + stretch] for start in range(0, len(curve), stretch)]
     kept = {0, len(curve) - 1, *(pick(part, key=lambda number: curve[number][1]) for part in stretches for pick in (min, max))}
     return [curve[number] for number in sorted(kept)]

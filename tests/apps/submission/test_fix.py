@@ -21,7 +21,7 @@ def leaky(project):
     """Home paths, a key and time stamps in every place from which they may be taken."""
     project.say("load", f"token {TOKEN} saved to /home/jane/.cache\n")
     html = {
-        "text/html": "<p>C:\\Users\\Jane Doe\\x</p><img src='data:image/png;base64,/home/jane'>",
+        "text/html": "<p>C:\\Users\\Jane Doe\\x</p><img src='data:image/png;base64,iVBORw0KGgo='>",
         "application/json": {"at": [f"{HOME_OF_ROOT}/x"]},
     }
     project.cells["measure"].outputs.append(new_output("display_data", html))
@@ -45,7 +45,7 @@ def test_after_fix_every_point_is_met(leaky):
     load, measure = submission.cells[0], submission.cells[1]
     assert load.outputs[-1].text == "token [Hugging Face token removed] saved to ~/.cache\n"
     assert load.metadata == {"tags": ["~"]}
-    assert measure.outputs[-1].data["text/html"] == "<p>~\\x</p><img src='data:image/png;base64,/home/jane'>"
+    assert measure.outputs[-1].data["text/html"] == "<p>~\\x</p><img src='data:image/png;base64,iVBORw0KGgo='>"
     assert measure.outputs[-1].data["application/json"] == {"at": ["~/x"]}
     assert "papermill" not in submission.notebook.metadata
     events = json.loads(gzip.decompress((leaky.traces / "baseline.trace.json.gz").read_bytes()))["traceEvents"]
@@ -96,8 +96,8 @@ def test_what_a_user_wrote_is_named_and_not_changed(project):
     fixed = fix_submission(read_submission(project.path))
     assert project.path.read_bytes() == before
     assert fixed.changed == fixed.copies == []
-    assert any(todo.startswith("code cell 1: Hugging Face token hf_aB… (37 characters) stands in the source") for todo in fixed.todo)
-    assert any(todo.startswith("code cell 1: home path /home/jane stands in the source") for todo in fixed.todo)
+    assert any(todo.startswith("code cell 1: Hugging Face token hf_aB… (37 characters) is in the source") for todo in fixed.todo)
+    assert any(todo.startswith("code cell 1: home path /home/jane is in the source") for todo in fixed.todo)
     assert not (project.path.parent / COPIES).exists()
 
 

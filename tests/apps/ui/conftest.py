@@ -14,6 +14,7 @@ import pytest
 from gpt2opt.apps.ui.choices import Choice
 from gpt2opt.apps.ui.models import Library
 from gpt2opt.apps.ui.server import Server, bind, listen
+from gpt2opt.apps.ui.turns import Turns
 from gpt2opt.runtime import ir_model
 from tests.report.conftest import make_record
 
@@ -45,7 +46,16 @@ def serving(out: Path, models: list[str], first: Choice) -> Iterator[str]:
     yield addresses[0]
     loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
     thread.join(10)
-    server.turns.close()
+    end(server.turns)
+
+
+def end(turns: Turns) -> None:
+    """Stop all streams, and wait for their last turns."""
+    while len(turns):
+        for stream in list(turns._running):
+            stream.stop()
+        turns._thread.submit(bool).result()
+    turns._thread.shutdown()
 
 
 async def swallow(work) -> None:

@@ -16,7 +16,7 @@ PROMPT = "Node 7 of graph"
 
 
 def loaded(folder, run_dir, precision) -> Loaded:
-    return Loaded(Choice(str(run_dir), precision), Prepared("tiny", folder, Cost(), False), load_ir(folder), load_tokenizer(folder))
+    return Loaded(Choice(str(run_dir), precision), Prepared("tiny", folder, Cost()), load_ir(folder), load_tokenizer(folder))
 
 
 @pytest.fixture(scope="module")

@@ -35,16 +35,8 @@ def test_unknown_choices(model, precision, said, capsys):
         ({"temperature": 0}, "temperature=0, expected a number above 0"),
         ({"temperature": -1}, "temperature=-1, expected a number above 0"),
         ({"max_new_tokens": 2.5}, "max_new_tokens=2.5, expected a whole number"),
-        ({"stop_strings": "end"}, "stop_strings='end', expected a list"),
-        ({"stop_strings": ["a"] * 100_000}, "stop_strings: 100,000 of up to 1 characters each, expected at most 32 of up to 200 each"),
-        ({"stop_strings": ["a" * 201]}, "stop_strings: 1 of up to 201 characters each, expected at most 32"),
-        ({"stop_strings": [7] * 33}, "stop_strings: 33 of up to 0 characters each, expected at most 32"),
-        ({"max_new_tokens": 10**9}, "max_new_tokens=1000000000, expected at most 131,072"),
-        ({"top_k": 10**30}, "expected at most 1,000,000"),
         ({"temperature": 1e308}, "temperature=1e[+]308, expected a number above 0, from 0.001 to 1000"),
         ({"repetition_penalty": 1e308}, "repetition_penalty=1e[+]308, expected a number from 0.01 to 100"),
-        ({"seed": 2**53}, "seed=9007199254740992, expected at most 9,007,199,254,740,991"),
-        ({"num_beams": 4}, "settings num_beams are not known; expected some of max_new_tokens"),
     ],
 )
 def test_settings_outside_their_range(given, said):

@@ -18,7 +18,6 @@ def test_a_run_is_taken_as_it_is(run_dir, tmp_path):
     for precision, inside in (("fp32", "4-control-fp32"), ("w8a8", "4-quantize")):
         prepared = prepare(Choice(str(run_dir), precision), tmp_path / "ui", silent)
         assert prepared.folder == run_dir / inside
-        assert not prepared.made
     assert not (tmp_path / "ui").exists()
 
 
@@ -61,7 +60,7 @@ def test_a_model_is_quantized_and_measured_on_first_use(model_dir, tmp_path):
     choice, told = Choice(str(model_dir), "w8"), []
     assert known(choice, tmp_path / "ui") is None
     prepared = prepare(choice, tmp_path / "ui", lambda *step: told.append(step))
-    assert [step for step, _, _ in told] == [1, 1, 2, 3]
+    assert [step for step, _, _ in told] == [1, 2, 3]
     assert read_manifest(prepared.folder).weights == "i8"
     cost = prepared.cost
     assert 0 < cost.kl_interval[0] < cost.kl_nats < cost.kl_interval[1] < 0.1

@@ -176,7 +176,7 @@ def test_what_the_page_refuses_is_said_in_it(page):
     page.wait(lambda: "temperature=0, expected a number above 0" in page.error())
     page.click("defaults")
     for characters, said in (
-        (200_000, "the prompt has 200,000 characters, expected at most 131,072"),
+        (200_000, "fit into the context of 256: shorten it"),
         (2_000_000, "are too long: shorten"),
     ):
         page.driver.execute_script("document.getElementById('prompt').value = 'a'.repeat(arguments[0])", characters)

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from gpt2opt.apps.ui.turns import Ended, Turns
+from tests.apps.ui.conftest import end
 
 
 class Listener:
@@ -26,7 +27,7 @@ class Listener:
 def turns():
     made = Turns()
     yield made
-    made.close()
+    end(made)
 
 
 @pytest.fixture
@@ -121,30 +122,21 @@ def test_one_that_is_stopped_in_the_queue_never_starts(turns, held):
     assert not started
 
 
-def test_a_dropped_stream_makes_nothing_more_and_frees_what_it_holds(turns, held):
-    closed, listener = threading.Event(), Listener("dropped")
+def test_a_stopped_stream_makes_nothing_more_and_frees_what_it_holds(turns, held):
+    closed, listener = threading.Event(), Listener("stopped")
 
     def start(stopped):
         try:
-            while True:
+            while not stopped():
                 yield "item"
         finally:
             closed.set()
 
-    stream = turns.add(start, listener)
-    listener.log = Dropper(stream)
+    listener.log = Stopper(turns.add(start, listener), after=1)
     held()
     assert listener.done.wait(10)
     assert closed.wait(10)
     assert listener.items[:-1] == ["item"]
-
-
-class Dropper(list):
-    def __init__(self, stream):
-        self.stream = stream
-
-    def append(self, entry) -> None:
-        self.stream.drop()
 
 
 def test_an_error_ends_its_own_stream(turns, held):

@@ -2,7 +2,7 @@ import { byId, digits, drawChart, element, megabytes, seconds, showCost, showHov
 import { Stream } from "./stream.js";
 
 const NAMES = { fp32: "FP32", w8a8: "INT8", w8: "w8", w4: "w4", "w8a8-naive": "naive" };
-const STAND_IN = "bundled (stands in for gpt2)";
+const STAND_IN = "bundled (instead of gpt2)";
 const HINTS = {
   fp32: "32-bit floats", w8a8: "INT8 weights and activations, smoothed and gated", w8: "INT8 weights, float activations",
   w4: "INT4 weights in groups of 64, float activations", "w8a8-naive": "INT8 weights and activations, neither smoothed nor gated, for comparison",
