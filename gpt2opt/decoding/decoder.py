@@ -32,11 +32,11 @@ class Model(Protocol):
     context: int
 
     def decoder(self, prompts: Any, max_new_tokens: int = 0) -> Decoder:
-        """Return a decoder of B prompts, token ids of any lengths, each with room for `max_new_tokens`; ValueError if they don't fit."""
+        """Return a decoder of B prompts, token ids of any lengths, each with room for `max_new_tokens`, or raise ValueError."""
 
 
 class Greedy:
-    """Greedy decoding of a fixed number of tokens, for measurements: every run does the same work. next_ids: those chosen last, (B, 1)."""
+    """Greedy decoding of a fixed number of tokens, for measurements: every run does the same work. next_ids: (B, 1), chosen last."""
 
     def __init__(self, decoder: Decoder):
         self.decoder = decoder
@@ -68,7 +68,7 @@ def check_prompts(prompts: Sequence[Any] | np.ndarray, new_tokens: int, context:
     """Return prompts, (B, T) or a list of token ids for each, as int64 arrays.
 
     Raises:
-        ValueError: there is no prompt, they are no token ids of this vocabulary, or one is empty or too long for `new_tokens` behind it.
+        ValueError: there is no prompt, they are no token ids of this vocabulary, or one is empty or leaves no room for `new_tokens`.
     """
     texts = [np.asarray(prompt) for prompt in prompts]
     if not texts or any(ids.ndim != 1 for ids in texts):

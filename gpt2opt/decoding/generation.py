@@ -145,7 +145,7 @@ def _chosen(decoder: Decoder, prompts: Any, settings: DecodingSettings, ended: s
 
 
 def _one_by_one(decoder: Decoder, prompts: Any, settings: DecodingSettings, process: Process | None, ended: set[int]) -> Chosen:
-    """Decode greedily, or sample, until nobody asks for more."""
+    """Decode greedily, or sample, as long as the caller asks for more."""
     draws = _generators(prompts, settings.seed) if settings.do_sample else None
     texts = [list(prompt) for prompt in prompts]
     sequences = list(range(len(prompts)))

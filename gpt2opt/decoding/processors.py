@@ -39,7 +39,7 @@ def make_process(settings: DecodingSettings) -> Process | None:
 
 
 def penalize_repetition(ids: Sequence[int], scores: np.ndarray, penalty: float) -> np.ndarray:
-    """Make tokens that the text has less probable (CTRL, Keskar et al. 2019). As `RepetitionPenaltyLogitsProcessor`."""
+    """Divide positive scores of tokens in the text by `penalty`, multiply negative ones (CTRL). As `RepetitionPenaltyLogitsProcessor`."""
     seen = np.unique(np.asarray(ids))
     changed = scores.copy()
     changed[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
@@ -73,7 +73,7 @@ def keep_min_p(scores: np.ndarray, min_p: float) -> np.ndarray:
 
 
 def keep_typical(scores: np.ndarray, mass: float) -> np.ndarray:
-    """Keep those of information nearest to the entropy that have `mass` together (Meister et al. 2023). As `TypicalLogitsWarper`."""
+    """Keep the tokens whose information is nearest to the entropy, up to `mass` (Meister et al. 2023). As `TypicalLogitsWarper`."""
     log_probabilities = log_softmax(scores)
     probabilities = np.exp(log_probabilities)
     (candidates,) = np.nonzero(probabilities)

@@ -124,7 +124,7 @@ def divide(name: str, origin: str, documents: Iterable[Document], stand_in: bool
         parts[part].append(document)
     dropped = 0
     apart = {part: [PARAGRAPHS_APART.split(document.text) for document in parts[part]] for part in parts}
-    for part, kept in _leave_to_one_part(apart).items():
+    for part, kept in _keep_in_one_part(apart).items():
         dropped += sum(map(len, apart[part])) - sum(map(len, kept))
         together = zip(parts[part], apart[part], kept, strict=True)
         found = [each if own == whole else Document(each.name, "\n\n".join(own)) for each, whole, own in together]
@@ -139,7 +139,7 @@ def divide(name: str, origin: str, documents: Iterable[Document], stand_in: bool
     return Texts(name, origin, fine_tune, calibration, score, tuple(lines[:COURSE_LINES]), stand_in)
 
 
-def _leave_to_one_part(parts: dict[str, list[list[str]]]) -> dict[str, list[list[str]]]:
+def _keep_in_one_part(parts: dict[str, list[list[str]]]) -> dict[str, list[list[str]]]:
     """Drop every long paragraph from all parts but one. A part holds documents, and a document paragraphs."""
     seen: set[str] = set()
     kept = {}
@@ -220,7 +220,7 @@ def _wikitext(folder: Path, origin: str) -> Texts:
 
     files = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in WIKITEXT_SPLITS.values()}
     rows = {split: [row for path in files[split] for row in pyarrow.parquet.read_table(path)["text"].to_pylist()] for split in files}
-    kept = _leave_to_one_part({part: [rows[split]] for part, split in WIKITEXT_SPLITS.items()})
+    kept = _keep_in_one_part({part: [rows[split]] for part, split in WIKITEXT_SPLITS.items()})
     fine_tune, calibration, score = (tuple(_articles(split, kept[part][0])) for part, split in WIKITEXT_SPLITS.items())
     return Texts("WikiText-2 raw", origin, fine_tune, calibration, score, tuple(rows["validation"][:COURSE_LINES]), published=rows)
 

@@ -106,8 +106,8 @@ class GPT2Deployed:
         source = find_model_or_stand_in(str(model_id))
         if source.stand_in:
             _say(
-                "the bundled GPT-2 is used instead of gpt2, which neither the local cache nor the hub gave; its tokenizer is model.tokenizer. "
-                "For the real one connect to the hub, or name a directory that holds it"
+                "the bundled GPT-2 is used instead of gpt2, which neither the local cache nor the hub gave; its tokenizer is "
+                "model.tokenizer. For the real one connect to the hub, or name a directory that holds it"
             )
         return cls(source)
 
