@@ -28,10 +28,10 @@ from gpt2opt.measure.turns import Contestants, again
 from gpt2opt.prune import head_importance, importance_batches, prune_attention_heads
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.linear import prepare_for_export
-from gpt2opt.report.style import BETTER, SAME, WHOLE, WORSE
+from gpt2opt.report.chart import BETTER, SAME, WHOLE, WORSE
 from gpt2opt.report.table import MISSING, Table, table
 from gpt2opt.report.tables import megabytes, milliseconds
-from gpt2opt.run.workload import make_workload
+from gpt2opt.run.measurements import make_workload
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
 from gpt2opt.settings import Settings, check_whole
@@ -217,7 +217,7 @@ def _score(candidate: Candidate, reference, text: ScoredText) -> Step:
     """Take a step's size and perplexity; its torch model is the reference model itself. Without bf16 instructions bf16 is left out."""
     step = Step(candidate.name, candidate.change, branch=candidate.branch)
     if candidate.engine is OursBf16 and not environment.has_bf16():
-        return dataclasses.replace(step, left_out=NO_BF16 if environment.has_bf16() is False else environment.UNTOLD)
+        return dataclasses.replace(step, left_out=NO_BF16 if environment.has_bf16() is False else environment.NO_FLAGS)
     say(f"scoring {candidate.name}")
     engine = candidate.engine
     model = load_ir(candidate.folder, precision=engine.precision) if issubclass(engine, Ours) else reference

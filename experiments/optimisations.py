@@ -26,7 +26,7 @@ from gpt2opt import environment
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.stats import PERCENT, median, paired_ratio
 from gpt2opt.measure.turns import Contestants, Start, again
-from gpt2opt.report.style import OUR_ENGINE, PEER_ENGINE
+from gpt2opt.report.chart import OUR_ENGINE, PEER_ENGINE
 from gpt2opt.report.table import MISSING, Table, milliseconds, table
 from gpt2opt.settings import check_whole
 

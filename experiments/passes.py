@@ -24,7 +24,7 @@ from gpt2opt import environment
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.measure.stats import PERCENT, Estimate, paired_ratio
 from gpt2opt.measure.turns import Contestants, again, in_child
-from gpt2opt.report.style import OUR_ENGINE, SAME
+from gpt2opt.report.chart import OUR_ENGINE, SAME
 from gpt2opt.report.table import MISSING, Table, megabytes, milliseconds, table
 from gpt2opt.runtime.compile import case_of
 from gpt2opt.runtime.manifest import IR_NAME

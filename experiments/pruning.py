@@ -23,9 +23,9 @@ from gpt2opt.measure.quality import perplexity
 from gpt2opt.measure.results import Quality
 from gpt2opt.measure.stats import PERCENT, Estimate, over_documents
 from gpt2opt.prune import head_importance, heads_to_prune, importance_batches, prune_attention_heads
-from gpt2opt.report.style import CONTROL, SAME, color
+from gpt2opt.report.chart import CONTROL, SAME, color
 from gpt2opt.report.tables import Table, perplexity_ratio, show_perplexity, table
-from gpt2opt.run.workload import make_workload
+from gpt2opt.run.measurements import make_workload
 from gpt2opt.settings import Settings, check_whole
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.sources.texts import find_texts, take_bytes

@@ -26,7 +26,7 @@ from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.quantize.recipes import RECIPES
 from gpt2opt.report.tables import Table, megabytes, perplexity_ratio, table, with_interval
-from gpt2opt.run.workload import make_workload
+from gpt2opt.run.measurements import make_workload
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import IR_WEIGHTS
 from gpt2opt.settings import Settings

@@ -98,7 +98,7 @@ def test_where_the_system_does_not_tell_the_instructions_nobody_knows_them(monke
     facts = environment.describe.__wrapped__()
     assert facts["cpu_flags"] is None
     assert environment.cpu_kind(facts["cpu_flags"]) == "other"
-    assert "(instructions not known: the system does not tell them)" in environment.machine_label(facts)
+    assert "(instructions not known: the system does not name them)" in environment.machine_label(facts)
     monkeypatch.setattr(environment, "_cpuinfo", lambda: {"flags": "avx2"})
     assert environment.has_int8_dot_product() is environment.has_bf16() is False
     monkeypatch.setattr(environment, "_cpuinfo", lambda: {"Features": "asimddp"})

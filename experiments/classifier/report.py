@@ -15,7 +15,7 @@ from gpt2opt.environment import machine_label
 from gpt2opt.measure.results import percentile
 from gpt2opt.measure.stats import PERCENT, Estimate, mcnemar, over_documents, paired_ratio, paired_share_difference
 from gpt2opt.measure.turns import again
-from gpt2opt.report.style import COLORS, CONTROL
+from gpt2opt.report.chart import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
 
 PRECISION_COLORS = {32: COLORS["FP32"], 16: COLORS["Baseline"], 8: COLORS["INT8"]}

@@ -17,7 +17,7 @@ from experiments.decoding.run import compare_decoding
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.stats import PERCENT, Estimate, median, over_documents, paired_ratio, ratio_of_medians
 from gpt2opt.measure.turns import again
-from gpt2opt.report.style import COLORS, CONTROL
+from gpt2opt.report.chart import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, milliseconds, table, with_interval
 
 SMALL, MEDIUM, LARGE = "gpt2", "gpt2-medium", "gpt2-large"

@@ -15,7 +15,7 @@ from experiments.grid.sparsity import RULES
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.stats import PERCENT
 from gpt2opt.measure.turns import again
-from gpt2opt.report.style import color
+from gpt2opt.report.chart import color
 from gpt2opt.report.table import MISSING, Table, megabytes, table
 
 PROJECT, PROJECT_MIB = "quantization-pruning", 486.7002410888672

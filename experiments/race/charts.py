@@ -11,7 +11,7 @@ from experiments.race.engines.ours import Ours
 from experiments.race.results import COMPUTING, READING, TPOT, TTFT_512, WHOLE, EngineResult, Figure, RaceResult, tpot
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.results import percentile
-from gpt2opt.report.style import OUR_ENGINE, OUR_ENGINE_PALE, PEER_ENGINE, PEER_ENGINE_PALE
+from gpt2opt.report.chart import OUR_ENGINE, OUR_ENGINE_PALE, PEER_ENGINE, PEER_ENGINE_PALE
 
 
 def plot_race(result: RaceResult) -> list[Axes]:

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpt2opt.measure.stats import PERCENT, Estimate
-from gpt2opt.report.chart import Chart
-from gpt2opt.report.style import FIRST, SECOND, color
+from gpt2opt.report.chart import FIRST, SECOND, Chart, color
 from gpt2opt.report.tables import megabytes
 from gpt2opt.run.record import FINETUNE, PROFILE, PRUNE, QUANTIZE, Measurement, Record, dominated_by
 

@@ -1,4 +1,4 @@
-"""What `run.measure` measures of one model, by the metrics of `measure`: its answers, its speed, its memory, and what it spends time on.
+"""What `run.measure` measures of one model, and what every model is given: its answers, its speed, its memory, where its time goes.
 
 A model is read from the folder that it was saved to, so that what is measured is what was written. OpenVINO is imported only where an IR is
 measured: pruning and fine-tuning work without it.
@@ -6,6 +6,7 @@ measured: pruning and fine-tuning work without it.
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,18 @@ from transformers import GPT2LMHeadModel
 
 from gpt2opt import environment
 from gpt2opt.decoding.decoder import Decoder, Greedy
-from gpt2opt.decoding.text import token_text
+from gpt2opt.decoding.text import token_text, window_length
 from gpt2opt.environment import device
 from gpt2opt.measure.latency import compare_latency, cuda_time, decoder_in_child, wall_time
 from gpt2opt.measure.memory import device_vram, in_fresh_process
-from gpt2opt.measure.quality import measure_agreement, perplexity
+from gpt2opt.measure.quality import JOIN, ScoredText, measure_agreement, perplexity, prepare_text
 from gpt2opt.measure.results import Latency, Memory
 from gpt2opt.measure.trace import record_in_turns
 from gpt2opt.measure.trace_file import remove_trace, write_trace
 from gpt2opt.run.record import Measurement, Settings
-from gpt2opt.run.workload import Workload
 from gpt2opt.runtime.manifest import is_ir, read_manifest
 from gpt2opt.sources.models import load_model
+from gpt2opt.sources.texts import Texts, take_bytes
 from gpt2opt.storage import weight_files
 from gpt2opt.torch_model import TorchDecoder, generate_from_torch, generate_tokens, logits_of
 
@@ -38,7 +39,41 @@ RECORDINGS = 3
 BUSY = 0.1
 """Share of the cores taken by others from which on a warning says that the machine is busy."""
 
+SAMPLE_PROMPTS, SAMPLE_PROMPT_TOKENS = 20, 32
+
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Made once and of one text, so that all figures of a run compare.
+
+    scored: the held-out part of the text, tokenized. prompt: what every latency and memory measurement reads, the first tokens of that
+    text. longest_prompt: as much of it as leaves room for the new tokens; memory grows with the context. samples: prompts of one length,
+    evenly spaced over that text, which every model continues.
+    """
+
+    scored: ScoredText
+    prompt: list[int]
+    longest_prompt: list[int]
+    samples: list[list[int]]
+
+
+def make_workload(tokenizer, texts: Texts, settings: Settings) -> Workload:
+    """Tokenize the scored part of a text, and cut the prompts out of it.
+
+    Raises:
+        ValueError: it holds fewer than two tokens.
+    """
+    documents = [document.text for document in take_bytes(texts.score, settings.score_bytes)]
+    size = len(JOIN.join(documents).encode())
+    label = f"{texts.name} {texts.revision}, first {size:,} bytes of the scored part"
+    scored = prepare_text(tokenizer, documents, label)
+    ids = scored.sequences[0][0].tolist()
+    length = min(SAMPLE_PROMPT_TOKENS, settings.prompt_tokens)
+    starts = range(0, len(ids) - length, max(1, (len(ids) - length) // SAMPLE_PROMPTS))
+    samples = [ids[start : start + length] for start in starts][:SAMPLE_PROMPTS]
+    return Workload(scored, ids[: settings.prompt_tokens], ids[: window_length(tokenizer) - settings.new_tokens], samples)
 
 
 def load_measured(folder: Path) -> Any:

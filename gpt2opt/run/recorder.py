@@ -20,9 +20,8 @@ from gpt2opt.measure.results import Latency
 from gpt2opt.measure.trace_file import remove_trace
 from gpt2opt.report.profile.page import ALL_NAME, ONE_NAME, hash_traces, remove_page, write_pages
 from gpt2opt.report.tensorboard import drop_host_names, empty_log, write_tensorboard
-from gpt2opt.run.measurements import load_measured, measure_answers, measure_memory, time_in_turns, trace_in_turns
+from gpt2opt.run.measurements import Workload, load_measured, make_workload, measure_answers, measure_memory, time_in_turns, trace_in_turns
 from gpt2opt.run.record import ROLES, Measurement, Record, folder_name, reference_folder
-from gpt2opt.run.workload import Workload, make_workload
 from gpt2opt.runtime.manifest import is_ir, read_manifest
 from gpt2opt.settings import FINETUNE, MIN_CALIBRATION_SEQUENCES, PROFILE, STAGES, Settings
 from gpt2opt.sources.gpt2 import heads_per_layer, source_weights

@@ -32,14 +32,14 @@ from gpt2opt.apps.doctor.checks import (
 )
 from gpt2opt.apps.doctor.needs import BUNDLED, GENERATE, PARAMETERS, PEAK_BYTES, disk_bytes, ram_needs
 from gpt2opt.apps.ui import choices
-from gpt2opt.cgroup import cpu_quota, memory_left, memory_limit
 from gpt2opt.cli import main
+from gpt2opt.environment import cpu_quota, memory_left, memory_limit
 from gpt2opt.run.record import read_record
 from gpt2opt.settings import QUANTIZE
 from gpt2opt.sources.models import BUNDLED as FOLDER
 from gpt2opt.versions import requirements
 from tests.conftest import ROOT
-from tests.test_cgroup import machine
+from tests.test_control_groups import machine
 
 LIST = ROOT / "requirements.txt"
 

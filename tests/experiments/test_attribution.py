@@ -30,7 +30,7 @@ from experiments.race.engines.ours import Ours, OursBf16
 from gpt2opt import environment
 from gpt2opt.measure.results import Quality
 from gpt2opt.measure.turns import Here
-from gpt2opt.report.style import BETTER, SAME, WORSE
+from gpt2opt.report.chart import BETTER, SAME, WORSE
 from gpt2opt.runtime import ir_model
 from gpt2opt.runtime.compile import cpu_properties
 from gpt2opt.sources.texts import find_texts

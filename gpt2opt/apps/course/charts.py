@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from gpt2opt.report.style import color
+from gpt2opt.report.chart import color
 
 Metrics = Mapping[str, Mapping[str, float]]
 """Name of a stage -> its `latency` in ms per token, its `ppl`, and its `vram` or `ram` in GB."""

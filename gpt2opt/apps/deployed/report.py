@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 from gpt2opt.apps.deployed.statistics import Scaling, ServingStatistics
 from gpt2opt.measure.stats import PERCENT, Estimate, median, paired_ratio
-from gpt2opt.report.chart import Chart
-from gpt2opt.report.style import OUR_ENGINE, PEER_ENGINE
+from gpt2opt.report.chart import OUR_ENGINE, PEER_ENGINE, Chart
 from gpt2opt.report.tables import Table, milliseconds, table
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 
 from gpt2opt import environment
 from gpt2opt.apps.doctor.needs import BUNDLED, PARAMETERS, disk_bytes, free_disk, free_ram, meminfo, ram_needs
-from gpt2opt.cgroup import cpu_quota, memory_limit
+from gpt2opt.environment import cpu_quota, memory_limit
 from gpt2opt.report.table import Table, gigabytes, table
 from gpt2opt.versions import requirements
 

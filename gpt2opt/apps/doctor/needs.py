@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2opt.cgroup import memory_left
+from gpt2opt.environment import memory_left
 from gpt2opt.report.table import Table, gigabytes, table
 from gpt2opt.settings import FINETUNE, PROFILE, PRUNE, QUANTIZE
 

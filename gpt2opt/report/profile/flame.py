@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gpt2opt.measure.call_tree import FRAME, Node
 from gpt2opt.measure.trace_file import TRACE_NAME
+from gpt2opt.report.chart import CONTROL, color
 from gpt2opt.report.profile.summary import MODELS, read_calls
-from gpt2opt.report.style import CONTROL, color
 
 MAX_DEPTH, MIN_SHARE, MIN_SHARE_WITH_NAME, MIN_SHARE_IN_WORDS = 12, 0.003, 0.03, 0.05
 """Deeper calls, and those of a smaller share of the time, have no bar, no name in their bar, or no line in the words."""

@@ -12,8 +12,8 @@ from jinja2 import Template
 from markupsafe import Markup
 
 from gpt2opt.measure.trace_file import TRACE_NAME, is_trace
+from gpt2opt.report.chart import BETTER, SAME, WORSE
 from gpt2opt.report.profile.summary import summarize
-from gpt2opt.report.style import BETTER, SAME, WORSE
 from gpt2opt.storage import SIGNATURES, write_result
 
 PARTS = Path(__file__).parent / "page"

@@ -8,7 +8,7 @@ from gpt2opt.measure.call_tree import Node, call_tree, operator_table, recorded,
 from gpt2opt.measure.results import Comparison
 from gpt2opt.measure.stats import PERCENT
 from gpt2opt.measure.trace_file import Event, read_trace_file
-from gpt2opt.report.style import color
+from gpt2opt.report.chart import color
 from gpt2opt.report.tables import show_ratio
 from gpt2opt.run.record import ROLES, folder_name, read_record, reference_folder
 

@@ -6,10 +6,10 @@ import torch
 
 from gpt2opt.measure.results import Latency
 from gpt2opt.measure.trace import read_trace
+from gpt2opt.report.chart import COLORS, CONTROL
 from gpt2opt.report.conclusions import conclude_profile
 from gpt2opt.report.profile.page import page, remove_page, script, write_pages
 from gpt2opt.report.profile.summary import measured_ratios, summarize
-from gpt2opt.report.style import COLORS, CONTROL
 from tests.report.conftest import change, make_record
 from tests.report.profile.conftest import cpu_events, event, write
 

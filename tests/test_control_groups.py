@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2opt.cgroup import cpu_quota
+from gpt2opt.environment import cpu_quota
 
 V1 = "3:cpuset:/\n2:cpu,cpuacct:/docker/abc\n0::/\n"
 V1_QUOTA = {"docker/abc/cpu.cfs_quota_us": "250000\n", "docker/abc/cpu.cfs_period_us": "100000\n"}
