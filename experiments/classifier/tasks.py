@@ -112,10 +112,8 @@ def _rows(path: Path) -> list[tuple[str, int]]:
         if path.suffix == ".parquet":
             found = parquet.read_table(path, columns=[*columns])
         else:
-            apart, kinds = (
-                csv.ParseOptions(delimiter="\t", quote_char=False),
-                csv.ConvertOptions(column_types=columns, include_columns=[*columns]),
-            )
+            apart = csv.ParseOptions(delimiter="\t", quote_char=False)
+            kinds = csv.ConvertOptions(column_types=columns, include_columns=[*columns])
             utf_8 = io.BytesIO(decode(path.read_bytes(), path).encode())  # Windows may save it as UTF-16
             found = csv.read_csv(utf_8, parse_options=apart, convert_options=kinds)
         return list(zip(found["sentence"].to_pylist(), found["label"].to_pylist(), strict=True))
