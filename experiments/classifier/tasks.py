@@ -4,12 +4,14 @@ SST-2 (Socher et al. 2013) says of sentences from film reviews whether they are 
 documentation is from; the words that would give it away are blanked.
 """
 
+import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2opt.sources.documentation import Document, package_documents, unique_documents
+from gpt2opt.sources.files import decode
 from gpt2opt.sources.hub import find_snapshot
 from gpt2opt.sources.texts import PARAGRAPHS_APART, divide
 
@@ -110,8 +112,10 @@ def _rows(path: Path) -> list[tuple[str, int]]:
         if path.suffix == ".parquet":
             found = parquet.read_table(path, columns=[*columns])
         else:
+            apart = csv.ParseOptions(delimiter="\t", quote_char=False)
             kinds = csv.ConvertOptions(column_types=columns, include_columns=[*columns])
-            found = csv.read_csv(path, parse_options=csv.ParseOptions(delimiter="\t", quote_char=False), convert_options=kinds)
+            utf_8 = io.BytesIO(decode(path.read_bytes(), path).encode())  # Windows may save it as UTF-16
+            found = csv.read_csv(utf_8, parse_options=apart, convert_options=kinds)
         return list(zip(found["sentence"].to_pylist(), found["label"].to_pylist(), strict=True))
     except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors derive from these
         what = "parquet or UTF-8 text with the columns sentence and label, in text apart by tabs"
