@@ -4,12 +4,14 @@ SST-2 (Socher et al. 2013) says of sentences from film reviews whether they are 
 documentation is from; the words that would give it away are blanked.
 """
 
+import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2opt.sources.documentation import Document, package_documents, unique_documents
+from gpt2opt.sources.files import decode
 from gpt2opt.sources.hub import find_snapshot
 from gpt2opt.sources.texts import PARAGRAPHS_APART, divide
 
@@ -111,7 +113,8 @@ def _rows(path: Path) -> list[tuple[str, int]]:
             found = parquet.read_table(path, columns=[*columns])
         else:
             kinds = csv.ConvertOptions(column_types=columns, include_columns=[*columns])
-            found = csv.read_csv(path, parse_options=csv.ParseOptions(delimiter="\t", quote_char=False), convert_options=kinds)
+            text = io.BytesIO(decode(path.read_bytes(), path).encode())  # Windows saves UTF-16
+            found = csv.read_csv(text, parse_options=csv.ParseOptions(delimiter="\t", quote_char=False), convert_options=kinds)
         return list(zip(found["sentence"].to_pylist(), found["label"].to_pylist(), strict=True))
     except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors derive from these
         what = "parquet or UTF-8 text with the columns sentence and label, in text apart by tabs"
