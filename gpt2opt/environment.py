@@ -38,7 +38,7 @@ CPU_KINDS = {
     "avx2": ("avx2", "AVX2 alone"),
 }
 """Kind -> the CPU flag that shows it, and its label. A CPU is of the first kind whose flag it has. The kind decides the INT8 kernels."""
-WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # how OpenMP's threads wait; where both are set, libgomp goes by the second
+WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # how OpenMP's threads wait; where both are set, libgomp uses the second
 UNTOLD = "instructions not known: the system does not tell them"
 
 

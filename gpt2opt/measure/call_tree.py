@@ -52,6 +52,7 @@ class Node:
         return self.children[kind, name]
 
     def callers(self) -> Iterator["Node"]:
+        """Yield the node that this one was called from, the one that called that, and so on to the root."""
         node = self.parent
         while node:
             yield node

@@ -76,6 +76,7 @@ class Comparison:
 
     @property
     def latencies(self) -> dict[str, Latency]:
+        """Return the latency of each of the two, by name."""
         return {self.name: self.latency, self.base: self.base_latency}
 
     @property

@@ -34,6 +34,7 @@ class Estimate:
         return [[max(0.0, self.value - self.low)], [max(0.0, self.high - self.value)]]
 
     def scaled(self, factor: float) -> "Estimate":
+        """Return the same in another unit."""
         return Estimate(self.value * factor, self.low * factor, self.high * factor)
 
     def __str__(self) -> str:

@@ -69,7 +69,6 @@ class Prepared:
 class Loaded:
     """A model in memory, with its tokenizer."""
 
-    choice: Choice
     prepared: Prepared
     model: Model
     tokenizer: Any
@@ -117,8 +116,8 @@ class Library:
     def names(self) -> list[str]:
         """Return what is loaded, the model that was asked for last at the end."""
         with self._lock:
-            loaded = [entry.future.result() for entry in self._entries.values() if entry.future.done()]
-        return [f"{each.prepared.name} {each.choice.precision}" for each in loaded]
+            loaded = {choice: entry.future.result() for choice, entry in self._entries.items() if entry.future.done()}
+        return [f"{each.prepared.name} {choice.precision}" for choice, each in loaded.items()]
 
     def _report(self, entry: _Entry, step: int, steps: int, text: str) -> None:
         with self._lock:  # one who asks meanwhile hears this once
@@ -138,7 +137,7 @@ class Library:
             tokenizer = load_tokenizer(prepared.folder)
             # The first call undoes padding and truncation that were saved with it, and must not do that while another thread tokenizes.
             encode(tokenizer, "a")
-            loaded = Loaded(choice, prepared, load_ir(prepared.folder), tokenizer)
+            loaded = Loaded(prepared, load_ir(prepared.folder), tokenizer)
         except Exception:
             with self._lock:
                 del self._entries[choice]

@@ -6,7 +6,6 @@ import torch
 from scipy.special import log_softmax
 
 from gpt2opt.apps.ui.answers import answers, divergence, read_prompt
-from gpt2opt.apps.ui.choices import Choice
 from gpt2opt.apps.ui.models import Cost, Loaded, Prepared
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.runtime.ir_model import load_ir
@@ -15,18 +14,18 @@ from gpt2opt.sources.models import load_tokenizer
 PROMPT = "Node 7 of graph"
 
 
-def loaded(folder, run_dir, precision) -> Loaded:
-    return Loaded(Choice(str(run_dir), precision), Prepared("tiny", folder, Cost()), load_ir(folder), load_tokenizer(folder))
+def loaded(folder) -> Loaded:
+    return Loaded(Prepared("tiny", folder, Cost()), load_ir(folder), load_tokenizer(folder))
 
 
 @pytest.fixture(scope="module")
 def fp32(run_dir) -> Loaded:
-    return loaded(run_dir / "4-control-fp32", run_dir, "fp32")
+    return loaded(run_dir / "4-control-fp32")
 
 
 @pytest.fixture(scope="module")
 def int8(run_dir) -> Loaded:
-    return loaded(run_dir / "4-quantize", run_dir, "w8a8")
+    return loaded(run_dir / "4-quantize")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +96,7 @@ def test_models_of_different_tokens_are_refused(fp32, tmp_path):
         def get_vocab(self):
             return {"a": 0}
 
-    other = Loaded(fp32.choice, fp32.prepared, fp32.model, Other())
+    other = Loaded(fp32.prepared, fp32.model, Other())
     with pytest.raises(ValueError, match="different tokens; choose two precisions of one model"):
         read_prompt([fp32, other], PROMPT, settings(), False)
 
