@@ -38,6 +38,7 @@ RENAMED = {
     "stream_text": "gpt2opt.decoding.generation.stream",
 }
 MODULES = {
+    "cgroup": "environment",
     "decoding.text_generation": "decoding.generation",
     "model_server": "export.model_server",
     "profile": "report.profile",
