@@ -110,6 +110,12 @@ def logits_of(model: "GPT2LMHeadModel | IrModel") -> Logits:
     return logits
 
 
+def decoder_from_torch(folder: str, prompt: list[int]) -> TorchDecoder:
+    """Load an FP16 model with a prompt, to be timed; runs in a process of its own."""
+    torch.set_num_threads(environment.threads())
+    return TorchDecoder(load_model(Path(folder), "float16")[1].to(device()), torch.tensor([prompt]))
+
+
 def generate_from_torch(folder: str, prompt: list[int], new_tokens: int) -> Generator[str, None, Vram | None]:
     """Load an FP16 model and generate greedily, in a fresh process; yield the name of each step, and return the VRAM that it took."""
     torch.set_num_threads(environment.threads())

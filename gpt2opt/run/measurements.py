@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import GPT2LMHeadModel
 
 from gpt2opt import environment
@@ -30,7 +28,7 @@ from gpt2opt.runtime.manifest import is_ir, read_manifest
 from gpt2opt.sources.models import load_model
 from gpt2opt.sources.texts import Texts, take_bytes
 from gpt2opt.storage import weight_files
-from gpt2opt.torch_model import TorchDecoder, generate_from_torch, generate_tokens, logits_of
+from gpt2opt.torch_model import decoder_from_torch, generate_from_torch, generate_tokens, logits_of
 
 TRACED_TOKENS = 4
 """Tokens that are generated while a model is traced, the first of them by reading the prompt."""
@@ -129,7 +127,7 @@ def time_in_turns(folders: Mapping[str, Path], workload: Workload, settings: Set
         The latency of each by name, and of the first one a second time, see `turns.again`, if there are others.
     """
     timer = cuda_time if device() == "cuda" and not any(map(is_ir, folders.values())) else wall_time
-    decoders = {name: decoder_in_child(make_decoder, folder, workload.prompt, timer=timer) for name, folder in folders.items()}
+    decoders = {name: decoder_in_child(_decoder_of(folder), str(folder), workload.prompt, timer=timer) for name, folder in folders.items()}
     found = compare_latency(decoders, prompt_tokens=len(workload.prompt), new_tokens=settings.new_tokens)
     busy = next(iter(found.values())).others_cpu_share or 0
     if busy > BUSY:
@@ -143,14 +141,13 @@ def time_in_turns(folders: Mapping[str, Path], workload: Workload, settings: Set
     return found
 
 
-def make_decoder(folder: Path, prompt: list[int]) -> Decoder:
-    """Load the model in a folder with a prompt, to be timed."""
+def _decoder_of(folder: Path) -> Callable[[str, list[int]], Decoder]:
+    """Return what makes a decoder of the model in a folder: of an IR in a process that loads no torch."""
     if is_ir(folder):
-        from gpt2opt.runtime.ir_model import load_ir
+        from gpt2opt.runtime.ir_model import decoder_from_ir
 
-        return load_ir(folder).decoder(np.array([prompt]))
-    torch.set_num_threads(environment.threads())
-    return TorchDecoder(load_model(folder, "float16")[1].to(device()), torch.tensor([prompt]))
+        return decoder_from_ir
+    return decoder_from_torch
 
 
 def measure_memory(folder: Path, workload: Workload, new_tokens: int) -> Memory:

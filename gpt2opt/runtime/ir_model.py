@@ -245,6 +245,11 @@ class IrDecoder:
         return chosen[: right + 1].tolist()
 
 
+def decoder_from_ir(directory: str, prompt: list[int]) -> IrDecoder:
+    """Load an IR with a prompt, to be timed; runs in a process of its own."""
+    return load_ir(directory).decoder([prompt])
+
+
 def generate_from_ir(directory: str, ids: list[int], new_tokens: int) -> Generator[str, None, list[int]]:
     """Load an IR and generate greedily, in a fresh process whose memory is measured; yield the name of each step that is done."""
     model = load_ir(directory)
