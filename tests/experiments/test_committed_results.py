@@ -12,7 +12,7 @@ from experiments.contract import EXPERIMENTS, hash_of, read_result_of
 from experiments.pruning import IMPORTANCE, RANDOM
 from gpt2opt.environment import cpu_kind
 from gpt2opt.measure.trace import check_trace
-from gpt2opt.run.record import QUANTIZE, read_record
+from gpt2opt.run.record import PROFILE, QUANTIZE, read_record
 from gpt2opt.sources.models import BUNDLED, load_model
 
 
@@ -146,14 +146,17 @@ def test_pruning_costs_fine_tuning_pays_back_and_int8_keeps_it(record):
 
 
 def test_every_matmul_of_the_run_was_int8(record):
-    facts = record.measured("INT8").facts
-    assert facts["int8_matmuls"] == facts["expected_matmuls"] == 25
+    audit = record.measured("INT8").facts["audit"]
+    assert list(audit["in_file"].values()) == ["i8"] * 25
+    assert {graph: [weight for _, weight in audit[graph].values()] for graph in ("prefill", "decode")} == {
+        "prefill": ["i8"] * 25, "decode": ["i8"] * 25,
+    }  # fmt: skip
     assert record.measured("FP32").facts["optimum_generates_the_same"] is True
 
 
 def test_the_trace_that_is_handed_in_is_small_and_holds_operators():
     """That of the latest run of the notebook, whoever ran it."""
-    trace = docs.ROOT / read_record(docs.ROOT / "traces" / "run.json").measured("Baseline").facts["trace"]
+    (trace,) = (docs.ROOT / "traces" / PROFILE).glob("*.pt.trace.json.gz")
     assert len(check_trace(trace)) > 100
     assert trace.stat().st_size < 5_000_000
 
