@@ -55,12 +55,9 @@ def compare_with_published(model_name: str, model: GPT2LMHeadModel, texts: Texts
     for known in KNOWN if gpu else [known for known in KNOWN if known.protocol.by_line]:
         documents = texts.course_lines if known.protocol.by_line else [document.text for document in texts.score]
         quality = perplexity(logits, prepare_text(tokenizer, documents, texts.name, known.protocol))
-        off = what_is_off(known, quality)
+        measured, off = known.of(quality), what_is_off(known, quality)
         if off:
-            logger.warning(
-                "perplexity by protocol %s is %.2f, known is %.2f: %s", known.protocol.name, known.of(quality), known.perplexity, off
-            )
-        measured = known.of(quality)
+            logger.warning("perplexity by protocol %s is %.2f, known is %.2f: %s", known.protocol.name, measured, known.perplexity, off)
         found.append(
             {"protocol": quality.protocol, "expected": known.perplexity, "tolerance": known.tolerance, "found": measured, "off": off}
         )

@@ -70,5 +70,5 @@ def check_ids(tokenizer, vocab_size: int | None) -> None:
 
 def source_weights(model: "PreTrainedModel") -> str | None:
     """Return the hash of the weights in the folder that a model, or the one it was copied from, was loaded from; None without one."""
-    folder = model.config.name_or_path
-    return hash_weights(Path(folder)) if folder and weight_files(Path(folder)) else None
+    name = model.config.name_or_path  # a folder; a hub id, where transformers downloaded the model; or nothing
+    return hash_weights(Path(name)) if name and Path(name).is_dir() and weight_files(Path(name)) else None

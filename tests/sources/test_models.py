@@ -20,6 +20,7 @@ from gpt2opt.prune import prune_attention_heads
 from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources import models
+from gpt2opt.sources.gpt2 import source_weights
 from gpt2opt.sources.models import find_model, load_model
 from gpt2opt.storage import hash_weights, weight_files
 from tests.conftest import make_model, relative_error, torch_logits
@@ -246,6 +247,7 @@ def test_attention_is_scaled_as_the_config_says(flags, tokenizer, ids, tmp_path)
 
 FIND_AND_LOAD = """
 import json, sys
+from gpt2opt.sources.gpt2 import source_weights
 from gpt2opt.sources.models import find_model, load_model
 found = find_model(sys.argv[1])
 _, model = load_model(found.path)
@@ -317,3 +319,19 @@ def test_a_hub_that_never_answers_costs_seconds(tmp_path):
     assert stand_in
     assert spent < 90  # a download client with its retries takes minutes; a busy machine takes half a minute for the rest
     silent.close()
+
+
+@pytest.mark.parametrize("name", ["", "gpt2", "openai-community/gpt2", "{file}", "{empty}"])
+def test_where_nobody_can_tell_what_a_model_was_loaded_from_its_weights_have_no_hash(name, model, tmp_path, monkeypatch):
+    """`from_pretrained("gpt2")` notes the hub id, and a model made from a config notes nothing."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model.safetensors").write_bytes(b"of another model, in the working folder")
+    monkeypatch.chdir(tmp_path)
+    model.config.name_or_path = name.format(file=tmp_path / "file", empty=tmp_path / "empty")
+    assert source_weights(model) is None
+
+
+def test_a_model_from_a_folder_has_the_hash_of_that_folders_weights_and_so_has_its_copy(model_dir):
+    _, loaded = load_model(model_dir)
+    assert source_weights(copy.deepcopy(loaded)) == hash_weights(model_dir)
