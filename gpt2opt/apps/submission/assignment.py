@@ -1,6 +1,6 @@
 """The steps of the assignment, parts 1 to 4: evidence for each in the code of the notebook.
 
-The code is evidence that a step is there. Where there is a record, its settings say how many heads and epochs there were.
+The code is evidence that a step is there. Where there is a record, it has to show that the step was measured, and with what values.
 """
 
 import ast
@@ -29,6 +29,25 @@ def _found(cells: list[int], missing: str) -> str:
     return number(cells)
 
 
+def recorded(find: Callable[[Submission], str], model: str, *parts: str, dtype: str = "") -> Callable[[Submission], str]:
+    """Return a point that is met by the code and, where there is a record, by these parts of what it has of a model, and its dtype."""
+
+    def look(s: Submission) -> str:
+        found = find(s)
+        if s.record is None:
+            return found
+        if model not in s.record.models:
+            raise NotMetError(f"the record has no {model!r}; run the notebook to its end")
+        measured = s.record.models[model]
+        if lacking := [part for part in parts if getattr(measured, part) is None]:
+            raise NotMetError(f"the record has no {', no '.join(lacking)} of {model!r}; measure it with run.measure")
+        if dtype and measured.dtype != dtype:
+            raise NotMetError(f"the record says that {model!r} was {measured.dtype}, expected {dtype}")
+        return f"{found}; {', '.join(parts) or dtype} of {model!r} in the record"
+
+    return look
+
+
 def fp16_model(s: Submission) -> str:
     loaded = s.code.where("from_pretrained")
     _found(loaded, "no call of load_fp16_model or from_pretrained that does anything")
@@ -51,6 +70,10 @@ def prune_heads(s: Submission) -> str:
     fraction = s.record.settings.prune_fraction if s.record else _constant(s, given, None if PRUNING in s.code.functions else 0.2)
     if fraction is None:
         raise NotMetError("nothing says how many heads are pruned; give prune_attention_heads prune_fraction=0.2")
+    pruned = s.record.models.get("Pruned") if s.record else None
+    removed = {layer: len(heads) for layer, heads in pruned.facts.get("pruned_heads", {}).items()} if pruned else {}
+    if pruned and len(set(removed.values())) != 1:
+        raise NotMetError(f"the record has the pruned heads of each layer as {removed}, expected the same number in every layer")
     if fraction != 0.2:
         raise NotMetError(f"prune_fraction is {fraction}, expected 0.2: 20% of the heads of every layer")
     return f"{where}, prune_fraction={fraction}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2opt.apps.submission import assignment
-from gpt2opt.apps.submission.assignment import PERPLEXITY, VRAM, calls
+from gpt2opt.apps.submission.assignment import PERPLEXITY, VRAM, calls, recorded
 from gpt2opt.apps.submission.code import last_value, own_name
 from gpt2opt.apps.submission.evidence import NotMetError, Submission, number
 from gpt2opt.apps.submission.figures import AGAIN, figures_of_the_record
@@ -151,18 +151,19 @@ def nothing_private(s: Submission, homes: bool, nothing: str) -> str:
 PROFILER = "no call of torch.profiler.profile; profile a few tokens, with an on_trace_ready that writes the trace"
 NO_PERPLEXITY = "no call of a function with `perplexity` or `ppl` in its name that does anything"
 NO_VRAM = "no call of torch.cuda.max_memory_allocated or gpt2opt.peak_vram; without a GPU, peak_vram says so"
+MEASURED = ("latency", "quality", "memory")
 POINTS: tuple[tuple[str, str, Callable[[Submission], str]], ...] = (
     ("notebook", "run top to bottom, in order", run_in_order),
     ("notebook", "no cell failed", no_error),
     ("notebook", "saved with outputs", outputs_present),
     ("notebook", "all TODOs done", no_todo),
-    ("1 profile", "model loaded in FP16", assignment.fp16_model),
+    ("1 profile", "model loaded in FP16", recorded(assignment.fp16_model, "Baseline", dtype="float16")),
     ("1 profile", "profiled with torch.profiler", calls("profile|record_trace", PROFILER)),
-    ("1 profile", "perplexity measured", calls(PERPLEXITY, NO_PERPLEXITY)),
-    ("1 profile", "VRAM measured", calls(VRAM, NO_VRAM)),
+    ("1 profile", "perplexity measured", recorded(calls(PERPLEXITY, NO_PERPLEXITY), "Baseline", "quality")),
+    ("1 profile", "VRAM measured", recorded(calls(VRAM, NO_VRAM), "Baseline", "memory")),
     ("2 prune", "prune_attention_heads, 20% per layer", assignment.prune_heads),
-    ("2 prune", "recast to FP16", assignment.recast_to_fp16),
-    ("2 prune", "measured again", assignment.measured_again),
+    ("2 prune", "recast to FP16", recorded(assignment.recast_to_fp16, "Pruned", dtype="float16")),
+    ("2 prune", "measured again", recorded(assignment.measured_again, "Pruned", *MEASURED)),
     ("3 fine-tune", "tokenizer padding", assignment.padding),
     ("3 fine-tune", "tokenize_dataset", calls("tokenize_dataset", "tokenize_dataset is not called, or is still empty")),
     ("3 fine-tune", "TrainingArguments and Trainer", assignment.training),
@@ -170,7 +171,7 @@ POINTS: tuple[tuple[str, str, Callable[[Submission], str]], ...] = (
     ("4 quantize", "INCQuantizer", assignment.inc_quantizer),
     ("4 quantize", "calibration set filtered and tokenized", assignment.calibration),
     ("4 quantize", "exported as OpenVINO IR", assignment.openvino_ir),
-    ("4 quantize", "latency, RAM, perplexity on the CPU", assignment.on_the_cpu),
+    ("4 quantize", "latency, RAM, perplexity on the CPU", recorded(assignment.on_the_cpu, "INT8", *MEASURED)),
     ("charts", "chart of latency", partial(chart, kind="latency", names=r"latency|ttft|tpot")),
     ("charts", "chart of perplexity", partial(chart, kind="perplexity", names=r"perplexity|ppl")),
     ("charts", "chart of memory", partial(chart, kind="memory", names=r"memory|vram|\bram\b|rss")),

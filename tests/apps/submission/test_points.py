@@ -16,6 +16,7 @@ from gpt2opt.report.tables import stage_table, summary_table
 from tests.apps.submission.conftest import PICTURE, TRACE
 from tests.apps.submission.test_secrets import KEYS
 from tests.conftest import ROOT
+from tests.report.conftest import change as change_record
 from tests.report.conftest import keep, make_record
 
 FIGURES = "figures are those of the record"
@@ -243,6 +244,33 @@ def test_the_record_decides_where_it_says_otherwise(recorded):
     failed = recorded.failed()
     assert failed["prune_attention_heads, 20% per layer"] == "prune_fraction is 0.5, expected 0.2: 20% of the heads of every layer"
     assert failed["1 to 5 epochs"] == "9 epochs, expected 1 to 5"
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "point", "says"),
+    [
+        ("Baseline", {"dtype": "float32"}, "model loaded in FP16", "'Baseline' was float32, expected float16"),
+        ("Baseline", {"quality": None}, "perplexity measured", "no quality of 'Baseline'"),
+        ("Baseline", {"memory": None}, "VRAM measured", "no memory of 'Baseline'"),
+        ("Pruned", {"dtype": "float32"}, "recast to FP16", "'Pruned' was float32, expected float16"),
+        ("Pruned", {"latency": None, "memory": None}, "measured again", "no latency, no memory of 'Pruned'; measure it with run.measure"),
+        (
+            "Pruned",
+            {"facts": {"pruned_heads": {"0": [1], "1": [1, 2]}}},
+            "prune_attention_heads, 20% per layer",
+            "{'0': 1, '1': 2}, expected",
+        ),
+        ("INT8", None, "latency, RAM, perplexity on the CPU", "the record has no 'INT8'; run the notebook to its end"),
+    ],
+)
+def test_what_the_record_does_not_show_is_not_met_by_the_code_alone(name, parts, point, says, recorded):
+    record = make_record()
+    if parts is None:
+        del record.models[name]
+    else:
+        change_record(record, name, **parts)
+    (recorded.traces / "run.json").write_text(json.dumps(dataclasses.asdict(record)))
+    assert says in recorded.failed()[point]
 
 
 def test_a_record_that_cannot_be_read_is_none(project):
