@@ -1,8 +1,8 @@
-"""From an IR directory to the compiled graphs: which properties the CPU plugin gets, and which graphs are made of the one in the file."""
+"""From an IR directory to the compiled graphs: which properties the CPU plugin gets, and what is cut out of the graph in the file."""
 
 import ctypes
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +27,6 @@ PROPERTIES = {
     # rounded again whenever a token joins them, and the decoded tokens would depend on how many tokens were read at once.
     "KEY_CACHE_QUANT_MODE": "BY_TOKEN",
 }
-SAME_BITS = {"SNIPPETS_MODE": "DISABLE"}
-"""Without this, the plugin's code generator for chains of small operations makes a graph of fixed shapes round differently from one
-of dynamic shapes."""
-ROUNDED_AT_RUN_TIME = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}
-"""On a CPU with INT8 dot products the plugin reads INT8 weights fastest when it rounds each token's inputs to INT8, in groups of 32 (its
-default). This loses less than the quantizers in the file, whose one range serves all tokens and channels."""
 PRECISIONS = ("f32", "bf16")
 
 
@@ -46,38 +40,33 @@ def cpu_properties(num_threads: int | None = None, kv_cache: str = "f32", precis
 
 @dataclass(frozen=True)
 class CompiledIr:
-    """The graphs that are made of one IR. One compiled graph may serve two roles; then both fields refer to it.
+    """What is made of one IR.
 
-    prefill: reads prompts and returns hidden states. decode: the same for one further token of several sequences, or several tokens of
-    one sequence. head: from the hidden states of either to logits. single_step: one further token of one sequence, with a head of its
-    own; None if the decode graph does this too.
+    prefill: the graph that reads tokens of any texts and returns what the last layer leaves for the wanted ones. compile_head: compiles the
+    graph from there to the logits. kv_cache: the type of the KV cache.
     """
 
     prefill: openvino.CompiledModel
-    decode: openvino.CompiledModel
-    head: openvino.CompiledModel
-    single_step: openvino.CompiledModel | None
+    compile_head: Callable[[], openvino.CompiledModel]
+    kv_cache: str
+    vocab_size: int
 
 
 def compile_ir(
     directory: Path | str, num_threads: int | None = None, precision: str = "f32", leave_out: Sequence[str] = (), count_time: bool = False
 ) -> CompiledIr:
-    """Compile the graphs of an IR; see `load_ir` for the arguments.
-
-    If no activation is quantized, one graph reads prompts and decodes. On a CPU with INT8 dot products a second graph decodes, with INT8
-    weights and with inputs that are rounded token by token. On a CPU without them the plugin's INT8 convolution is the fastest way to
-    decode too: one token of one sequence is decoded by the same graph with fixed shapes, up to the logits.
-    """
+    """Compile the graph of an IR; see `load_ir` for the arguments."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
     manifest = read_manifest(directory)
     xml = Path(directory, IR_NAME)
-    properties = cpu_properties(num_threads, precision if manifest.weights == "f32" else manifest.kv_cache, precision)
+    kv_cache = precision if manifest.weights == "f32" else manifest.kv_cache
+    properties = cpu_properties(num_threads, kv_cache, precision)
     counting = {"PERF_COUNT": "YES"} if count_time else {}
     core = openvino.Core()
 
-    def compiled(graph: openvino.Model, **changed: str) -> openvino.CompiledModel:
-        found = core.compile_model(graph, "CPU", {**properties, **counting, **changed})
+    def compiled(graph: openvino.Model) -> openvino.CompiledModel:
+        found = core.compile_model(graph, "CPU", {**properties, **counting})
         for name in ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION"):  # the plugin may silently choose another type
             if (given := found.get_property(name).to_string()) != properties[name]:
                 raise ValueError(f"{name} is {given} on this CPU, not {properties[name]} as asked; ask for one that the CPU has")
@@ -85,15 +74,10 @@ def compile_ir(
 
     try:
         graph = core.read_model(xml)
-        case = case_of(graph)
-        chosen = choose_passes(case, leave_out)
-        graph = apply_passes(chosen, passes.SHARED, graph)
-        same_bits = SAME_BITS if case == passes.NO_DOT_PRODUCT else {}
-        single_step = compiled(apply_passes(chosen, passes.SINGLE_STEP, graph.clone()), **same_bits) if "fix_shapes" in chosen else None
-        body, head = cut(apply_passes(chosen, passes.BODY, graph))
-        prefill = compiled(apply_passes(chosen, passes.PREFILL, body.clone()), **same_bits)
-        decode = compiled(apply_passes(chosen, passes.DECODE, body), **ROUNDED_AT_RUN_TIME) if "weight_only" in chosen else prefill
-        return CompiledIr(prefill, decode, compiled(head), single_step)
+        chosen = choose_passes(case_of(graph), leave_out)
+        body, head = cut(apply_passes(chosen, passes.WHOLE, graph))
+        vocab_size = head.output(0).get_partial_shape()[-1].get_length()
+        return CompiledIr(compiled(apply_passes(chosen, passes.BODY, body)), lambda: compiled(head), kv_cache, vocab_size)
     except RuntimeError as error:
         raise_cause(error)
         raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); export it again") from error
@@ -101,9 +85,8 @@ def compile_ir(
 
 def case_of(graph: openvino.Model) -> str:
     """Return which of `CASES` this graph and this CPU are. A CPU whose instructions are not known counts as one without dot products."""
-    if not any(activation_quantizer(node) for node in matmuls(graph)):
-        return passes.FLOAT_INPUTS
-    return passes.DOT_PRODUCT if has_int8_dot_product() else passes.NO_DOT_PRODUCT
+    quantized = any(activation_quantizer(node) for node in matmuls(graph))
+    return passes.NO_DOT_PRODUCT if quantized and not has_int8_dot_product() else passes.ANY
 
 
 def give_back_pages(weights: Path) -> None:

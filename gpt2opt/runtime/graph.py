@@ -84,15 +84,6 @@ def gelu_by_erf(graph: Model) -> Model:
     return graph
 
 
-def weight_only(graph: Model) -> Model:
-    """Remove the activation quantizers and keep the INT8 weights."""
-    for node in matmuls(graph):
-        if quantizer := activation_quantizer(node):
-            node.input(0).replace_source_output(quantizer.input_value(0))
-    graph.validate_nodes_and_infer_types()
-    return graph
-
-
 def as_convolutions(graph: Model) -> Model:
     """Write every matmul with a quantized input as a 1 × 1 convolution over the tokens: the same sums by another kernel.
 

@@ -1,53 +1,76 @@
-"""Run a GPT-2 IR on the CPU with openvino and numpy alone: the serving process loads no torch.
+"""Run a GPT-2 IR on the CPU with openvino, numpy and our compiled decode step: the serving process loads neither torch nor numba.
 
-One directory gives several compiled graphs over one file of weights: one reads prompts, the others decode. All work on the same KV
-cache, so that nothing is copied between them. Each decoder has a cache of its own, so that several decoders can take turns on one model.
+OpenVINO reads prompts, by one compiled graph; the decode step reads one further token, or a few. Both work on one KV cache, so that
+nothing is copied between them. Each decoder has a cache of its own, so that several decoders can take turns on one model.
 """
 
+import logging
 import weakref
 from collections.abc import Generator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import openvino
 
 from gpt2opt.decoding.decoder import Greedy, check_fits, check_prompts
+from gpt2opt.environment import threads
 from gpt2opt.runtime.compile import CompiledIr, compile_ir, give_back_pages
+from gpt2opt.runtime.decode_step import DecodeStep
+from gpt2opt.runtime.ir_weights import NotCoveredError, read_weights
 from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache, texts_cut_at_blocks, token_by_token, whole_texts
-from gpt2opt.runtime.manifest import IR_WEIGHTS, read_config
+from gpt2opt.runtime.manifest import IR_NAME, IR_WEIGHTS, read_config
+from gpt2opt.runtime.object_code import CantCompileError
 from gpt2opt.runtime.paged_attention import LAST, ROWS
+from gpt2opt.runtime.step_layout import CACHE_HEADER, MOST_TOKENS
 
 Texts = Sequence[np.ndarray] | np.ndarray
 """The token ids of several texts: an array for each, or (B, T)."""
-MANY_SEQUENCES = 16
-"""From this number of rows on, a matmul is bound by arithmetic, and the prefill graph decodes faster than the decode graph."""
+DECODE = ("step", "openvino")
+"""What may read further tokens: our decode step, where it covers the model, or OpenVINO alone."""
+logger = logging.getLogger(__name__)
 
 
 def load_ir(
-    directory: Path | str, num_threads: int | None = None, precision: str = "f32", leave_out: Sequence[str] = (), count_time: bool = False
+    directory: Path | str,
+    num_threads: int | None = None,
+    precision: str = "f32",
+    leave_out: Sequence[str] = (),
+    count_time: bool = False,
+    decode: str = "step",
 ) -> "IrModel":
-    """Compile what `export_ir` or `quantize_int8` wrote for the CPU.
+    """Load what `export_ir` or `quantize_int8` wrote, for the CPU.
 
     Args:
         num_threads: CPU threads, by default all that this process may use.
         precision: of float arithmetic, `f32` or, on CPUs that have it (see `has_bf16`), `bf16`.
         leave_out: names of graph passes to do without, to measure what they gain; see `passes.PASSES`. The logits stay right.
-        count_time: let the graphs count the time of each node, at a small cost; see `counters.count_nodes`.
+        count_time: let the graph count the time of each node, at a small cost; see `counters.count_nodes`.
+        decode: `step`, or `openvino` to read single tokens by the graph that reads prompts. OpenVINO does so in any case where numba is
+            missing, in bf16, and for INT4 weights and other forms that `ir_weights.read_weights` refuses.
 
     Raises:
         ValueError: there is no IR, it was changed or cut short, a pass in `leave_out` is not known or can't be left out, or the precision
             is not known or this CPU does not have it.
     """
-    model = IrModel(compile_ir(directory, num_threads, precision, leave_out, count_time), read_config(directory, "n_positions"))
-    # The CPU plugin packs the weights when they are first used: here, one graph after the other, and not during the first prompt.
+    if decode not in DECODE:
+        raise ValueError(f"decode={decode!r}, expected one of {', '.join(DECODE)}")
+    compiled, context = compile_ir(directory, num_threads, precision, leave_out, count_time), read_config(directory, "n_positions")
+    step = None
+    if decode == "step" and compiled.kv_cache in CACHE_HEADER:
+        try:
+            step = DecodeStep(
+                read_weights(openvino.Core().read_model(Path(directory, IR_NAME))), compiled.kv_cache, context, num_threads or threads()
+            )
+        except NotCoveredError as error:
+            logger.info("OpenVINO decodes: %s", error)
+        except CantCompileError as error:
+            logger.warning("OpenVINO decodes, which takes longer: %s", error)
+    model = IrModel(compiled, step, context)
+    # The CPU plugin packs the weights when they are first used: here, and not during the first prompt.
     token, cache = np.zeros(1, np.int64), model._take_cache(1)
-    for first_use in (
-        lambda: model._prefill(model.prefill_graph, cache, [token], token, token),
-        lambda: model._decode(cache, np.append(token, 0), 0, 0),
-        lambda: model._decode(cache, token, 0, 0),
-    ):
-        first_use()
-        give_back_pages(Path(directory, IR_WEIGHTS))
+    model._prefill(cache, [token], token, token)
+    give_back_pages(Path(directory, IR_WEIGHTS))
     model._return_cache(cache)
     return model
 
@@ -90,27 +113,31 @@ class BoundGraph:
 
 
 class IrModel:
-    """A compiled GPT-2. Several decoders may take turns on it; it is not for use from several threads at once."""
+    """A loaded GPT-2. Several decoders may take turns on it; it is not for use from several threads at once.
 
-    def __init__(self, compiled: CompiledIr, context: int):
-        self.context = context
-        self.prefill_graph = BoundGraph(compiled.prefill)
-        self.decode_graph = self.prefill_graph if compiled.decode is compiled.prefill else BoundGraph(compiled.decode)
-        self.single_step_graph = BoundGraph(compiled.single_step) if compiled.single_step else None
-        self.head = compiled.head.create_infer_request()
-        self.vocab_size = compiled.head.output(0).get_partial_shape()[-1].get_length()
+    step: what reads further tokens; None if OpenVINO does.
+    """
+
+    def __init__(self, compiled: CompiledIr, step: DecodeStep | None, context: int):
+        self.context, self.step = context, step
+        self.graph = BoundGraph(compiled.prefill)
+        self._compile_head = compiled.compile_head
         self._cache_ports = {port.get_any_name(): port for port in compiled.prefill.inputs if "_cache." in port.get_any_name()}
         self._no_cache = new_kv_cache(self._cache_ports, 0, context)
         # What a deleted decoder leaves for the next one: new memory costs time when it is first written.
         self._left: KvCache | None = None
-        if self.single_step_graph:
-            self.single_step_graph.bind(token_by_token(np.zeros(1), 0, 0, context))
+        self.vocab_size = compiled.vocab_size
+
+    @cached_property
+    def head(self) -> openvino.InferRequest:
+        """The graph of the last norm and the head, for the logits of many tokens; compiled when it is first needed."""
+        return self._compile_head().create_infer_request()
 
     def logits(self, input_ids: np.ndarray) -> np.ndarray:
         """Return the logits (B, T, V) float32 of whole sequences (B, T), computed by the prefill graph."""
         texts = check_prompts(input_ids, 0, self.context, self.vocab_size)
         cache = self._take_cache(len(texts))
-        rows = self._prefill(self.prefill_graph, cache, texts, np.zeros(len(texts), int), np.arange(len(texts)), every=True)
+        rows = self._prefill(cache, texts, np.zeros(len(texts), int), np.arange(len(texts)), every=True)
         logits = rows.reshape(*np.shape(texts), -1).copy()  # the next call overwrites the rows
         self._return_cache(cache)
         return logits
@@ -119,9 +146,7 @@ class IrModel:
         """Return a decoder of B prompts of any lengths, see `decoding.decoder.Model`; several decoders may be in use at once."""
         return IrDecoder(self, check_prompts(prompts, max_new_tokens, self.context, self.vocab_size))
 
-    def _prefill(
-        self, graph: BoundGraph, cache: KvCache, texts: Texts, pasts: np.ndarray, slots: np.ndarray, every: bool = False
-    ) -> np.ndarray:
+    def _prefill(self, cache: KvCache, texts: Texts, pasts: np.ndarray, slots: np.ndarray, every: bool = False) -> np.ndarray:
         """Read further tokens of B texts, which have `pasts` (B,) tokens in these slots of the cache; return the last ones' logits (B, V).
 
         With `every`, return those of all tokens, text after text.
@@ -139,29 +164,29 @@ class IrModel:
             "max_context_len": np.array((pasts + lengths).max()),
             ROWS: np.arange(ends[-1]) if every else ends - 1,
         }
-        hidden = graph.run(cache, inputs)
-        if hidden.shape[0] != len(inputs[ROWS]):  # the plugin found no memory, raised nothing, and left the output of the call before
+        left = self.graph.run(cache, inputs)
+        if left.shape[0] != len(inputs[ROWS]):  # the plugin found no memory, raised nothing, and left the output of the call before
             raise MemoryError(f"no memory to read {ends[-1]} tokens of {len(texts)} sequences at once; decode fewer at once")
-        return self._project(hidden)
+        return self._project(left, every)
 
     def _decode(self, cache: KvCache, ids: np.ndarray, past: int, slot: int) -> np.ndarray:
         """Read (T,) further tokens of one text that has `past` tokens in this slot of the cache; return their logits (T, V).
 
-        Each token is a sequence of its own, see `token_by_token`. That is faster than `_prefill`, and if inputs are
-        quantized, the bits of the hidden states don't depend on how many tokens are read at once.
+        If OpenVINO decodes, each token is a sequence of its own, see `token_by_token`, so that the order of sums in attention does not
+        depend on how many there are.
         """
-        if len(ids) > 1 or slot or not self.single_step_graph:
-            inputs = token_by_token(ids, past, slot, self.context)
-            return self._project(self.decode_graph.run(cache, {**inputs, **_for_last_attention(inputs)}))
-        past_lens = np.array([past, 0])
-        changed = {"input_ids": ids, "position_ids": past_lens[:1], "past_lens": past_lens, "max_context_len": past_lens[0] + 1}
-        return self.single_step_graph.run(cache, changed).data.reshape(1, -1)
+        if self.step:
+            return self.step(cache, ids, slot, past + np.arange(len(ids)))
+        inputs = token_by_token(ids, past, slot, self.context)
+        return self._project(self.graph.run(cache, {**inputs, **_for_last_attention(inputs)}))
 
-    def _project(self, hidden: openvino.Tensor) -> np.ndarray:
-        """Return the logits (rows, V) of hidden states (rows, 1, width); the next call overwrites them."""
-        self.head.set_input_tensor(hidden)
+    def _project(self, left: openvino.Tensor, every: bool = False) -> np.ndarray:
+        """Return the logits (rows, V) of what the last layer left, (rows, 1, width); the next call overwrites them."""
+        if self.step and not every and left.shape[0] <= MOST_TOKENS:
+            return self.step.head(left.data[:, 0])
+        self.head.set_input_tensor(left)
         self.head.infer(share_outputs=True)
-        return self.head.get_output_tensor().data.reshape(hidden.shape[0], -1)
+        return self.head.get_output_tensor().data.reshape(left.shape[0], -1)
 
     def _take_cache(self, sequences: int) -> KvCache:
         """Return a cache for this number of sequences that nothing else uses; call `_return_cache` when it is no longer needed."""
@@ -169,9 +194,9 @@ class IrModel:
         if left and left.sequences == sequences:
             return left
         del left
-        for graph in (self.prefill_graph, self.decode_graph, self.single_step_graph):
-            if graph:
-                graph.bind_cache(self._no_cache)  # a cache that stays bound would keep its memory
+        self.graph.bind_cache(self._no_cache)  # a cache that stays bound would keep its memory
+        if self.step:
+            self.step.forget()
         return new_kv_cache(self._cache_ports, sequences, self.context)
 
     def _return_cache(self, cache: KvCache) -> None:
@@ -200,19 +225,19 @@ class IrDecoder:
     def prefill(self) -> np.ndarray:
         """Read the prompts; return the logits (B, V) of their last tokens, which the next call overwrites."""
         nothing, self.slots = np.zeros(len(self.prompts), int), np.arange(len(self.prompts))
-        logits = self.model._prefill(self.model.prefill_graph, self.cache, self.prompts, nothing, self.slots)
+        logits = self.model._prefill(self.cache, self.prompts, nothing, self.slots)
         self.pasts = np.array([len(ids) for ids in self.prompts])
         return logits
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Read one further token of each sequence, ids (B, 1); return the logits (B, V) for the tokens after them, until the next call."""
         check_fits(int(self.pasts.max()) + 1, 0, self.model.context)
-        batch = len(self.slots)
-        if batch == 1:
+        if self.model.step and len(self.slots) <= MOST_TOKENS:
+            logits = self.model.step(self.cache, ids[:, 0], self.slots, self.pasts)
+        elif len(self.slots) == 1:
             logits = self.model._decode(self.cache, ids[0], int(self.pasts[0]), int(self.slots[0]))
         else:
-            graph = self.model.decode_graph if batch < MANY_SEQUENCES else self.model.prefill_graph
-            logits = self.model._prefill(graph, self.cache, ids, self.pasts, self.slots)
+            logits = self.model._prefill(self.cache, ids, self.pasts, self.slots)
         self.pasts = self.pasts + 1
         return logits
 

@@ -5,7 +5,7 @@ from openvino import Dimension, Model, Node, PartialShape
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
-from gpt2opt.runtime.graph import activation_quantizer, matmuls, stored_constant
+from gpt2opt.runtime.graph import stored_constant
 
 ROWS = "rows"
 SEQUENCES = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
@@ -70,32 +70,12 @@ def describe_last_attention(graph: Model) -> Model:
 
 
 def cut(graph: Model) -> tuple[Model, Model]:
-    """Cut a paged graph into its body, which returns the hidden states (rows, 1, width), and its head, from these to the logits."""
-    head = next(node for node in matmuls(graph) if "lm_head" in node.get_friendly_name())
-    first = activation_quantizer(head) or head
-    hidden = first.input_value(0)
-    picked = ops.parameter(hidden.get_partial_shape(), np.float32)
-    first.input(0).replace_source_output(picked.output(0))
-    return Model([hidden], graph.get_parameters()), Model(graph.get_results(), [picked])
-
-
-def fix_shapes(graph: Model) -> Model:
-    """Fix the shapes of a paged graph to one token of one sequence, see `token_by_token`: no shapes are inferred while it runs.
-
-    Matmuls that are left in the blocks get their row twice: the plugin sums a single row in another order than several rows, and a
-    quantizer behind it could turn this difference into a whole step.
-    """
-    sizes = {"input_ids": 1, "position_ids": 1, ROWS: 1, "past_lens": 2, "subsequence_begins": 3, "block_indices_begins": 3}
-    graph.reshape({name: [size] for name, size in sizes.items()})
-    for node in matmuls(graph):
-        if "lm_head" in node.get_friendly_name():
-            continue
-        consumers, row = node.output(0).get_target_inputs(), node.input_value(0)
-        node.input(0).replace_source_output(ops.concat([row, row], 0).output(0))
-        first = ops.gather(node, np.array([0]), ops.constant(0, dtype=np.int64))
-        for consumer in consumers:
-            consumer.replace_source_output(first.output(0))
-    return graph
+    """Cut a paged graph before its last norm: into its body, which returns (rows, 1, width), and its head, from these to the logits."""
+    norm = [node for node in graph.get_ordered_ops() if node.get_type_name() == "MVN"][-1]
+    left = norm.input_value(0)
+    picked = ops.parameter(left.get_partial_shape(), np.float32)
+    norm.input(0).replace_source_output(picked.output(0))
+    return Model([left], graph.get_parameters()), Model(graph.get_results(), [picked])
 
 
 def last_attention(graph: Model) -> Node:

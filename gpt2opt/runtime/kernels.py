@@ -1,0 +1,494 @@
+"""The source of our compiled code: a decode step of GPT-2, from embedded tokens to logits, and a loop that reads memory.
+
+Run as a module, this file is compiled by numba; `object_code.py` does so in a process of its own. All data is reached by its address, so
+that the compiled code needs neither numba nor Python. What makes it fast, each measured (docs/runtime.md has the figures):
+
+1. Every weight is read once in a step, in the order of use, from one buffer on huge pages, and prefetched. Several tokens share it.
+2. Products of INT8 weights and float32 inputs are written in vector types; LLVM makes slower code of a plain loop.
+3. The threads stay in one function for a whole step. They take chunks of work from one counter: a thread that loses its core holds up one
+   chunk, and a step gets done even if no other thread comes to help. Who waits spins shortly, then sleeps.
+4. exp is a polynomial that can be computed in vectors; a call into the C library can't.
+"""
+
+import sys
+from inspect import Parameter, Signature
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import cfunc, njit, types
+from numba.core import cgutils, config
+from numba.extending import intrinsic
+
+from gpt2opt.runtime import step_layout as layout
+from gpt2opt.runtime.kv_cache import BLOCK
+from gpt2opt.runtime.step_layout import AHEAD, ATTENTION, BEGUN, CHUNK_BITS, COLUMNS, DONE, GELU, LANES, MOST_TOKENS, PANEL, RESIDUAL
+
+TOTAL, HEAD, PHASES, TOKENS, SLOTS, POSITIONS, CONTEXT, WIDTH, X, X_STRIDE, CHANNELS, EPSILON, NORMED, SCORES = range(len(layout.PLAN))
+KIND, FIRST, CHUNK, ROWS, ROW_SIZE, WEIGHTS, SCALES, BIASES, GAINS, SHIFTS = range(10)
+INPUTS, INPUT_STRIDE, OUTPUTS, OUTPUT_STRIDE, KEYS, VALUES, ENDED, NORM_TICKS = range(10, len(layout.PHASE))
+PHASE_BYTES, CHUNK_MASK = 8 * len(layout.PHASE), (1 << CHUNK_BITS) - 1
+SPINS, NAP_US, LINGER = 20_000, 50, 100_000
+"""How often a thread looks at a counter before it sleeps, for how many µs, and how often it looks for work before it leaves."""
+WHILE_WAITING = 32 * 1024  # bytes of weights that a thread prefetches before its phase can begin
+
+F = np.float32
+i8, i32, i64, f16, f32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType()
+STORED = {"f32": (f32, 4), "f16": (f16, 2), "i8": (i8, 1), "u8": (i8, 1)}
+"""Type of stored numbers -> LLVM's, and their bytes."""
+
+
+def instruction(result, *arguments):
+    """Make a function for compiled code of one that writes LLVM's instructions: from a builder and values to a value, or to None."""
+
+    def decorate(write):
+        def generate(context, builder, signature, values):
+            written = write(builder, *values)
+            return context.get_dummy_value() if written is None else written
+
+        def function(typing, *_):
+            return result(*arguments), generate
+
+        names = ["typing", *(f"argument_{number}" for number in range(len(arguments)))]
+        function.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names])  # which numba reads
+        return intrinsic(function)
+
+    return decorate
+
+
+def external(builder, name, result, *arguments):
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def pointer(builder, address, kind):
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+def load_vector(builder, address, stored, lanes):
+    """Load numbers of one of the types in `STORED` as a vector of float32."""
+    kind, alignment = STORED[stored]
+    loaded = builder.load(pointer(builder, address, ir.VectorType(kind, lanes)))
+    loaded.align = alignment
+    if stored == "f16":
+        return builder.fpext(loaded, ir.VectorType(f32, lanes))
+    if stored == "f32":
+        return loaded
+    widen = builder.sext if stored == "i8" else builder.zext
+    return builder.sitofp(widen(loaded, ir.VectorType(i32, lanes)), ir.VectorType(f32, lanes))
+
+
+def multiply_add(builder, first, second, total):
+    return builder.call(external(builder, f"llvm.fma.v{total.type.count}f32", total.type, *[total.type] * 3), [first, second, total])
+
+
+def fetch_line(builder, address):
+    function = external(builder, "llvm.prefetch.p0", ir.VoidType(), i8.as_pointer(), i32, i32, i32)
+    builder.call(function, [pointer(builder, address, i8), i32(0), i32(3), i32(1)])  # to be read, into all caches
+
+
+def sum_lanes(builder, vectors):
+    """Return the sums of the lanes of 4 vectors, as one vector of 4."""
+    group = lanes = vectors[0].type.count
+
+    def halved(first, second, low, distance):
+        order = [ir.Constant(ir.VectorType(i32, len(low)), [lane + shift for lane in low]) for shift in (0, distance)]
+        return builder.fadd(*(builder.shuffle_vector(first, second, one) for one in order))
+
+    while len(vectors) > 1:  # the sums that belong to a vector take half the lanes, so two vectors fit into one
+        group //= 2
+        low = [lane for lane in range(2 * lanes) if lane % (2 * group) < group]
+        vectors = [halved(first, second, low, group) for first, second in zip(vectors[::2], vectors[1::2], strict=True)]
+    (total,) = vectors
+    while total.type.count > 4:
+        total = halved(total, total, range(0, total.type.count, 2), 1)
+    return total
+
+
+def products_of_panel(stored, tokens, columns, prefetch):
+    """Return a function for compiled code: products of `PANEL` rows with the inputs of some tokens, 4 results per token.
+
+    The order of a sum is the same for any number of tokens. Its arguments: address of the first row; bytes from row to row; bytes from each
+    `columns` numbers of a row to the next; numbers in a row, a multiple of `columns`; address of the inputs, and bytes from token to token;
+    the same of the results.
+    """
+    lanes, size = min(LANES, columns), STORED[stored][1]
+    zero = ir.Constant(ir.VectorType(f32, lanes), [0.0] * lanes)
+
+    @instruction(types.void, *[types.int64] * 8)
+    def products(builder, rows, row_bytes, column_bytes, count, inputs, input_bytes, results, result_bytes):
+        sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(PANEL)] for _ in range(tokens)]
+        begin = cgutils.alloca_once_value(builder, rows)
+        with cgutils.for_range_slice(builder, i64(0), count, i64(columns)) as (column, _):
+            at = builder.load(begin)
+            for line in range(0, PANEL * columns * size if prefetch else 0, 64):
+                fetch_line(builder, builder.add(at, i64(AHEAD + line)))
+            for part in range(0, columns, lanes):
+                place = builder.add(inputs, builder.mul(builder.add(column, i64(part)), i64(4)))
+                values = [load_vector(builder, builder.add(place, builder.mul(input_bytes, i64(t))), "f32", lanes) for t in range(tokens)]
+                for row in range(PANEL):
+                    place = builder.add(builder.add(at, builder.mul(row_bytes, i64(row))), i64(part * size))
+                    weights = load_vector(builder, place, stored, lanes)
+                    for value, total in zip(values, sums, strict=True):
+                        builder.store(multiply_add(builder, weights, value, builder.load(total[row])), total[row])
+            builder.store(builder.add(at, column_bytes), begin)
+        for token, total in enumerate(sums):
+            four = sum_lanes(builder, [builder.load(one) for one in total])
+            builder.store(four, pointer(builder, builder.add(results, builder.mul(result_bytes, i64(token))), four.type)).align = 4
+
+    return products
+
+
+def weighted_sums(stored, lanes):
+    """Return a function for compiled code: adds weighted rows of `lanes` numbers to as many results.
+
+    Its arguments: address of the first row; bytes from row to row; address of the weights, one for each row; number of rows; address of the
+    results.
+    """
+
+    @instruction(types.void, *[types.int64] * 5)
+    def sums(builder, rows, row_bytes, weights, count, results):
+        vector = ir.VectorType(f32, lanes)
+        total = cgutils.alloca_once_value(builder, load_vector(builder, results, "f32", lanes))
+        with cgutils.for_range(builder, count) as loop:
+            weight = builder.load(pointer(builder, builder.add(weights, builder.mul(loop.index, i64(4))), f32))
+            first = builder.insert_element(ir.Constant(vector, ir.Undefined), weight, i32(0))
+            every = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(i32, lanes), [0] * lanes))
+            row = load_vector(builder, builder.add(rows, builder.mul(loop.index, row_bytes)), stored, lanes)
+            builder.store(multiply_add(builder, every, row, builder.load(total)), total)
+        builder.store(builder.load(total), pointer(builder, results, vector)).align = 4
+
+    return sums
+
+
+@instruction(types.CPointer(types.float32), types.int64)
+def floats(builder, address):
+    return pointer(builder, address, f32)
+
+
+@instruction(types.CPointer(types.int64), types.int64)
+def integers(builder, address):
+    return pointer(builder, address, i64)
+
+
+@instruction(types.CPointer(types.uint8), types.int64)
+def octets(builder, address):
+    return pointer(builder, address, i8)
+
+
+@instruction(types.void, types.int64, types.float32)
+def store_half(builder, address, value):
+    builder.store(builder.fptrunc(value, f16), pointer(builder, address, f16))
+
+
+@instruction(types.float32, types.int32)
+def power_of_two(builder, exponent):
+    """2 to the power of an integer from -126 to 127, by its bits."""
+    return builder.bitcast(builder.shl(builder.add(exponent, i32(127)), i32(23)), f32)
+
+
+@instruction(types.void, types.int64)
+def prefetch(builder, address):
+    fetch_line(builder, address)
+
+
+@instruction(types.int64, types.int64, types.int64)
+def fetch_add(builder, address, value):
+    """Add to a counter that threads share; return what it was before."""
+    return builder.atomic_rmw("add", pointer(builder, address, i64), value, "seq_cst")
+
+
+@instruction(types.int64, types.int64)
+def load(builder, address):
+    """Read a counter that threads share."""
+    return builder.load_atomic(pointer(builder, address, i64), "acquire", 8)
+
+
+@instruction(types.void, types.int64, types.int64)
+def store(builder, address, value):
+    """Write a counter that threads share."""
+    builder.store_atomic(value, pointer(builder, address, i64), "seq_cst", 8)
+
+
+@instruction(types.void, types.int64)
+def sleep_us(builder, microseconds):
+    builder.call(external(builder, "usleep", i32, i32), [builder.trunc(microseconds, i32)])
+
+
+@instruction(types.int64)
+def clock(builder):
+    """The CPU's counter of time."""
+    return builder.call(external(builder, "llvm.readcyclecounter", i64), [])
+
+
+# Sums may be reordered into vectors. NaN and infinity stay what they are.
+compiled = njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+
+
+@njit(fastmath={"contract"}, error_model="numpy")
+def exp(x):
+    """e to the power of x, to 1e-6 of the value, for x from -87 to 88; others are cut. x = n · ln 2 + f: a polynomial of f, and 2ⁿ."""
+    x = min(max(x, F(-87)), F(88))
+    n = np.floor(x * F(1.44269504) + F(0.5))
+    f = (x - n * F(0.693359375)) + n * F(2.12194440e-4)  # ln 2 in two parts, so that nothing is rounded away
+    e = (((((F(1 / 720) * f + F(1 / 120)) * f + F(1 / 24)) * f + F(1 / 6)) * f + F(0.5)) * f + F(1)) * f + F(1)
+    return e * power_of_two(np.int32(n))
+
+
+@compiled
+def layer_norm(x, gains, shifts, epsilon, count, out):
+    mean, variance = F(0), F(0)
+    for i in range(count):
+        mean += x[i]
+    mean /= F(count)
+    for i in range(count):
+        variance += (x[i] - mean) * (x[i] - mean)
+    factor = F(1) / np.sqrt(variance / F(count) + epsilon)
+    for i in range(count):
+        out[i] = (x[i] - mean) * factor * gains[i] + shifts[i]
+
+
+@compiled
+def finish(y, scales, biases, count):
+    for i in range(count):
+        y[i] = y[i] * scales[i] + biases[i]
+
+
+@compiled
+def finish_gelu(y, scales, biases, count):
+    """GELU by tanh (Hendrycks & Gimpel 2016), as GPT-2 has it: v · (1 + tanh u) / 2 = v / (1 + exp(-2 u))."""
+    for i in range(count):
+        v = y[i] * scales[i] + biases[i]
+        y[i] = v / (F(1) + exp(F(-2 * 0.7978845608028654) * (v + F(0.044715) * v * v * v)))
+
+
+@compiled
+def finish_residual(y, scales, biases, count, x):
+    for i in range(count):
+        x[i] += y[i] * scales[i] + biases[i]
+
+
+@njit(error_model="numpy")
+def wait(counter, least):
+    """Wait until a counter has a value. The thread that is waited for may need this core, so that spinning without end would hold it up."""
+    spins = 0
+    while load(counter) < least:
+        spins += 1
+        if spins > SPINS:
+            sleep_us(NAP_US)
+
+
+def attention_over(stored, lanes):
+    """Return compiled attention over a KV cache of one of the types in `STORED`, for heads whose width is a multiple of `lanes`."""
+    products, add_values = products_of_panel(stored, 1, lanes, prefetch=False), weighted_sums(stored, lanes)
+    header, size, quantized, half = layout.CACHE_HEADER[stored], STORED[stored][1], stored == "u8", stored == "f16"
+
+    @compiled
+    def store_in_cache(source, target, width):
+        """Write a key or a value. In a u8 cache it has a range of its own, as the CPU plugin rounds it."""
+        values = floats(source)
+        if quantized:
+            low, high = values[0], values[0]
+            for i in range(1, width):
+                low, high = min(low, values[i]), max(high, values[i])
+            step = max((high - low) / F(255), F(1.1754944e-38))
+            floats(target)[0], floats(target)[1] = step, -low / step
+            for i in range(width):
+                octets(target + header)[i] = np.uint8(np.int32((values[i] - low) / step + F(0.5)))
+        else:
+            for i in range(width):
+                if half:
+                    store_half(target + 2 * i, values[i])
+                else:
+                    floats(target)[i] = values[i]
+
+    @compiled
+    def attend(query, keys, values, block_bytes, position, width, scores, out):
+        """Attention of one head of one token over all tokens up to it. keys, values: the head's first block; block_bytes: to its next."""
+        row_bytes, weights, result, query_sum, largest = header + width * size, floats(scores), floats(out), F(0), F(-3e38)
+        for d in range(width):
+            query_sum += floats(query)[d]
+        scale = F(1) / np.sqrt(F(width))
+        for begin in range(0, position + 1, BLOCK):
+            block, here = keys + begin // BLOCK * block_bytes, min(BLOCK, position + 1 - begin)
+            for t in range(0, here, PANEL):
+                at = block + t * row_bytes + header
+                products(at, row_bytes, lanes * size, width, query, 0, scores + 4 * (begin + t), 0)
+            for t in range(here):
+                product = weights[begin + t]
+                if quantized:
+                    key = floats(block + t * row_bytes)
+                    product = (product - key[1] * query_sum) * key[0]
+                weights[begin + t] = product * scale
+                largest = max(largest, product * scale)
+        total, shift = F(0), F(0)
+        for t in range(position + 1):
+            weights[t] = exp(weights[t] - largest)
+            total += weights[t]
+        for d in range(width):
+            result[d] = F(0)
+        for begin in range(0, position + 1, BLOCK):
+            block, here = values + begin // BLOCK * block_bytes, min(BLOCK, position + 1 - begin)
+            for t in range(here):
+                weights[begin + t] /= total
+                if quantized:
+                    value = floats(block + t * row_bytes)
+                    weights[begin + t] *= value[0]
+                    shift += weights[begin + t] * value[1]
+            for d in range(0, width, lanes):
+                add_values(block + header + d * size, row_bytes, scores + 4 * begin, here, out + 4 * d)
+        for d in range(width):
+            result[d] -= shift
+
+    @compiled
+    def attention(plan, now, begin, end, scores):
+        """Attention of some heads, for all tokens. All their keys and values go into the cache before any is read."""
+        heads, width, inputs, stride = now[ROWS], plan[WIDTH], now[INPUTS], 4 * now[INPUT_STRIDE]
+        row_bytes, blocks = header + width * size, (plan[CONTEXT] + BLOCK - 1) // BLOCK
+        for head in range(begin, end):
+            for token in range(plan[TOKENS]):
+                position = integers(plan[POSITIONS])[token]
+                block = (integers(plan[SLOTS])[token] * blocks + position // BLOCK) * heads + head
+                at, source = (block * BLOCK + position % BLOCK) * row_bytes, inputs + token * stride + 4 * head * width
+                store_in_cache(source + 4 * heads * width, now[KEYS] + at, width)
+                store_in_cache(source + 8 * heads * width, now[VALUES] + at, width)
+            for token in range(plan[TOKENS]):
+                first = (integers(plan[SLOTS])[token] * blocks * heads + head) * BLOCK * row_bytes
+                query, out = inputs + token * stride + 4 * head * width, now[OUTPUTS] + 4 * (token * now[OUTPUT_STRIDE] + head * width)
+                position = integers(plan[POSITIONS])[token]
+                attend(query, now[KEYS] + first, now[VALUES] + first, heads * BLOCK * row_bytes, position, width, scores, out)
+
+    return attention
+
+
+def step_over(stored, cached, lanes):
+    """Return the decode step for weights and a KV cache of two types in `STORED`, to be compiled."""
+    one, two, four = (products_of_panel(stored, tokens, COLUMNS, prefetch=True) for tokens in (1, 2, 4))
+    attention, size = attention_over(cached, lanes), STORED[stored][1]
+
+    @compiled
+    def project(plan, now, begin, end, inputs):
+        """Some rows of a matmul, for all tokens, and what follows it."""
+        stride, out_bytes, in_bytes, columns = now[OUTPUT_STRIDE], 4 * now[OUTPUT_STRIDE], 4 * now[INPUT_STRIDE], now[ROW_SIZE]
+        row_bytes, column_bytes, token = COLUMNS * size, PANEL * COLUMNS * size, 0
+        while token < plan[TOKENS]:
+            left, x = plan[TOKENS] - token, inputs + token * in_bytes
+            for row in range(begin, end, PANEL):
+                rows, y = now[WEIGHTS] + row * columns * size, now[OUTPUTS] + token * out_bytes + 4 * row
+                if left >= 4:
+                    four(rows, row_bytes, column_bytes, columns, x, in_bytes, y, out_bytes)
+                elif left >= 2:
+                    two(rows, row_bytes, column_bytes, columns, x, in_bytes, y, out_bytes)
+                else:
+                    one(rows, row_bytes, column_bytes, columns, x, in_bytes, y, out_bytes)
+            token += 4 if left >= 4 else min(left, 2)
+        scales, biases = floats(now[SCALES] + 4 * begin), floats(now[BIASES] + 4 * begin)
+        for token in range(plan[TOKENS]):
+            y = floats(now[OUTPUTS] + 4 * (token * stride + begin))
+            if now[KIND] == GELU:
+                finish_gelu(y, scales, biases, end - begin)
+            elif now[KIND] == RESIDUAL:
+                finish_residual(y, scales, biases, end - begin, floats(plan[X] + 4 * (token * plan[X_STRIDE] + begin)))
+            else:
+                finish(y, scales, biases, end - begin)
+
+    @compiled
+    def normalize(address, plan, now, out):
+        for token in range(plan[TOKENS]):
+            at = 4 * token * plan[X_STRIDE]
+            epsilon = floats(address + 8 * EPSILON)[0]
+            layer_norm(floats(plan[X] + at), floats(now[GAINS]), floats(now[SHIFTS]), epsilon, plan[CHANNELS], floats(out + at))
+
+    def step(address, state, worker):
+        """Work on a step. address: its plan. worker: 1, 2, ... help while there is work; 0 does all of it, -1 the head alone."""
+        plan, thread, ticket, done = integers(address), max(worker, 0), state, state + 8 * DONE
+        phase, number, normed_for, idle = np.int64(0), np.int64(-1), np.int64(-1), 0
+        if worker <= 0:
+            begin = plan[HEAD] if worker < 0 else 0
+            store(done, begin)
+            integers(state)[BEGUN] = clock()
+            store(ticket, (((load(ticket) >> CHUNK_BITS) + 1) << CHUNK_BITS) + begin)
+        while True:
+            if load(ticket) & CHUNK_MASK >= plan[TOTAL]:
+                idle += 1
+                if worker <= 0 or idle > LINGER:
+                    break
+                continue
+            taken = fetch_add(ticket, 1)
+            chunk = taken & CHUNK_MASK
+            if chunk >= plan[TOTAL]:
+                continue
+            if taken >> CHUNK_BITS != number:
+                phase, number, normed_for = np.int64(0), taken >> CHUNK_BITS, np.int64(-1)
+            while chunk >= integers(plan[PHASES] + PHASE_BYTES * (phase + 1))[FIRST]:
+                phase += 1
+            now, idle = integers(plan[PHASES] + PHASE_BYTES * phase), 0
+            begin = (chunk - now[FIRST]) * now[CHUNK]
+            end = min(begin + now[CHUNK], now[ROWS])
+            if load(done) < now[FIRST]:
+                row_bytes = now[ROW_SIZE] * size
+                for at in range(begin * row_bytes, min(end * row_bytes, begin * row_bytes + WHILE_WAITING), 64):
+                    prefetch(now[WEIGHTS] + at)
+                wait(done, now[FIRST])
+            inputs = now[INPUTS]
+            if now[GAINS]:
+                inputs = plan[NORMED] + 4 * thread * MOST_TOKENS * plan[X_STRIDE]
+                if normed_for != phase:
+                    before, normed_for = clock(), phase
+                    normalize(address, plan, now, inputs)
+                    if thread == 0:
+                        now[NORM_TICKS] = clock() - before
+            if now[KIND] == ATTENTION:
+                attention(plan, now, begin, end, plan[SCORES] + 4 * thread * (plan[CONTEXT] + BLOCK))
+            else:
+                project(plan, now, begin, end, inputs)
+            if fetch_add(done, 1) + 1 == integers(plan[PHASES] + PHASE_BYTES * (phase + 1))[FIRST]:
+                now[ENDED] = clock()
+        if worker <= 0:
+            wait(done, plan[TOTAL])
+
+    return step
+
+
+@instruction(types.void, types.int64, types.int64, types.int64)
+def read(builder, address, count, result):
+    """Read bytes, a multiple of 256, as fast as one core can; write their sum, 512 bits wide, so that reading can't be left out."""
+    vector = ir.VectorType(i64, 8)
+    sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0] * 8)) for _ in range(4)]
+    with cgutils.for_range_slice(builder, i64(0), count, i64(256)) as (at, _):
+        for number, total in enumerate(sums):
+            line = builder.add(builder.add(address, at), i64(64 * number))
+            fetch_line(builder, builder.add(line, i64(AHEAD)))
+            loaded = builder.load(pointer(builder, line, vector))
+            loaded.align = 8
+            builder.store(builder.add(loaded, builder.load(total)), total)
+    total = builder.add(*(builder.add(*(builder.load(one) for one in pair)) for pair in (sums[:2], sums[2:])))
+    builder.store(total, pointer(builder, result, vector)).align = 8
+
+
+def function_named(name):
+    """Return what is to be compiled: `read`, or `step TYPE_OF_WEIGHTS TYPE_OF_CACHE LANES`."""
+    if name == "read":
+        return lambda address, count, result: read(address, count, result)
+    _, stored, cached, lanes = name.split()
+    return step_over(stored, cached, int(lanes))
+
+
+def main() -> None:
+    """Compile the function that is named; write to stdout the name that it has in the object code, and the object code."""
+    cpu, features = config.CPU_NAME or binding.get_host_cpu_name(), config.CPU_FEATURES
+    features = binding.get_host_cpu_features().flatten() if features is None else features
+    if binding.get_process_triple().startswith("x86") and not {"+fma", "+f16c"} <= set(features.split(",")):
+        sys.exit("this CPU has no FMA or F16C")  # LLVM would call functions of its own library in their place
+    compiled_function = cfunc(types.void(*[types.int64] * 3), error_model="numpy")(function_named(sys.argv[1]))
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine(cpu, features, opt=3, codemodel="jitdefault", jit=True)
+    module = binding.parse_assembly(compiled_function.inspect_llvm())
+    module.get_function(compiled_function.native_name).linkage = "internal"  # numba's wrapper, which needs numba and Python
+    passes = binding.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(module, binding.create_pass_builder(machine, binding.create_pipeline_tuning_options()))
+    sys.stdout.buffer.write(compiled_function.native_name.removeprefix("cfunc.").encode() + b"\n" + machine.emit_object(module))
+
+
+if __name__ == "__main__":
+    main()
