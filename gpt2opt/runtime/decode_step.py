@@ -41,7 +41,7 @@ class DecodeStep:
         self._logits = self._zeros(layout.MOST_TOKENS, _up(len(weights.head.rows), layout.PANEL))
         for layer in weights.layers:
             self._add_matmul(layout.PROJECTION, layer.qkv, self._x, results, layer.norm_1)
-            self._add_phase(layout.ATTENTION, layer.heads, 1, results, mixed)
+            self._add_phase(layout.ATTENTION, layer.heads, -(-layer.heads // num_threads), results, mixed)
             self._add_matmul(layout.RESIDUAL, layer.projection, mixed, results)
             self._add_matmul(layout.GELU, layer.mlp, self._x, middle, layer.norm_2)
             self._add_matmul(layout.RESIDUAL, layer.mlp_projection, middle, results)
@@ -49,7 +49,7 @@ class DecodeStep:
         self._add_phase(layout.PROJECTION, 0, 1, results, results)  # the end
         self._table = np.array([[phase.get(name, 0) for name in layout.PHASE] for phase in self._phases], np.int64)
         self._slots, self._positions = np.zeros((2, layout.MOST_TOKENS), np.int64)
-        normed, scores = self._zeros(num_threads, *self._x.shape), self._zeros(num_threads, context + BLOCK)
+        normed, scores = self._zeros(num_threads, *self._x.shape), self._zeros(num_threads + inner // 3 // width, context + BLOCK)
         plan = {
             "total": self._phases[-1]["first"], "head": self._phases[-2]["first"], "phases": _address(self._table),
             "slots": _address(self._slots), "positions": _address(self._positions), "context": context, "width": width, "channels": channels,
@@ -178,9 +178,10 @@ def _padded_bytes(matmul: Matmul) -> int:
 
 def _on_huge_pages(size: int) -> np.ndarray:
     """Reserve memory, on huge pages where the system has them: with small ones, a virtual machine spends much of its time on finding pages."""
-    memory = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.zeros(size, np.uint8)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)
 
 

@@ -137,24 +137,30 @@ def products_of_panel(stored, tokens, columns, prefetch):
     return products
 
 
-def weighted_sums(stored, lanes):
+def weighted_sums(stored, lanes, rows_at_once):
     """Return a function for compiled code: adds weighted rows of `lanes` numbers to as many results.
 
-    Its arguments: address of the first row; bytes from row to row; address of the weights, one for each row; number of rows; address of the
-    results.
+    Its arguments: address of the first row; bytes from row to row; address of the weights, one for each row; the first row that counts, and
+    the one after the last, from which `rows_at_once` divides the distance; address of the results.
     """
 
-    @instruction(types.void, *[types.int64] * 5)
-    def sums(builder, rows, row_bytes, weights, count, results):
+    @instruction(types.void, *[types.int64] * 6)
+    def sums(builder, rows, row_bytes, weights, begin, end, results):
         vector = ir.VectorType(f32, lanes)
-        total = cgutils.alloca_once_value(builder, load_vector(builder, results, "f32", lanes))
-        with cgutils.for_range(builder, count) as loop:
-            weight = builder.load(pointer(builder, builder.add(weights, builder.mul(loop.index, i64(4))), f32))
-            first = builder.insert_element(ir.Constant(vector, ir.Undefined), weight, i32(0))
-            every = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(i32, lanes), [0] * lanes))
-            row = load_vector(builder, builder.add(rows, builder.mul(loop.index, row_bytes)), stored, lanes)
-            builder.store(multiply_add(builder, every, row, builder.load(total)), total)
-        builder.store(builder.load(total), pointer(builder, results, vector)).align = 4
+        zero = ir.Constant(vector, [0.0] * lanes)
+        totals = [cgutils.alloca_once_value(builder, zero) for _ in range(rows_at_once)]
+        with cgutils.for_range_slice(builder, begin, end, i64(rows_at_once)) as (first, _):
+            for number, total in enumerate(totals):
+                row = builder.add(first, i64(number))
+                weight = builder.load(pointer(builder, builder.add(weights, builder.mul(row, i64(4))), f32))
+                lane = builder.insert_element(ir.Constant(vector, ir.Undefined), weight, i32(0))
+                every = builder.shuffle_vector(lane, lane, ir.Constant(ir.VectorType(i32, lanes), [0] * lanes))
+                values = load_vector(builder, builder.add(rows, builder.mul(row, row_bytes)), stored, lanes)
+                builder.store(multiply_add(builder, every, values, builder.load(total)), total)
+        total = load_vector(builder, results, "f32", lanes)
+        for one in totals:
+            total = builder.fadd(total, builder.load(one))
+        builder.store(total, pointer(builder, results, vector)).align = 4
 
     return sums
 
@@ -266,6 +272,25 @@ def finish_residual(y, scales, biases, count, x):
         x[i] += y[i] * scales[i] + biases[i]
 
 
+@njit(fastmath=True, error_model="numpy")
+def largest_of(values, count):
+    """The largest number; any of them if there is NaN, which spreads from where it is."""
+    largest = values[0]
+    for i in range(count):
+        largest = max(largest, values[i])
+    return largest
+
+
+@compiled
+def softmax(values, count):
+    largest, total = largest_of(values, count), F(0)
+    for i in range(count):
+        values[i] = exp(values[i] - largest)
+        total += values[i]
+    for i in range(count):
+        values[i] /= total
+
+
 @njit(error_model="numpy")
 def wait(counter, least):
     """Wait until a counter has a value. The thread that is waited for may need this core, so that spinning without end would hold it up."""
@@ -278,7 +303,8 @@ def wait(counter, least):
 
 def attention_over(stored, lanes):
     """Return compiled attention over a KV cache of one of the types in `STORED`, for heads whose width is a multiple of `lanes`."""
-    products, add_values = products_of_panel(stored, 1, lanes, prefetch=False), weighted_sums(stored, lanes)
+    products = products_of_panel(stored, 1, lanes, prefetch=False)
+    add_panels, add_rest = weighted_sums(stored, lanes, PANEL), weighted_sums(stored, lanes, 1)
     header, size, quantized, half = layout.CACHE_HEADER[stored], STORED[stored][1], stored == "u8", stored == "f16"
 
     @compiled
@@ -301,60 +327,66 @@ def attention_over(stored, lanes):
                     floats(target)[i] = values[i]
 
     @compiled
-    def attend(query, keys, values, block_bytes, position, width, scores, out):
-        """Attention of one head of one token over all tokens up to it. keys, values: the head's first block; block_bytes: to its next."""
-        row_bytes, weights, result, query_sum, largest = header + width * size, floats(scores), floats(out), F(0), F(-3e38)
+    def score(query, block, tokens, width, scores):
+        """Scores of the first tokens of a block of the cache, for one head of one token."""
+        row_bytes, result, query_sum, scale = header + width * size, floats(scores), F(0), F(1) / np.sqrt(F(width))
         for d in range(width):
             query_sum += floats(query)[d]
-        scale = F(1) / np.sqrt(F(width))
-        for begin in range(0, position + 1, BLOCK):
-            block, here = keys + begin // BLOCK * block_bytes, min(BLOCK, position + 1 - begin)
-            for t in range(0, here, PANEL):
-                at = block + t * row_bytes + header
-                products(at, row_bytes, lanes * size, width, query, 0, scores + 4 * (begin + t), 0)
-            for t in range(here):
-                product = weights[begin + t]
-                if quantized:
-                    key = floats(block + t * row_bytes)
-                    product = (product - key[1] * query_sum) * key[0]
-                weights[begin + t] = product * scale
-                largest = max(largest, product * scale)
-        total, shift = F(0), F(0)
-        for t in range(position + 1):
-            weights[t] = exp(weights[t] - largest)
-            total += weights[t]
-        for d in range(width):
-            result[d] = F(0)
-        for begin in range(0, position + 1, BLOCK):
-            block, here = values + begin // BLOCK * block_bytes, min(BLOCK, position + 1 - begin)
-            for t in range(here):
-                weights[begin + t] /= total
-                if quantized:
-                    value = floats(block + t * row_bytes)
-                    weights[begin + t] *= value[0]
-                    shift += weights[begin + t] * value[1]
-            for d in range(0, width, lanes):
-                add_values(block + header + d * size, row_bytes, scores + 4 * begin, here, out + 4 * d)
-        for d in range(width):
-            result[d] -= shift
+        for t in range(0, tokens, PANEL):
+            products(block + t * row_bytes + header, row_bytes, lanes * size, width, query, 0, scores + 4 * t, 0)
+        for t in range(tokens):
+            if quantized:
+                key = floats(block + t * row_bytes)
+                result[t] = (result[t] - key[1] * query_sum) * key[0] * scale
+            else:
+                result[t] *= scale
+
+    @compiled
+    def add_values(weights, block, tokens, width, out):
+        """Add the values of the first tokens of a block of the cache, weighted, to the result of a head."""
+        row_bytes, weight, panels, shift = header + width * size, floats(weights), tokens // PANEL * PANEL, F(0)
+        if quantized:
+            for t in range(tokens):
+                value = floats(block + t * row_bytes)
+                weight[t] *= value[0]
+                shift += weight[t] * value[1]
+        for d in range(0, width, lanes):
+            add_panels(block + header + d * size, row_bytes, weights, 0, panels, out + 4 * d)
+            add_rest(block + header + d * size, row_bytes, weights, panels, tokens, out + 4 * d)
+        if quantized:
+            for d in range(width):
+                floats(out)[d] -= shift
 
     @compiled
     def attention(plan, now, begin, end, scores):
-        """Attention of some heads, for all tokens. All their keys and values go into the cache before any is read."""
-        heads, width, inputs, stride = now[ROWS], plan[WIDTH], now[INPUTS], 4 * now[INPUT_STRIDE]
-        row_bytes, blocks = header + width * size, (plan[CONTEXT] + BLOCK - 1) // BLOCK
-        for head in range(begin, end):
-            for token in range(plan[TOKENS]):
-                position = integers(plan[POSITIONS])[token]
-                block = (integers(plan[SLOTS])[token] * blocks + position // BLOCK) * heads + head
-                at, source = (block * BLOCK + position % BLOCK) * row_bytes, inputs + token * stride + 4 * head * width
-                store_in_cache(source + 4 * heads * width, now[KEYS] + at, width)
-                store_in_cache(source + 8 * heads * width, now[VALUES] + at, width)
-            for token in range(plan[TOKENS]):
-                first = (integers(plan[SLOTS])[token] * blocks * heads + head) * BLOCK * row_bytes
-                query, out = inputs + token * stride + 4 * head * width, now[OUTPUTS] + 4 * (token * now[OUTPUT_STRIDE] + head * width)
-                position = integers(plan[POSITIONS])[token]
-                attend(query, now[KEYS] + first, now[VALUES] + first, heads * BLOCK * row_bytes, position, width, scores, out)
+        """Attention of some heads, for all tokens; the keys and values of these go into the cache before any is read.
+
+        Block after block, so that what is read of a block, that of some heads, lies together.
+        """
+        heads, width, slots, positions, of_head = now[ROWS], plan[WIDTH], integers(plan[SLOTS]), integers(plan[POSITIONS]), 4 * plan[WIDTH]
+        row_bytes, per_slot, per_head = header + width * size, (plan[CONTEXT] + BLOCK - 1) // BLOCK * heads, 4 * (plan[CONTEXT] + BLOCK)
+        block_bytes = BLOCK * row_bytes
+        for token in range(plan[TOKENS]):
+            source, position = now[INPUTS] + 4 * token * now[INPUT_STRIDE], positions[token]
+            for head in range(begin, end):
+                at = (slots[token] * per_slot + position // BLOCK * heads + head) * block_bytes + position % BLOCK * row_bytes
+                store_in_cache(source + (heads + head) * of_head, now[KEYS] + at, width)
+                store_in_cache(source + (2 * heads + head) * of_head, now[VALUES] + at, width)
+        for token in range(plan[TOKENS]):
+            query, out = now[INPUTS] + 4 * token * now[INPUT_STRIDE], now[OUTPUTS] + 4 * token * now[OUTPUT_STRIDE]
+            first, count = slots[token] * per_slot, positions[token] + 1
+            for t in range(0, count, BLOCK):
+                for head in range(begin, end):
+                    block = now[KEYS] + (first + t // BLOCK * heads + head) * block_bytes
+                    score(query + head * of_head, block, min(BLOCK, count - t), width, scores + (head - begin) * per_head + 4 * t)
+            for head in range(begin, end):
+                softmax(floats(scores + (head - begin) * per_head), count)
+                for d in range(width):
+                    floats(out + head * of_head)[d] = F(0)
+            for t in range(0, count, BLOCK):
+                for head in range(begin, end):
+                    block = now[VALUES] + (first + t // BLOCK * heads + head) * block_bytes
+                    add_values(scores + (head - begin) * per_head + 4 * t, block, min(BLOCK, count - t), width, out + head * of_head)
 
     return attention
 
@@ -437,7 +469,7 @@ def step_over(stored, cached, lanes):
                     if thread == 0:
                         now[NORM_TICKS] = clock() - before
             if now[KIND] == ATTENTION:
-                attention(plan, now, begin, end, plan[SCORES] + 4 * thread * (plan[CONTEXT] + BLOCK))
+                attention(plan, now, begin, end, plan[SCORES] + 4 * thread * now[CHUNK] * (plan[CONTEXT] + BLOCK))
             else:
                 project(plan, now, begin, end, inputs)
             if fetch_add(done, 1) + 1 == integers(plan[PHASES] + PHASE_BYTES * (phase + 1))[FIRST]:
