@@ -1,4 +1,4 @@
-"""Proof of INT8: the type of each matmul's weight in the IR file, and the types that it multiplies in the compiled graphs."""
+"""Proof of INT8: the type of each matmul's weight in the IR file, and the types that are multiplied when it runs."""
 
 import math
 import re
@@ -11,22 +11,25 @@ from typing import Any
 import openvino
 
 from gpt2opt.runtime.compile import compile_ir
+from gpt2opt.runtime.decode_step import load_step
 from gpt2opt.runtime.graph import activation_quantizer, matmuls, stored_weight
 from gpt2opt.runtime.manifest import IR_NAME, read_config, read_manifest
 
 INT8_TYPES, INT4_TYPES = ("i8", "u8"), ("i4", "u4")
+STORED = {"int8": "i8", "float32": "f32"}
+"""Types of numpy's arrays, by the names that OpenVINO has for them."""
 BLOCK_MATMULS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 MATMUL_NAME = re.compile(r"\.(h\.\d+\.(?:attn|mlp)\.c_(?:attn|proj|fc)|lm_head)/aten::(?:linear|addmm)/")
 
 
 @dataclass(frozen=True)
 class Int8Audit:
-    """What is INT8 in an IR file and in the graphs compiled from it, for each matmul by its name in the model."""
+    """What is INT8 in an IR file, in the graph compiled from it and in the decode step, for each matmul by its name in the model."""
 
     weights: str  # the type that those of the blocks have to be stored in: `i8` or `i4`, or `f32` if nothing was quantized
     in_file: dict[str, str]  # matmul -> type of its stored weight
     prefill: dict[str, tuple[str, str]]  # matmul -> types of its input and of its weight in the compiled graph that reads prompts
-    decode: dict[str, tuple[str, str]]  # the same in the compiled graph that decodes one sequence
+    decode: dict[str, tuple[str, str]]  # the same in what decodes: our decode step, or else the same graph
     float_inputs: tuple[str, ...]  # matmuls whose input the file does not quantize
     bytes_by_type: dict[str, int]  # type -> bytes of constants in the file
     num_layers: int
@@ -35,9 +38,8 @@ class Int8Audit:
     def failures(self) -> list[str]:
         """Return one line for each matmul that is missing, or that is not INT8 although it has to be."""
         return [f"{name}: {problem}" for name in self.expected if (problem := self._problem(name))] + [
-            f"{name}: weight {types[1]} in the {which} graph, and it is none of the model's matmuls"
-            for which, graph in (("prefill", self.prefill), ("decode", self.decode))
-            for name, types in graph.items()
+            f"{name}: weight {types[1]} in the prefill graph, and it is none of the model's matmuls"
+            for name, types in self.prefill.items()
             if name not in self.expected and types[1] not in (*INT8_TYPES, *INT4_TYPES)
         ]
 
@@ -45,11 +47,11 @@ class Int8Audit:
         integers = INT4_TYPES if self.weights == "i4" and name != "lm_head" else INT8_TYPES
         if self.in_file.get(name) not in integers:
             return f"weight {self.in_file.get(name, 'not found')} in the file"
-        for which, graph in (("prefill", self.prefill), ("decode", self.decode)):
-            if name not in graph:
-                return f"not found in the {which} graph"
-            if graph[name][1] not in integers:
-                return f"weight {graph[name][1]} in the {which} graph"
+        for which, found in (("prefill graph", self.prefill), ("decode step", self.decode)):
+            if name not in found:
+                return f"not found in the {which}"
+            if found[name][1] not in integers:
+                return f"weight {found[name][1]} in the {which}"
         if name not in self.float_inputs and self.prefill[name][0] not in INT8_TYPES:
             return f"input {self.prefill[name][0]} in the prefill graph"
         return None
@@ -70,10 +72,10 @@ class Int8Audit:
 
 
 def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
-    """Count what is INT8 in an IR directory: every block matmul and the head, in the file and in both compiled graphs.
+    """Count what is INT8 in an IR directory: every block matmul and the head, in the file, in the compiled graph and in the decode step.
 
-    A weight must be stored as an integer and stay one in both compiled graphs. An input must be an integer in the prefill graph, unless
-    the file has no quantizer for it; `Int8Audit.float_inputs` lists those.
+    A weight must be stored as an integer and stay one in what reads prompts and in what decodes. An input must be an integer in the prefill
+    graph, unless the file has no quantizer for it; `Int8Audit.float_inputs` lists those.
 
     Raises:
         ValueError: there is no IR in the directory, it is damaged, or it is no GPT-2.
@@ -92,11 +94,11 @@ def audit_int8(directory: Path | str, *, must_pass: bool = True) -> Int8Audit:
         if node.get_type_name() == "Constant":
             constants[node.get_element_type().get_type_name()] += node.get_byte_size()
     compiled, body = compile_ir(directory), {name: shape for name, shape in shapes.items() if name != "lm_head"}
-    head = executed_types(compiled.head, _matmul, {name: shape for name, shape in shapes.items() if name == "lm_head"})
+    head = executed_types(compiled.compile_head(), _matmul, {name: shape for name, shape in shapes.items() if name == "lm_head"})
     prefill = head | executed_types(compiled.prefill, _matmul, body)
-    # The single-step graph needs a head of its own: the shared one must not count for it.
-    step = compiled.single_step
-    decode = executed_types(step, _matmul, shapes) if step else head | executed_types(compiled.decode, _matmul, body)
+    step = load_step(directory, compiled.kv_cache, read_config(directory, "n_positions"))
+    # The types in its own buffer, and its float32 inputs. Without a step, the graph that reads prompts decodes too.
+    decode = {name: ("f32", STORED[weight.dtype.name]) for name, weight in step.stored.items()} if step else prefill
     # The config says how many layers there must be, not the graph: otherwise a layer that the graph lacks would go unnoticed.
     audit = Int8Audit(weights, stored, prefill, decode, tuple(float_inputs), dict(constants), read_config(directory, "n_layer"))
     if must_pass and not audit.passed:

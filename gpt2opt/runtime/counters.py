@@ -1,10 +1,11 @@
-"""What OpenVINO's own counters measure of a generation, node by node, in the format of torch.profiler's traces.
+"""What OpenVINO's counters and our decode step measure of a generation, node by node, in the format of torch.profiler's traces.
 
 Compiled with `PERF_COUNT`, a graph counts how long each of its nodes ran, in whole µs, and not when it began. So the nodes of a call are
 placed one after another from its beginning, and what is left of the call is its own time.
 """
 
 import functools
+import itertools
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import openvino
 
 from gpt2opt.decoding.decoder import Greedy
+from gpt2opt.runtime.decode_step import WHOLE, DecodeStep
 
 if TYPE_CHECKING:
     from gpt2opt.runtime.ir_model import IrModel
@@ -47,11 +49,11 @@ def count_nodes(models: Sequence["IrModel"], prompt: list[int], new_tokens: int)
 def _counted(model: "IrModel", prompt: list[int], new_tokens: int) -> tuple[Greedy, "Log"]:
     """Make a model log its nodes; return what generates from it, and the log that its calls and nodes go to."""
     log = Log()
-    graphs = {model.single_step_graph: "step graph", model.decode_graph: "decode graph", model.prefill_graph: "prefill graph"}
-    for graph, role in graphs.items():  # where one graph has several roles, the last one names it
-        if graph:
-            log.listen(graph.request, "graph", role)
-    log.listen(model.head, "head", "head")
+    log.listen(model.graph.request, "graph", "prefill graph")
+    if model.step:
+        log.listen_to_step(model.step)
+    else:
+        log.listen(model.head, "head", "head")
     decoder = model.decoder(np.array([prompt]), new_tokens)
     for name in ("prefill", "decode"):
         setattr(decoder, name, functools.partial(log.call, name, getattr(decoder, name)))
@@ -85,22 +87,41 @@ class Log:
 
         def logged(**options: Any) -> None:
             self.call(name, lambda: infer(**options), **{"exec type": role})
-            self.add_nodes(request.profiling_info)
+            self.add_nodes(lambda: [(*shown_as(node), node.node_name, node.real_time.total_seconds()) for node in request.profiling_info])
 
         request.infer = logged
 
-    def add_nodes(self, counted: list[openvino.ProfilingInfo]) -> None:
-        """Add the nodes of the call that was logged last."""
+    def listen_to_step(self, step: DecodeStep) -> None:
+        """Log the calls of a decode step, and its phases."""
+        run = step.run
+
+        def logged(x: np.ndarray, what: int) -> np.ndarray:
+            logits = self.call("decode step" if what == WHOLE else "head", run, x, what, **{"exec type": "decode step"})
+            if what == WHOLE:
+                self.add_nodes(lambda: list(itertools.chain(*map(phase_nodes, step.seconds()))))
+            return logits
+
+        step.run = logged  # type: ignore[method-assign]
+
+    def add_nodes(self, counted: Callable[[], list[tuple[str, str, str, float]]]) -> None:
+        """Add the nodes of the call that was logged last: of each how it is shown, what ran it, its name in the graph, and seconds."""
         begun_us, call = time.perf_counter() * 1e6, self.events[-1]
-        durations = [node.real_time.total_seconds() * 1e6 for node in counted]
-        fit = min(1.0, call["dur"] / max(sum(durations), 1e-9))  # rounding may carry the sum a little beyond the call
+        nodes = counted()
+        fit = min(1.0, call["dur"] / max(sum(node[-1] * 1e6 for node in nodes), 1e-9))  # rounding may carry the sum beyond the call
         at_us = call["ts"]
-        for node, duration in zip(counted, durations, strict=True):
-            if duration:
-                name, kernel = shown_as(node)
-                self.add("cpu_op", name, at_us, duration * fit, node=node.node_name, **{"exec type": kernel})
-                at_us += duration * fit
+        for name, kernel, node, seconds in nodes:
+            if seconds:
+                self.add("cpu_op", name, at_us, seconds * 1e6 * fit, node=node, **{"exec type": kernel})
+                at_us += seconds * 1e6 * fit
         self.paused_us += time.perf_counter() * 1e6 - begun_us
+
+
+def phase_nodes(phase: tuple[str, float, float]) -> list[tuple[str, str, str, float]]:
+    """Return a phase of the decode step, its name, its seconds and those of the norm in it, as nodes."""
+    name, seconds, norm = phase
+    part = name.split(".", 2)[-1]
+    shown = "Attention" if part == "attention" else f"MatMul {part}"
+    return [("LayerNorm", "decode step", f"norm before {name}", norm), (shown, "decode step", name, seconds - norm)]
 
 
 def shown_as(node: openvino.ProfilingInfo) -> tuple[str, str]:

@@ -4,61 +4,82 @@
 addresses and sizes (`step_layout.py`), and keeps the threads.
 """
 
+import logging
 import mmap
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 
+from gpt2opt.environment import threads
 from gpt2opt.runtime import step_layout as layout
-from gpt2opt.runtime.ir_weights import Gpt2Weights, Matmul, Norm
+from gpt2opt.runtime.ir_weights import Gpt2Weights, Matmul, NotCoveredError, read_weights
 from gpt2opt.runtime.kv_cache import BLOCK, KvCache
-from gpt2opt.runtime.object_code import compiled_function
+from gpt2opt.runtime.manifest import IR_NAME
+from gpt2opt.runtime.object_code import CantCompileError, compiled_function
 
+logger = logging.getLogger(__name__)
+WHOLE, HEAD = 0, -1
 CHUNK_BYTES, CHUNKS_PER_THREAD = 128 * 1024, 4
 """A chunk of weights is at most so large, and a matmul has at least so many for each thread, so that all threads end at nearly one time."""
-PARTS = ("attn.c_attn", "attention", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-"""The phases of a layer."""
+
+
+def load_step(directory: Path | str, kv_cache: str, context: int, num_threads: int | None = None) -> "DecodeStep | None":
+    """Return the decode step of an IR; None if it does not cover this IR, or can't be compiled here.
+
+    kv_cache: the type of the cache. context: its tokens.
+    """
+    try:
+        if kv_cache not in layout.CACHE_HEADER:
+            raise NotCoveredError(f"a KV cache of {kv_cache}")
+        weights = read_weights(openvino.Core().read_model(Path(directory, IR_NAME)))
+        return DecodeStep(weights, kv_cache, context, num_threads or threads())
+    except NotCoveredError as error:
+        logger.info("OpenVINO decodes: %s", error)
+    except CantCompileError as error:
+        logger.warning("OpenVINO decodes, which takes longer: %s", error)
+    return None
 
 
 class DecodeStep:
     """The decode step of one model; not for use by several threads at once, see `IrModel`."""
 
     def __init__(self, weights: Gpt2Weights, kv_cache: str, context: int, num_threads: int):
-        """Copy the weights; kv_cache: the type that the cache is kept in, of `CACHE_HEADER`; context: in tokens."""
-        self.weights, self._kept, self._phases = weights, [], []  # type: ignore[var-annotated] # arrays that the compiled code has addresses of
-        stored, width = "i8" if weights.head.rows.dtype == np.int8 else "f32", weights.width
+        """Copy the weights; see `load_step` for the arguments."""
+        self.weights, self.stored = weights, {}  # type: ignore[var-annotated] # matmul -> its weight in the buffer, see `_write_panels`
+        self._kept, self._phases = [], []  # type: ignore[var-annotated] # arrays that the compiled code has addresses of
+        stored, width, parts = "i8" if weights.matmuls[0].rows.dtype == np.int8 else "f32", weights.width, iter(weights.matmuls)
         self._step = compiled_function(f"step {stored} {kv_cache} {layout.LANES if width % layout.LANES == 0 else layout.LANES // 2}")
-        channels = weights.positions.shape[1]
         self._buffer, self._used = _on_huge_pages(sum(map(_padded_bytes, weights.matmuls)) + 4 * layout.AHEAD), 0
         self._chunks_at_least = CHUNKS_PER_THREAD * num_threads
-        inner, hidden = (max(len(matmul.rows) for matmul in weights.matmuls[part::4][: len(weights.layers)]) for part in (0, 2))
-        self._x, mixed, middle = (self._zeros(layout.MOST_TOKENS, _up(size, layout.COLUMNS)) for size in (channels, inner // 3, hidden))
-        results = self._zeros(layout.MOST_TOKENS, _up(max(inner, channels), layout.PANEL))
-        self._logits = self._zeros(layout.MOST_TOKENS, _up(len(weights.head.rows), layout.PANEL))
-        for layer in weights.layers:
-            self._add_matmul(layout.PROJECTION, layer.qkv, self._x, results, layer.norm_1)
-            self._add_phase(layout.ATTENTION, layer.heads, -(-layer.heads // num_threads), results, mixed)
-            self._add_matmul(layout.RESIDUAL, layer.projection, mixed, results)
-            self._add_matmul(layout.GELU, layer.mlp, self._x, middle, layer.norm_2)
-            self._add_matmul(layout.RESIDUAL, layer.mlp_projection, middle, results)
-        self._add_matmul(layout.PROJECTION, weights.head, self._x, self._logits, weights.norm)
+        channels, inner, hidden = (max(matmul.rows.shape[1] for matmul in weights.matmuls[part::4]) for part in (0, 1, 3))
+        self._x, mixed, middle = (self._zeros(layout.MOST_TOKENS, _up(size, layout.COLUMNS)) for size in (channels, inner, hidden))
+        results = self._zeros(layout.MOST_TOKENS, _up(max(3 * inner, channels), layout.PANEL))
+        self._logits = self._zeros(layout.MOST_TOKENS, _up(len(weights.matmuls[-1].rows), layout.PANEL))
+        for heads in weights.heads:
+            self._add_matmul(layout.PROJECTION, next(parts), self._x, results)
+            self._add_phase(layout.ATTENTION, heads, -(-heads // num_threads), results, mixed)
+            self._add_matmul(layout.RESIDUAL, next(parts), mixed, results)
+            self._add_matmul(layout.GELU, next(parts), self._x, middle)
+            self._add_matmul(layout.RESIDUAL, next(parts), middle, results)
+        self._add_matmul(layout.PROJECTION, next(parts), self._x, self._logits)
         self._add_phase(layout.PROJECTION, 0, 1, results, results)  # the end
         self._table = np.array([[phase.get(name, 0) for name in layout.PHASE] for phase in self._phases], np.int64)
-        self._slots, self._positions = np.zeros((2, layout.MOST_TOKENS), np.int64)
-        normed, scores = self._zeros(num_threads, *self._x.shape), self._zeros(num_threads + inner // 3 // width, context + BLOCK)
+        self._slots, self._positions = np.zeros(layout.MOST_TOKENS, np.int64), np.zeros(layout.MOST_TOKENS, np.int64)
+        normed, scores = self._zeros(num_threads, *self._x.shape), self._zeros(num_threads + inner // width, context + BLOCK)
         plan = {
             "total": self._phases[-1]["first"], "head": self._phases[-2]["first"], "phases": _address(self._table),
-            "slots": _address(self._slots), "positions": _address(self._positions), "context": context, "width": width, "channels": channels,
-            "x": _address(self._x), "x_stride": self._x.shape[1], "normed": _address(normed), "scores": _address(scores),
+            "slots": _address(self._slots), "positions": _address(self._positions), "context": context, "width": width,
+            "channels": channels, "x": _address(self._x), "x_stride": self._x.shape[1], "normed": _address(normed), "scores": _address(scores),
         }  # fmt: skip
         self._plan = np.array([plan.get(name, 0) for name in layout.PLAN], np.int64)
-        self._plan.view(np.float32)[2 * layout.PLAN.index("epsilon")] = weights.norm.epsilon
+        self._plan.view(np.float32)[2 * layout.PLAN.index("epsilon")] = weights.epsilon
         memory = np.zeros(layout.STATE_SIZE + 8, np.int64)
-        self._state = memory[-(_address(memory) // 8) % 8 :]  # from the beginning of a cache line on
+        self._state: np.ndarray = memory[-(_address(memory) // 8) % 8 :]  # from the beginning of a cache line on
         self._state[layout.TICKET] = plan["total"]  # so that no thread finds work before the first step
         self._arguments = _address(self._plan), _address(self._state)
         self._cache: KvCache | None = None
@@ -82,18 +103,19 @@ class DecodeStep:
         embedded += weights.positions[positions]
         if self._cache is not cache:
             keys, values = (
-                [_address(cache.memory[f"{kind}_cache.{layer}"]) for layer in range(len(weights.layers))] for kind in ("key", "value")
+                [_address(cache.memory[f"{kind}_cache.{layer}"]) for layer in range(len(weights.heads))] for kind in ("key", "value")
             )
             self._table[1 : 5 * len(keys) : 5, [layout.PHASE.index(name) for name in ("keys", "values")]] = np.transpose([keys, values])
             self._cache = cache
         self._slots[:count], self._positions[:count] = slots, positions
-        return self._run(embedded, 0)
+        return self.run(embedded, WHOLE)
 
     def head(self, hidden: np.ndarray) -> np.ndarray:
         """Return the logits (rows, V) of what the last layer left (rows, E), before the last norm; rows: at most `MOST_TOKENS`."""
-        return self._run(hidden, -1)
+        return self.run(hidden, HEAD)
 
-    def _run(self, x: np.ndarray, what: int) -> np.ndarray:
+    def run(self, x: np.ndarray, what: int) -> np.ndarray:
+        """Run the `WHOLE` step on embedded tokens (T, E), or the `HEAD` alone."""
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("this model is decoding in another thread; load it once for each thread that uses it")
         try:
@@ -105,17 +127,19 @@ class DecodeStep:
             self._seconds = time.perf_counter() - started
         finally:
             self._lock.release()
-        return self._logits[: len(x), : len(self.weights.head.rows)]
+        return self._logits[: len(x), : len(self.weights.matmuls[-1].rows)]
 
     def forget(self) -> None:
         """Let go of the cache that was used last."""
         self._cache = None
 
     def seconds(self) -> list[tuple[str, float, float]]:
-        """Return of each phase of the last whole step its name, the seconds it took, and those that its norm took, by the CPU's clock."""
+        """Return of each phase of the last whole step its name, the seconds it took, and those of its norm, by the CPU's clock."""
         ended = self._table[:-1, layout.PHASE.index("ended")]
         tick = self._seconds / (ended[-1] - self._state[layout.BEGUN])
-        names = [f"h.{layer}.{part}" for layer in range(len(self.weights.layers)) for part in PARTS] + ["lm_head"]
+        names = [matmul.name for matmul in self.weights.matmuls]
+        for layer in range(len(self.weights.heads)):
+            names.insert(5 * layer + 1, f"h.{layer}.attention")
         ticks, norms = np.diff(ended, prepend=self._state[layout.BEGUN]), self._table[:-1, layout.PHASE.index("norm_ticks")]
         return [(name, float(phase * tick), float(norm * tick)) for name, phase, norm in zip(names, ticks, norms, strict=True)]
 
@@ -129,15 +153,15 @@ class DecodeStep:
             }
         )  # fmt: skip
 
-    def _add_matmul(self, kind: int, matmul: Matmul, inputs: np.ndarray, outputs: np.ndarray, norm: Norm | None = None) -> None:
+    def _add_matmul(self, kind: int, matmul: Matmul, inputs: np.ndarray, outputs: np.ndarray) -> None:
         """Copy a weight to the end of the buffer and add its phase. inputs: of the matmul, or of the norm before it."""
         size, rows = _padded_bytes(matmul), _up(len(matmul.rows), layout.PANEL)
-        _write_panels(self._buffer[self._used : self._used + size].view(matmul.rows.dtype), matmul.rows)
+        self.stored[matmul.name] = _write_panels(self._buffer[self._used : self._used + size].view(matmul.rows.dtype), matmul.rows)
         chunk = min(CHUNK_BYTES, size // self._chunks_at_least) * rows // size
-        further = {"gains": self._padded(norm.gains), "shifts": self._padded(norm.shifts)} if norm else {}
+        norm = {"gains": self._padded(matmul.gains), "shifts": self._padded(matmul.shifts)} if matmul.gains.size else {}
         self._add_phase(
             kind, rows, max(chunk // layout.PANEL, 1) * layout.PANEL, inputs, outputs, columns=_up(matmul.rows.shape[1], layout.COLUMNS),
-            weights=_address(self._buffer) + self._used, scales=self._padded(matmul.scales), biases=self._padded(matmul.bias), **further,
+            weights=_address(self._buffer) + self._used, scales=self._padded(matmul.scales), biases=self._padded(matmul.bias), **norm,
         )  # fmt: skip
         self._used += size
 
@@ -151,7 +175,7 @@ class DecodeStep:
         return _address(self._kept[-1])
 
 
-def _help(step: Any, arguments: Sequence[int], worker: int, wake: threading.Event, is_open: list[bool], _memory: Any) -> None:
+def _help(step: Any, arguments: tuple[int, int], worker: int, wake: threading.Event, is_open: list[bool], _memory: Any) -> None:
     """Work on steps whenever there are some; what a thread does between two of them is in `kernels.py`."""
     while wake.wait() and is_open[0]:
         wake.clear()
@@ -177,7 +201,7 @@ def _padded_bytes(matmul: Matmul) -> int:
 
 
 def _on_huge_pages(size: int) -> np.ndarray:
-    """Reserve memory, on huge pages where the system has them: with small ones, a virtual machine spends much of its time on finding pages."""
+    """Reserve memory, on huge pages where the system has them: with small ones, a virtual machine spends much time on finding pages."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return np.zeros(size, np.uint8)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -185,12 +209,13 @@ def _on_huge_pages(size: int) -> np.ndarray:
     return np.frombuffer(memory, np.uint8)
 
 
-def _write_panels(target: np.ndarray, rows: np.ndarray) -> None:
-    """Write a weight (O, I) panel by panel, with zeros up to whole panels; some rows at a time, so that no copy of all is made."""
+def _write_panels(target: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Write a weight (O, I) by panels, with zeros up to whole ones; return them, (panels, parts of a row, `PANEL`, `COLUMNS`)."""
     columns, many = _up(rows.shape[1], layout.COLUMNS) // layout.COLUMNS, 1024 * layout.PANEL
     panels = target.reshape(-1, columns, layout.PANEL, layout.COLUMNS)
-    for start in range(0, len(rows), many):
+    for start in range(0, len(rows), many):  # so that no copy of all rows is made
         part = rows[start : start + many]
         part = np.pad(part, ((0, -len(part) % layout.PANEL), (0, -part.shape[1] % layout.COLUMNS)))
         part = part.reshape(-1, layout.PANEL, columns, layout.COLUMNS).transpose(0, 2, 1, 3)
         panels[start // layout.PANEL :][: len(part)] = part
+    return panels

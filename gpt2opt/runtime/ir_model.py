@@ -4,7 +4,6 @@ OpenVINO reads prompts, by one compiled graph; the decode step reads one further
 nothing is copied between them. Each decoder has a cache of its own, so that several decoders can take turns on one model.
 """
 
-import logging
 import weakref
 from collections.abc import Generator, Sequence
 from functools import cached_property
@@ -14,21 +13,17 @@ import numpy as np
 import openvino
 
 from gpt2opt.decoding.decoder import Greedy, check_fits, check_prompts
-from gpt2opt.environment import threads
 from gpt2opt.runtime.compile import CompiledIr, compile_ir, give_back_pages
-from gpt2opt.runtime.decode_step import DecodeStep
-from gpt2opt.runtime.ir_weights import NotCoveredError, read_weights
+from gpt2opt.runtime.decode_step import DecodeStep, load_step
 from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache, texts_cut_at_blocks, token_by_token, whole_texts
-from gpt2opt.runtime.manifest import IR_NAME, IR_WEIGHTS, read_config
-from gpt2opt.runtime.object_code import CantCompileError
+from gpt2opt.runtime.manifest import IR_WEIGHTS, read_config
 from gpt2opt.runtime.paged_attention import LAST, ROWS
-from gpt2opt.runtime.step_layout import CACHE_HEADER, MOST_TOKENS
+from gpt2opt.runtime.step_layout import MOST_TOKENS
 
 Texts = Sequence[np.ndarray] | np.ndarray
 """The token ids of several texts: an array for each, or (B, T)."""
 DECODE = ("step", "openvino")
 """What may read further tokens: our decode step, where it covers the model, or OpenVINO alone."""
-logger = logging.getLogger(__name__)
 
 
 def load_ir(
@@ -56,16 +51,7 @@ def load_ir(
     if decode not in DECODE:
         raise ValueError(f"decode={decode!r}, expected one of {', '.join(DECODE)}")
     compiled, context = compile_ir(directory, num_threads, precision, leave_out, count_time), read_config(directory, "n_positions")
-    step = None
-    if decode == "step" and compiled.kv_cache in CACHE_HEADER:
-        try:
-            step = DecodeStep(
-                read_weights(openvino.Core().read_model(Path(directory, IR_NAME))), compiled.kv_cache, context, num_threads or threads()
-            )
-        except NotCoveredError as error:
-            logger.info("OpenVINO decodes: %s", error)
-        except CantCompileError as error:
-            logger.warning("OpenVINO decodes, which takes longer: %s", error)
+    step = load_step(directory, compiled.kv_cache, context, num_threads) if decode == "step" else None
     model = IrModel(compiled, step, context)
     # The CPU plugin packs the weights when they are first used: here, and not during the first prompt.
     token, cache = np.zeros(1, np.int64), model._take_cache(1)

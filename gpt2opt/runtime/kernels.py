@@ -10,13 +10,14 @@ that the compiled code needs neither numba nor Python. What makes it fast, each 
 4. exp is a polynomial that can be computed in vectors; a call into the C library can't.
 """
 
+import os
 import sys
 from inspect import Parameter, Signature
 
 import numpy as np
 from llvmlite import binding, ir
 from numba import cfunc, njit, types
-from numba.core import cgutils, config
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gpt2opt.runtime import step_layout as layout
@@ -49,7 +50,7 @@ def instruction(result, *arguments):
             return result(*arguments), generate
 
         names = ["typing", *(f"argument_{number}" for number in range(len(arguments)))]
-        function.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names])  # which numba reads
+        function.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names])  # type: ignore[attr-defined] # which numba reads
         return intrinsic(function)
 
     return decorate
@@ -506,8 +507,8 @@ def function_named(name):
 
 def main() -> None:
     """Compile the function that is named; write to stdout the name that it has in the object code, and the object code."""
-    cpu, features = config.CPU_NAME or binding.get_host_cpu_name(), config.CPU_FEATURES
-    features = binding.get_host_cpu_features().flatten() if features is None else features
+    cpu = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
+    features = os.environ.get("NUMBA_CPU_FEATURES", binding.get_host_cpu_features().flatten())
     if binding.get_process_triple().startswith("x86") and not {"+fma", "+f16c"} <= set(features.split(",")):
         sys.exit("this CPU has no FMA or F16C")  # LLVM would call functions of its own library in their place
     compiled_function = cfunc(types.void(*[types.int64] * 3), error_model="numpy")(function_named(sys.argv[1]))
