@@ -162,7 +162,9 @@ class IrModel:
         depend on how many there are.
         """
         if self.step:
-            return self.step(cache, ids, slot, past + np.arange(len(ids)))
+            positions, starts = past + np.arange(len(ids)), range(0, len(ids), MOST_TOKENS)
+            steps = (self.step(cache, ids[start:][:MOST_TOKENS], slot, positions[start:][:MOST_TOKENS]) for start in starts)
+            return next(steps) if len(starts) == 1 else np.concatenate([logits.copy() for logits in steps])
         inputs = token_by_token(ids, past, slot, self.context)
         return self._project(self.graph.run(cache, {**inputs, **_for_last_attention(inputs)}))
 
