@@ -147,7 +147,7 @@ class DecodeStep:
 
     def seconds(self) -> list[tuple[str, float, float]]:
         """Return of each phase of the last whole step its name, the seconds it took, and those of its norm, by the CPU's clock."""
-        ended = self._table[:-1, layout.PHASE.index("ended")]
+        ended = np.append(self._table[:-2, layout.PHASE.index("ended")], self._state[layout.OVER])
         tick = self._seconds / (ended[-1] - self._state[layout.BEGUN])
         names = [matmul.name for matmul in self.weights.matmuls]
         for layer in range(len(self.weights.heads)):

@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 
 from gpt2opt.runtime import step_layout as layout
 from gpt2opt.runtime.kv_cache import BLOCK
-from gpt2opt.runtime.step_layout import AHEAD, ATTENTION, BEGUN, CHUNK_BITS, COLUMNS, DONE, GELU, LANES, MOST_TOKENS, PANEL, RESIDUAL
+from gpt2opt.runtime.step_layout import AHEAD, ATTENTION, BEGUN, CHUNK_BITS, COLUMNS, DONE, GELU, LANES, MOST_TOKENS, OVER, PANEL, RESIDUAL
 
 TOTAL, HEAD, PHASES, TOKENS, SLOTS, POSITIONS, CONTEXT, WIDTH, X, X_STRIDE, CHANNELS, EPSILON, NORMED, SCORES = range(len(layout.PLAN))
 KIND, FIRST, CHUNK, ROWS, ROW_SIZE, WEIGHTS, SCALES, BIASES, GAINS, SHIFTS = range(10)
@@ -473,10 +473,11 @@ def step_over(stored, cached, lanes):
                 attention(plan, now, begin, end, plan[SCORES] + 4 * thread * now[CHUNK] * (plan[CONTEXT] + BLOCK))
             else:
                 project(plan, now, begin, end, inputs)
-            now[ENDED] = clock()  # before the chunk counts as done: whoever waits for the last one may read it
-            fetch_add(done, 1)
+            if fetch_add(done, 1) + 1 == integers(plan[PHASES] + PHASE_BYTES * (phase + 1))[FIRST]:
+                now[ENDED] = clock()
         if worker <= 0:
             wait(done, plan[TOTAL])
+            integers(state)[OVER] = clock()  # another thread may not yet have written when the last phase ended
 
     return step
 
