@@ -217,11 +217,12 @@ def _padded_bytes(matmul: Matmul) -> int:
 
 def _on_huge_pages(size: int) -> np.ndarray:
     """Reserve memory, on huge pages where the system has them: with small ones, a virtual machine spends much time on finding pages."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        return np.frombuffer(memory, np.uint8)
+    except (AttributeError, OSError):  # another system, a Linux without huge pages, or no memory: then numpy says so
         return np.zeros(size, np.uint8)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
 
 
 def _write_panels(target: np.ndarray, rows: np.ndarray) -> np.ndarray:

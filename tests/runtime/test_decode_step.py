@@ -1,6 +1,7 @@
 """The decode step: the answers of torch with the same rounded weights, the same bits in every use, and who decodes where it can't."""
 
 import copy
+import platform
 import subprocess
 import sys
 import threading
@@ -163,6 +164,33 @@ def test_it_goes_on_where_the_graph_that_reads_prompts_stopped(kind, weight_only
             assert relative_error(found, expected[:, i]) < {"f32": 1e-5, "f16": 1e-3, "u8": 0.02}[kind]
     if kind == "u8":
         assert relative_error(found, expected[:, -1]) < 0.5 * relative_error(found, plain[:, -1])
+
+
+def test_the_graph_reads_what_the_step_wrote(quantized, float_dir, pruned, ids):
+    expected = torch_logits(pruned, ids)[:, -1]
+    for folder, tolerance in ((float_dir, 1e-5), (quantized[0], 0.1)):
+        model = load_ir(folder)
+        decoder = model.decoder(ids[:, :1])
+        decoder.prefill()
+        for i in range(1, 25):
+            decoder.decode(ids[:, i : i + 1])
+        found = model._prefill(decoder.cache, ids[:, 25:], decoder.pasts, decoder.slots)
+        assert relative_error(found, expected) < tolerance
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions that are left out are those of x86")
+def test_code_for_a_cpu_with_shorter_vectors_gives_the_same_logits(tokens, monkeypatch, tmp_path):
+    """As AVX2 has them: what is 16 numbers wide in the source becomes two of its vectors."""
+    model, weights = rounded(odd_model((4, 4), 16))
+    with monkeypatch.context() as other:
+        other.setattr(object_code, "FOLDERS", (tmp_path,))
+        other.setenv("NUMBA_CPU_NAME", "haswell")
+        other.setenv("NUMBA_CPU_FEATURES", "+avx2,+fma,+f16c")
+        object_code.compiled_function.cache_clear()
+        step = DecodeStep(weights, "f32", CONTEXT, 2)
+    object_code.compiled_function.cache_clear()
+    expected = torch_logits(model, tokens[None])[0]
+    np.testing.assert_allclose(decode(step, new_cache(weights, "f32", 1), tokens), expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("stored", "kind", "width"), [("i8", "u8", 8), ("f32", "f32", 16)])
@@ -337,12 +365,32 @@ def warned(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
 
-def test_without_numba_openvino_decodes_and_a_line_says_so(quantized, ids, monkeypatch, caplog):
+class UnusableLlvmlite:
+    @property
+    def binding(self):
+        raise OSError("could not load libllvmlite.so")
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [(None, "numba is not installed"), (UnusableLlvmlite(), "numba's compiler can't be loaded: could not load libllvmlite.so")],
+)
+def test_without_numba_openvino_decodes_and_a_line_says_so(found, why, quantized, ids, monkeypatch, caplog):
     object_code.compiled_function.cache_clear()
-    find = object_code.importlib.util.find_spec
-    monkeypatch.setattr(object_code.importlib.util, "find_spec", lambda name, *rest: None if name == "llvmlite" else find(name, *rest))
+    monkeypatch.setitem(sys.modules, "llvmlite", found)
     assert_openvino_decodes(quantized[0], ids)
-    assert warned(caplog) == ["OpenVINO decodes, which takes longer: numba is not installed"]
+    assert warned(caplog) == [f"OpenVINO decodes, which takes longer: {why}"]
+
+
+def test_without_huge_pages_the_weights_lie_on_small_ones(tokens, monkeypatch):
+    """As in a Linux that was built without them: `madvise` is refused."""
+    _, weights = rounded(odd_model())
+    expected = decode(DecodeStep(weights, "u8", CONTEXT, 2), new_cache(weights, "u8", 1), tokens)
+    monkeypatch.setattr(decode_step.mmap, "MADV_HUGEPAGE", 12345)
+    np.testing.assert_array_equal(decode(DecodeStep(weights, "u8", CONTEXT, 2), new_cache(weights, "u8", 1), tokens), expected)
+    monkeypatch.setattr(decode_step, "_padded_bytes", lambda _: 1 << 50)
+    with pytest.raises(MemoryError):
+        DecodeStep(weights, "u8", CONTEXT, 2)
 
 
 def test_a_cpu_without_fma_is_decoded_on_by_openvino(quantized, ids, monkeypatch, caplog, tmp_path):
