@@ -297,6 +297,10 @@ def test_threads_that_are_called_before_the_first_step_find_no_work(threads, tok
 # Where OpenVINO decodes.
 
 
+def warned(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.startswith("gpt2opt.")]
+
+
 def assert_openvino_decodes(folder, ids, **options) -> None:
     model = load_ir(folder, **options)
     assert model.step is None
@@ -308,7 +312,7 @@ def test_another_form_of_gpt2_is_decoded_by_openvino(form, tokenizer, ids, tmp_p
     model = odd_model((8, 8), 12) if form == "heads 12 wide" else make_model(tokenizer, activation_function="gelu")
     export_ir(prepare_for_export(model), tokenizer, tmp_path / "ir")
     assert_openvino_decodes(tmp_path / "ir", ids)
-    assert not caplog.records  # nothing is wrong
+    assert warned(caplog) == []  # nothing is wrong
     decoder = load_ir(tmp_path / "ir").decoder(ids[:, :20])
     decoder.prefill()
     np.testing.assert_allclose(decoder.decode(ids[:, 20:21]), torch_logits(model, ids)[:, 20], atol=1e-3)
@@ -323,12 +327,6 @@ def spoil_gelu(graph) -> None:
     node = next(node for node in graph.get_ordered_ops() if node.get_type_name() == "Gelu")
     for port in node.output(0).get_target_inputs():
         port.replace_source_output(opset13.gelu(node.input_value(0), "ERF").output(0))
-
-
-def spoil_order(graph) -> None:
-    node = matmuls(graph)[0]
-    for port in node.output(0).get_target_inputs():
-        port.replace_source_output(opset13.relu(node.output(0)).output(0))
 
 
 def spoil_type(graph) -> None:
@@ -359,10 +357,6 @@ def test_what_the_step_does_not_compute_is_named(spoil, message, quantized):
     with pytest.raises(NotCoveredError) as refused:
         read_weights(graph)
     assert message in str(refused.value)
-
-
-def warned(caplog) -> list[str]:
-    return [record.getMessage() for record in caplog.records]
 
 
 class UnusableLlvmlite:
