@@ -288,6 +288,7 @@ def test_threads_that_are_called_before_the_first_step_find_no_work(threads, tok
     for _ in range(20):
         step._wake.set()
         time.sleep(0.01)
+    assert step._state[layout.DONE] == 0
     np.testing.assert_array_equal(
         decode(step, new_cache(weights, "u8", 1), tokens[:9]),
         decode(DecodeStep(weights, "u8", CONTEXT, 1), new_cache(weights, "u8", 1), tokens[:9]),
@@ -489,7 +490,7 @@ def test_a_second_thread_on_one_model_is_refused_and_spoils_nothing(tokens):
 
     def held_up(*arguments):
         inside.set()
-        go_on.wait(60)
+        go_on.wait(5)
         run(*arguments)
 
     def read_another_text():
@@ -593,6 +594,13 @@ def helpers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if getattr(thread, "_target", None) is decode_step._help]
 
 
+def still_alive(own: set[threading.Thread]) -> list[threading.Thread]:
+    deadline = time.monotonic() + 10
+    for thread in own:
+        thread.join(max(deadline - time.monotonic(), 0))
+    return [thread for thread in own if thread.is_alive()]
+
+
 def test_the_threads_of_a_model_end_with_it_and_sleep_while_it_is_idle(tokens):
     _, weights = rounded(odd_model())
     before = set(helpers())
@@ -606,9 +614,7 @@ def test_the_threads_of_a_model_end_with_it_and_sleep_while_it_is_idle(tokens):
     time.sleep(0.3)
     assert time.process_time() - used < 0.05
     del step, steps
-    for thread in own:
-        thread.join(10)
-    assert not [thread for thread in own if thread.is_alive()]
+    assert still_alive(own) == []
 
 
 def test_steps_that_are_closed_at_once_leave_no_thread():
@@ -619,6 +625,4 @@ def test_steps_that_are_closed_at_once_leave_no_thread():
         step._wake.set()
         del step
     own = set(helpers()) - before
-    for thread in own:
-        thread.join(10)
-    assert not [thread for thread in own if thread.is_alive()]
+    assert still_alive(own) == []
