@@ -52,7 +52,7 @@ def load_ir(
     if decode not in DECODE:
         raise ValueError(f"decode={decode!r}, expected one of {', '.join(DECODE)}")
     compiled, context = compile_ir(directory, num_threads, precision, leave_out, count_time), read_config(directory, "n_positions")
-    step = load_step(directory, compiled.kv_cache, context, num_threads) if decode == "step" else None
+    step = load_step(directory, compiled.kv_cache, context, num_threads) if decode == "step" and precision == "f32" else None
     model = IrModel(compiled, step, context)
     # The CPU plugin packs the weights when they are first used: here, and not during the first prompt.
     token, cache = np.zeros(1, np.int64), model._take_cache(1)
