@@ -72,14 +72,14 @@ class DecodeStep:
         self._slots, self._positions = np.zeros(layout.MOST_TOKENS, np.int64), np.zeros(layout.MOST_TOKENS, np.int64)
         normed, scores = self._zeros(num_threads, *self._x.shape), self._zeros(num_threads + inner // width, context + BLOCK)
         plan = {
-            "total": self._phases[-1]["first"], "head": self._phases[-2]["first"], "phases": _address(self._table),
-            "slots": _address(self._slots), "positions": _address(self._positions), "context": context, "width": width,
+            "total": self._phases[-1]["first"], "head": self._phases[-2]["first"], "phases": _address(self._table), "context": context,
+            "slots": _address(self._slots), "positions": _address(self._positions), "width": width,
             "channels": channels, "x": _address(self._x), "x_stride": self._x.shape[1], "normed": _address(normed), "scores": _address(scores),
         }  # fmt: skip
         self._plan = np.array([plan.get(name, 0) for name in layout.PLAN], np.int64)
         self._plan.view(np.float32)[2 * layout.PLAN.index("epsilon")] = weights.epsilon
-        memory = np.zeros(layout.STATE_SIZE + 8, np.int64)
-        self._state: np.ndarray = memory[-(_address(memory) // 8) % 8 :]  # from the beginning of a cache line on
+        memory: Any = np.zeros(layout.STATE_SIZE + 8, np.int64)
+        self._state = memory[-(_address(memory) // 8) % 8 :]  # from the beginning of a cache line on
         self._state[layout.TICKET] = plan["total"]  # so that no thread finds work before the first step
         self._arguments = _address(self._plan), _address(self._state)
         self._cache: KvCache | None = None

@@ -286,10 +286,16 @@ def largest_of(values, count):
 def softmax(values, count):
     largest, total = largest_of(values, count), F(0)
     for i in range(count):
-        values[i] = exp(values[i] - largest)
+        values[i] = exp(max(values[i] - largest, F(-60)))
         total += values[i]
     for i in range(count):
         values[i] /= total
+
+
+@compiled
+def prefetch_lines(begin, count):
+    for at in range(begin, begin + count, 64):
+        prefetch(at)
 
 
 @njit(error_model="numpy")
@@ -328,11 +334,12 @@ def attention_over(stored, lanes):
                     floats(target)[i] = values[i]
 
     @compiled
-    def score(query, block, tokens, width, scores):
-        """Scores of the first tokens of a block of the cache, for one head of one token."""
+    def score(query, block, after, tokens, width, scores):
+        """Scores of the first tokens of a block of the cache, for one head of one token. after: what is to be prefetched."""
         row_bytes, result, query_sum, scale = header + width * size, floats(scores), F(0), F(1) / np.sqrt(F(width))
         for d in range(width):
             query_sum += floats(query)[d]
+        prefetch_lines(after, tokens * row_bytes)
         for t in range(0, tokens, PANEL):
             products(block + t * row_bytes + header, row_bytes, lanes * size, width, query, 0, scores + 4 * t, 0)
         for t in range(tokens):
@@ -343,7 +350,7 @@ def attention_over(stored, lanes):
                 result[t] *= scale
 
     @compiled
-    def add_values(weights, block, tokens, width, out):
+    def add_values(weights, block, after, tokens, width, out):
         """Add the values of the first tokens of a block of the cache, weighted, to the result of a head."""
         row_bytes, weight, panels, shift = header + width * size, floats(weights), tokens // PANEL * PANEL, F(0)
         if quantized:
@@ -351,6 +358,7 @@ def attention_over(stored, lanes):
                 value = floats(block + t * row_bytes)
                 weight[t] *= value[0]
                 shift += weight[t] * value[1]
+        prefetch_lines(after, tokens * row_bytes)
         for d in range(0, width, lanes):
             add_panels(block + header + d * size, row_bytes, weights, 0, panels, out + 4 * d)
             add_rest(block + header + d * size, row_bytes, weights, panels, tokens, out + 4 * d)
@@ -379,15 +387,30 @@ def attention_over(stored, lanes):
             for t in range(0, count, BLOCK):
                 for head in range(begin, end):
                     block = now[KEYS] + (first + t // BLOCK * heads + head) * block_bytes
-                    score(query + head * of_head, block, min(BLOCK, count - t), width, scores + (head - begin) * per_head + 4 * t)
+                    score(
+                        query + head * of_head,
+                        block,
+                        block + heads * block_bytes,
+                        min(BLOCK, count - t),
+                        width,
+                        scores + (head - begin) * per_head + 4 * t,
+                    )
             for head in range(begin, end):
+                prefetch_lines(now[VALUES] + (first + head) * block_bytes, block_bytes)
                 softmax(floats(scores + (head - begin) * per_head), count)
                 for d in range(width):
                     floats(out + head * of_head)[d] = F(0)
             for t in range(0, count, BLOCK):
                 for head in range(begin, end):
                     block = now[VALUES] + (first + t // BLOCK * heads + head) * block_bytes
-                    add_values(scores + (head - begin) * per_head + 4 * t, block, min(BLOCK, count - t), width, out + head * of_head)
+                    add_values(
+                        scores + (head - begin) * per_head + 4 * t,
+                        block,
+                        block + heads * block_bytes,
+                        min(BLOCK, count - t),
+                        width,
+                        out + head * of_head,
+                    )
 
     return attention
 
@@ -458,8 +481,7 @@ def step_over(stored, cached, lanes):
             end = min(begin + now[CHUNK], now[ROWS])
             if load(done) < now[FIRST]:
                 row_bytes = now[ROW_SIZE] * size
-                for at in range(begin * row_bytes, min(end * row_bytes, begin * row_bytes + WHILE_WAITING), 64):
-                    prefetch(now[WEIGHTS] + at)
+                prefetch_lines(now[WEIGHTS] + begin * row_bytes, min((end - begin) * row_bytes, WHILE_WAITING))
                 wait(done, now[FIRST])
             inputs = now[INPUTS]
             if now[GAINS]:
