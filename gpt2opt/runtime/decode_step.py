@@ -53,7 +53,7 @@ class DecodeStep:
         self.weights, self.stored = weights, {}  # type: ignore[var-annotated] # matmul -> its weight in the buffer, see `_write_panels`
         self._kept, self._phases = [], []  # type: ignore[var-annotated] # arrays that the compiled code has addresses of
         stored, width, parts = "i8" if weights.matmuls[0].rows.dtype == np.int8 else "f32", weights.width, iter(weights.matmuls)
-        self._step = compiled_function(f"step {stored} {kv_cache} {layout.LANES if width % layout.LANES == 0 else layout.LANES // 2}")
+        self._step = compiled_function(f"step {stored} {kv_cache} {width}")
         self._buffer, self._used = _on_huge_pages(sum(map(_padded_bytes, weights.matmuls)) + 4 * layout.AHEAD), 0
         self._chunks_at_least = CHUNKS_PER_THREAD * num_threads
         channels, inner, hidden = (max(matmul.rows.shape[1] for matmul in weights.matmuls[part::4]) for part in (0, 1, 3))
@@ -73,8 +73,8 @@ class DecodeStep:
         normed, scores = self._zeros(num_threads, *self._x.shape), self._zeros(num_threads + inner // width, context + BLOCK)
         plan = {
             "total": self._phases[-1]["first"], "head": self._phases[-2]["first"], "phases": _address(self._table), "context": context,
-            "slots": _address(self._slots), "positions": _address(self._positions), "width": width,
-            "channels": channels, "x": _address(self._x), "x_stride": self._x.shape[1], "normed": _address(normed), "scores": _address(scores),
+            "slots": _address(self._slots), "positions": _address(self._positions), "x": _address(self._x), "x_stride": self._x.shape[1],
+            "channels": channels, "normed": _address(normed), "scores": _address(scores),
         }  # fmt: skip
         self._plan = np.array([plan.get(name, 0) for name in layout.PLAN], np.int64)
         self._plan.view(np.float32)[2 * layout.PLAN.index("epsilon")] = weights.epsilon
