@@ -50,14 +50,16 @@ def load_ir(
     """
     if decode not in DECODE:
         raise ValueError(f"decode={decode!r}, expected one of {', '.join(DECODE)}")
-    compiled, context = compile_ir(directory, num_threads, precision, leave_out, count_time), read_config(directory, "n_positions")
-    step = load_step(directory, compiled.kv_cache, context, num_threads) if decode == "step" else None
-    model = IrModel(compiled, step, context)
-    # The CPU plugin packs the weights when they are first used: here, and not during the first prompt.
+    model = IrModel(compile_ir(directory, num_threads, precision, leave_out, count_time), read_config(directory, "n_positions"))
+    # The CPU plugin packs the weights when they are first used: here, and not during the first prompt. Before the decode step copies them
+    # too, since the pages of the file that are read take memory until they are given back.
     token, cache = np.zeros(1, np.int64), model._take_cache(1)
-    model._prefill(cache, [token], token, token)
+    model.graph.run(cache, model._inputs([token], token, token))
     give_back_pages(Path(directory, IR_WEIGHTS))
     model._return_cache(cache)
+    if decode == "step":
+        model.step = load_step(directory, model.kv_cache, model.context, num_threads)
+        give_back_pages(Path(directory, IR_WEIGHTS))
     return model
 
 
@@ -104,8 +106,10 @@ class IrModel:
     step: what reads further tokens; None if OpenVINO does.
     """
 
-    def __init__(self, compiled: CompiledIr, step: DecodeStep | None, context: int):
-        self.context, self.step = context, step
+    step: DecodeStep | None = None
+
+    def __init__(self, compiled: CompiledIr, context: int):
+        self.context, self.kv_cache = context, compiled.kv_cache
         self.graph = BoundGraph(compiled.prefill)
         self._compile_head = compiled.compile_head
         self._cache_ports = {port.get_any_name(): port for port in compiled.prefill.inputs if "_cache." in port.get_any_name()}
@@ -137,12 +141,22 @@ class IrModel:
 
         With `every`, return those of all tokens, text after text.
         """
+        inputs = self._inputs(texts, pasts, slots, every)
+        left = self.graph.run(cache, inputs)
+        if left.shape[0] != len(inputs[ROWS]):  # the plugin found no memory, raised nothing, and left the output of the call before
+            raise MemoryError(
+                f"no memory to read {len(inputs['input_ids'])} tokens of {len(texts)} sequences at once; decode fewer at once"
+            )
+        return self._project(left, every)
+
+    def _inputs(self, texts: Texts, pasts: np.ndarray, slots: np.ndarray, every: bool = False) -> dict[str, np.ndarray]:
+        """Return the inputs of the graph for `_prefill`."""
         lengths = np.array([len(ids) for ids in texts])
         ends = lengths.cumsum()
         whole = whole_texts(pasts, lengths, slots, self.context)
         cut = not every and ends[-1] > len(texts)  # one token each: there is nothing to cut
         last = texts_cut_at_blocks(pasts, lengths, slots, self.context) if cut else whole
-        inputs = {
+        return {
             "input_ids": np.concatenate(texts),
             "position_ids": np.arange(ends[-1]) + np.repeat(pasts - ends + lengths, lengths),
             **whole,
@@ -150,10 +164,6 @@ class IrModel:
             "max_context_len": np.array((pasts + lengths).max()),
             ROWS: np.arange(ends[-1]) if every else ends - 1,
         }
-        left = self.graph.run(cache, inputs)
-        if left.shape[0] != len(inputs[ROWS]):  # the plugin found no memory, raised nothing, and left the output of the call before
-            raise MemoryError(f"no memory to read {ends[-1]} tokens of {len(texts)} sequences at once; decode fewer at once")
-        return self._project(left, every)
 
     def _decode(self, cache: KvCache, ids: np.ndarray, past: int, slot: int) -> np.ndarray:
         """Read (T,) further tokens of one text that has `past` tokens in this slot of the cache; return their logits (T, V).
