@@ -90,7 +90,7 @@ def case_of(graph: openvino.Model) -> str:
 
 
 def give_back_pages(weights: Path) -> None:
-    """Release the pages of mapped files that only loading needs: of the weights, and of LLVM's code.
+    """Release the pages of mapped files that only loading needs: of the weights, and of the code of OpenVINO and LLVM that compiles.
 
     The compiled graph and the decode step hold the weights in layouts of their own. A page that is needed again, for the embedding of a
     token for example, is read from the file again. Without /proc nothing is released.
@@ -103,7 +103,8 @@ def give_back_pages(weights: Path) -> None:
     for line in maps.read_text().splitlines():
         addresses, access, offset, *_ = line.split()
         # Of a library only what was never written to: its code, and the constants that its file begins with.
-        unchanged = line.endswith("/libllvmlite.so") and (access == "r-xp" or int(offset, 16) == 0)
+        library = line.endswith("/libllvmlite.so") or "/libopenvino" in line
+        unchanged = library and (access == "r-xp" or (access == "r--p" and int(offset, 16) == 0))
         if unchanged or line.endswith(f" {weights.resolve()}"):
             start, end = (int(address, 16) for address in addresses.split("-"))
             madvise(start, end - start, mmap.MADV_DONTNEED)
