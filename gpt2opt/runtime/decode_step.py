@@ -55,7 +55,7 @@ class DecodeStep:
         self._kept, self._phases = [], []  # type: ignore[var-annotated] # arrays that the compiled code has addresses of
         stored, width, parts = "i8" if weights.matmuls[0].rows.dtype == np.int8 else "f32", weights.width, iter(weights.matmuls)
         self._step = compiled_function(f"step {stored} {kv_cache} {width}")
-        self._buffer, self._used = _on_huge_pages(sum(map(_padded_bytes, weights.matmuls)) + 4 * layout.AHEAD), 0
+        self._buffer, self._used = on_huge_pages(sum(map(_padded_bytes, weights.matmuls)) + 4 * layout.AHEAD), 0
         self._chunks_at_least = CHUNKS_PER_THREAD * num_threads
         channels, inner, hidden = (max(matmul.rows.shape[1] for matmul in weights.matmuls[part::4]) for part in (0, 1, 3))
         self._x, mixed, middle = (self._zeros(layout.MOST_TOKENS, _up(size, layout.COLUMNS)) for size in (channels, inner, hidden))
@@ -202,7 +202,7 @@ def _padded_bytes(matmul: Matmul) -> int:
     return _up(outputs, layout.PANEL) * _up(inputs, layout.COLUMNS) * matmul.rows.itemsize
 
 
-def _on_huge_pages(size: int) -> np.ndarray:
+def on_huge_pages(size: int) -> np.ndarray:
     """Reserve memory, on huge pages where the system has them: with small ones, a virtual machine spends much time on finding pages."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return np.zeros(size, np.uint8)

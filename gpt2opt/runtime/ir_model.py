@@ -15,9 +15,9 @@ import openvino
 from gpt2opt.decoding.decoder import Greedy, check_fits, check_prompts
 from gpt2opt.runtime.compile import CompiledIr, compile_ir, give_back_pages
 from gpt2opt.runtime.decode_step import DecodeStep, load_step
-from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache, texts_cut_at_blocks, token_by_token, whole_texts
+from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache, token_by_token, whole_texts
 from gpt2opt.runtime.manifest import IR_WEIGHTS, read_config
-from gpt2opt.runtime.paged_attention import LAST, ROWS
+from gpt2opt.runtime.paged_attention import ROWS
 from gpt2opt.runtime.step_layout import MOST_TOKENS
 
 Texts = Sequence[np.ndarray] | np.ndarray
@@ -153,14 +153,10 @@ class IrModel:
         """Return the inputs of the graph for `_prefill`."""
         lengths = np.array([len(ids) for ids in texts])
         ends = lengths.cumsum()
-        whole = whole_texts(pasts, lengths, slots, self.context)
-        cut = not every and ends[-1] > len(texts)  # one token each: there is nothing to cut
-        last = texts_cut_at_blocks(pasts, lengths, slots, self.context) if cut else whole
         return {
             "input_ids": np.concatenate(texts),
             "position_ids": np.arange(ends[-1]) + np.repeat(pasts - ends + lengths, lengths),
-            **whole,
-            **_for_last_attention(last),
+            **whole_texts(pasts, lengths, slots, self.context),
             "max_context_len": np.array((pasts + lengths).max()),
             ROWS: np.arange(ends[-1]) if every else ends - 1,
         }
@@ -173,8 +169,7 @@ class IrModel:
         """
         if self.step:
             return self.step(cache, ids, slot, past + np.arange(len(ids)))
-        inputs = token_by_token(ids, past, slot, self.context)
-        return self._project(self.graph.run(cache, {**inputs, **_for_last_attention(inputs)}))
+        return self._project(self.graph.run(cache, token_by_token(ids, past, slot, self.context)))
 
     def _project(self, left: openvino.Tensor, every: bool = False) -> np.ndarray:
         """Return the logits (rows, V) of what the last layer left, (rows, 1, width); the next call overwrites them."""
@@ -197,11 +192,6 @@ class IrModel:
 
     def _return_cache(self, cache: KvCache) -> None:
         self._left = cache
-
-
-def _for_last_attention(sequences: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return these inputs under the names that the last attention has for its own."""
-    return {LAST + name: value for name, value in sequences.items()}
 
 
 class IrDecoder:
