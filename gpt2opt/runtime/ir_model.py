@@ -53,13 +53,13 @@ def load_ir(
     model = IrModel(compile_ir(directory, num_threads, precision, leave_out, count_time), read_config(directory, "n_positions"))
     # The CPU plugin packs the weights when they are first used: here, and not during the first prompt. Before the decode step copies them
     # too, since the pages of the file that are read take memory until they are given back.
-    token, cache = np.zeros(1, np.int64), model._take_cache(1)
+    file, token, cache = Path(directory, IR_WEIGHTS), np.zeros(1, np.int64), model._take_cache(1)
     model.graph.run(cache, model._inputs([token], token, token))
-    give_back_pages(Path(directory, IR_WEIGHTS))
+    give_back_pages(file)
+    model.step = load_step(directory, model.kv_cache, model.context, num_threads) if decode == "step" else None
+    model._prefill(cache, [token], token, token)
+    give_back_pages(file)
     model._return_cache(cache)
-    if decode == "step":
-        model.step = load_step(directory, model.kv_cache, model.context, num_threads)
-        give_back_pages(Path(directory, IR_WEIGHTS))
     return model
 
 
