@@ -1,4 +1,4 @@
-"""What a decoded token costs, row by row: the bytes that each part of the decode step reads, the least time that takes, and the time it took.
+"""What a decoded token costs, part by part: the bytes that each part of the decode step reads, and the time it takes.
 
 The INT8 model and its control in FP32 run by the same decode step, and the INT8 model by OpenVINO alone, each in a process of its own, in
 turns. The least time of a row is its bytes ÷ what the machine reads at best, as the probe measures it between the rounds.
@@ -64,7 +64,7 @@ class Decoding:
 
         self.model = load_ir(folder, threads, decode=decode)
         prompt = np.random.default_rng(0).integers(0, self.model.vocab_size, PROMPT_TOKENS)
-        self.decoder = self.model.decoder([prompt], NEW_TOKENS)
+        self.decoder = self.model.decoder(prompt[None], NEW_TOKENS)
 
     def bytes_read(self) -> dict[str, int]:
         """Return the bytes of each part: of the weights as they are stored, and of the cache in the middle of the new tokens."""
