@@ -145,7 +145,7 @@ def audit(options: argparse.Namespace) -> int:
     ]
     print(table(("matmul", "stored as", "prompts: input × weight", "further tokens: input × weight"), rows))
     print(explain_products(*graphs))
-    print("\n".join(found.failures) or "every weight is an integer, in the file and in both graphs")
+    print("\n".join(found.failures) or "every weight is an integer, in the file, in the prefill graph and in the decode step")
     floats, share = len(found.float_inputs), found.int8_share
     print(f"{floats} of {len(found.expected)} inputs stay float; {share:.1%} of the constant bytes are integers")
     shown = ("passed", "failures", "float_inputs", "int8_share", "bytes_by_type")

@@ -65,7 +65,7 @@ def test_no_app_imports_another():
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("gpt2opt.prune", 8), ("gpt2opt.finetune", 8), ("gpt2opt.quantize.int8", 25), ("gpt2opt.runtime.ir_model", 20)]
+    ("name", "most"), [("gpt2opt.prune", 8), ("gpt2opt.finetune", 8), ("gpt2opt.quantize.int8", 30), ("gpt2opt.runtime.ir_model", 20)]
 )
 def test_a_file_needs_few_others(name, most):
     assert len(closure(name)) <= most

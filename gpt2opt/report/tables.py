@@ -123,7 +123,7 @@ def _size(size: int | None) -> str:
 
 
 def audit_table(record: Record) -> Table:
-    """Show, for each kind of matmul, how many there are, what their weights are stored as, and what both graphs multiply."""
+    """Show, for each kind of matmul, how many there are, what their weights are stored as, and what is multiplied."""
     audit = record.measured("INT8").facts["audit"]
     kinds: dict[str, list[str]] = {}
     for name in audit["in_file"]:
@@ -138,14 +138,13 @@ def audit_table(record: Record) -> Table:
 def explain_products(prefill: Mapping[str, Sequence[str]], decode: Mapping[str, Sequence[str]]) -> str:
     """Say why an audit shows float inputs for further tokens where prompts have INT8 ones; empty if it does not.
 
-    prefill, decode: name of a matmul -> the types of its input and its weight, in the graph that reads prompts and in that which decodes.
+    prefill, decode: name of a matmul -> the types of its input and its weight, in the graph that reads prompts and in the decode step.
     """
     if not any(prefill[name][0] != "f32" == decode[name][0] for name in decode if name in prefill):
         return ""
     return (
-        "Prompts are read with INT8 inputs and INT8 weights. The graph that decodes further tokens has the same INT8 weights and float "
-        "inputs. OpenVINO rounds these to INT8 inside each product, by ranges that it takes from the inputs themselves (dynamic "
-        "quantization). With one row of inputs most of the time goes into reading the weights, and quantizers in the graph would add to it."
+        "Prompts are read with INT8 inputs and INT8 weights. The decode step has the same INT8 weights and float32 inputs, which it does "
+        "not round: with one row of inputs, most of the time goes into reading the weights."
     )
 
 

@@ -4,11 +4,13 @@
 addresses and sizes (`step_layout.py`), and keeps the threads.
 """
 
+import contextlib
 import logging
 import mmap
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +87,8 @@ class DecodeStep:
         self._state[layout.TICKET] = plan["total"]  # so that no thread finds work before the first step
         self._arguments = _address(self._plan), _address(self._state)
         self._cache: KvCache | None = None
-        self._lock, self._wake, self._open = threading.Lock(), threading.Event(), [True]
+        # An interrupt may fall between the lock and what gives it back: then the thread that has it may take it again.
+        self._lock, self._wake, self._open = threading.RLock(), threading.Event(), [True]
         memory = self._plan, self._state, self._table
         for worker in range(1, num_threads):
             # Between two steps a thread reads no weights, so that it need not keep them in memory.
@@ -98,6 +101,10 @@ class DecodeStep:
 
         The logits (T, V) hold until the next call. Those of a token are the same bits however many tokens are read with it.
         """
+        with self._used_by_one_thread():
+            return self._read(cache, ids, slots, positions)
+
+    def _read(self, cache: KvCache, ids: np.ndarray, slots: np.ndarray | int, positions: np.ndarray) -> np.ndarray:
         count, weights = len(ids), self.weights
         embedded = weights.embedding[ids].astype(np.float32)
         if weights.embedding_scales is not None:
@@ -114,22 +121,27 @@ class DecodeStep:
 
     def head(self, hidden: np.ndarray) -> np.ndarray:
         """Return the logits (rows, V) of what the last layer left (rows, E), before the last norm; rows: at most `MOST_TOKENS`."""
-        return self.run(hidden, HEAD)
+        with self._used_by_one_thread():
+            return self.run(hidden, HEAD)
 
     def run(self, x: np.ndarray, what: int) -> np.ndarray:
         """Run the `WHOLE` step on embedded tokens (T, E), or the `HEAD` alone."""
+        self._x[: len(x), : x.shape[1]] = x
+        self._plan[layout.PLAN.index("tokens")] = len(x)
+        self._wake.set()
+        started = time.perf_counter()
+        self._step(*self._arguments, what)
+        self._seconds = time.perf_counter() - started
+        return self._logits[: len(x), : len(self.weights.matmuls[-1].rows)]
+
+    @contextlib.contextmanager
+    def _used_by_one_thread(self) -> Iterator[None]:
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("this model is decoding in another thread; load it once for each thread that uses it")
         try:
-            self._x[: len(x), : x.shape[1]] = x
-            self._plan[layout.PLAN.index("tokens")] = len(x)
-            self._wake.set()
-            started = time.perf_counter()
-            self._step(*self._arguments, what)
-            self._seconds = time.perf_counter() - started
+            yield
         finally:
             self._lock.release()
-        return self._logits[: len(x), : len(self.weights.matmuls[-1].rows)]
 
     def forget(self) -> None:
         """Let go of the cache that was used last."""
@@ -137,12 +149,13 @@ class DecodeStep:
 
     def seconds(self) -> list[tuple[str, float, float]]:
         """Return of each phase of the last whole step its name, the seconds it took, and those of its norm, by the CPU's clock."""
-        ended = self._table[:-1, layout.PHASE.index("ended")]
+        ended = np.append(self._table[:-2, layout.PHASE.index("ended")], self._state[layout.OVER])
         tick = self._seconds / (ended[-1] - self._state[layout.BEGUN])
         names = [matmul.name for matmul in self.weights.matmuls]
         for layer in range(len(self.weights.heads)):
             names.insert(5 * layer + 1, f"h.{layer}.attention")
         ticks, norms = np.diff(ended, prepend=self._state[layout.BEGUN]), self._table[:-1, layout.PHASE.index("norm_ticks")]
+        norms = np.minimum(norms, ticks)  # what it took before, if thread 0 had no chunk of this phase
         return [(name, float(phase * tick), float(norm * tick)) for name, phase, norm in zip(names, ticks, norms, strict=True)]
 
     def _add_phase(self, kind: int, rows: int, chunk: int, inputs: np.ndarray, outputs: np.ndarray, **further: int) -> None:
@@ -182,6 +195,8 @@ def _help(step: Any, arguments: tuple[int, int], worker: int, wake: threading.Ev
     while wake.wait() and is_open[0]:
         wake.clear()
         step(*arguments, worker)
+        if not is_open[0]:  # it may have been closed before `clear`, so that another thread would go on waiting
+            wake.set()
 
 
 def _stop(wake: threading.Event, is_open: list[bool]) -> None:
@@ -204,11 +219,12 @@ def _padded_bytes(matmul: Matmul) -> int:
 
 def on_huge_pages(size: int) -> np.ndarray:
     """Reserve memory, on huge pages where the system has them: with small ones, a virtual machine spends much time on finding pages."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        return np.frombuffer(memory, np.uint8)
+    except (AttributeError, OSError):  # another system, a Linux without huge pages, or no memory: then numpy says so
         return np.zeros(size, np.uint8)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
 
 
 def _write_panels(target: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 import openvino
 
 from gpt2opt.decoding.decoder import Greedy, check_fits, check_prompts
+from gpt2opt.errors import raise_cause
 from gpt2opt.runtime.compile import CompiledIr, compile_ir, give_back_pages
 from gpt2opt.runtime.decode_step import DecodeStep, load_step
 from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache, token_by_token, whole_texts
@@ -79,7 +80,11 @@ class BoundGraph:
         """Run the graph on a cache; return its output, which the next call overwrites. See `page_kv_cache` for the inputs."""
         self.bind_cache(cache)
         self.bind(inputs)
-        self.request.infer(share_outputs=True)
+        try:
+            self.request.infer(share_outputs=True)
+        except RuntimeError as error:
+            raise_cause(error)  # a lack of memory
+            raise
         return self.request.get_output_tensor()
 
     def bind(self, inputs: dict[str, np.ndarray]) -> None:
@@ -168,7 +173,9 @@ class IrModel:
         depend on how many there are.
         """
         if self.step:
-            return self.step(cache, ids, slot, past + np.arange(len(ids)))
+            positions, starts = past + np.arange(len(ids)), range(0, len(ids), MOST_TOKENS)
+            steps = (self.step(cache, ids[start:][:MOST_TOKENS], slot, positions[start:][:MOST_TOKENS]) for start in starts)
+            return next(steps) if len(starts) == 1 else np.concatenate([logits.copy() for logits in steps])
         return self._project(self.graph.run(cache, token_by_token(ids, past, slot, self.context)))
 
     def _project(self, left: openvino.Tensor, every: bool = False) -> np.ndarray:

@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 
 from gpt2opt.runtime import step_layout as layout
 from gpt2opt.runtime.kv_cache import BLOCK
-from gpt2opt.runtime.step_layout import AHEAD, ATTENTION, BEGUN, CHUNK_BITS, COLUMNS, DONE, GELU, MOST_TOKENS, PANEL, RESIDUAL
+from gpt2opt.runtime.step_layout import AHEAD, ATTENTION, BEGUN, CHUNK_BITS, COLUMNS, DONE, GELU, MOST_TOKENS, OVER, PANEL, RESIDUAL
 
 TOTAL, HEAD, PHASES, TOKENS, SLOTS, POSITIONS, CONTEXT, X, X_STRIDE, CHANNELS, EPSILON, NORMED, SCORES = range(len(layout.PLAN))
 KIND, FIRST, CHUNK, ROWS, ROW_SIZE, WEIGHTS, SCALES, BIASES, GAINS, SHIFTS = range(10)
@@ -507,6 +507,7 @@ def step_over(stored, cached, width):
                 now[ENDED] = clock()
         if worker <= 0:
             wait(done, plan[TOTAL])
+            integers(state)[OVER] = clock()  # another thread may not yet have written when the last phase ended
 
     return step
 

@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import hashlib
-import importlib.util
 import logging
 import os
 import subprocess
@@ -30,10 +29,12 @@ def compiled_function(name: str) -> Callable[[int, int, int], int]:
     Raises:
         CantCompileError: numba is not installed, or does not know this CPU.
     """
-    if importlib.util.find_spec("llvmlite") is None:
-        raise CantCompileError("numba is not installed")
-    from llvmlite import binding
-
+    try:
+        from llvmlite import binding
+    except ImportError:
+        raise CantCompileError("numba is not installed") from None
+    except OSError as error:  # little memory, or a library that does not fit this system
+        raise CantCompileError(f"numba's compiler can't be loaded: {error}") from None
     symbol, code = _object_code(name).split(b"\n", 1)
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()

@@ -25,7 +25,7 @@ counter of time into `ended`, when the phase is done, and what the norm took in 
 """
 PROJECTION, ATTENTION, RESIDUAL, GELU = range(4)
 """Kinds of phases. RESIDUAL and GELU are matmuls, by what follows them."""
-TICKET, DONE, BEGUN = 0, 8, 16
-"""Where in the state of a step its counters are, each in a cache line of its own: number of the step and next chunk; chunks done; begin."""
+TICKET, DONE, BEGUN, OVER = 0, 8, 16, 17
+"""Where in the state of a step its counters are: number of the step and next chunk; chunks done, in another cache line; begin and end."""
 STATE_SIZE = 24
 CHUNK_BITS = 32

@@ -24,10 +24,10 @@ from gpt2opt.quantize.recipes import Recipe
 from gpt2opt.run.pipeline import SMALL_MACHINE_BYTES, generate_within
 from gpt2opt.runtime.audit import Int8Audit, audit_int8
 from gpt2opt.runtime.compile import compile_ir
+from gpt2opt.runtime.decode_step import load_step
 from gpt2opt.runtime.graph import activation_quantizer, constant_data, matmuls, stored_constant, weight_scales
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
-from gpt2opt.runtime.paged_attention import cut
 from gpt2opt.sources.models import load_model
 from gpt2opt.storage import hash_weights
 from tests.conftest import change_pass, greedy_tokens, relative_error, sample_text, torch_logits
@@ -44,7 +44,7 @@ def test_linear_layers_compute_what_conv1d_did(pruned, ids):
     np.testing.assert_allclose(torch_logits(linear, ids), torch_logits(pruned, ids), atol=1e-4)
 
 
-def test_every_matmul_is_int8_in_the_file_and_in_both_graphs(quantized):
+def test_every_matmul_is_int8_in_the_file_and_in_what_runs(quantized):
     _, done = quantized
     audit = done.audit
     assert audit.passed
@@ -56,8 +56,7 @@ def test_every_matmul_is_int8_in_the_file_and_in_both_graphs(quantized):
     moved_zero_points = {("i8", "i8")} if has_int8_dot_product() else set()  # as AMX's kernels have them in some matmuls
     assert {audit.prefill[name] for name in quantized_inputs} - moved_zero_points == {("u8", "i8")}
     assert {types for name, types in audit.prefill.items() if name in audit.float_inputs} == {("f32", "i8")}
-    # With INT8 dot products the decode graph rounds inputs inside the matmul; without them it computes as the prefill graph does.
-    assert audit.decode == (dict.fromkeys(audit.expected, ("f32", "i8")) if has_int8_dot_product() else audit.prefill)
+    assert audit.decode == dict.fromkeys(audit.expected, ("f32", "i8"))  # of the decode step
 
 
 def test_the_ir_computes_what_the_fake_quantized_graph_does(pruned, tokenizer, layers, ids, tmp_path):
@@ -89,7 +88,7 @@ def test_weight_only_recipes_store_integers_and_decode_with_them(recipe, stored,
     assert {kind for name, kind in done.audit.in_file.items() if name != "lm_head"} == {stored}
     assert {types[1] for name, types in done.audit.decode.items() if name != "lm_head"} <= {"i4", "u4", "i8"}
     model = load_ir(tmp_path / recipe)
-    assert model.prefill_graph is model.decode_graph
+    assert (model.step is None) == (stored == "i4")
     assert relative_error(model.logits(ids), torch_logits(pruned, ids)) < {"i8": 0.05, "i4": 0.5}[stored]
 
 
@@ -171,8 +170,8 @@ def rename(monkeypatch, *dropped: str) -> None:
 
     def compiled(directory):
         found = compile_ir(directory)
-        graphs = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-        return dataclasses.replace(found, **{name: graph and Renamed(graph, dropped) for name, graph in graphs.items()})
+        head = found.compile_head
+        return dataclasses.replace(found, prefill=Renamed(found.prefill, dropped), compile_head=lambda: Renamed(head(), dropped))
 
     monkeypatch.setattr("gpt2opt.runtime.audit.compile_ir", compiled)
 
@@ -258,11 +257,26 @@ def test_the_audit_sees_one_float_input(quantized, monkeypatch):
         audit_int8(quantized[0])
 
 
-def test_the_shared_head_does_not_stand_in_for_one_that_the_single_step_graph_lacks(quantized, monkeypatch):
-    monkeypatch.setattr("gpt2opt.runtime.compile.has_int8_dot_product", lambda: False)
-    change_pass(monkeypatch, "fix_shapes", lambda fix_shapes: lambda graph: fix_shapes(cut(graph)[0]))
-    with pytest.raises(RuntimeError, match="lm_head: not found in the decode graph"):
+@pytest.mark.parametrize(
+    ("weight", "problem"), [(None, "not found in the decode step"), (np.zeros(1, np.float32), "weight f32 in the decode step")]
+)
+def test_the_audit_looks_at_what_the_decode_step_holds(weight, problem, quantized, monkeypatch):
+    """Not at the file that it was made from: its buffer could lack a matmul, or hold it as float."""
+
+    def spoiled(*arguments):
+        step = load_step(*arguments)
+        step.stored = {name: held for name, held in (step.stored | {"lm_head": weight}).items() if held is not None}
+        return step
+
+    monkeypatch.setattr("gpt2opt.runtime.audit.load_step", spoiled)
+    with pytest.raises(RuntimeError, match=f"1 of 9 matmuls are not INT8: lm_head: {problem}"):
         audit_int8(quantized[0])
+
+
+def test_where_openvino_decodes_the_audit_looks_at_its_graph_for_that_too(quantized, monkeypatch):
+    monkeypatch.setattr("gpt2opt.runtime.audit.load_step", lambda *_: None)
+    audit = audit_int8(quantized[0])
+    assert audit.decode == audit.prefill
 
 
 def test_each_way_of_not_being_int8_fails():
@@ -272,15 +286,15 @@ def test_each_way_of_not_being_int8_fails():
         "lm_head: weight f32 in the file": {"in_file": {"lm_head": "f32"}},
         "lm_head: weight not found in the file": {"in_file": {}},
         "lm_head: not found in the prefill graph": {"prefill": {}},
-        "lm_head: weight f32 in the decode graph": {"decode": {"lm_head": ("f32", "f32")}},
+        "lm_head: weight f32 in the decode step": {"decode": {"lm_head": ("f32", "f32")}},
         "lm_head: input f32 in the prefill graph": {"prefill": {"lm_head": ("f32", "i8")}},
     }
     for failure, change in cases.items():
         assert dataclasses.replace(good, **change).failures == [failure]
     assert dataclasses.replace(good, prefill={"lm_head": ("f32", "i8")}, float_inputs=("lm_head",)).passed
     assert len(dataclasses.replace(good, num_layers=1).failures) == 4
-    stray = dataclasses.replace(good, decode=good.decode | {"Multiply_1": ("f32", "f32")})
-    assert stray.failures == ["Multiply_1: weight f32 in the decode graph, and it is none of the model's matmuls"]
+    stray = dataclasses.replace(good, prefill=good.prefill | {"Multiply_1": ("f32", "f32")})
+    assert stray.failures == ["Multiply_1: weight f32 in the prefill graph, and it is none of the model's matmuls"]
 
 
 @pytest.mark.slow

@@ -171,9 +171,9 @@ def test_a_difference_that_rounds_to_zero_has_no_sign():
     assert with_interval(-0.25, None, ".2f") == "-0.25"
 
 
-def test_float_inputs_of_the_decode_graph_are_explained_where_prompts_have_int8_ones():
+def test_float_inputs_of_the_decode_step_are_explained_where_prompts_have_int8_ones():
     int8, float_input = ("u8", "i8"), ("f32", "i8")
-    assert "dynamic quantization" in explain_products({"a": int8, "b": float_input}, {"a": float_input, "b": float_input})
+    assert "float32 inputs" in explain_products({"a": int8, "b": float_input}, {"a": float_input, "b": float_input})
     assert explain_products({"a": int8, "b": float_input}, {"a": int8, "b": float_input}) == ""
     assert explain_products({"a": float_input}, {"a": float_input}) == ""
 

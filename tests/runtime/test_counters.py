@@ -1,6 +1,5 @@
 """What OpenVINO counts, as a trace."""
 
-import datetime
 from types import SimpleNamespace
 
 import pytest
@@ -10,20 +9,24 @@ from gpt2opt.runtime.counters import Log, count_nodes, shown_as
 from gpt2opt.runtime.ir_model import load_ir
 
 
-@pytest.fixture(scope="module", params=["float", "int8"])
-def content(request, float_dir, quantized):
-    folder = float_dir if request.param == "float" else quantized[0]
-    (content,) = count_nodes([load_ir(folder, count_time=True)], [1, 2, 3, 4, 5, 6, 7, 8], 3)
+@pytest.fixture(scope="module", params=[("float", "step"), ("int8", "step"), ("int8", "openvino")], ids=" ".join)
+def decoded_by(request):
+    return request.param[1]
+
+
+@pytest.fixture(scope="module")
+def content(request, decoded_by, float_dir, quantized):
+    (kind, _), prompt = request.node.callspec.params["decoded_by"], [1, 2, 3, 4, 5, 6, 7, 8]
+    (content,) = count_nodes([load_ir(float_dir if kind == "float" else quantized[0], count_time=True, decode=decoded_by)], prompt, 3)
     return content
 
 
-def test_the_trace_has_each_call_once_and_the_nodes_within(content):
+def test_the_trace_has_each_call_once_and_the_nodes_within(content, decoded_by):
     root = call_tree(recorded(content["traceEvents"]))
     assert [(call.name, call.calls) for call in root.children.values()] == [("prefill", 1), ("decode", 2)]
-    for call in root.children.values():
-        assert {graph.name for graph in call.children.values()} <= {"graph", "head"}
-    assert {graph.name for graph in root.children[FRAME, "prefill"].children.values()} == {"graph", "head"}
-    assert any(graph.children for call in root.children.values() for graph in call.children.values())
+    expected = {"prefill": {"graph", "head"}, "decode": {"decode step"} if decoded_by == "step" else {"graph", "head"}}
+    assert {call.name: {graph.name for graph in call.children.values()} for call in root.children.values()} == expected
+    assert all(any(graph.children for graph in call.children.values()) for call in root.children.values())
     assert all(row.notes for row in operator_table(root))
     assert content["gpt2opt"]["runtime"].startswith("OpenVINO 20")
 
@@ -45,11 +48,17 @@ def test_a_matmul_is_named_by_its_layer_whatever_the_plugin_makes_of_it(kind, na
 def test_nodes_stand_one_after_another_and_within_their_call():
     log = Log()
     log.add("user_annotation", "graph", 100, 10)
-    node = SimpleNamespace(node_type="Add", node_name="a", exec_type="f32", real_time=datetime.timedelta(microseconds=8))
-    unused = SimpleNamespace(node_type="Result", node_name="b", exec_type="f32", real_time=datetime.timedelta(0))
-    log.add_nodes([node, unused, node])
+    node, unused = ("Add", "f32", "a", 8e-6), ("Result", "f32", "b", 0.0)
+    log.add_nodes(lambda: [node, unused, node])
     assert [(event["name"], event["ts"], event["dur"]) for event in log.events[1:]] == [("Add", 100, 5), ("Add", 105, 5)]
     assert log.paused_us > 0
+
+
+def test_a_decode_step_shows_attention_norms_and_matmuls_by_their_layer(content, decoded_by):
+    if decoded_by == "step":
+        (step,) = call_tree(recorded(content["traceEvents"])).children[FRAME, "decode"].children.values()
+        parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", "lm_head")
+        assert {node.name for node in step.children.values()} == {"LayerNorm", "Attention", *(f"MatMul {part}" for part in parts)}
 
 
 def test_no_node_lies_outside_of_its_call(content):

@@ -15,15 +15,17 @@ from gpt2opt.decoding.prompt_lookup import LONGEST_GUESS, lookup_steps
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.runtime import compile
-from gpt2opt.runtime.ir_model import MANY_SEQUENCES, BoundGraph, load_ir
+from gpt2opt.runtime.decode_step import HEAD, WHOLE, DecodeStep
+from gpt2opt.runtime.ir_model import DECODE, BoundGraph, load_ir
 from gpt2opt.runtime.kv_cache import BLOCK
 from gpt2opt.runtime.paged_attention import LAST
+from gpt2opt.runtime.step_layout import MOST_TOKENS
 from tests.conftest import greedy_tokens, relative_error, torch_logits
 
 
-def read(model, graph, cache, ids, past) -> np.ndarray:
+def read(model, cache, ids, past) -> np.ndarray:
     """Read further tokens (B, T) of texts that have `past` tokens each in the first slots of the cache."""
-    return model._prefill(graph, cache, ids, np.full(len(ids), past), np.arange(len(ids)))
+    return model._prefill(cache, ids, np.full(len(ids), past), np.arange(len(ids)))
 
 
 def test_float_ir_of_a_pruned_model_equals_torch(float_dir, pruned, ids):
@@ -37,13 +39,13 @@ def test_decoding_gives_what_prefill_of_the_whole_text_gives(float_dir, ids):
     np.testing.assert_array_equal(whole[:, 9:49].argmax(-1), new)
 
 
-def test_tokens_are_decoded_on_the_cache_that_the_prompt_left(either_cpu, quantized, pruned, ids):
-    model = load_ir(quantized[0])
-    assert (model.prefill_graph is model.decode_graph) == (not either_cpu)
-    assert (model.single_step_graph is None) == either_cpu
+@pytest.mark.parametrize("decoded_by", DECODE)
+def test_tokens_are_decoded_on_the_cache_that_the_prompt_left(decoded_by, either_cpu, quantized, pruned, ids):
+    model = load_ir(quantized[0], decode=decoded_by)
+    assert (model.step is not None) == (decoded_by == "step")
     expected = torch_logits(pruned, ids)[:, 20]
     for prompt, decode in (
-        (ids[:, :20], lambda cache, past: read(model, model.decode_graph, cache, ids[:, 20:21], past)),
+        (ids[:, :20], lambda cache, past: read(model, cache, ids[:, 20:21], past)),
         (ids[:1, :20], lambda cache, past: model._decode(cache, ids[0, 20:21], past, 0)),
     ):
         decoder = model.decoder(prompt)
@@ -58,7 +60,7 @@ def test_tokens_are_decoded_on_the_cache_that_the_prompt_left(either_cpu, quanti
 def test_wanted_rows_alone_get_the_logits_that_they_get_with_all_rows(either_cpu, quantized, calibration):
     ids = np.array(calibration["input_ids"][:8]).reshape(2, 128)  # several blocks of the cache
     model = load_ir(quantized[0])
-    last = read(model, model.prefill_graph, model._take_cache(2), ids, 0).copy()
+    last = read(model, model._take_cache(2), ids, 0).copy()
     assert relative_error(last, model.logits(ids)[:, -1]) < 1e-3
 
 
@@ -69,14 +71,14 @@ def test_the_last_attention_computes_only_the_wanted_rows(past, length, float_di
     model = load_ir(float_dir)
     cache = model._take_cache(2)
     if past:
-        read(model, model.prefill_graph, cache, ids[:, :past], 0)
-    last = read(model, model.prefill_graph, cache, ids[:, past:end], past)
+        read(model, cache, ids[:, :past], 0)
+    last = read(model, cache, ids[:, past:end], past)
     np.testing.assert_allclose(last, expected[:, end - 1], atol=1e-3)
-    begins, pasts = (model.prefill_graph.inputs[LAST + name] for name in ("subsequence_begins", "past_lens"))
+    begins, pasts = (model.graph.inputs[LAST + name] for name in ("subsequence_begins", "past_lens"))
     assert begins[-1] == 2 * length
     within = (pasts % BLOCK + np.diff(begins)).reshape(2, -1)
     assert (within <= BLOCK).all()  # of its block of the cache
-    following = read(model, model.prefill_graph, cache, ids[:, end : end + 1], end)  # finds all keys and values in the cache
+    following = read(model, cache, ids[:, end : end + 1], end)  # finds all keys and values in the cache
     np.testing.assert_allclose(following, expected[:, end], atol=1e-3)
     np.testing.assert_allclose(model.logits(ids), expected, atol=1e-3)
 
@@ -97,16 +99,42 @@ def test_prompt_lookup_takes_one_prompt(quantized, ids):
         list(lookup_steps(load_ir(quantized[0]).decoder(ids[:, :24]), 8))
 
 
-@pytest.mark.parametrize("sequences", [1, 2, 15, 16])
-def test_many_sequences_are_decoded_by_the_prefill_graph(either_cpu, quantized, ids, sequences, monkeypatch):
-    model = load_ir(quantized[0])
-    used = []
-    run = BoundGraph.run
-    monkeypatch.setattr(BoundGraph, "run", lambda graph, *rest: used.append(graph) or run(graph, *rest))
+def ran(monkeypatch) -> list[str]:
+    """Collect what runs: the `graph` that reads prompts, the `step`, or its `head` alone."""
+    used, run, step = [], BoundGraph.run, DecodeStep.run
+    monkeypatch.setattr(BoundGraph, "run", lambda graph, *rest: used.append("graph") or run(graph, *rest))
+    names = {WHOLE: "step", HEAD: "head"}
+    monkeypatch.setattr(DecodeStep, "run", lambda self, x, what: used.append(names[what]) or step(self, x, what))
+    return used
+
+
+@pytest.mark.parametrize("sequences", [1, 2, MOST_TOKENS, MOST_TOKENS + 1])
+def test_more_sequences_than_fit_into_a_step_are_decoded_by_the_prefill_graph(either_cpu, quantized, ids, sequences, monkeypatch):
+    model, used = load_ir(quantized[0]), ran(monkeypatch)
     out = greedy_tokens(model, np.tile(ids[:1, :9], (sequences, 1)), 5)
     assert (out == out[0]).all()
-    few = (model.single_step_graph or model.decode_graph) if sequences == 1 else model.decode_graph
-    assert used == [model.prefill_graph, *[few if sequences < MANY_SEQUENCES else model.prefill_graph] * 4]
+    assert used == (["graph", "head", *["step"] * 4] if sequences <= MOST_TOKENS else ["graph"] * 5)
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_without_the_step_openvino_reads_every_token(either_cpu, quantized, ids, sequences, monkeypatch):
+    model, used = load_ir(quantized[0], decode="openvino"), ran(monkeypatch)
+    greedy_tokens(model, ids[:sequences, :9], 5)
+    assert used == ["graph"] * 5
+
+
+def test_what_decodes_is_one_of_two(float_dir):
+    with pytest.raises(ValueError, match="decode='torch', expected one of step, openvino"):
+        load_ir(float_dir, decode="torch")
+
+
+@pytest.mark.parametrize("decoded_by", DECODE)
+def test_more_guesses_than_fit_into_a_step_are_checked_too(decoded_by, quantized, ids):
+    model, prompt = load_ir(quantized[0], decode=decoded_by), ids[:1, :24]
+    plain = greedy_tokens(model, prompt, 40)[0].tolist()
+    decoder = model.decoder(prompt)
+    chosen = int(decoder.prefill().argmax())
+    assert [chosen, *decoder.verify(chosen, plain[1:36])] == plain[:37]
 
 
 def test_a_second_generation_knows_nothing_of_the_first(quantized, ids):
