@@ -106,6 +106,11 @@ EXPERIMENTS = {
         (SIZE, Option("rounds", 12, "timed rounds")),
         ("passes",),
     ),
+    "token": Entry(
+        "experiments.token_cost",
+        "measure what a decoded token costs, part by part, beside the bytes that each part reads",
+        (SIZE, Option("rounds", 8, "timed rounds")),
+    ),
     "grid": Entry(
         "experiments.grid.report",
         "prune, fine-tune and quantize GPT-2 on movie reviews in every combination: loss, size, time and memory of each",

@@ -21,8 +21,8 @@ REPEATS = 5
 class Limits:
     """What the machine gave at one moment: the best of `REPEATS` of each way.
 
-    Read: sum, maximum and dot product, with all threads. INT8: torch's quantized linear layer and 1 × 1 convolution, u8 × i8, by each
-    library that torch has for them. FP32: torch matmul.
+    Read: by our compiled loop, which prefetches; sum, maximum and dot product; on huge pages and with all threads. INT8: torch's
+    quantized linear layer and 1 × 1 convolution, u8 × i8, by each library that torch has for them. FP32: torch matmul.
     """
 
     read_bytes_per_s: float
@@ -59,9 +59,20 @@ def _reads(threads: int) -> list[Callable[[], object]]:
     import numpy as np
     import torch
 
-    numbers = torch.ones(BUFFER_BYTES // 4)
+    from gpt2opt.runtime.decode_step import on_huge_pages
+    from gpt2opt.runtime.object_code import CantCompileError, compiled_function
+    from gpt2opt.runtime.step_layout import AHEAD
+
+    memory = on_huge_pages(BUFFER_BYTES + AHEAD)[:BUFFER_BYTES]
+    memory[:] = 1
+    numbers = torch.from_numpy(memory).view(torch.float32)
     integers, parts, pool = numbers.view(torch.int32), np.array_split(numbers.numpy(), threads), ThreadPoolExecutor(threads)
-    return [numbers.sum, integers.amax, lambda: list(pool.map(lambda part: np.dot(part, part), parts))]
+    ways: list[Callable[[], object]] = [numbers.sum, integers.amax, lambda: list(pool.map(lambda part: np.dot(part, part), parts))]
+    try:
+        read, sums, size = compiled_function("read"), np.zeros((threads, 8), np.int64), BUFFER_BYTES // threads // 256 * 256
+    except CantCompileError:
+        return ways
+    return [*ways, lambda: list(pool.map(lambda n: read(memory.ctypes.data + n * size, size, sums[n].ctypes.data), range(threads)))]
 
 
 def _int8_matmuls(inputs, weight) -> list[Callable[[], object]]:

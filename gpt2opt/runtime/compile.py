@@ -90,9 +90,10 @@ def case_of(graph: openvino.Model) -> str:
 
 
 def give_back_pages(weights: Path) -> None:
-    """Release the pages of the mapped weights that have been read: the compiled graphs hold the weights in a layout of their own.
+    """Release the pages of mapped files that only loading needs: of the weights, and of the code of OpenVINO and LLVM that compiles.
 
-    A page that is needed again, for the embedding of a token for example, is read from the file again. Without /proc nothing is released.
+    The compiled graph and the decode step hold the weights in layouts of their own. A page that is needed again, for the embedding of a
+    token for example, is read from the file again. Without /proc nothing is released.
     """
     maps = Path("/proc/self/maps")
     if not maps.exists():
@@ -100,6 +101,10 @@ def give_back_pages(weights: Path) -> None:
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for line in maps.read_text().splitlines():
-        if line.endswith(f" {weights.resolve()}"):
-            start, end = (int(address, 16) for address in line.split()[0].split("-"))
+        addresses, access, offset, *_ = line.split()
+        # Of a library only what was never written to: its code, and the constants that its file begins with.
+        library = line.endswith("/libllvmlite.so") or "/libopenvino" in line
+        unchanged = library and (access == "r-xp" or (access == "r--p" and int(offset, 16) == 0))
+        if unchanged or line.endswith(f" {weights.resolve()}"):
+            start, end = (int(address, 16) for address in addresses.split("-"))
             madvise(start, end - start, mmap.MADV_DONTNEED)

@@ -19,9 +19,10 @@ import openvino
 
 from gpt2opt.environment import threads
 from gpt2opt.runtime import step_layout as layout
+from gpt2opt.runtime.compile import give_back_pages
 from gpt2opt.runtime.ir_weights import Gpt2Weights, Matmul, NotCoveredError, read_weights
 from gpt2opt.runtime.kv_cache import BLOCK, KvCache
-from gpt2opt.runtime.manifest import IR_NAME
+from gpt2opt.runtime.manifest import IR_NAME, IR_WEIGHTS
 from gpt2opt.runtime.object_code import CantCompileError, compiled_function
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def load_step(directory: Path | str, kv_cache: str, context: int, num_threads: i
         if kv_cache not in layout.CACHE_HEADER:
             raise NotCoveredError(f"a KV cache of {kv_cache}")
         weights = read_weights(openvino.Core().read_model(Path(directory, IR_NAME)))
-        return DecodeStep(weights, kv_cache, context, num_threads or threads())
+        return DecodeStep(weights, Path(directory, IR_WEIGHTS), kv_cache, context, num_threads or threads())
     except NotCoveredError as error:
         logger.info("OpenVINO decodes: %s", error)
     except CantCompileError as error:
@@ -50,19 +51,20 @@ def load_step(directory: Path | str, kv_cache: str, context: int, num_threads: i
 class DecodeStep:
     """The decode step of one model; not for use by several threads at once, see `IrModel`."""
 
-    def __init__(self, weights: Gpt2Weights, kv_cache: str, context: int, num_threads: int):
-        """Copy the weights; see `load_step` for the arguments."""
+    def __init__(self, weights: Gpt2Weights, file: Path, kv_cache: str, context: int, num_threads: int):
+        """Copy the weights, which are mapped from a file; see `load_step` for the other arguments."""
         self.weights, self.stored = weights, {}  # type: ignore[var-annotated] # matmul -> its weight in the buffer, see `_write_panels`
         self._kept, self._phases = [], []  # type: ignore[var-annotated] # arrays that the compiled code has addresses of
         stored, width, parts = "i8" if weights.matmuls[0].rows.dtype == np.int8 else "f32", weights.width, iter(weights.matmuls)
-        self._step = compiled_function(f"step {stored} {kv_cache} {layout.LANES if width % layout.LANES == 0 else layout.LANES // 2}")
-        self._buffer, self._used = _on_huge_pages(sum(map(_padded_bytes, weights.matmuls)) + 4 * layout.AHEAD), 0
+        self._step = compiled_function(f"step {stored} {kv_cache} {width}")
+        self._buffer, self._used = on_huge_pages(sum(map(_padded_bytes, weights.matmuls)) + 4 * layout.AHEAD), 0
         self._chunks_at_least = CHUNKS_PER_THREAD * num_threads
         channels, inner, hidden = (max(matmul.rows.shape[1] for matmul in weights.matmuls[part::4]) for part in (0, 1, 3))
         self._x, mixed, middle = (self._zeros(layout.MOST_TOKENS, _up(size, layout.COLUMNS)) for size in (channels, inner, hidden))
         results = self._zeros(layout.MOST_TOKENS, _up(max(3 * inner, channels), layout.PANEL))
         self._logits = self._zeros(layout.MOST_TOKENS, _up(len(weights.matmuls[-1].rows), layout.PANEL))
         for heads in weights.heads:
+            give_back_pages(file)  # of the layer that was copied last: otherwise all pages of the file would be in memory at once
             self._add_matmul(layout.PROJECTION, next(parts), self._x, results)
             self._add_phase(layout.ATTENTION, heads, -(-heads // num_threads), results, mixed)
             self._add_matmul(layout.RESIDUAL, next(parts), mixed, results)
@@ -74,14 +76,14 @@ class DecodeStep:
         self._slots, self._positions = np.zeros(layout.MOST_TOKENS, np.int64), np.zeros(layout.MOST_TOKENS, np.int64)
         normed, scores = self._zeros(num_threads, *self._x.shape), self._zeros(num_threads + inner // width, context + BLOCK)
         plan = {
-            "total": self._phases[-1]["first"], "head": self._phases[-2]["first"], "phases": _address(self._table),
-            "slots": _address(self._slots), "positions": _address(self._positions), "context": context, "width": width,
-            "channels": channels, "x": _address(self._x), "x_stride": self._x.shape[1], "normed": _address(normed), "scores": _address(scores),
+            "total": self._phases[-1]["first"], "head": self._phases[-2]["first"], "phases": _address(self._table), "context": context,
+            "slots": _address(self._slots), "positions": _address(self._positions), "x": _address(self._x), "x_stride": self._x.shape[1],
+            "channels": channels, "normed": _address(normed), "scores": _address(scores),
         }  # fmt: skip
         self._plan = np.array([plan.get(name, 0) for name in layout.PLAN], np.int64)
         self._plan.view(np.float32)[2 * layout.PLAN.index("epsilon")] = weights.epsilon
-        memory = np.zeros(layout.STATE_SIZE + 8, np.int64)
-        self._state: np.ndarray = memory[-(_address(memory) // 8) % 8 :]  # from the beginning of a cache line on
+        memory: Any = np.zeros(layout.STATE_SIZE + 8, np.int64)
+        self._state = memory[-(_address(memory) // 8) % 8 :]  # from the beginning of a cache line on
         self._state[layout.TICKET] = plan["total"]  # so that no thread finds work before the first step
         self._arguments = _address(self._plan), _address(self._state)
         self._cache: KvCache | None = None
@@ -215,7 +217,7 @@ def _padded_bytes(matmul: Matmul) -> int:
     return _up(outputs, layout.PANEL) * _up(inputs, layout.COLUMNS) * matmul.rows.itemsize
 
 
-def _on_huge_pages(size: int) -> np.ndarray:
+def on_huge_pages(size: int) -> np.ndarray:
     """Reserve memory, on huge pages where the system has them: with small ones, a virtual machine spends much time on finding pages."""
     try:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -16,9 +16,9 @@ from gpt2opt.decoding.decoder import Greedy, check_fits, check_prompts
 from gpt2opt.errors import raise_cause
 from gpt2opt.runtime.compile import CompiledIr, compile_ir, give_back_pages
 from gpt2opt.runtime.decode_step import DecodeStep, load_step
-from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache, texts_cut_at_blocks, token_by_token, whole_texts
+from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache, token_by_token, whole_texts
 from gpt2opt.runtime.manifest import IR_WEIGHTS, read_config
-from gpt2opt.runtime.paged_attention import LAST, ROWS
+from gpt2opt.runtime.paged_attention import ROWS
 from gpt2opt.runtime.step_layout import MOST_TOKENS
 
 Texts = Sequence[np.ndarray] | np.ndarray
@@ -51,13 +51,16 @@ def load_ir(
     """
     if decode not in DECODE:
         raise ValueError(f"decode={decode!r}, expected one of {', '.join(DECODE)}")
-    compiled, context = compile_ir(directory, num_threads, precision, leave_out, count_time), read_config(directory, "n_positions")
-    step = load_step(directory, compiled.kv_cache, context, num_threads) if decode == "step" and precision == "f32" else None
-    model = IrModel(compiled, step, context)
-    # The CPU plugin packs the weights when they are first used: here, and not during the first prompt.
-    token, cache = np.zeros(1, np.int64), model._take_cache(1)
+    model = IrModel(compile_ir(directory, num_threads, precision, leave_out, count_time), read_config(directory, "n_positions"))
+    # The CPU plugin packs the weights when they are first used: here, and not during the first prompt. Before the decode step copies them
+    # too, since the pages of the file that are read take memory until they are given back.
+    file, token, cache = Path(directory, IR_WEIGHTS), np.zeros(1, np.int64), model._take_cache(1)
+    model.graph.run(cache, model._inputs([token], token, token))
+    give_back_pages(file)
+    if decode == "step" and precision == "f32":
+        model.step = load_step(directory, model.kv_cache, model.context, num_threads)
     model._prefill(cache, [token], token, token)
-    give_back_pages(Path(directory, IR_WEIGHTS))
+    give_back_pages(file)
     model._return_cache(cache)
     return model
 
@@ -109,8 +112,10 @@ class IrModel:
     step: what reads further tokens; None if OpenVINO does.
     """
 
-    def __init__(self, compiled: CompiledIr, step: DecodeStep | None, context: int):
-        self.context, self.step = context, step
+    step: DecodeStep | None = None
+
+    def __init__(self, compiled: CompiledIr, context: int):
+        self.context, self.kv_cache = context, compiled.kv_cache
         self.graph = BoundGraph(compiled.prefill)
         self._compile_head = compiled.compile_head
         self._cache_ports = {port.get_any_name(): port for port in compiled.prefill.inputs if "_cache." in port.get_any_name()}
@@ -142,23 +147,25 @@ class IrModel:
 
         With `every`, return those of all tokens, text after text.
         """
+        inputs = self._inputs(texts, pasts, slots, every)
+        left = self.graph.run(cache, inputs)
+        if left.shape[0] != len(inputs[ROWS]):  # the plugin found no memory, raised nothing, and left the output of the call before
+            raise MemoryError(
+                f"no memory to read {len(inputs['input_ids'])} tokens of {len(texts)} sequences at once; decode fewer at once"
+            )
+        return self._project(left, every)
+
+    def _inputs(self, texts: Texts, pasts: np.ndarray, slots: np.ndarray, every: bool = False) -> dict[str, np.ndarray]:
+        """Return the inputs of the graph for `_prefill`."""
         lengths = np.array([len(ids) for ids in texts])
         ends = lengths.cumsum()
-        whole = whole_texts(pasts, lengths, slots, self.context)
-        cut = not every and ends[-1] > len(texts)  # one token each: there is nothing to cut
-        last = texts_cut_at_blocks(pasts, lengths, slots, self.context) if cut else whole
-        inputs = {
+        return {
             "input_ids": np.concatenate(texts),
             "position_ids": np.arange(ends[-1]) + np.repeat(pasts - ends + lengths, lengths),
-            **whole,
-            **_for_last_attention(last),
+            **whole_texts(pasts, lengths, slots, self.context),
             "max_context_len": np.array((pasts + lengths).max()),
             ROWS: np.arange(ends[-1]) if every else ends - 1,
         }
-        left = self.graph.run(cache, inputs)
-        if left.shape[0] != len(inputs[ROWS]):  # the plugin found no memory, raised nothing, and left the output of the call before
-            raise MemoryError(f"no memory to read {ends[-1]} tokens of {len(texts)} sequences at once; decode fewer at once")
-        return self._project(left, every)
 
     def _decode(self, cache: KvCache, ids: np.ndarray, past: int, slot: int) -> np.ndarray:
         """Read (T,) further tokens of one text that has `past` tokens in this slot of the cache; return their logits (T, V).
@@ -170,8 +177,7 @@ class IrModel:
             positions, starts = past + np.arange(len(ids)), range(0, len(ids), MOST_TOKENS)
             steps = (self.step(cache, ids[start:][:MOST_TOKENS], slot, positions[start:][:MOST_TOKENS]) for start in starts)
             return next(steps) if len(starts) == 1 else np.concatenate([logits.copy() for logits in steps])
-        inputs = token_by_token(ids, past, slot, self.context)
-        return self._project(self.graph.run(cache, {**inputs, **_for_last_attention(inputs)}))
+        return self._project(self.graph.run(cache, token_by_token(ids, past, slot, self.context)))
 
     def _project(self, left: openvino.Tensor, every: bool = False) -> np.ndarray:
         """Return the logits (rows, V) of what the last layer left, (rows, 1, width); the next call overwrites them."""
@@ -194,11 +200,6 @@ class IrModel:
 
     def _return_cache(self, cache: KvCache) -> None:
         self._left = cache
-
-
-def _for_last_attention(sequences: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return these inputs under the names that the last attention has for its own."""
-    return {LAST + name: value for name, value in sequences.items()}
 
 
 class IrDecoder:

@@ -22,15 +22,20 @@ from numba.extending import intrinsic
 
 from gpt2opt.runtime import step_layout as layout
 from gpt2opt.runtime.kv_cache import BLOCK
-from gpt2opt.runtime.step_layout import AHEAD, ATTENTION, BEGUN, CHUNK_BITS, COLUMNS, DONE, GELU, LANES, MOST_TOKENS, OVER, PANEL, RESIDUAL
+from gpt2opt.runtime.step_layout import AHEAD, ATTENTION, BEGUN, CHUNK_BITS, COLUMNS, DONE, GELU, MOST_TOKENS, OVER, PANEL, RESIDUAL
 
-TOTAL, HEAD, PHASES, TOKENS, SLOTS, POSITIONS, CONTEXT, WIDTH, X, X_STRIDE, CHANNELS, EPSILON, NORMED, SCORES = range(len(layout.PLAN))
+TOTAL, HEAD, PHASES, TOKENS, SLOTS, POSITIONS, CONTEXT, X, X_STRIDE, CHANNELS, EPSILON, NORMED, SCORES = range(len(layout.PLAN))
 KIND, FIRST, CHUNK, ROWS, ROW_SIZE, WEIGHTS, SCALES, BIASES, GAINS, SHIFTS = range(10)
 INPUTS, INPUT_STRIDE, OUTPUTS, OUTPUT_STRIDE, KEYS, VALUES, ENDED, NORM_TICKS = range(10, len(layout.PHASE))
 PHASE_BYTES, CHUNK_MASK = 8 * len(layout.PHASE), (1 << CHUNK_BITS) - 1
 SPINS, NAP_US, LINGER = 20_000, 50, 100_000
 """How often a thread looks at a counter before it sleeps, for how many µs, and how often it looks for work before it leaves."""
 WHILE_WAITING = 32 * 1024  # bytes of weights that a thread prefetches before its phase can begin
+
+CPU = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
+FEATURES = os.environ.get("NUMBA_CPU_FEATURES") or binding.get_host_cpu_features().flatten()
+LANES, ROWS_AT_ONCE = (16, PANEL) if "+avx512f" in FEATURES.split(",") else (8, PANEL // 2)
+"""Float32 numbers in a vector, and rows that are multiplied with 4 tokens at once: as many as the CPU has registers for."""
 
 F = np.float32
 i8, i32, i64, f16, f32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType()
@@ -112,25 +117,28 @@ def products_of_panel(stored, tokens, columns, prefetch):
     the same of the results.
     """
     lanes, size = min(LANES, columns), STORED[stored][1]
-    zero = ir.Constant(ir.VectorType(f32, lanes), [0.0] * lanes)
+    zero, at_once = ir.Constant(ir.VectorType(f32, lanes), [0.0] * lanes), ROWS_AT_ONCE if tokens == 4 else PANEL
 
     @instruction(types.void, *[types.int64] * 8)
     def products(builder, rows, row_bytes, column_bytes, count, inputs, input_bytes, results, result_bytes):
         sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(PANEL)] for _ in range(tokens)]
-        begin = cgutils.alloca_once_value(builder, rows)
-        with cgutils.for_range_slice(builder, i64(0), count, i64(columns)) as (column, _):
-            at = builder.load(begin)
-            for line in range(0, PANEL * columns * size if prefetch else 0, 64):
-                fetch_line(builder, builder.add(at, i64(AHEAD + line)))
-            for part in range(0, columns, lanes):
-                place = builder.add(inputs, builder.mul(builder.add(column, i64(part)), i64(4)))
-                values = [load_vector(builder, builder.add(place, builder.mul(input_bytes, i64(t))), "f32", lanes) for t in range(tokens)]
-                for row in range(PANEL):
-                    place = builder.add(builder.add(at, builder.mul(row_bytes, i64(row))), i64(part * size))
-                    weights = load_vector(builder, place, stored, lanes)
-                    for value, total in zip(values, sums, strict=True):
-                        builder.store(multiply_add(builder, weights, value, builder.load(total[row])), total[row])
-            builder.store(builder.add(at, column_bytes), begin)
+        begin = cgutils.alloca_once(builder, i64)
+        for first in range(0, PANEL, at_once):
+            builder.store(rows, begin)
+            with cgutils.for_range_slice(builder, i64(0), count, i64(columns)) as (column, _):
+                at = builder.load(begin)
+                for line in range(0, PANEL * columns * size if prefetch and not first else 0, 64):
+                    fetch_line(builder, builder.add(at, i64(AHEAD + line)))
+                for part in range(0, columns, lanes):
+                    place = builder.add(inputs, builder.mul(builder.add(column, i64(part)), i64(4)))
+                    places = [builder.add(place, builder.mul(input_bytes, i64(token))) for token in range(tokens)]
+                    values = [load_vector(builder, one, "f32", lanes) for one in places]
+                    for row in range(first, first + at_once):
+                        place = builder.add(builder.add(at, builder.mul(row_bytes, i64(row))), i64(part * size))
+                        weights = load_vector(builder, place, stored, lanes)
+                        for value, total in zip(values, sums, strict=True):
+                            builder.store(multiply_add(builder, weights, value, builder.load(total[row])), total[row])
+                builder.store(builder.add(at, column_bytes), begin)
         for token, total in enumerate(sums):
             four = sum_lanes(builder, [builder.load(one) for one in total])
             builder.store(four, pointer(builder, builder.add(results, builder.mul(result_bytes, i64(token))), four.type)).align = 4
@@ -286,10 +294,16 @@ def largest_of(values, count):
 def softmax(values, count):
     largest, total = largest_of(values, count), F(0)
     for i in range(count):
-        values[i] = exp(values[i] - largest)
+        values[i] = exp(max(values[i] - largest, F(-60)))
         total += values[i]
     for i in range(count):
         values[i] /= total
+
+
+@compiled
+def prefetch_lines(begin, count):
+    for at in range(begin, begin + count, 64):
+        prefetch(at)
 
 
 @njit(error_model="numpy")
@@ -302,14 +316,17 @@ def wait(counter, least):
             sleep_us(NAP_US)
 
 
-def attention_over(stored, lanes):
-    """Return compiled attention over a KV cache of one of the types in `STORED`, for heads whose width is a multiple of `lanes`."""
+def attention_over(stored, width):
+    """Return compiled attention over a KV cache of one of the types in `STORED`, for heads of a width that is a multiple of 8."""
+    lanes = LANES if width % LANES == 0 else 8
     products = products_of_panel(stored, 1, lanes, prefetch=False)
     add_panels, add_rest = weighted_sums(stored, lanes, PANEL), weighted_sums(stored, lanes, 1)
     header, size, quantized, half = layout.CACHE_HEADER[stored], STORED[stored][1], stored == "u8", stored == "f16"
+    row_bytes, scale = header + width * size, F(width**-0.5)
+    of_head, block_bytes = 4 * width, BLOCK * row_bytes
 
     @compiled
-    def store_in_cache(source, target, width):
+    def store_in_cache(source, target):
         """Write a key or a value. In a u8 cache it has a range of its own, as the CPU plugin rounds it."""
         values = floats(source)
         if quantized:
@@ -328,11 +345,12 @@ def attention_over(stored, lanes):
                     floats(target)[i] = values[i]
 
     @compiled
-    def score(query, block, tokens, width, scores):
-        """Scores of the first tokens of a block of the cache, for one head of one token."""
-        row_bytes, result, query_sum, scale = header + width * size, floats(scores), F(0), F(1) / np.sqrt(F(width))
+    def score(query, block, after, tokens, scores):
+        """Scores of the first tokens of a block of the cache, for one head of one token. after: what is to be prefetched."""
+        result, query_sum = floats(scores), F(0)
         for d in range(width):
             query_sum += floats(query)[d]
+        prefetch_lines(after, tokens * row_bytes)
         for t in range(0, tokens, PANEL):
             products(block + t * row_bytes + header, row_bytes, lanes * size, width, query, 0, scores + 4 * t, 0)
         for t in range(tokens):
@@ -343,14 +361,15 @@ def attention_over(stored, lanes):
                 result[t] *= scale
 
     @compiled
-    def add_values(weights, block, tokens, width, out):
+    def add_values(weights, block, after, tokens, out):
         """Add the values of the first tokens of a block of the cache, weighted, to the result of a head."""
-        row_bytes, weight, panels, shift = header + width * size, floats(weights), tokens // PANEL * PANEL, F(0)
+        weight, panels, shift = floats(weights), tokens // PANEL * PANEL, F(0)
         if quantized:
             for t in range(tokens):
                 value = floats(block + t * row_bytes)
                 weight[t] *= value[0]
                 shift += weight[t] * value[1]
+        prefetch_lines(after, tokens * row_bytes)
         for d in range(0, width, lanes):
             add_panels(block + header + d * size, row_bytes, weights, 0, panels, out + 4 * d)
             add_rest(block + header + d * size, row_bytes, weights, panels, tokens, out + 4 * d)
@@ -364,38 +383,50 @@ def attention_over(stored, lanes):
 
         Block after block, so that what is read of a block, that of some heads, lies together.
         """
-        heads, width, slots, positions, of_head = now[ROWS], plan[WIDTH], integers(plan[SLOTS]), integers(plan[POSITIONS]), 4 * plan[WIDTH]
-        row_bytes, per_slot, per_head = header + width * size, (plan[CONTEXT] + BLOCK - 1) // BLOCK * heads, 4 * (plan[CONTEXT] + BLOCK)
-        block_bytes = BLOCK * row_bytes
+        heads, slots, positions = now[ROWS], integers(plan[SLOTS]), integers(plan[POSITIONS])
+        per_slot, per_head = (plan[CONTEXT] + BLOCK - 1) // BLOCK * heads, 4 * (plan[CONTEXT] + BLOCK)
         for token in range(plan[TOKENS]):
             source, position = now[INPUTS] + 4 * token * now[INPUT_STRIDE], positions[token]
             for head in range(begin, end):
                 at = (slots[token] * per_slot + position // BLOCK * heads + head) * block_bytes + position % BLOCK * row_bytes
-                store_in_cache(source + (heads + head) * of_head, now[KEYS] + at, width)
-                store_in_cache(source + (2 * heads + head) * of_head, now[VALUES] + at, width)
+                store_in_cache(source + (heads + head) * of_head, now[KEYS] + at)
+                store_in_cache(source + (2 * heads + head) * of_head, now[VALUES] + at)
         for token in range(plan[TOKENS]):
             query, out = now[INPUTS] + 4 * token * now[INPUT_STRIDE], now[OUTPUTS] + 4 * token * now[OUTPUT_STRIDE]
             first, count = slots[token] * per_slot, positions[token] + 1
             for t in range(0, count, BLOCK):
                 for head in range(begin, end):
                     block = now[KEYS] + (first + t // BLOCK * heads + head) * block_bytes
-                    score(query + head * of_head, block, min(BLOCK, count - t), width, scores + (head - begin) * per_head + 4 * t)
+                    score(
+                        query + head * of_head,
+                        block,
+                        block + heads * block_bytes,
+                        min(BLOCK, count - t),
+                        scores + (head - begin) * per_head + 4 * t,
+                    )
             for head in range(begin, end):
+                prefetch_lines(now[VALUES] + (first + head) * block_bytes, block_bytes)
                 softmax(floats(scores + (head - begin) * per_head), count)
                 for d in range(width):
                     floats(out + head * of_head)[d] = F(0)
             for t in range(0, count, BLOCK):
                 for head in range(begin, end):
                     block = now[VALUES] + (first + t // BLOCK * heads + head) * block_bytes
-                    add_values(scores + (head - begin) * per_head + 4 * t, block, min(BLOCK, count - t), width, out + head * of_head)
+                    add_values(
+                        scores + (head - begin) * per_head + 4 * t,
+                        block,
+                        block + heads * block_bytes,
+                        min(BLOCK, count - t),
+                        out + head * of_head,
+                    )
 
     return attention
 
 
-def step_over(stored, cached, lanes):
+def step_over(stored, cached, width):
     """Return the decode step for weights and a KV cache of two types in `STORED`, to be compiled."""
     one, two, four = (products_of_panel(stored, tokens, COLUMNS, prefetch=True) for tokens in (1, 2, 4))
-    attention, size = attention_over(cached, lanes), STORED[stored][1]
+    attention, size = attention_over(cached, width), STORED[stored][1]
 
     @compiled
     def project(plan, now, begin, end, inputs):
@@ -458,8 +489,7 @@ def step_over(stored, cached, lanes):
             end = min(begin + now[CHUNK], now[ROWS])
             if load(done) < now[FIRST]:
                 row_bytes = now[ROW_SIZE] * size
-                for at in range(begin * row_bytes, min(end * row_bytes, begin * row_bytes + WHILE_WAITING), 64):
-                    prefetch(now[WEIGHTS] + at)
+                prefetch_lines(now[WEIGHTS] + begin * row_bytes, min((end - begin) * row_bytes, WHILE_WAITING))
                 wait(done, now[FIRST])
             inputs = now[INPUTS]
             if now[GAINS]:
@@ -499,23 +529,21 @@ def read(builder, address, count, result):
 
 
 def function_named(name):
-    """Return what is to be compiled: `read`, or `step TYPE_OF_WEIGHTS TYPE_OF_CACHE LANES`."""
+    """Return what is to be compiled: `read`, or `step TYPE_OF_WEIGHTS TYPE_OF_CACHE WIDTH_OF_HEADS`."""
     if name == "read":
         return lambda address, count, result: read(address, count, result)
-    _, stored, cached, lanes = name.split()
-    return step_over(stored, cached, int(lanes))
+    _, stored, cached, width = name.split()
+    return step_over(stored, cached, int(width))
 
 
 def main() -> None:
     """Compile the function that is named; write to stdout the name that it has in the object code, and the object code."""
-    cpu = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
-    features = os.environ.get("NUMBA_CPU_FEATURES", binding.get_host_cpu_features().flatten())
-    if binding.get_process_triple().startswith("x86") and not {"+fma", "+f16c"} <= set(features.split(",")):
+    if binding.get_process_triple().startswith("x86") and not {"+fma", "+f16c"} <= set(FEATURES.split(",")):
         sys.exit("this CPU has no FMA or F16C")  # LLVM would call functions of its own library in their place
     compiled_function = cfunc(types.void(*[types.int64] * 3), error_model="numpy")(function_named(sys.argv[1]))
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    machine = binding.Target.from_default_triple().create_target_machine(cpu, features, opt=3, codemodel="jitdefault", jit=True)
+    machine = binding.Target.from_default_triple().create_target_machine(CPU, FEATURES, opt=3, codemodel="jitdefault", jit=True)
     module = binding.parse_assembly(compiled_function.inspect_llvm())
     module.get_function(compiled_function.native_name).linkage = "internal"  # numba's wrapper, which needs numba and Python
     passes = binding.create_new_module_pass_manager()

@@ -3,7 +3,6 @@
 The tokens of all sequences of a call are joined. `docs/runtime.md` works an example out, block by block.
 """
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,28 +78,6 @@ def whole_texts(pasts: np.ndarray, lengths: np.ndarray, slots: np.ndarray, conte
         "subsequence_begins": np.cumsum([0, *lengths]),
         "block_indices": (slots[:, None] * per_text + np.arange(per_text)).reshape(-1),
         "block_indices_begins": np.arange(len(slots) + 1) * per_text,
-    }
-
-
-def texts_cut_at_blocks(pasts: np.ndarray, lengths: np.ndarray, slots: np.ndarray, context: int) -> dict[str, np.ndarray]:
-    """Describe the same texts so that attention computes almost nothing for tokens whose logits are not wanted.
-
-    Each block of the cache before the last one becomes a sequence of its own: its tokens are stored in their place, and attend to their
-    own block only. The last sequence of each text attends to everything before it.
-    """
-    per_text = blocks(context)
-    sequences: list[tuple[int, int, Sequence[int]]] = []  # of each: the tokens before it that it attends to, how many it has, its blocks
-    for past, length, slot in zip(pasts, lengths, slots, strict=True):
-        starts = [past, *range((past // BLOCK + 1) * BLOCK, past + length, BLOCK)]
-        first = slot * per_text
-        sequences += [(start % BLOCK, end - start, [first + start // BLOCK]) for start, end in itertools.pairwise(starts)]
-        sequences.append((starts[-1], past + length - starts[-1], range(first, first + per_text)))
-    past_lens, counts, indices = zip(*sequences, strict=True)
-    return {
-        "past_lens": np.array(past_lens),
-        "subsequence_begins": np.cumsum([0, *counts]),
-        "block_indices": np.concatenate(indices),
-        "block_indices_begins": np.cumsum([0, *map(len, indices)]),
     }
 
 

@@ -1,17 +1,13 @@
 """Graph passes for paged attention (Kwon et al. 2023): the KV cache becomes an input, in blocks that all graphs of a model share."""
 
 import numpy as np
-from openvino import Dimension, Model, Node, PartialShape
+from openvino import Model
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
 from gpt2opt.runtime.graph import stored_constant
 
 ROWS = "rows"
-SEQUENCES = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
-"""The inputs that describe to attention which tokens of a call follow each other, and where in the cache they are."""
-LAST = "last_"
-"""The prefix of `SEQUENCES` for the last attention, which has inputs of its own."""
 
 
 def page_kv_cache(graph: Model) -> Model:
@@ -33,7 +29,7 @@ def pick_rows(graph: Model) -> Model:
     rows = ops.parameter([-1], np.int64)
     rows.output(0).set_names({ROWS})
     graph.add_parameters([rows])
-    attention = node = last_attention(graph)
+    attention = node = [each for each in graph.get_ordered_ops() if each.get_type_name() == "PagedAttentionExtension"][-1]
     while node.get_type_name() != "Add" or any(stored_constant(value) for value in node.input_values()):
         before, (consumer,) = node, node.output(0).get_target_inputs()
         node = consumer.get_node()
@@ -46,29 +42,6 @@ def pick_rows(graph: Model) -> Model:
     return graph
 
 
-def no_empty_sizes(graph: Model) -> Model:
-    """Declare that a call has at least one token and one wanted row: where a size may be 0, the CPU plugin copies convolutions' results."""
-    graph.reshape({name: PartialShape([Dimension(1, -1)]) for name in ("input_ids", "position_ids", ROWS)})
-    return graph
-
-
-def describe_last_attention(graph: Model) -> Model:
-    """Give the last attention of a paged graph `SEQUENCES` of its own, as `last_past_lens` and so on.
-
-    With them it stores keys and values for every token, but computes little more than what is wanted; see `kv_cache.texts_cut_at_blocks`.
-    """
-    last = last_attention(graph).get_friendly_name()
-    for name in SEQUENCES:
-        shared = graph.input(name)
-        own = ops.parameter(shared.get_partial_shape(), shared.get_element_type())
-        own.output(0).set_names({LAST + name})
-        graph.add_parameters([own])
-        for port in shared.get_target_inputs():
-            if port.get_node().get_friendly_name() == last:
-                port.replace_source_output(own.output(0))
-    return graph
-
-
 def cut(graph: Model) -> tuple[Model, Model]:
     """Cut a paged graph before its last norm: into its body, which returns (rows, 1, width), and its head, from these to the logits."""
     norm = [node for node in graph.get_ordered_ops() if node.get_type_name() == "MVN"][-1]
@@ -76,7 +49,3 @@ def cut(graph: Model) -> tuple[Model, Model]:
     picked = ops.parameter(left.get_partial_shape(), np.float32)
     norm.input(0).replace_source_output(picked.output(0))
     return Model([left], graph.get_parameters()), Model(graph.get_results(), [picked])
-
-
-def last_attention(graph: Model) -> Node:
-    return [node for node in graph.get_ordered_ops() if node.get_type_name() == "PagedAttentionExtension"][-1]

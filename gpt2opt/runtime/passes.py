@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from openvino import Model
 
 from gpt2opt.runtime.graph import as_convolutions, gelu_by_erf, look_up_integers
-from gpt2opt.runtime.paged_attention import describe_last_attention, no_empty_sizes, page_kv_cache, pick_rows
+from gpt2opt.runtime.paged_attention import page_kv_cache, pick_rows
 
 ANY = "INT8 dot products, or no quantized input"
 NO_DOT_PRODUCT = "quantized inputs, CPU without INT8 dot products"
@@ -41,9 +41,7 @@ PASSES = (
     GraphPass(look_up_integers, CASES, WHOLE),
     GraphPass(page_kv_cache, CASES, WHOLE, required="prompts and single tokens share their KV cache in blocks"),
     GraphPass(pick_rows, CASES, WHOLE, required="callers name the rows whose logits they want"),
-    GraphPass(no_empty_sizes, CASES, WHOLE),
     GraphPass(gelu_by_erf, (NO_DOT_PRODUCT,), WHOLE),
-    GraphPass(describe_last_attention, CASES, BODY),
     GraphPass(as_convolutions, (NO_DOT_PRODUCT,), BODY),
 )
 """In the order in which they are applied."""

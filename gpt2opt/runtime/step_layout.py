@@ -1,8 +1,6 @@
 """How memory is laid out for the compiled decode step: what `decode_step.py` fills in and `kernels.py` reads. All numbers are int64."""
 
-LANES = 16
-"""Float32 numbers in a vector. LLVM splits vectors that are wider than the CPU's."""
-PANEL, COLUMNS = 4, 2 * LANES
+PANEL, COLUMNS = 4, 32
 """A weight is stored by panels of 4 rows: 32 numbers of each row in turn, then the next 32. So one panel is read from end to end."""
 AHEAD = 4096
 """How many bytes ahead of their use weights are prefetched: where the CPU's own prefetching stops, at the end of a page."""
@@ -12,20 +10,8 @@ CACHE_HEADER = {"f32": 0, "f16": 0, "u8": 8}
 """Type of the KV cache -> bytes before the numbers of each key or value of a head. In a u8 cache they are scale and zero point, float32."""
 
 PLAN = (
-    "total",
-    "head",
-    "phases",
-    "tokens",
-    "slots",
-    "positions",
-    "context",
-    "width",
-    "x",
-    "x_stride",
-    "channels",
-    "epsilon",
-    "normed",
-    "scores",
+    *("total", "head", "phases", "tokens", "slots", "positions", "context"),
+    *("x", "x_stride", "channels", "epsilon", "normed", "scores"),
 )
 """What all phases share. total: chunks of the step. head: the first chunk of the head. Strides are in numbers, from token to token."""
 PHASE = (
