@@ -66,7 +66,11 @@ def compile_ir(
     core = openvino.Core()
 
     def compiled(graph: openvino.Model) -> openvino.CompiledModel:
-        found = core.compile_model(graph, "CPU", {**properties, **counting})
+        try:
+            found = core.compile_model(graph, "CPU", {**properties, **counting})
+        except RuntimeError as error:
+            raise_cause(error)  # a lack of memory, also when the head is compiled later
+            raise
         for name in ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION"):  # the plugin may silently choose another type
             if (given := found.get_property(name).to_string()) != properties[name]:
                 raise ValueError(f"{name} is {given} on this CPU, not {properties[name]} as asked; ask for one that the CPU has")

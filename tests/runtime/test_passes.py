@@ -91,7 +91,7 @@ def test_attention_and_layer_norms_alone_leave_the_layout_of_convolutions(all_qu
     as_convolutions(all_quantized)
     after = Counter(node.get_type_name() for node in all_quantized.get_ops())
     assert names <= {node.get_friendly_name() for node in all_quantized.get_ops() if node.get_type_name() == "Convolution"}
-    assert after["MVN"] == before["MVN"] == 2 * 2 + 1
+    assert after["MVN"] == before["MVN"] == 2 * 2
     # Each of the two blocks goes into the layout after each LayerNorm and after attention, and out of it before attention and before the
     # next two LayerNorms. The residual goes into it once in each: as the embeddings, and as the rows that are picked in the last block.
     assert after["Transpose"] - before["Transpose"] == 2 * (3 + 3 + 1)
