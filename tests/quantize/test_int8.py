@@ -194,7 +194,7 @@ def test_a_float_matmul_without_a_name_fails(pruned, tokenizer, layers, monkeypa
         matmul.input(1).replace_source_output(opset13.constant(weight.astype(np.float32)).output(0))
         return graph
 
-    change_pass(monkeypatch, "no_empty_sizes", lambda no_empty_sizes: lambda graph: as_float(no_empty_sizes(graph)))
+    change_pass(monkeypatch, "pick_rows", lambda pick_rows: lambda graph: as_float(pick_rows(graph)))
     rename(monkeypatch, "h.0.attn.c_proj")
     with pytest.raises(RuntimeError, match=r"h\.0\.attn\.c_proj: weight f32 in the prefill graph"):
         audit_int8(tmp_path / "ir")

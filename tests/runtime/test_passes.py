@@ -7,7 +7,6 @@ import openvino
 import pytest
 import torch
 
-from gpt2opt.environment import has_int8_dot_product
 from gpt2opt.quantize.int8 import quantize_int8
 from gpt2opt.runtime.compile import compile_ir
 from gpt2opt.runtime.graph import GELU_FORMS_DIFFER, activation_quantizer, as_convolutions, gelu_by_erf, matmuls
@@ -49,20 +48,6 @@ def test_several_tokens_at_once_give_the_bits_of_one_by_one(quantized, ids, deco
         decoder.prefill()
         one_by_one = [read(tokens[i : i + 1], 25 + i)[0] for i in range(count)]
         np.testing.assert_array_equal(at_once, one_by_one)
-
-
-@pytest.mark.skipif(
-    has_int8_dot_product() is not False, reason="which layouts the plugin chooses was seen on CPUs without VNNI and AMX only"
-)
-def test_no_result_is_copied_into_the_layout_that_it_has(all_quantized_dir):
-    """With every input quantized: a float matmul before a quantized one is rounded in a pass that keeps its layout."""
-    nodes = compile_ir(all_quantized_dir).prefill.get_runtime_model().get_ordered_ops()
-    copies = [node for node in nodes if node.get_rt_info()["layerType"].astype(str) == "Reorder"]
-    layouts = [
-        [of.get_rt_info()["outputLayouts"].astype(str).split(",")[0] for of in (node.input_value(0).get_node(), node)] for node in copies
-    ]
-    assert layouts
-    assert all(before != after for before, after in layouts)
 
 
 def test_embeddings_are_looked_up_as_integers(quantized):
