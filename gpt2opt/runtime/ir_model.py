@@ -57,7 +57,8 @@ def load_ir(
     file, token, cache = Path(directory, IR_WEIGHTS), np.zeros(1, np.int64), model._take_cache(1)
     model.graph.run(cache, model._inputs([token], token, token))
     give_back_pages(file)
-    model.step = load_step(directory, model.kv_cache, model.context, num_threads) if decode == "step" else None
+    if decode == "step" and precision == "f32":
+        model.step = load_step(directory, model.kv_cache, model.context, num_threads)
     model._prefill(cache, [token], token, token)
     give_back_pages(file)
     model._return_cache(cache)

@@ -9,22 +9,24 @@ from gpt2opt.runtime.counters import Log, count_nodes, shown_as
 from gpt2opt.runtime.ir_model import load_ir
 
 
-@pytest.fixture(scope="module", params=[("float", "step"), ("int8", "step"), ("int8", "openvino")], ids=" ".join)
-def decoded_by(request):
-    return request.param[1]
+@pytest.fixture(scope="module", params=[("float_dir", "step"), ("quantized", "step"), ("quantized", "openvino")], ids=" ".join)
+def case(request):
+    """A fixture with an IR, and what decodes."""
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def content(request, decoded_by, float_dir, quantized):
-    (kind, _), prompt = request.node.callspec.params["decoded_by"], [1, 2, 3, 4, 5, 6, 7, 8]
-    (content,) = count_nodes([load_ir(float_dir if kind == "float" else quantized[0], count_time=True, decode=decoded_by)], prompt, 3)
+def content(request, case):
+    made, decoded_by = request.getfixturevalue(case[0]), case[1]
+    model = load_ir(made[0] if case[0] == "quantized" else made, count_time=True, decode=decoded_by)
+    (content,) = count_nodes([model], [1, 2, 3, 4, 5, 6, 7, 8], 3)
     return content
 
 
-def test_the_trace_has_each_call_once_and_the_nodes_within(content, decoded_by):
+def test_the_trace_has_each_call_once_and_the_nodes_within(content, case):
     root = call_tree(recorded(content["traceEvents"]))
     assert [(call.name, call.calls) for call in root.children.values()] == [("prefill", 1), ("decode", 2)]
-    expected = {"prefill": {"graph", "head"}, "decode": {"decode step"} if decoded_by == "step" else {"graph", "head"}}
+    expected = {"prefill": {"graph", "head"}, "decode": {"decode step"} if case[1] == "step" else {"graph", "head"}}
     assert {call.name: {graph.name for graph in call.children.values()} for call in root.children.values()} == expected
     assert all(any(graph.children for graph in call.children.values()) for call in root.children.values())
     assert all(row.notes for row in operator_table(root))
@@ -54,8 +56,8 @@ def test_nodes_stand_one_after_another_and_within_their_call():
     assert log.paused_us > 0
 
 
-def test_a_decode_step_shows_attention_norms_and_matmuls_by_their_layer(content, decoded_by):
-    if decoded_by == "step":
+def test_a_decode_step_shows_attention_norms_and_matmuls_by_their_layer(content, case):
+    if case[1] == "step":
         (step,) = call_tree(recorded(content["traceEvents"])).children[FRAME, "decode"].children.values()
         parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", "lm_head")
         assert {node.name for node in step.children.values()} == {"LayerNorm", "Attention", *(f"MatMul {part}" for part in parts)}

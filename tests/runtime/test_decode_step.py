@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numba
@@ -93,6 +94,10 @@ def new_cache(weights: Gpt2Weights, kind: str, sequences: int) -> SimpleNamespac
     return SimpleNamespace(memory={name: np.zeros((sequences, blocks(CONTEXT), heads * BLOCK * row), np.uint8) for name, heads in names})
 
 
+def step_of(weights: Gpt2Weights, kind: str, threads: int) -> DecodeStep:
+    return DecodeStep(weights, Path("nothing is mapped"), kind, CONTEXT, threads)
+
+
 def decode(step: DecodeStep, cache, ids, slot=0, past=0) -> np.ndarray:
     """Read tokens one by one; return their logits (T, V)."""
     return np.array([step(cache, ids[i : i + 1], slot, np.array([past + i]))[0].copy() for i in range(len(ids))])
@@ -129,7 +134,7 @@ def test_logits_are_those_of_torch_with_the_same_rounded_weights(stored, kind, w
     round_cache(model, kind, width)
     expected = torch_logits(model, tokens[None])[0]
     used = weights if stored == "i8" else as_float(weights)
-    found = decode(DecodeStep(used, kind, CONTEXT, 2), new_cache(used, kind, 1), tokens)
+    found = decode(step_of(used, kind, 2), new_cache(used, kind, 1), tokens)
     np.testing.assert_allclose(found, expected, atol=TOLERANCE[kind] * np.abs(expected).max())
     assert np.median(np.abs(found - expected)) < 1e-4 * np.abs(expected).max()
 
@@ -187,7 +192,7 @@ def test_code_for_a_cpu_with_shorter_vectors_gives_the_same_logits(tokens, monke
         other.setenv("NUMBA_CPU_NAME", "haswell")
         other.setenv("NUMBA_CPU_FEATURES", "+avx2,+fma,+f16c")
         object_code.compiled_function.cache_clear()
-        step = DecodeStep(weights, "f32", CONTEXT, 2)
+        step = step_of(weights, "f32", 2)
     object_code.compiled_function.cache_clear()
     expected = torch_logits(model, tokens[None])[0]
     np.testing.assert_allclose(decode(step, new_cache(weights, "f32", 1), tokens), expected, atol=1e-4 * np.abs(expected).max())
@@ -198,8 +203,8 @@ def test_code_for_a_cpu_with_shorter_vectors_gives_the_same_logits(tokens, monke
 def test_a_token_has_the_same_bits_alone_among_guesses_and_in_a_batch(stored, kind, width, threads, tokens):
     _, weights = rounded(odd_model((5, 3), width))
     weights = weights if stored == "i8" else as_float(weights)
-    alone = decode(DecodeStep(weights, kind, CONTEXT, 1), new_cache(weights, kind, 1), tokens[:80])
-    step = DecodeStep(weights, kind, CONTEXT, threads)
+    alone = decode(step_of(weights, kind, 1), new_cache(weights, kind, 1), tokens[:80])
+    step = step_of(weights, kind, threads)
     for count in range(2, MOST_TOKENS + 1):
         cache = new_cache(weights, kind, MOST_TOKENS)
         for past in range(0, 64, count):  # over the end of a block of the cache
@@ -271,7 +276,7 @@ def test_gelu_is_accurate():
 
 def test_every_phase_is_named_and_their_times_add_up_to_that_of_the_step(tokens):
     _, weights = rounded(odd_model())
-    step = DecodeStep(weights, "u8", CONTEXT, 2)
+    step = step_of(weights, "u8", 2)
     decode(step, new_cache(weights, "u8", 1), tokens[:5])
     names, seconds, norms = zip(*step.seconds(), strict=True)
     layers = [f"h.{layer}.{part}" for layer in range(2) for part in (PARTS[0], "attention", *PARTS[1:])]
@@ -284,14 +289,14 @@ def test_every_phase_is_named_and_their_times_add_up_to_that_of_the_step(tokens)
 @pytest.mark.parametrize("threads", [2, 4])
 def test_threads_that_are_called_before_the_first_step_find_no_work(threads, tokens):
     _, weights = rounded(odd_model())
-    step = DecodeStep(weights, "u8", CONTEXT, threads)
+    step = step_of(weights, "u8", threads)
     for _ in range(20):
         step._wake.set()
         time.sleep(0.01)
     assert step._state[layout.DONE] == 0
     np.testing.assert_array_equal(
         decode(step, new_cache(weights, "u8", 1), tokens[:9]),
-        decode(DecodeStep(weights, "u8", CONTEXT, 1), new_cache(weights, "u8", 1), tokens[:9]),
+        decode(step_of(weights, "u8", 1), new_cache(weights, "u8", 1), tokens[:9]),
     )
 
 
@@ -380,12 +385,12 @@ def test_without_numba_openvino_decodes_and_a_line_says_so(found, why, quantized
 def test_without_huge_pages_the_weights_lie_on_small_ones(tokens, monkeypatch):
     """As in a Linux that was built without them: `madvise` is refused."""
     _, weights = rounded(odd_model())
-    expected = decode(DecodeStep(weights, "u8", CONTEXT, 2), new_cache(weights, "u8", 1), tokens)
+    expected = decode(step_of(weights, "u8", 2), new_cache(weights, "u8", 1), tokens)
     monkeypatch.setattr(decode_step.mmap, "MADV_HUGEPAGE", 12345)
-    np.testing.assert_array_equal(decode(DecodeStep(weights, "u8", CONTEXT, 2), new_cache(weights, "u8", 1), tokens), expected)
+    np.testing.assert_array_equal(decode(step_of(weights, "u8", 2), new_cache(weights, "u8", 1), tokens), expected)
     monkeypatch.setattr(decode_step, "_padded_bytes", lambda _: 1 << 50)
     with pytest.raises(MemoryError):
-        DecodeStep(weights, "u8", CONTEXT, 2)
+        step_of(weights, "u8", 2)
 
 
 def test_a_cpu_without_fma_is_decoded_on_by_openvino(quantized, ids, monkeypatch, caplog, tmp_path):
@@ -483,7 +488,7 @@ def test_two_models_decode_in_two_threads(quantized, float_dir, ids):
 
 def test_a_second_thread_on_one_model_is_refused_and_spoils_nothing(tokens):
     _, weights = rounded(odd_model())
-    step = DecodeStep(weights, "u8", CONTEXT, 2)
+    step = step_of(weights, "u8", 2)
     expected = decode(step, new_cache(weights, "u8", 1), tokens)
     inside, go_on, refused = threading.Event(), threading.Event(), []
     run, mine, others = step._step, new_cache(weights, "u8", 1), new_cache(weights, "u8", 1)
@@ -604,7 +609,7 @@ def still_alive(own: set[threading.Thread]) -> list[threading.Thread]:
 def test_the_threads_of_a_model_end_with_it_and_sleep_while_it_is_idle(tokens):
     _, weights = rounded(odd_model())
     before = set(helpers())
-    steps = [DecodeStep(weights, "u8", CONTEXT, 4) for _ in range(3)]
+    steps = [step_of(weights, "u8", 4) for _ in range(3)]
     for step in steps:
         decode(step, new_cache(weights, "u8", 1), tokens[:20])
     own = set(helpers()) - before
@@ -621,7 +626,7 @@ def test_steps_that_are_closed_at_once_leave_no_thread():
     _, weights = rounded(odd_model())
     before = set(helpers())
     for _ in range(100):
-        step = DecodeStep(weights, "u8", CONTEXT, 4)
+        step = step_of(weights, "u8", 4)
         step._wake.set()
         del step
     own = set(helpers()) - before

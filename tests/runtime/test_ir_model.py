@@ -13,6 +13,7 @@ from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.prompt_lookup import LONGEST_GUESS, lookup_steps
 from gpt2opt.decoding.settings import DecodingSettings
+from gpt2opt.environment import has_bf16
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.runtime import compile
 from gpt2opt.runtime.decode_step import HEAD, WHOLE, DecodeStep
@@ -116,6 +117,11 @@ def test_without_the_step_openvino_reads_every_token(either_cpu, quantized, ids,
     model, used = load_ir(quantized[0], decode="openvino"), ran(monkeypatch)
     greedy_tokens(model, ids[:sequences, :9], 5)
     assert used == ["graph"] * 5
+
+
+@pytest.mark.skipif(not has_bf16(), reason="this CPU does not compute in bf16")
+def test_in_bf16_openvino_decodes(quantized):
+    assert load_ir(quantized[0], precision="bf16").step is None
 
 
 def test_what_decodes_is_one_of_two(float_dir):
