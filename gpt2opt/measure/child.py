@@ -61,7 +61,7 @@ class Child(AbstractContextManager["Child"]):
         """Call a method of the object, by its name, and return its value.
 
         Raises:
-            RuntimeError: the method raised, or the process died; the message ends with the child's own complaint.
+            RuntimeError: the method raised, or the process died; the last line of the message says of what, by exit code or signal.
             KeyboardInterrupt: the process was interrupted.
             TimeoutError: it was killed because its time was over.
         """
@@ -77,8 +77,7 @@ class Child(AbstractContextManager["Child"]):
             if (code := self._process.wait()) == -signal.SIGINT:  # a terminal interrupts every process of a command
                 raise KeyboardInterrupt from None
             self._complaints.seek(0)
-            said = self._complaints.read().decode(errors="replace").strip() or "it said nothing; was memory short?"
-            raise RuntimeError(f"the process died with exit code {code}:\n{said}") from death
+            raise RuntimeError(_last_words(code, self._complaints.read().decode(errors="replace"))) from death
         if complaint:
             raise RuntimeError(complaint)
         return value
@@ -95,6 +94,14 @@ class Child(AbstractContextManager["Child"]):
     def _give_up(self) -> None:
         self._timed_out = True
         self._process.kill()
+
+
+def _last_words(code: int, said: str) -> str:
+    """Return all that a dead process wrote on stderr and, as a last line that may stand alone, how it died and how its words ended."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    how = f"exit code {code}{f' ({signal.Signals(-code).name}: {signal.strsignal(-code)})' if code < 0 else ''}"
+    end = f"it said last: {' | '.join(line[-80:] for line in lines[-3:])}" if lines else "it said nothing"
+    return "\n".join([*lines, f"the process died with {how}; {end}{'; was memory short?' if code == -signal.SIGKILL else ''}"])
 
 
 def thread_settings(threads: int) -> dict[str, str]:

@@ -201,6 +201,6 @@ def turn_orders(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return the last line of a complaint that says something, cut to 160 characters; the kind of an error that says nothing."""
+    """Return the last line of a complaint that says something, cut to 360 characters; the kind of an error that says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:160] if lines else type(error).__name__
+    return lines[-1][:360] if lines else type(error).__name__

@@ -203,7 +203,7 @@ def test_tables_show_limits_and_who_is_left_out(result):
     assert ours[6] == "2.0%"  # one step beyond a usual one, TTFT is 50
     assert "absent is not installed" in str(tables.remarks_table(result))
     assert "absent" not in str(tables.ratio_table(result))
-    assert tables.engines_table(result).rows[1] == ("peer", "1100", "22", "3.92", "0.001", "0.002")
+    assert tables.engines_table(result).rows[1] == ("peer", "1100", "22", "3.92", "–", "–", "0.001", "0.002")
 
 
 def test_what_an_engine_beats_is_not_called_a_limit(result):
@@ -237,15 +237,15 @@ def test_rows_of_ours_are_no_peers(result):
 
 
 def test_the_smallest_measurable_difference_comes_from_ours_against_itself(result):
-    assert [row[2] for row in tables.verdict_table(result).rows] == ["–"] * 3
+    assert [row[2] for row in tables.verdict_table(result).rows] == ["–"] * 4
     again = dataclasses.replace(result, engines=(*result.engines, engine_result("ours again", 0.0103)))
-    assert [row[2] for row in tables.verdict_table(again).rows] == ["1.03 [1.03, 1.03]"] * 3
+    assert [row[2] for row in tables.verdict_table(again).rows] == ["1.03 [1.03, 1.03]"] * 4
 
 
 def test_the_verdict_says_whom_ours_is_behind_even_with_and_ahead_of(result):
     def said_of(*more: EngineResult) -> tuple[str, ...]:
         rows = tables.verdict_table(dataclasses.replace(result, engines=(*result.engines, *more))).rows
-        assert len(rows) == 3  # of the figures that were measured alone
+        assert len(rows) == 4  # of the figures that were measured alone
         return next(row for row in rows if row[0] == "TTFT 512")
 
     assert said_of() == ("TTFT 512", "550 ms", "–", "peer", "2.00 [2.00, 2.00]", "none", "0", "2")

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from gpt2opt import environment
-from gpt2opt.decoding.decoder import Decoder, Greedy, Logits, Model
+from gpt2opt.decoding.decoder import Decoder, Greedy, Logits, Model, as_numpy
 from gpt2opt.decoding.generation import stream
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.measure.turns import Contestants, Outcome, Start, in_child
@@ -72,6 +72,19 @@ def timing(marks: Sequence[float]) -> Timing:
     return Timing(steps[0], tuple(steps[1:]))
 
 
+@dataclass(frozen=True)
+class Fidelity:
+    """How near an engine's next-token distributions are to those of torch FP32 with the same weights, row by row of a text.
+
+    kl_nats: summed KL(torch FP32 ‖ engine) of each row; None from an engine that tells which token it chose, and not by what logits.
+    same_top: number of tokens at which both find the same token the most probable. tokens: scored ones of each row.
+    """
+
+    kl_nats: tuple[float, ...] | None
+    same_top: tuple[int, ...]
+    tokens: int
+
+
 class Runner:
     """One way to run a model on a CPU: `prepare` converts it once, then `load` gets it ready in a process of its own.
 
@@ -115,12 +128,46 @@ class Engine(Runner):
         """Continue (B, T) int64 prompts greedily by `new_tokens` each, at least 2, and time every token."""
         raise NotImplementedError
 
+    def forced(self, row: np.ndarray, prompt_tokens: int) -> Iterator[Any]:
+        """Yield by what the engine would choose each token of a row (T,) behind its prompt, whatever it chose before.
+
+        That is the logits, (V,) each, which hold until the next is asked for; or the id that it chooses, where its API gives no logits.
+        """
+        raise NotImplementedError
+
+    def fidelity(self, reference: Path) -> Fidelity:
+        """Compare what the engine decodes with torch FP32; rows and expected logits are in a file of `quality.write_reference`."""
+        with np.load(reference) as file:
+            rows, expected = file["rows"], file["logits"]
+        divergences = np.zeros(expected.shape[:2])
+        same = np.zeros(expected.shape[:2], bool)
+        for number, (row, theirs) in enumerate(zip(rows, expected, strict=True)):
+            for place, (found, logits) in enumerate(zip(self.forced(row, len(row) - len(theirs)), theirs, strict=True)):
+                is_logits = np.ndim(found) > 0
+                divergences[number, place] = kl_divergence(logits, found) if is_logits else np.nan
+                same[number, place] = logits.argmax() == (found.argmax() if is_logits else found)
+        kl_nats = None if np.isnan(divergences).all() else tuple(divergences.sum(1).tolist())
+        return Fidelity(kl_nats, tuple(same.sum(1).tolist()), expected.shape[1])
+
+    def decodes_by(self) -> str | None:
+        """Return how this engine decodes, where it has more than one way."""
+        return None
+
     def timed(self, prompts: np.ndarray, new_tokens: int) -> Timing:
         """Return what `generate` does, if it made every token: too few are not a fast engine."""
         found = self.generate(prompts, new_tokens)
         if len(found.later_s) != new_tokens - 1:
             raise RuntimeError(f"made {len(found.later_s) + 1} tokens where {new_tokens} were asked for")
         return found
+
+
+def kl_divergence(reference: np.ndarray, logits: np.ndarray) -> float:
+    """Return KL(reference ‖ model) in nats from the logits (V,) of both; ValueError if they are not finite."""
+    if not np.isfinite(logits).all():
+        raise ValueError("the engine gave logits that are not finite")
+    shifted = (each - each.max() for each in (reference.astype(float), logits.astype(float)))
+    expected, found = (each - np.log(np.exp(each).sum()) for each in shifted)
+    return float(np.exp(expected) @ (expected - found))
 
 
 def loaded(engine: type[Runner], folder: Path, threads: int) -> Any:
@@ -145,6 +192,12 @@ class Driven(Engine):
     def decoder(self, prompts: np.ndarray, new_tokens: int) -> Decoder:
         """Return a decoder of (B, T) prompts, with room for the new tokens; not timed."""
         raise NotImplementedError
+
+    def forced(self, row: np.ndarray, prompt_tokens: int) -> Iterator[np.ndarray]:
+        decoder = self.decoder(row[None, :prompt_tokens], len(row) - prompt_tokens)
+        yield as_numpy(decoder.prefill())[0]
+        for token in row[prompt_tokens:-1]:
+            yield as_numpy(decoder.decode(np.array([[token]])))[0]
 
     def seconds(self, prompts: np.ndarray, settings: DecodingSettings) -> float:
         """Continue (B, T) prompts by the generation loop and return the seconds of it all, prefill included."""
