@@ -9,7 +9,7 @@ import numpy as np
 from gpt2opt import environment
 from gpt2opt.storage import new_folder
 
-ROWS, PROMPT_TOKENS, SCORED_TOKENS = 8, 32, 32
+ROWS, PROMPT_TOKENS, SCORED_TOKENS = 12, 32, 32
 """One sequence at a time, as TPOT is measured: that many rows × scored tokens decode steps take some seconds."""
 LEARNED_NATS = 0.5
 """A model that has learned anything predicts a token by at least that much better than chance does."""
