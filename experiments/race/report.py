@@ -133,7 +133,7 @@ def caption(result: RaceResult) -> str:
         f"{machine_label(result.environment)}, {result.rounds} rounds. {result.size}, weights: {models.weights}. {models.pruned_share} of "
         f"each layer pruned; engines marked * compute all heads. Ours: {result.ours.note}. {_rate(result, READING, 'reads', 'GB/s')} "
         f"{_rate(result, COMPUTING, 'computes', 'GOPS in INT8')} In FP32 it is {result.limit('fp32_ops_per_s') / 1e9:.0f} GOPS."
-        + f" {_decoding(result)} {_quality(result)}"
+        + f" {_decoding(result)} {_quality(result)} Versions: {', '.join(dict.fromkeys(map(_package, result.raced)))}."
         + (f" On a text that repeats itself, prompt lookup takes {lookup} times as long per token as ours without it." if lookup else "")
     )
 
@@ -149,7 +149,7 @@ def _rate(result: RaceResult, bound: Bound, does: str, unit: str) -> str:
 def _decoding(result: RaceResult) -> str:
     if result.own_step:
         return f"Ours decoded by: {result.ours.decode}."
-    return "Taken before the decode step: ours decoded by OpenVINO, as all others of its rows."
+    return "Taken before the decode step: ours decoded by OpenVINO."
 
 
 def _quality(result: RaceResult) -> str:
