@@ -39,8 +39,12 @@ def reference_file(models: Path, part: str) -> Path:
     return models / "reference" / f"{part}.npz"
 
 
-def write_reference(models: Path) -> HeldOut:
-    """Write, for both models in a folder, the rows (R, T) and the logits (R, S, V) that predict the last S tokens of each."""
+def write_reference(models: Path, distinct_tokens: int | None = None) -> HeldOut:
+    """Write, for both models in a folder, the rows (R, T) and the logits (R, S, V) that predict the last S tokens of each.
+
+    distinct_tokens: see `results.Models`. Which of a token's copies is the most probable is a matter of the noise that tells them apart, so
+    they count as one token.
+    """
     environment.quiet()
     import torch
 
@@ -60,6 +64,7 @@ def write_reference(models: Path) -> HeldOut:
                 raise ValueError(f"no document of the scored part of {texts.name} has {length} tokens, which quality is measured on")
             with torch.inference_mode():
                 logits = model(rows).logits[:, -1 - scored : -1].float()
-            np.savez(folder / f"{part}.npz", rows=rows.numpy(), logits=logits.numpy())
+            distinct = distinct_tokens or logits.shape[-1]
+            np.savez(folder / f"{part}.npz", rows=rows.numpy(), logits=logits.numpy(), distinct_tokens=distinct)
             nll_nats[part] = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, -scored:].flatten()).item()
     return HeldOut(f"{texts.name} {texts.revision}", len(rows), scored, nll_nats["full"], math.log(model.config.vocab_size))

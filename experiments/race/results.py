@@ -34,7 +34,8 @@ class Shape:
 class Models:
     """The two models of a race, on disk; ids run below `vocab_size`, sequences up to `context` tokens.
 
-    weights: where they are from, in words. heads, kept_heads: of each layer, before and after pruning.
+    weights: where they are from, in words. heads, kept_heads: of each layer, before and after pruning. distinct_tokens: from this id on,
+    a stretched model repeats the tokens before; None where it does not.
     """
 
     weights: str
@@ -44,6 +45,7 @@ class Models:
     context: int
     full: Shape
     pruned: Shape
+    distinct_tokens: int | None = None
 
     @property
     def pruned_share(self) -> str:

@@ -61,7 +61,7 @@ def run_race(size: str = "gpt2", rounds: int = 5, engines: str = "", out: Path |
     take_lock(out)
     say(f"models: {size}, whole and with {PRUNE_FRACTION:.0%} of the heads pruned, or as near below as whole heads come")
     models = prepare_models(size, out)
-    held_out = in_fresh_process(write_reference, out / "models").value
+    held_out = in_fresh_process(write_reference, out / "models", models.distinct_tokens).value
     entries = [enter(engine, models, out) for engine in chosen.values()]
     starts = {entry.name: started(chosen[entry.name], folder_of(chosen[entry.name], out)) for entry in entries if not entry.left_out}
     ours = [entry for entry in entries if entry.name == Ours.name]
@@ -105,13 +105,13 @@ def make_models(size: str, folder: Path) -> Models:
 
     try:
         found = find_model(size)
-        (tokenizer, model), weights = load_model(found.path), str(found)
+        (tokenizer, model), weights, distinct = load_model(found.path), str(found), None
     except ValueError:
         if size not in SIZES:
             raise
         layers, _, width = SIZES[size]
         tokenizer, small = load_model(BUNDLED)
-        model = stretch_model(small, *SIZES[size])
+        model, distinct = stretch_model(small, *SIZES[size]), small.config.vocab_size
         tokenizer = stretch_tokenizer(tokenizer, model.config.vocab_size, model.config.n_positions)
         weights = (
             f"the bundled model's, stretched from {small.config.n_layer} × {small.config.n_embd} to {layers} × {width}: channels and units "
@@ -125,7 +125,7 @@ def make_models(size: str, folder: Path) -> Models:
         matmuls = [p.numel() for block in model.transformer.h for p in block.parameters() if p.ndim == 2]
         shapes.append(Shape(sum(matmuls), model.lm_head.weight.numel()))
         heads.append(heads_per_layer(model))
-    return Models(weights, heads[0], heads[1], model.config.vocab_size, model.config.n_positions, shapes[0], shapes[1])
+    return Models(weights, heads[0], heads[1], model.config.vocab_size, model.config.n_positions, shapes[0], shapes[1], distinct)
 
 
 def convert(engine: type[Engine], source: Path, folder: Path) -> str | None:
@@ -172,7 +172,7 @@ def enter(engine: type[Engine], models: Models, out: Path, part: str | None = No
     """
     part = part or ("full" if engine.full_heads else "pruned")
     result = EngineResult(
-        engine.name, engine.package, environment.installed(engine.package), engine.note, engine.full_heads, getattr(models, part),
+        engine.name, engine.package, engine.version(), engine.note, engine.full_heads, getattr(models, part),
         engine.block_bytes, engine.head_bytes,
     )  # fmt: skip
     if result.version is None:
@@ -270,7 +270,8 @@ def with_memory(result: RaceResult, chosen: Mapping[str, type[Engine]], out: Pat
             return None
         engine, prompts = chosen[name], make_prompts(case, vocab_size, 0)
         try:
-            found = in_fresh_process(generate_once, engine, folder_of(engine, out), environment.threads(), prompts, case.new_tokens)
+            work = generate_once, engine, folder_of(engine, out), environment.threads(), prompts, case.new_tokens
+            found = in_fresh_process(*work, python=engine.python())
         except RuntimeError as error:
             say(f"no memory figure for {name} on {case}: {one_line(error)}")
             return None

@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 LIMITED_S = 300  # life of a child with a memory limit: a library that gets no memory may wait for ever, as OpenBLAS does
@@ -27,6 +28,7 @@ class Child(AbstractContextManager["Child"]):
         *arguments: Any,
         environment: Mapping[str, str] | None = None,
         address_space_bytes: int | None = None,
+        python: Path | None = None,
     ):
         """Start the process and make the object. Arguments and values, here and of later calls, are pickled.
 
@@ -34,14 +36,15 @@ class Child(AbstractContextManager["Child"]):
             factory: a module-level class or function; the child imports its module and calls it.
             environment: variables that the child gets beside those of this process.
             address_space_bytes: the most that the child may map (RLIMIT_AS), set before it imports anything; see `LIMITED_S`.
+            python: the interpreter of an environment with other packages; the child imports nothing of ours but this project.
 
         Raises:
             RuntimeError, KeyboardInterrupt, TimeoutError: as `call`.
         """
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 — it lives as long as the process
-        path = os.pathsep.join(path for path in sys.path if path)
+        path = str(Path(__file__).parents[2]) if python else os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from gpt2opt.measure.child import serve; serve()", str(address_space_bytes or "")],
+            [python or sys.executable, "-c", "from gpt2opt.measure.child import serve; serve()", str(address_space_bytes or "")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,

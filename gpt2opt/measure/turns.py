@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -43,9 +44,9 @@ class Here:
 Start = Callable[[], Child] | Here
 
 
-def in_child(factory: Callable, *arguments: Any, threads: int | None = None) -> Callable[[], Child]:
+def in_child(factory: Callable, *arguments: Any, threads: int | None = None, python: Path | None = None) -> Callable[[], Child]:
     """Return what starts a contestant in a process of its own, with a number of threads, by default all; see `Child`."""
-    return partial(Child, factory, *arguments, environment=thread_settings(threads or environment.threads()))
+    return partial(Child, factory, *arguments, environment=thread_settings(threads or environment.threads()), python=python)
 
 
 def again(name: str) -> str:

@@ -49,6 +49,16 @@ class CrashingAloud(Crashing):
     said = "built for another CPU\n\nggml: <AMX> | tile 3\n"
 
 
+class Owning(Stub):
+    package, own_environment = "own-package", ".venv-own"
+
+    def load(self, folder, threads):
+        pass
+
+    def paths(self):
+        return os.environ["PYTHONPATH"].split(os.pathsep)
+
+
 class OursStub(Stub):
     name, package, files, texts = "ours", "numpy", ("weights",), ("random",)
     note, starts_from = "a stub", "model.safetensors"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -41,7 +42,8 @@ from gpt2opt.measure.memory import ChildRun
 from gpt2opt.measure.quality import kl_divergence
 from gpt2opt.measure.stats import Estimate, paired_ratio
 from gpt2opt.measure.turns import Contestants, Here
-from tests.experiments.stubs import Crashing, CrashingAloud, MissingStub, OursStub, PeerStub, Printing, Stub, UnconvertibleStub
+from tests.conftest import ROOT
+from tests.experiments.stubs import Crashing, CrashingAloud, MissingStub, OursStub, Owning, PeerStub, Printing, Stub, UnconvertibleStub
 
 SHAPE = Shape(block_weights=1000, head_weights=100)
 CASE = Case(4, 3)
@@ -104,6 +106,20 @@ def test_an_engine_that_dies_leaves_its_signal_and_its_last_words(result):
 def test_memory_is_suspected_only_of_what_was_killed():
     assert child._last_words(-9, "").endswith("(SIGKILL: Killed); it said nothing; was memory short?")
     assert child._last_words(3, "a\nb\nc\nd\n") == "a\nb\nc\nd\nthe process died with exit code 3; it said last: b | c | d"
+
+
+def test_an_engine_may_live_in_an_environment_of_its_own(tmp_path, monkeypatch):
+    place = tmp_path / ".venv-own" / "lib" / "python3.11" / "site-packages" / "own_package-1.2.dist-info"
+    place.mkdir(parents=True)
+    (place / "METADATA").write_text("Name: own-package\nVersion: 1.2\n")
+    (tmp_path / ".venv-own" / "bin").mkdir()
+    python = tmp_path / ".venv-own" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(base, "ROOT", tmp_path)
+    assert (Owning.version(), Stub.python(), TorchFp32.version() is not None) == ("1.2", None, True)
+    with started(Owning, Path("."), 1)() as engine:
+        assert engine.call("paths") == [str(ROOT)]  # none of this environment's packages gets into that one
 
 
 @pytest.mark.slow
@@ -191,11 +207,13 @@ class Telling(Knowing):
 
 def test_quality_is_that_of_what_is_decoded_step_by_step(tmp_path):
     logits = np.random.default_rng(0).normal(size=(1, 6, 50)).astype(np.float32)
-    np.savez(tmp_path / "reference.npz", rows=np.arange(10)[None], logits=logits)
+    np.savez(tmp_path / "reference.npz", rows=np.arange(10)[None], logits=logits, distinct_tokens=50)
     found = Knowing(logits).fidelity(tmp_path / "reference.npz")
     reference, model = (torch.log_softmax(torch.from_numpy(each), -1) for each in (logits[0, 2::3], np.roll(logits[0, 2::3], 1, axis=-1)))
     assert found == Fidelity((pytest.approx(float(kl_divergence(reference, model).sum()), rel=1e-5),), (4,), 6)
     assert Telling(logits).fidelity(tmp_path / "reference.npz") == Fidelity(None, (4,), 6)
+    np.savez(tmp_path / "copies.npz", rows=np.arange(10)[None], logits=logits, distinct_tokens=1)
+    assert Telling(logits).fidelity(tmp_path / "copies.npz").same_top == (6,)  # all are copies of one token
     with pytest.raises(ValueError, match="not finite"):
         Knowing(logits * np.inf).fidelity(tmp_path / "reference.npz")
 
@@ -213,7 +231,7 @@ def reference(model, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("engine", [TorchFp32, OnnxFp32, OnnxGenAi, OpenVinoFp32, LlamaCpp])
 def test_a_float_engine_is_near_the_reference_of_its_own_weights(engine, reference, tmp_path):
-    if run.environment.installed(engine.package) is None:
+    if engine.version() is None:
         pytest.skip(f"{engine.package} is not installed")
     models, held_out = reference
     source = models / ("full" if engine.full_heads else "pruned")
@@ -460,7 +478,7 @@ def test_charts_show_every_engine_that_raced(result):
 @pytest.mark.parametrize("engine", [TorchFp32, TorchEagerAttention, OpenVinoFp32, OnnxFp32, OnnxGenAi, LlamaCpp])
 def test_engine_generates_what_torch_generates(engine, model, tokenizer, tmp_path):
     """Greedy tokens of two sequences; the engines that can, with pruned heads."""
-    if run.environment.installed(engine.package) is None:
+    if engine.version() is None:
         pytest.skip(f"{engine.package} is not installed")
     if not engine.full_heads:
         model.prune_heads({0: [0, 1], 1: [0, 1]})

@@ -5,9 +5,11 @@ Nothing heavy is imported before an engine is asked to work: a process that race
 """
 
 import itertools
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
@@ -85,15 +87,20 @@ class Fidelity:
     tokens: int
 
 
+ROOT = Path(__file__).parents[3]
+
+
 class Runner:
     """One way to run a model on a CPU: `prepare` converts it once, then `load` gets it ready in a process of its own.
 
     name: in tables. package: the distribution it needs beyond ours; where that is not installed it is left out. files: what of its folder
-    counts as its size on disk.
+    counts as its size on disk. own_environment: folder, in the project's, of the environment that has the package, if it can't be
+    installed beside ours; `load` and all that follows run there.
     """
 
     name: str
     package: str
+    own_environment = ""
     files: tuple[str, ...] = ("*",)
     note = ""
 
@@ -104,6 +111,17 @@ class Runner:
     def load(self, folder: Path, threads: int) -> None:
         """Get ready to run with that many threads."""
         raise NotImplementedError
+
+    @classmethod
+    def version(cls) -> str | None:
+        """Return the installed version of the package."""
+        places = [str(path) for path in ROOT.glob(f"{cls.own_environment}/lib/python*/site-packages")] if cls.own_environment else sys.path
+        return next((found.version for found in distributions(name=cls.package, path=places)), None)
+
+    @classmethod
+    def python(cls) -> Path | None:
+        """Return the interpreter of its own environment; None for the one that runs this."""
+        return ROOT / cls.own_environment / "bin" / "python" if cls.own_environment else None
 
     @classmethod
     def disk_bytes(cls, folder: Path) -> int:
@@ -138,14 +156,14 @@ class Engine(Runner):
     def fidelity(self, reference: Path) -> Fidelity:
         """Compare what the engine decodes with torch FP32; rows and expected logits are in a file of `quality.write_reference`."""
         with np.load(reference) as file:
-            rows, expected = file["rows"], file["logits"]
+            rows, expected, distinct = file["rows"], file["logits"], int(file["distinct_tokens"])
         divergences = np.zeros(expected.shape[:2])
         same = np.zeros(expected.shape[:2], bool)
         for number, (row, theirs) in enumerate(zip(rows, expected, strict=True)):
             for place, (found, logits) in enumerate(zip(self.forced(row, len(row) - len(theirs)), theirs, strict=True)):
                 is_logits = np.ndim(found) > 0
                 divergences[number, place] = kl_divergence(logits, found) if is_logits else np.nan
-                same[number, place] = logits.argmax() == (found.argmax() if is_logits else found)
+                same[number, place] = logits.argmax() % distinct == (found.argmax() if is_logits else found) % distinct
         kl_nats = None if np.isnan(divergences).all() else tuple(divergences.sum(1).tolist())
         return Fidelity(kl_nats, tuple(same.sum(1).tolist()), expected.shape[1])
 
@@ -180,7 +198,7 @@ def loaded(engine: type[Runner], folder: Path, threads: int) -> Any:
 def started(engine: type[Runner], folder: Path, threads: int | None = None) -> Start:
     """Return what starts an engine in a process of its own, with all threads by default."""
     count = threads or environment.threads()
-    return in_child(loaded, engine, folder, count, threads=count)
+    return in_child(loaded, engine, folder, count, threads=count, python=engine.python())
 
 
 class Driven(Engine):
