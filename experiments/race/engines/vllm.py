@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.race.engines.base import Engine, Timing, timing
 
-KV_CACHE_GB = 1
+KV_CACHE_BYTES = 512 * 2**20
 
 
 class Vllm(Engine):
@@ -21,7 +21,7 @@ class Vllm(Engine):
     files = ("model.safetensors",)
     dtype = "float32"
     logits: np.ndarray
-    note = "unpruned: it has no pruned heads; compiled when it starts"
+    note = "unpruned: it has no pruned heads; compiled when it starts; 0.5 GB of KV cache"
 
     def prepare(self, source: Path, folder: Path) -> None:
         shutil.copytree(source, folder, dirs_exist_ok=True)
@@ -29,7 +29,7 @@ class Vllm(Engine):
     def load(self, folder: Path, threads: int) -> None:
         os.environ |= {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process, where its steps can be timed
-            "VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GB), "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CACHE_ROOT": str(folder / "compiled"), "VLLM_LOGGING_LEVEL": "ERROR",
         }  # fmt: skip
         from vllm import LLM, SamplingParams
@@ -59,7 +59,8 @@ class Vllm(Engine):
         self.forced_tokens: list[int] = []
         self.sampling = SamplingParams
         self.engine = LLM(
-            str(folder), skip_tokenizer_init=True, dtype=self.dtype, enable_prefix_caching=False, logits_processors=[Recorder]
+            str(folder), skip_tokenizer_init=True, dtype=self.dtype, enable_prefix_caching=False, logits_processors=[Recorder],
+            kv_cache_memory_bytes=KV_CACHE_BYTES,
         ).llm_engine  # fmt: skip
 
     def _steps(self, prompts: np.ndarray, new_tokens: int) -> Iterator[int]:
