@@ -70,7 +70,7 @@ def decode_table(results: Mapping[str, RaceResult]) -> Table:
 
     def said(result: RaceResult) -> str:
         if not result.own_step:
-            return "all figures of this kind were taken before the decode step"
+            return "all figures here are from before the decode step"
         control = next((engine for engine in result.raced if engine.name == OursByOpenVino.name), None)
         others = {"OpenVINO's decoding": control, "the best other engine's": min(peers(result, TPOT), key=TPOT.median, default=None)}
         ratios = {name: TPOT.ratio(result.ours, other) for name, other in others.items() if other}

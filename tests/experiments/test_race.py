@@ -444,7 +444,7 @@ def test_one_row_says_what_the_decode_step_is_worth_on_each_kind_of_cpu(result):
     after = dataclasses.replace(result, engines=(by_step, control, engine_result("peer", 0.04)))
     fallen_back = dataclasses.replace(result, engines=(dataclasses.replace(by_step, decode="openvino"), *after.engines[1:]))
     shown = tables.decode_table({"avx2": result, "avx512_vnni": after, "amx": fallen_back})
-    before = "all figures of this kind were taken before the decode step"
+    before = "all figures here are from before the decode step"
     assert shown.rows == (
         ("TPOT, INT8", before, "0.50 [0.50, 0.50] × OpenVINO's decoding; 0.25 [0.25, 0.25] × the best other engine's", before),
     )
