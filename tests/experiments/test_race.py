@@ -267,6 +267,20 @@ def test_an_engine_without_quality_stays_in_the_race_and_says_why(result, tmp_pa
     assert found.note.startswith("a remark; quality not measured: failed: ")
 
 
+def test_the_reference_is_torch_fp32_of_the_heads_that_the_engine_runs(result, tmp_path):
+    class Asked(Stub):
+        def fidelity(self, reference):
+            return Fidelity(None, (len(reference.stem),), 8)
+
+    taken = (CaseTimings(SHORT, (Timing(0.1, (0.01,)),)),)
+    entries = tuple(dataclasses.replace(engine_result(*each), cases=taken) for each in (("ours", 1), ("whole", 1)))
+    entries = (entries[0], dataclasses.replace(entries[1], full_heads=True))
+    raced = dataclasses.replace(result, engines=entries, held_out=HELD_OUT)
+    with Contestants({"ours": Here(Asked()), "whole": Here(Asked())}) as contestants:
+        found = run.with_fidelity(raced, contestants, tmp_path).engines
+    assert [engine.fidelity.same_top for engine in found] == [(len("pruned"),), (len("full"),)]
+
+
 def test_the_table_of_engines_shows_quality_beside_time(result):
     fidelity = {"peer": Fidelity((0.1, 0.3), (60, 64), 64), "slow peer": Fidelity(None, (64, 64), 64)}
     engines = tuple(dataclasses.replace(engine, fidelity=fidelity.get(engine.name)) for engine in result.engines)
