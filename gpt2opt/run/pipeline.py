@@ -12,8 +12,8 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, set_seed
 
 from gpt2opt.decoding.decoder import Greedy
-from gpt2opt.decoding.prompt_lookup import lookup_steps
-from gpt2opt.decoding.text import window_length
+from gpt2opt.decoding.prompt_lookup import PROMPT_TOKENS, lookup_steps, write_drafts
+from gpt2opt.decoding.text import token_rows, window_length
 from gpt2opt.environment import device
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.finetune import (
@@ -82,6 +82,7 @@ def run_quantize(run: Run) -> None:
     documents = [document.text for document in run.texts.calibration]
     calibration = prepare_calibration_dataset(documents, run.tokenizer, limit=run.settings.calibration_sequences)
     quantized = quantize_int8(model, run.tokenizer, calibration, int8)
+    write_drafts(int8, load_ir(int8), token_rows(run.training_texts()[0], run.tokenizer, PROMPT_TOKENS))
     quantize_int8(model, run.tokenizer, calibration, naive, "w8a8-naive")
     export_ir(prepare_for_export(model), run.tokenizer, fp32)
     run.measure("FP32", fp32, optimum_generates_the_same=optimum_generates_the_same(run, fp32))
@@ -156,7 +157,7 @@ def reload_difference(folder: Path, model: GPT2LMHeadModel, ids: list[int]) -> f
 
 
 def prompt_lookup(run: Run, folder: Path) -> dict[str, Any]:
-    """Generate from the prompt of the run, plainly and by prompt lookup: the same tokens in fewer steps."""
+    """Generate from the prompt of the run, plainly and with guesses: the same tokens in fewer steps."""
     ids = np.array([run.workload.prompt])
     context = window_length(run.tokenizer)
     count = min(context // 4, context - ids.shape[1])

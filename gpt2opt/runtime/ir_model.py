@@ -12,6 +12,7 @@ import numpy as np
 import openvino
 
 from gpt2opt.decoding.decoder import Greedy, check_fits, check_prompts
+from gpt2opt.decoding.prompt_lookup import Drafts, load_drafts
 from gpt2opt.runtime.compile import CompiledIr, compile_ir, give_back_pages
 from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache, texts_cut_at_blocks, token_by_token, whole_texts
 from gpt2opt.runtime.manifest import IR_WEIGHTS, read_config
@@ -49,6 +50,7 @@ def load_ir(
         first_use()
         give_back_pages(Path(directory, IR_WEIGHTS))
     model._return_cache(cache)
+    model.drafts = load_drafts(directory, model.vocab_size)
     return model
 
 
@@ -100,6 +102,7 @@ class IrModel:
         self.head = compiled.head.create_infer_request()
         self.vocab_size = compiled.head.output(0).get_partial_shape()[-1].get_length()
         self._cache_ports = {port.get_any_name(): port for port in compiled.prefill.inputs if "_cache." in port.get_any_name()}
+        self.drafts = Drafts()
         self._no_cache = new_kv_cache(self._cache_ports, 0, context)
         # What a deleted decoder leaves for the next one: new memory costs time when it is first written.
         self._left: KvCache | None = None
@@ -190,7 +193,7 @@ class IrDecoder:
     """
 
     def __init__(self, model: IrModel, prompts: list[np.ndarray]):
-        self.model, self.prompts = model, prompts
+        self.model, self.prompts, self.drafts = model, prompts, model.drafts
         self._own(model._take_cache(len(prompts)))
 
     def _own(self, cache: KvCache) -> None:
