@@ -58,10 +58,11 @@ class Drafts:
         terms = (1, count, seconds, count * count, count * seconds)
         self._sums = [0.98 * before + term for before, term in zip(self._sums, terms, strict=True)]
         steps, read, total, squares, products = self._sums
-        # Linear regression. The 1 lets the slope fall while all steps are of one length, so that others are tried again. Reading a token
-        # with others takes at most as long as reading it alone, which bounds the slope.
-        slope = (products - read * total / steps) / (squares - read * read / steps + 1)
-        self.per_token = min(max(slope, 0.0), total / read)
+        # Linear regression. A token read with others takes from no time to that of a step of its own; where all late steps are of one
+        # length, the slope goes to the middle of that, so that other lengths are tried again.
+        most = total / read
+        slope = (products - read * total / steps + most / 2) / (squares - read * read / steps + 1)
+        self.per_token = min(max(slope, 0.0), most)
         self.start = (total - self.per_token * read) / steps
 
 
