@@ -40,30 +40,25 @@ def push(ngram: int, token: int) -> int:
 class Drafts:
     """What one model's guesses are made from, and what was measured of them, lately above all.
 
-    table: n-gram -> next token. right: kind -> share of right guesses. A step that reads n tokens takes start + n · per_token seconds.
+    table: n-gram -> next token. right: kind -> share of right guesses. seconds: tokens that a step reads -> its time.
     """
 
     def __init__(self, table: dict[int, int] | None = None):
         self.table = table or {}
         self.right = {kind: abs(kind) / (abs(kind) + 2) for kind, _ in KINDS}
-        self.start, self.per_token = 1.0, 0.0
-        self._sums = [1e-6] * 5  # of 1, n, seconds, n², n · seconds; so small that the first step outweighs them
+        self.seconds: dict[int, float] = {}
+        self._begun: set[int] = set()
 
     def learn(self, guesses: Sequence[tuple[int, int]], right: int, seconds: float) -> None:
         """Take what a step showed: how many of its guesses, (token, kind), were right, and how long it took."""
         for place, (_, kind) in enumerate(guesses[: right + 1]):
             self.right[kind] += ((place < right) - self.right[kind]) / 16
         count = len(guesses) + 1
-        seconds = min(seconds, 2 * (self.start + count * self.per_token))  # an interruption says nothing
-        terms = (1, count, seconds, count * count, count * seconds)
-        self._sums = [0.98 * before + term for before, term in zip(self._sums, terms, strict=True)]
-        steps, read, total, squares, products = self._sums
-        # Linear regression. A token read with others takes from no time to that of a step of its own; where all late steps are of one
-        # length, the slope goes to the middle of that, so that other lengths are tried again.
-        most = total / read
-        slope = (products - read * total / steps + most / 2) / (squares - read * read / steps + 1)
-        self.per_token = min(max(slope, 0.0), most)
-        self.start = (total - self.per_token * read) / steps
+        if count in self._begun:
+            before = self.seconds.get(count, seconds)
+            # Other processes only add to a time: it follows at once what is shorter, and slowly what is longer.
+            self.seconds[count] = min(seconds, before + (min(seconds, 2 * before) - before) / 16)
+        self._begun.add(count)  # the first step of a length may compile code, and is not counted
 
 
 class DraftedText:
@@ -84,12 +79,16 @@ class DraftedText:
 
     def guess(self, most: int) -> list[tuple[int, int]]:
         """Return up to `most` guesses, (token, kind), by the longest known n-grams: as many as promise the most tokens per second."""
-        start, per_token = self.drafts.start, self.drafts.per_token
+        measured = self.drafts.seconds
         guesses: list[tuple[int, int]] = []
-        ngram, probability, expected = self.last, 1.0, 1.0
-        best, count = expected / (start + per_token), 0
+        if 1 not in measured:
+            return guesses  # first, steps of one token are timed
+        ngram, probability, expected, seconds = self.last, 1.0, 1.0, measured[1]
+        best, count = 1 / seconds, 0
         for number in range(1, most + 1):
-            seconds = start + per_token * (number + 1)
+            # A token more takes from no time to that of a step of its own; a length that was not measured is taken to lie in the middle.
+            highest = seconds * (number + 1) / number
+            seconds = min(measured.get(number + 1, (seconds + highest) / 2), highest)
             if (expected + probability * (most + 1 - number)) / seconds <= best:
                 break  # not even if all further guesses were right
             for kind, mask in KINDS:
