@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -40,25 +41,36 @@ def push(ngram: int, token: int) -> int:
 class Drafts:
     """What one model's guesses are made from, and what was measured of them, lately above all.
 
-    table: n-gram -> next token. right: kind -> share of right guesses. seconds: tokens that a step reads -> its time.
+    table: n-gram -> next token. right: kind -> share of right guesses. one, more: seconds of a step of one token, and of each further one.
     """
 
     def __init__(self, table: dict[int, int] | None = None):
         self.table = table or {}
         self.right = {kind: abs(kind) / (abs(kind) + 2) for kind, _ in KINDS}
-        self.seconds: dict[int, float] = {}
-        self._begun: set[int] = set()
+        self.one, self.more = 1.0, 0.0
+        self._timed: list[tuple[int, float]] = []  # (tokens, seconds) of the latest steps
 
     def learn(self, guesses: Sequence[tuple[int, int]], right: int, seconds: float) -> None:
         """Take what a step showed: how many of its guesses, (token, kind), were right, and how long it took."""
         for place, (_, kind) in enumerate(guesses[: right + 1]):
             self.right[kind] += ((place < right) - self.right[kind]) / 16
-        count = len(guesses) + 1
-        if count in self._begun:
-            before = self.seconds.get(count, seconds)
-            # Other processes only add to a time: it follows at once what is shorter, and slowly what is longer.
-            self.seconds[count] = min(seconds, before + (min(seconds, 2 * before) - before) / 16)
-        self._begun.add(count)  # the first step of a length may compile code, and is not counted
+        self._timed.append((len(guesses) + 1, seconds))
+        if len(self._timed) % 8 == 0:
+            self._fit()
+            del self._timed[:-56]
+
+    def _fit(self) -> None:
+        """Put a straight line through the medians of the times. A length that came once weighs nothing: its step may have compiled code."""
+        times: dict[int, list[float]] = {}
+        for tokens, seconds in self._timed:
+            times.setdefault(tokens, []).append(seconds)
+        weights, tokens, seconds = np.array([(len(each) - 1, count, median_low(each)) for count, each in times.items()]).T
+        if weights.any():
+            mean_tokens, mean_seconds = np.average([tokens, seconds], 1, weights)
+            # A further token takes from no time to that of a step of its own. Where all steps were alike, it is taken to lie in the middle.
+            most, apart = mean_seconds / mean_tokens, weights * (tokens - mean_tokens)
+            self.more = min(max((apart @ (seconds - mean_seconds) + most / 2) / (apart @ (tokens - mean_tokens) + 1), 0.0), most)
+            self.one = mean_seconds + (1 - mean_tokens) * self.more
 
 
 class DraftedText:
@@ -79,16 +91,12 @@ class DraftedText:
 
     def guess(self, most: int) -> list[tuple[int, int]]:
         """Return up to `most` guesses, (token, kind), by the longest known n-grams: as many as promise the most tokens per second."""
-        measured = self.drafts.seconds
+        one, more = self.drafts.one, self.drafts.more
         guesses: list[tuple[int, int]] = []
-        if 1 not in measured:
-            return guesses  # first, steps of one token are timed
-        ngram, probability, expected, seconds = self.last, 1.0, 1.0, measured[1]
-        best, count = 1 / seconds, 0
+        ngram, probability, expected = self.last, 1.0, 1.0
+        best, count = expected / one, 0
         for number in range(1, most + 1):
-            # A token more takes from no time to that of a step of its own; a length that was not measured is taken to lie in the middle.
-            highest = seconds * (number + 1) / number
-            seconds = min(measured.get(number + 1, (seconds + highest) / 2), highest)
+            seconds = one + number * more
             if (expected + probability * (most + 1 - number)) / seconds <= best:
                 break  # not even if all further guesses were right
             for kind, mask in KINDS:
