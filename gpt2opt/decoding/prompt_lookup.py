@@ -19,8 +19,7 @@ import numpy as np
 from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.storage import add_file
 
-LONGEST_GUESS = 7
-"""A step reads up to eight tokens in little more than the time of one."""
+LONGEST_GUESS = 7  # a step reads up to eight tokens in little more than the time of one
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS, BATCH = 256, 32, 64, 32
 """What a table is made from. Five times as many prompts would save 4% of the time on held-out text."""
 FILE, FORMAT, ENTRY, MOST_ENTRIES = "gpt2opt.drafts", "gpt2opt.drafts/1", np.dtype([("ngram", "<u8"), ("next", "<u4")]), 160_000
@@ -29,13 +28,6 @@ MASKS = [(1 << 16 * length) - 1 for length in range(LONGEST_MATCH + 1)]
 """An n-gram is one integer, 16 bits per token, the last one lowest. Ids from 65,535 on share bits, which spoils guesses and no more."""
 KINDS = [(kind, MASKS[abs(kind)]) for length in range(LONGEST_MATCH, 0, -1) for kind in (length, -length)]
 """Kinds of guesses, the longest match first: the length of an n-gram of the text itself or, negative, of the table."""
-
-logger = logging.getLogger(__name__)
-
-
-def push(ngram: int, token: int) -> int:
-    """Return the n-gram that ends with a further token."""
-    return (ngram << 16 | (token + 1 & 0xFFFF)) & MASKS[LONGEST_MATCH]
 
 
 class Drafts:
@@ -55,22 +47,18 @@ class Drafts:
         for place, (_, kind) in enumerate(guesses[: right + 1]):
             self.right[kind] += ((place < right) - self.right[kind]) / 16
         self._timed.append((len(guesses) + 1, seconds))
-        if len(self._timed) % 8 == 0:
-            self._fit()
-            del self._timed[:-56]
-
-    def _fit(self) -> None:
-        """Put a straight line through the medians of the times. A length that came once weighs nothing: its step may have compiled code."""
-        times: dict[int, list[float]] = {}
-        for tokens, seconds in self._timed:
-            times.setdefault(tokens, []).append(seconds)
-        weights, tokens, seconds = np.array([(len(each) - 1, count, median_low(each)) for count, each in times.items()]).T
+        if len(self._timed) % 8:
+            return
+        # A straight line through the median of each length. One that came once weighs nothing: that step may have compiled code.
+        times = {tokens: [time for read, time in self._timed if read == tokens] for tokens, _ in self._timed}
+        weights, tokens, medians = np.array([(len(each) - 1, tokens, median_low(each)) for tokens, each in times.items()]).T
         if weights.any():
-            mean_tokens, mean_seconds = np.average([tokens, seconds], 1, weights)
+            read, mean = np.average([tokens, medians], 1, weights).tolist()
             # A further token takes from no time to that of a step of its own. Where all steps were alike, it is taken to lie in the middle.
-            most, apart = mean_seconds / mean_tokens, weights * (tokens - mean_tokens)
-            self.more = min(max((apart @ (seconds - mean_seconds) + most / 2) / (apart @ (tokens - mean_tokens) + 1), 0.0), most)
-            self.one = mean_seconds + (1 - mean_tokens) * self.more
+            most, apart = mean / read, weights * (tokens - read)
+            self.more = min(max(float((apart @ (medians - mean) + most / 2) / (apart @ (tokens - read) + 1)), 0.0), most)
+            self.one = mean - (read - 1) * self.more
+        del self._timed[:-56]
 
 
 class DraftedText:
@@ -87,7 +75,7 @@ class DraftedText:
         for token in tokens:
             for mask in MASKS[1:]:
                 self.own[self.last & mask] = token
-            self.last = push(self.last, token)
+            self.last = (self.last << 16 | token + 1 & 0xFFFF) & MASKS[-1]
 
     def guess(self, most: int) -> list[tuple[int, int]]:
         """Return up to `most` guesses, (token, kind), by the longest known n-grams: as many as promise the most tokens per second."""
@@ -109,7 +97,7 @@ class DraftedText:
             expected += probability
             if expected / seconds > best:
                 best, count = expected / seconds, number
-            ngram = push(ngram, token)
+            ngram = (ngram << 16 | token + 1 & 0xFFFF) & MASKS[-1]
         return guesses[:count]
 
 
@@ -162,7 +150,7 @@ def load_drafts(directory: Path | str, vocab_size: int) -> Drafts:
         first, end, entries = path.read_bytes().partition(b"\n")
         if first + end == _first_line(path.parent, vocab_size, entries):
             return Drafts(dict(np.frombuffer(entries, ENTRY).tolist()))
-        logger.warning("%s is not used: it is damaged, or of another tokenizer or model; delete it, or write it again", path)
+        logging.getLogger(__name__).warning("%s is damaged, or of another tokenizer, and not used: delete it, or write it again", path)
     return Drafts()
 
 

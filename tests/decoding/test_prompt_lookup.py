@@ -15,7 +15,6 @@ from gpt2opt.decoding.prompt_lookup import (
     Drafts,
     load_drafts,
     lookup_steps,
-    push,
     write_drafts,
 )
 from tests.decoding.conftest import TableModel
@@ -61,6 +60,10 @@ def guess(tokens: list[int], count: int, drafts: Drafts | None = None) -> list[i
     return [token for token, _ in DraftedText(drafts or Drafts(), tokens).guess(count)]
 
 
+def push(ngram: int, token: int) -> int:
+    return ngram << 16 | token + 1
+
+
 def table(*ngrams: list[int]) -> Drafts:
     """Return drafts with a table of n-grams, each with the token that follows it as its last one."""
     made = {}
@@ -104,18 +107,12 @@ def test_repeated_text_takes_few_steps(steps):
     assert len(found) < 30
 
 
-def test_wrong_guesses_change_nothing_and_become_few(steps):
+@pytest.mark.parametrize(("per_token", "tokens_a_step"), [(0.01, (3, 8)), (100, (1, 1.5))])
+def test_wrong_guesses_change_nothing_and_are_made_only_where_they_cost_little(steps, per_token, tokens_a_step):
     text = random_text(3, 600)
-    decoder = Reciter(text, 40, per_token=1)
+    decoder = Reciter(text, 40, per_token)
     assert list(chain(*steps(decoder, 500))) == text[40:540]
-    assert np.mean(decoder.read[-100:]) < 0.7 * np.mean(decoder.read[:10])
-
-
-def test_dear_steps_are_kept_short_and_cheap_ones_long(steps):
-    text = [1, 2, 3, 1, 2, 4] * 100
-    cheap, dear = Reciter(text, 12, per_token=0.01), Reciter(text, 12, per_token=100)
-    assert list(chain(*steps(cheap, 300))) == list(chain(*steps(dear, 300))) == text[12:312]
-    assert np.mean(cheap.read) > 3 * np.mean(dear.read)
+    assert tokens_a_step[0] <= np.mean(decoder.read[-100:]) <= tokens_a_step[1]
 
 
 def learn(drafts: Drafts, *steps: tuple[int, float]) -> list[float]:
@@ -232,6 +229,6 @@ def test_a_damaged_table_is_not_used(folder, caplog, damage):
 
 def test_a_foreign_table_is_not_used(folder, caplog):
     write_drafts(folder, Counter(), ROWS)
-    assert "of another tokenizer or model" in refused(folder, caplog, 91)
+    assert "of another tokenizer" in refused(folder, caplog, 91)
     (folder / "tokenizer.json").write_text("another tokenizer")
-    assert "of another tokenizer or model" in refused(folder, caplog)
+    assert "of another tokenizer" in refused(folder, caplog)
