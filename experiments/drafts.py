@@ -88,7 +88,7 @@ def count_ngrams(rows: Iterable[Sequence[int]], following: Iterable[Sequence[int
         text = DraftedText(Drafts(), [])
         for token, chosen in zip(row, after, strict=False):
             text.read([token])
-            counts.update((text.last & mask, chosen) for mask in MASKS[1:])
+            counts.update({(text.last & mask, chosen) for mask in MASKS[1:]})  # a short text has fewer
     found: dict[int, int] = {}
     for (ngram, token), _ in counts.most_common():
         found.setdefault(ngram, token)

@@ -47,10 +47,10 @@ class Drafts:
         for place, (_, kind) in enumerate(guesses[: right + 1]):
             self.right[kind] += ((place < right) - self.right[kind]) / 16
         self._timed.append((len(guesses) + 1, seconds))
-        if len(self._timed) % 8:
+        if len(self._timed) % 16:
             return
         # A straight line through the median of each length. One that came once weighs nothing: that step may have compiled code.
-        times = {tokens: [time for read, time in self._timed if read == tokens] for tokens, _ in self._timed}
+        times = {tokens: [time for read, time in self._timed if read == tokens] for tokens in {read for read, _ in self._timed}}
         weights, tokens, medians = np.array([(len(each) - 1, tokens, median_low(each)) for tokens, each in times.items()]).T
         if weights.any():
             read, mean = np.average([tokens, medians], 1, weights).tolist()
@@ -58,7 +58,7 @@ class Drafts:
             most, apart = mean / read, weights * (tokens - read)
             self.more = min(max(float((apart @ (medians - mean) + most / 2) / (apart @ (tokens - read) + 1)), 0.0), most)
             self.one = mean - (read - 1) * self.more
-        del self._timed[:-56]
+        del self._timed[:-48]
 
 
 class DraftedText:
