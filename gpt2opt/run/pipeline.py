@@ -82,7 +82,6 @@ def run_quantize(run: Run) -> None:
     documents = [document.text for document in run.texts.calibration]
     calibration = prepare_calibration_dataset(documents, run.tokenizer, limit=run.settings.calibration_sequences)
     quantized = quantize_int8(model, run.tokenizer, calibration, int8)
-    write_drafts(int8, load_ir(int8), token_rows(run.training_texts()[0], run.tokenizer, PROMPT_TOKENS))
     quantize_int8(model, run.tokenizer, calibration, naive, "w8a8-naive")
     export_ir(prepare_for_export(model), run.tokenizer, fp32)
     run.measure("FP32", fp32, optimum_generates_the_same=optimum_generates_the_same(run, fp32))
@@ -157,7 +156,8 @@ def reload_difference(folder: Path, model: GPT2LMHeadModel, ids: list[int]) -> f
 
 
 def prompt_lookup(run: Run, folder: Path) -> dict[str, Any]:
-    """Generate from the prompt of the run, plainly and with guesses: the same tokens in fewer steps."""
+    """Write the table that guesses are made from, then generate plainly and with guesses: the same tokens in fewer steps."""
+    write_drafts(folder, load_ir(folder), token_rows(run.training_texts()[0], run.tokenizer, PROMPT_TOKENS))
     ids = np.array([run.workload.prompt])
     context = window_length(run.tokenizer)
     count = min(context // 4, context - ids.shape[1])
