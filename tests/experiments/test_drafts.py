@@ -4,7 +4,7 @@ import pytest
 
 from experiments import drafts
 from experiments.contract import write_json
-from experiments.drafts import DOMAIN, EXPERIMENT, FROM_MODEL, PLAIN, WAYS, count_ngrams, measure_drafts
+from experiments.drafts import DOMAIN, EXPERIMENT, PLAIN, WAYS, count_ngrams, measure_drafts
 from gpt2opt.run.record import QUANTIZE
 from gpt2opt.sources.texts import find_texts
 from tests.report.conftest import make_record
@@ -35,7 +35,6 @@ def test_all_ways_write_the_same_tokens_in_turns(run, text_file, tmp_path, monke
     assert {each.different for each in result.written} == {0}
     assert all(len(each.seconds) == len(each.steps) == 2 for each in result.written)
     assert all(each.steps == (127, 127) for each in result.written if each.way.startswith(PLAIN))
-    assert all(max(each.steps) < 127 for each in result.written if each.way == FROM_MODEL)
     assert result.table_entries > 0
     (table,) = EXPERIMENT.tables(result).values()
     assert table.rows[0][-3:] == ("", "1.00", "0")
