@@ -102,7 +102,7 @@ def test_the_table_beside_an_ir_is_used_without_being_asked_for(quantized, ids, 
     prompt = ids[1:, :16]
     plain = greedy_tokens(model, prompt, 60)[0]
     assert generate(model, prompt, DecodingSettings(max_new_tokens=60))[0].ids == tuple(plain)
-    assert len(guessed) < 40
+    assert any(guessed)
     guessed.clear()
     for settings in (
         {"prompt_lookup_num_tokens": 0},
