@@ -13,8 +13,8 @@ import numpy as np
 import openvino
 
 from gpt2opt.decoding.decoder import Greedy, check_fits, check_prompts
-from gpt2opt.errors import raise_cause
 from gpt2opt.decoding.prompt_lookup import Drafts, load_drafts
+from gpt2opt.errors import raise_cause
 from gpt2opt.runtime.compile import CompiledIr, compile_ir, give_back_pages
 from gpt2opt.runtime.decode_step import DecodeStep, load_step
 from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache, token_by_token, whole_texts

@@ -453,7 +453,7 @@ def test_many_comparisons_need_a_clearer_difference(result):
 
 
 def test_one_row_says_what_the_decode_step_is_worth_on_each_kind_of_cpu(result):
-    by_step = dataclasses.replace(engine_result("ours", 0.01), decode="numba step")
+    by_step = dataclasses.replace(engine_result("ours", 0.01), decode="decode step")
     control = dataclasses.replace(engine_result("ours, OpenVINO decodes", 0.02), decode="openvino")
     after = dataclasses.replace(result, engines=(by_step, control, engine_result("peer", 0.04)))
     fallen_back = dataclasses.replace(result, engines=(dataclasses.replace(by_step, decode="openvino"), *after.engines[1:]))
@@ -462,7 +462,7 @@ def test_one_row_says_what_the_decode_step_is_worth_on_each_kind_of_cpu(result):
     assert shown.rows == (
         ("TPOT, INT8", before, "0.50 [0.50, 0.50] × OpenVINO's decoding; 0.25 [0.25, 0.25] × the best other engine's", before),
     )
-    assert "Ours decoded by: numba step." in tables.caption(after)
+    assert "Ours decoded by: decode step." in tables.caption(after)
     assert "Taken before the decode step" in tables.caption(result)
 
 
