@@ -156,6 +156,11 @@ EXPERIMENTS = {
         ),
         ("decoding",),
     ),
+    "drafts": Entry(
+        "experiments.drafts",
+        "measure what guessing several tokens at once gains, by the source of the guesses",
+        (Option("run", "artifacts", "folder of a run, whose INT8 model writes"), TEXT, Option("rounds", 24, "timed rounds")),
+    ),
     "waiting": Entry(
         "experiments.waiting",
         "compare how torch's threads wait for each other, alone and beside a process that keeps every core busy",

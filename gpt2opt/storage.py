@@ -84,6 +84,13 @@ def _move(partial: Path, folder: Path) -> None:
     _write_marker(folder, new)
 
 
+def add_file(folder: Path, name: str, content: bytes) -> None:
+    """Write one more file into a folder, whole or not at all; the next version of what this project wrote there removes it too."""
+    write_whole(folder / name, content)
+    if (listed := _listed(folder)) is not None:
+        _write_marker(folder, sorted({*listed, name}))
+
+
 def claim_folder(folder: Path | str) -> Path:
     """Make a folder for other folders, or take over one that this project made, and return it. See `check_folder` for what is refused."""
     check_folder(folder)

@@ -8,7 +8,17 @@ import time
 import pytest
 
 from gpt2opt import storage
-from gpt2opt.storage import check_file, check_folder, claim_folder, new_folder, remove_folder, take_lock, write_result, write_whole
+from gpt2opt.storage import (
+    add_file,
+    check_file,
+    check_folder,
+    claim_folder,
+    new_folder,
+    remove_folder,
+    take_lock,
+    write_result,
+    write_whole,
+)
 
 JSON = '{"schema": "gpt2opt.example/1"}'
 
@@ -35,6 +45,17 @@ def test_a_folder_appears_with_its_files_and_is_replaced_by_the_next(tmp_path):
     assert shown(tmp_path / "out") == {"config.json", "new.json"}
     assert (tmp_path / "out/config.json").read_text() == "2"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_that_is_added_goes_with_the_others(tmp_path):
+    fill(tmp_path / "out", config="1")
+    add_file(tmp_path / "out", "more", b"1")
+    assert shown(tmp_path / "out") == {"config.json", "more"}
+    fill(tmp_path / "out", config="2")
+    assert shown(tmp_path / "out") == {"config.json"}
+    (tmp_path / "a_users").mkdir()
+    add_file(tmp_path / "a_users", "more", b"1")
+    assert [path.name for path in (tmp_path / "a_users").iterdir()] == ["more"]
 
 
 def test_anybody_may_read_what_was_written(tmp_path):

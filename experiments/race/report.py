@@ -1,12 +1,13 @@
 """The race as an experiment: its tables, charts and caption."""
 
 import statistics
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from experiments.contract import Experiment, columns
 from experiments.race.charts import plot_growth, plot_race
-from experiments.race.engines.ours import Ours, OursPromptLookup
+from experiments.race.engines.ours import Ours, OursByOpenVino, OursPromptLookup
 from experiments.race.results import (
     COMPUTING,
     EFFECTIVE_TPOT,
@@ -22,38 +23,63 @@ from experiments.race.results import (
     peers,
 )
 from experiments.race.run import run_race
-from gpt2opt.environment import machine_label
-from gpt2opt.measure.stats import PERCENT
+from experiments.race.verdicts import EVEN, FASTER, SLOWER, verdicts
+from gpt2opt.environment import kind_label, machine_label
+from gpt2opt.measure.stats import PERCENT, positive_mean_interval
 from gpt2opt.measure.turns import again
 from gpt2opt.report.table import MISSING, Table, megabytes, milliseconds, table
 
 SHOW = {"ms": milliseconds, "s": "{:.2f}".format, "tokens/s": "{:.0f}".format}
 VERDICTS, ENGINES = "Ours beside the other engines", "Time and memory of every engine"
+ABSENT = "Engines that are not in the tables"
 
 
 def verdict_table(result: RaceResult) -> Table:
-    """Show, figure by figure, which engines are faster than ours, how many are even with it (the interval contains 1), and the best one."""
-    rows = []
+    """Show, figure by figure, which engines are faster than ours, how many are even with it or slower, see `verdicts`, and the best one."""
+    found, rows = verdicts(result), []
     for figure in FIGURES:
         ratios = {engine: ratio for engine in peers(result, figure) if (ratio := figure.ratio(engine, result.ours))}
         if not ratios:
             continue
         best, *_ = best_first = sorted(ratios, key=lambda engine: ratios[engine].value, reverse=figure.more_is_better)
-        even = [engine for engine in best_first if not ratios[engine].measurable]
-        faster = [engine for engine in best_first if engine not in even and (ratios[engine].value > 1) == figure.more_is_better]
-        counts = (", ".join(map(_label, faster)) or "none", str(len(even)), str(len(ratios) - len(even) - len(faster)))
+        said = {word: [engine for engine in best_first if found[figure, engine.name] == word] for word in (FASTER, EVEN, SLOWER)}
+        counts = (", ".join(map(_label, said[FASTER])) or "none", str(len(said[EVEN])), str(len(said[SLOWER])))
         twice = next((figure.ratio(engine, result.ours) for engine in result.raced if engine.name == again(Ours.name)), None)
         ours = f"{_shown(figure, result.ours)} {figure.unit}"
         rows.append((figure.name, ours, str(twice or MISSING), _label(best), str(ratios[best]), *counts))
-    header = ("figure", "ours", f"{again(Ours.name)} ÷ ours [{PERCENT}]", "best other", "best other ÷ ours", "faster", "even", "slower")
+    header = ("figure", "ours", f"{again(Ours.name)} ÷ ours [{PERCENT}]", "best other", "best other ÷ ours", FASTER, EVEN, SLOWER)
     return table(header, rows)
 
 
 def engines_table(result: RaceResult) -> Table:
-    """Show times as medians of the rounds, bytes on disk, and the peak RSS of a fresh process that generates 512 + 128 tokens."""
+    """Show times as medians of the rounds, how near each engine is to torch FP32, bytes on disk, and the peak RSS of a fresh process."""
     times = {f"{figure.name}, {figure.unit}": partial(_shown, figure) for figure in (TTFT_512, TPOT, WHOLE)}
+    quality = {f"KL, nats per token [{PERCENT}]": _kl, "same top token": _same_top}
     sizes = {"on disk, MB": lambda engine: _size(engine.disk_bytes), "peak RSS, MB": lambda engine: _size(engine.peak_rss_bytes)}
-    return columns(_timed(result, TTFT_512, TPOT, WHOLE), {"engine": _label} | times | sizes)
+    return columns(_timed(result, TTFT_512, TPOT, WHOLE), {"engine": _label} | times | quality | sizes)
+
+
+def absent_table(result: RaceResult) -> Table:
+    """Show which engines did not race to the end, and what they died of or what they said."""
+    left = [engine for engine in result.engines if engine.left_out]
+    return columns(left, {"engine": _label, "package": _package, "why it is not in the tables": lambda each: _plain(each.left_out or "")})
+
+
+def decode_table(results: Mapping[str, RaceResult]) -> Table:
+    """Show in one row what the decode step is worth on each kind of CPU, and which kinds were measured before there was one."""
+
+    def said(result: RaceResult) -> str:
+        if not result.own_step:
+            return "all figures here are from before the decode step"
+        control = next((engine for engine in result.raced if engine.name == OursByOpenVino.name), None)
+        others = {"OpenVINO's decoding": control, "the best other engine's": min(peers(result, TPOT), key=TPOT.median, default=None)}
+        ratios = {name: TPOT.ratio(result.ours, other) for name, other in others.items() if other}
+        return "; ".join(f"{ratio} × {name}" for name, ratio in ratios.items()) or MISSING
+
+    size = ", ".join(dict.fromkeys(result.size for result in results.values()))
+    labels = [kind_label(result.environment["cpu_flags"]) for result in results.values()]
+    cells = [said(result) for result in results.values()]
+    return table((f"one token by our decode step, {size} after 512 tokens [{PERCENT}]", *labels), [("TPOT, INT8", *cells)])
 
 
 def ratio_table(result: RaceResult) -> Table:
@@ -92,9 +118,9 @@ def remarks_table(result: RaceResult) -> Table:
         result.engines,
         {
             "engine": lambda each: each.name,
-            "package": lambda each: f"{each.package} {each.version or ''}".strip(),
+            "package": _package,
             "peak RSS of converting, MB": lambda each: _size(each.prepare_peak_rss_bytes),
-            "remark": lambda each: f"left out: {each.left_out}" if each.left_out else each.note,
+            "remark": lambda each: f"left out: {_plain(each.left_out)}" if each.left_out else each.note,
         },
     )
 
@@ -107,6 +133,7 @@ def caption(result: RaceResult) -> str:
         f"{machine_label(result.environment)}, {result.rounds} rounds. {result.size}, weights: {models.weights}. {models.pruned_share} of "
         f"each layer pruned; engines marked * compute all heads. Ours: {result.ours.note}. {_rate(result, READING, 'reads', 'GB/s')} "
         f"{_rate(result, COMPUTING, 'computes', 'GOPS in INT8')} In FP32 it is {result.limit('fp32_ops_per_s') / 1e9:.0f} GOPS."
+        + f" {_decoding(result)} {_quality(result)} Versions: {', '.join(dict.fromkeys(map(_package, result.raced)))}."
         + (f" On a text that repeats itself, prompt lookup takes {lookup} times as long per token as ours without it." if lookup else "")
     )
 
@@ -117,6 +144,49 @@ def _rate(result: RaceResult, bound: Bound, does: str, unit: str) -> str:
     return rate + (
         f", which is not the limit of the machine, since some engines were faster: {faster}." if faster else "; no engine was faster."
     )
+
+
+def _decoding(result: RaceResult) -> str:
+    if result.own_step:
+        return f"Ours decoded by: {result.ours.decode}."
+    return "Taken before the decode step: ours decoded by OpenVINO."
+
+
+def _quality(result: RaceResult) -> str:
+    held_out = result.held_out
+    if not held_out:
+        return "Quality was not measured in this race."
+    if not held_out.says_something:
+        nats = f"{held_out.nll_nats:.2f} nats per token, where chance gives {held_out.chance_nats:.2f}"
+        return f"The columns of quality are empty, since these weights do not predict text ({nats})."
+    return (
+        "KL and top token are measured against torch FP32 of the same weights, pruned or (*) unpruned, on "
+        f"{held_out.rows * held_out.tokens} tokens of {held_out.rows} documents of {held_out.text}; the unpruned model takes "
+        f"{held_out.nll_nats:.2f} nats per token."
+    )
+
+
+def _kl(engine: EngineResult) -> str:
+    found = engine.fidelity
+    if not found or found.kl_nats is None:
+        return MISSING
+    tokens = [found.tokens] * len(found.kl_nats)
+    interval = positive_mean_interval(found.kl_nats, tokens)
+    return f"{sum(found.kl_nats) / sum(tokens):.5f}" + (f" [{interval[0]:.5f}, {interval[1]:.5f}]" if interval else "")
+
+
+def _same_top(engine: EngineResult) -> str:
+    found = engine.fidelity
+    return f"{sum(found.same_top) / (len(found.same_top) * found.tokens):.1%}" if found else MISSING
+
+
+def _package(engine: EngineResult) -> str:
+    return f"{engine.package} {engine.version or ''}".strip()
+
+
+def _plain(said: str) -> str:
+    """Return what an engine said so that it fits into a cell."""
+    return said.replace("|", "/").replace("<", "‹").replace(">", "›")
 
 
 def _timed(result: RaceResult, *figures: Figure) -> list[EngineResult]:
@@ -140,6 +210,7 @@ def all_tables(result: RaceResult) -> dict[str, Table]:
     return {
         VERDICTS: verdict_table(result),
         ENGINES: engines_table(result),
+        **({ABSENT: absent_table(result)} if any(engine.left_out for engine in result.engines) else {}),
         "Each engine ÷ ours, paired by round; for tokens/s more is better, for all other columns less": ratio_table(result),
         "Distance from the limits of the machine": limits_table(result),
         "Who took part": remarks_table(result),
@@ -151,4 +222,4 @@ def charts(result: RaceResult) -> dict[str, Any]:
     return {"race": plot_race(result)[0].figure, **growth}
 
 
-EXPERIMENT = Experiment(RaceResult, run_race, all_tables, charts, caption, in_documents=(VERDICTS, ENGINES))
+EXPERIMENT = Experiment(RaceResult, run_race, all_tables, charts, caption, in_documents=(VERDICTS, ENGINES, ABSENT))

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.race.engines import OURS
-from experiments.race.engines.base import Case, Timing
-from experiments.race.engines.ours import Ours
+from experiments.race.engines.base import Case, Fidelity, Timing
+from experiments.race.engines.ours import OPENVINO, Ours
+from experiments.race.quality import HeldOut
 from gpt2opt.measure.limits import Limits
+from gpt2opt.measure.results import percentile
 from gpt2opt.measure.stats import Estimate, paired_ratio
 
 MAIN = Case(512, 128)
@@ -32,7 +34,8 @@ class Shape:
 class Models:
     """The two models of a race, on disk; ids run below `vocab_size`, sequences up to `context` tokens.
 
-    weights: where they are from, in words. heads, kept_heads: of each layer, before and after pruning.
+    weights: where they are from, in words. heads, kept_heads: of each layer, before and after pruning. distinct_tokens: from this id on,
+    a stretched model repeats the tokens before; None where it does not.
     """
 
     weights: str
@@ -42,6 +45,7 @@ class Models:
     context: int
     full: Shape
     pruned: Shape
+    distinct_tokens: int | None = None
 
     @property
     def pruned_share(self) -> str:
@@ -58,7 +62,11 @@ class CaseTimings:
 
 @dataclass(frozen=True)
 class EngineResult:
-    """One engine. left_out: why it is not in the race. peak_rss_bytes: of loading and generating. prepare_peak_rss_bytes: of converting."""
+    """One engine. left_out: why it is not in the race. peak_rss_bytes: of loading and generating. prepare_peak_rss_bytes: of converting.
+
+    fidelity: to torch FP32 of the same weights, those of `shape`. decode: what decodes, of an engine that has more than one way; None in
+    results from before ours had a decode step of its own.
+    """
 
     name: str
     package: str
@@ -73,6 +81,8 @@ class EngineResult:
     prepare_peak_rss_bytes: int | None = None
     left_out: str | None = None
     cases: tuple[CaseTimings, ...] = ()
+    fidelity: Fidelity | None = None
+    decode: str | None = None
 
     @property
     def read_bytes(self) -> float:
@@ -99,7 +109,10 @@ class GrowthPoint:
 
 @dataclass(frozen=True)
 class RaceResult:
-    """One race, with all its raw samples. rounds: that are done. limits: of the machine, one measurement a round."""
+    """One race, with all its raw samples. rounds: that are done. limits: of the machine, one measurement a round.
+
+    held_out: what quality was measured on; None in results from before it was.
+    """
 
     created: str
     environment: dict[str, Any]
@@ -109,6 +122,7 @@ class RaceResult:
     limits: tuple[Limits, ...]
     engines: tuple[EngineResult, ...]
     growth: tuple[GrowthPoint, ...] = ()
+    held_out: HeldOut | None = None
     schema: str = "gpt2opt.race/4"
 
     @property
@@ -121,6 +135,11 @@ class RaceResult:
     @property
     def ours(self) -> EngineResult:
         return self.engine(Ours.name)
+
+    @property
+    def own_step(self) -> bool:
+        """Return whether ours decoded by its own decode step: neither before there was one nor where it could not be used."""
+        return self.ours.decode not in (None, OPENVINO)
 
     def limit(self, rate: str) -> float:
         """Return the best that one of the rates of `Limits` was in the whole race."""
@@ -165,10 +184,11 @@ class Figure:
 FIGURES = (
     *(Figure(f"TTFT {case.prompt_tokens}", "ms", case, lambda timing, _: timing.first_s) for case in (SHORT, MIDDLE, MAIN)),
     Figure("TPOT after 512", "ms", MAIN, tpot),
+    Figure("p95 of TPOT", "ms", MAIN, lambda timing, _: percentile(timing.later_s, 0.95)),
     Figure("512 + 128 whole", "s", MAIN, lambda timing, _: timing.total_s),
     *(Figure(f"batch {case.batch_size}", "tokens/s", case, throughput) for case in BATCHED),
 )
-TTFT_512, TPOT, WHOLE = FIGURES[2:5]
+TTFT_512, TPOT, _, WHOLE = FIGURES[2:6]
 EFFECTIVE_TPOT = Figure("TPOT on a repeating text", "ms", REPEATING, lambda timing, _: statistics.mean(timing.later_s))
 
 

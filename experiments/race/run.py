@@ -6,7 +6,9 @@ takes part, `results` for what comes out.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,13 @@ from experiments.contract import choose, json_path, now, say, slug, write_json
 from experiments.race.engines import ENGINES
 from experiments.race.engines.base import Case, Engine, loaded, make_prompts, started, timed_turns
 from experiments.race.engines.ours import Ours
+from experiments.race.quality import reference_file, write_reference
 from experiments.race.results import CASES, MAIN, SHORT, CaseTimings, EngineResult, GrowthPoint, Models, RaceResult, Shape, best_peer
 from gpt2opt import environment
 from gpt2opt.measure.child import Child, thread_settings
 from gpt2opt.measure.limits import Probe
 from gpt2opt.measure.memory import ChildRun, in_fresh_process
-from gpt2opt.measure.turns import Contestants, Outcome, again, one_line
+from gpt2opt.measure.turns import Contestants, LeftError, Outcome, again, one_line
 from gpt2opt.settings import check_whole
 from gpt2opt.sources.models import save_model
 from gpt2opt.storage import check_folder, claim_folder, new_folder, remove_folder, take_lock
@@ -58,16 +61,20 @@ def run_race(size: str = "gpt2", rounds: int = 5, engines: str = "", out: Path |
     take_lock(out)
     say(f"models: {size}, whole and with {PRUNE_FRACTION:.0%} of the heads pruned, or as near below as whole heads come")
     models = prepare_models(size, out)
+    held_out = in_fresh_process(write_reference, out / "models", models.distinct_tokens).value
     entries = [enter(engine, models, out) for engine in chosen.values()]
     starts = {entry.name: started(chosen[entry.name], folder_of(chosen[entry.name], out)) for entry in entries if not entry.left_out}
     ours = [entry for entry in entries if entry.name == Ours.name]
     entries[1:1] = [replace(entry, name=again(entry.name), note="the same as ours, in another process") for entry in ours]
-    begun = RaceResult(now(), environment.describe(), size, models, rounds=0, limits=(), engines=tuple(entries))
+    begun = RaceResult(now(), environment.describe(), size, models, rounds=0, limits=(), engines=tuple(entries), held_out=held_out)
     with Contestants(starts, may_fail=True, reserve_bytes=RESERVE_BYTES) as contestants:
+        begun = replace(begun, engines=tuple(map(partial(with_decode, contestants=contestants), begun.engines)))
         say(f"racing, after a warm-up in which some compile: {'; '.join(contestants.names)}")
         for result in race_with_limits(begun, contestants, chosen, rounds):
             write_json(json_path("race", out), result)
         result = replace(result, growth=race_growth(result, contestants))
+        write_json(json_path("race", out), result)
+        result = with_fidelity(result, contestants, out / "models")
         write_json(json_path("race", out), result)
     result = with_memory(result, chosen, out)
     write_json(json_path("race", out), result)
@@ -98,13 +105,13 @@ def make_models(size: str, folder: Path) -> Models:
 
     try:
         found = find_model(size)
-        (tokenizer, model), weights = load_model(found.path), str(found)
+        (tokenizer, model), weights, distinct = load_model(found.path), str(found), None
     except ValueError:
         if size not in SIZES:
             raise
         layers, _, width = SIZES[size]
         tokenizer, small = load_model(BUNDLED)
-        model = stretch_model(small, *SIZES[size])
+        model, distinct = stretch_model(small, *SIZES[size]), small.config.vocab_size
         tokenizer = stretch_tokenizer(tokenizer, model.config.vocab_size, model.config.n_positions)
         weights = (
             f"the bundled model's, stretched from {small.config.n_layer} × {small.config.n_embd} to {layers} × {width}: channels and units "
@@ -118,7 +125,7 @@ def make_models(size: str, folder: Path) -> Models:
         matmuls = [p.numel() for block in model.transformer.h for p in block.parameters() if p.ndim == 2]
         shapes.append(Shape(sum(matmuls), model.lm_head.weight.numel()))
         heads.append(heads_per_layer(model))
-    return Models(weights, heads[0], heads[1], model.config.vocab_size, model.config.n_positions, shapes[0], shapes[1])
+    return Models(weights, heads[0], heads[1], model.config.vocab_size, model.config.n_positions, shapes[0], shapes[1], distinct)
 
 
 def convert(engine: type[Engine], source: Path, folder: Path) -> str | None:
@@ -165,7 +172,7 @@ def enter(engine: type[Engine], models: Models, out: Path, part: str | None = No
     """
     part = part or ("full" if engine.full_heads else "pruned")
     result = EngineResult(
-        engine.name, engine.package, environment.installed(engine.package), engine.note, engine.full_heads, getattr(models, part),
+        engine.name, engine.package, engine.version(), engine.note, engine.full_heads, getattr(models, part),
         engine.block_bytes, engine.head_bytes,
     )  # fmt: skip
     if result.version is None:
@@ -217,6 +224,33 @@ def with_outcome(entry: EngineResult, outcome: Outcome, left: Mapping[str, str])
     return replace(entry, cases=cases, left_out=entry.left_out or left.get(entry.name))
 
 
+def with_decode(entry: EngineResult, contestants: Contestants) -> EngineResult:
+    """Add what an engine decodes by, where it says so."""
+    if entry.name not in contestants.names:
+        return entry
+    with suppress(LeftError):
+        return replace(entry, decode=contestants.call(entry.name, "decodes_by"))
+    return entry
+
+
+def with_fidelity(result: RaceResult, contestants: Contestants, models: Path) -> RaceResult:
+    """Add how near each engine is to torch FP32, unless the weights are such that this says nothing."""
+
+    def measured(entry: EngineResult) -> EngineResult:
+        if entry.name not in contestants.names or not entry.timings(SHORT):
+            return entry
+        try:
+            file = reference_file(models, "full" if entry.full_heads else "pruned")
+            return replace(entry, fidelity=contestants.call(entry.name, "fidelity", file))
+        except LeftError:
+            return replace(entry, note=f"{entry.note}; quality not measured: {contestants.left[entry.name]}")
+
+    if not (result.held_out and result.held_out.says_something):
+        return result
+    say("quality")
+    return replace(result, engines=tuple(map(measured, result.engines)))
+
+
 def race_growth(result: RaceResult, contestants: Contestants) -> tuple[GrowthPoint, ...]:
     """Race ours and the best peer over contexts and batches."""
     peer = best_peer(result)
@@ -236,7 +270,8 @@ def with_memory(result: RaceResult, chosen: Mapping[str, type[Engine]], out: Pat
             return None
         engine, prompts = chosen[name], make_prompts(case, vocab_size, 0)
         try:
-            found = in_fresh_process(generate_once, engine, folder_of(engine, out), environment.threads(), prompts, case.new_tokens)
+            work = generate_once, engine, folder_of(engine, out), environment.threads(), prompts, case.new_tokens
+            found = in_fresh_process(*work, python=engine.python())
         except RuntimeError as error:
             say(f"no memory figure for {name} on {case}: {one_line(error)}")
             return None

@@ -14,7 +14,7 @@ import numpy as np
 from gpt2opt.decoding.beam import beam_search
 from gpt2opt.decoding.decoder import Decoder, Logits, Model, as_numpy
 from gpt2opt.decoding.processors import Process, log_softmax, make_process
-from gpt2opt.decoding.prompt_lookup import lookup_steps
+from gpt2opt.decoding.prompt_lookup import LONGEST_GUESS, Drafts, lookup_steps
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.decoding.text import TextStream, decoder_of, encode_prompt
 
@@ -136,10 +136,13 @@ def _chosen(decoder: Decoder, prompts: Any, settings: DecodingSettings, ended: s
     process = make_process(settings)
     if settings.num_beams > 1:
         return beam_search(decoder, prompts, settings, process)
-    if settings.prompt_lookup_num_tokens:
+    longest_guess = settings.prompt_lookup_num_tokens
+    if longest_guess is None and process is None and not settings.do_sample and settings.top_logprobs is None and len(prompts) == 1:
+        longest_guess = LONGEST_GUESS if getattr(decoder, "drafts", Drafts()).table else 0
+    if longest_guess:
         if len(prompts) != 1 or not hasattr(decoder, "verify"):
             raise ValueError(f"prompt_lookup_num_tokens with {len(prompts)} prompts; expected one, and an IR, which can check guesses")
-        steps = lookup_steps(decoder, settings.max_new_tokens, settings.prompt_lookup_num_tokens)
+        steps = lookup_steps(decoder, settings.max_new_tokens, longest_guess)
         return ([(0, token, None)] for step in steps for token in step)
     return _one_by_one(decoder, prompts, settings, process, ended)
 

@@ -13,7 +13,7 @@ class DecodingSettings:
     all tokens. num_beams: above 1, beam search. eos_token_id: ends a text; None: only the other limits end it. stop_strings: a text ends
     before the first of these. seed: of the draws. top_logprobs: report the log-probability of each token that was chosen, and the ids and
     log-probabilities of this many most probable ones. prompt_lookup_num_tokens: in greedy decoding of one prompt, guess up to this many
-    tokens of a text that repeats itself and check them in one step, which changes no token; see `prompt_lookup`.
+    tokens and check them in one step, which changes no token; None: do so if the model has a table of drafts; see `prompt_lookup`.
     """
 
     max_new_tokens: int = 20
@@ -50,7 +50,7 @@ class DecodingSettings:
             ("early_stopping", self.early_stopping in (True, False, "never"), 'True, False or "never"'),
             ("seed", is_whole(self.seed, 0, 2**64 - 1), "a whole number of at least 0 and below 2**64"),
             ("top_logprobs", self.top_logprobs is None or is_whole(self.top_logprobs, 0), "a whole number of at least 0, or None"),
-            ("prompt_lookup_num_tokens", lookup is None or is_whole(lookup, 1), "a whole number of at least 1, or None"),
+            ("prompt_lookup_num_tokens", lookup is None or is_whole(lookup, 0), "a whole number of at least 0, or None"),
             ("stop_strings", stops, "a tuple of strings, none of them empty"),
         ):
             if not right:

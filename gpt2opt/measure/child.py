@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 LIMITED_S = 300  # life of a child with a memory limit: a library that gets no memory may wait for ever, as OpenBLAS does
@@ -27,6 +28,7 @@ class Child(AbstractContextManager["Child"]):
         *arguments: Any,
         environment: Mapping[str, str] | None = None,
         address_space_bytes: int | None = None,
+        python: Path | None = None,
     ):
         """Start the process and make the object. Arguments and values, here and of later calls, are pickled.
 
@@ -34,14 +36,15 @@ class Child(AbstractContextManager["Child"]):
             factory: a module-level class or function; the child imports its module and calls it.
             environment: variables that the child gets beside those of this process.
             address_space_bytes: the most that the child may map (RLIMIT_AS), set before it imports anything; see `LIMITED_S`.
+            python: the interpreter of an environment with other packages; the child imports nothing of ours but this project.
 
         Raises:
             RuntimeError, KeyboardInterrupt, TimeoutError: as `call`.
         """
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 — it lives as long as the process
-        path = os.pathsep.join(path for path in sys.path if path)
+        path = str(Path(__file__).parents[2]) if python else os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from gpt2opt.measure.child import serve; serve()", str(address_space_bytes or "")],
+            [python or sys.executable, "-c", "from gpt2opt.measure.child import serve; serve()", str(address_space_bytes or "")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,
@@ -61,7 +64,7 @@ class Child(AbstractContextManager["Child"]):
         """Call a method of the object, by its name, and return its value.
 
         Raises:
-            RuntimeError: the method raised, or the process died; the message ends with the child's own complaint.
+            RuntimeError: the method raised, or the process died; the last line of the message says of what, by exit code or signal.
             KeyboardInterrupt: the process was interrupted.
             TimeoutError: it was killed because its time was over.
         """
@@ -77,8 +80,7 @@ class Child(AbstractContextManager["Child"]):
             if (code := self._process.wait()) == -signal.SIGINT:  # a terminal interrupts every process of a command
                 raise KeyboardInterrupt from None
             self._complaints.seek(0)
-            said = self._complaints.read().decode(errors="replace").strip() or "it said nothing; was memory short?"
-            raise RuntimeError(f"the process died with exit code {code}:\n{said}") from death
+            raise RuntimeError(_last_words(code, self._complaints.read().decode(errors="replace"))) from death
         if complaint:
             raise RuntimeError(complaint)
         return value
@@ -95,6 +97,14 @@ class Child(AbstractContextManager["Child"]):
     def _give_up(self) -> None:
         self._timed_out = True
         self._process.kill()
+
+
+def _last_words(code: int, said: str) -> str:
+    """Return all that a dead process wrote on stderr and, as a last line that may stand alone, how it died and how its words ended."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    how = f"exit code {code}{f' ({signal.Signals(-code).name}: {signal.strsignal(-code)})' if code < 0 else ''}"
+    end = f"it said last: {' | '.join(line[-80:] for line in lines[-3:])}" if lines else "it said nothing"
+    return "\n".join([*lines, f"the process died with {how}; {end}{'; was memory short?' if code == -signal.SIGKILL else ''}"])
 
 
 def thread_settings(threads: int) -> dict[str, str]:

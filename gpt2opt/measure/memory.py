@@ -45,7 +45,11 @@ class Vram:
 
 
 def in_fresh_process(
-    function: Callable, *arguments: Any, libraries: tuple[str, ...] = (), address_space_bytes: int | None = None
+    function: Callable,
+    *arguments: Any,
+    libraries: tuple[str, ...] = (),
+    address_space_bytes: int | None = None,
+    python: Path | None = None,
 ) -> ChildRun:
     """Call a module-level function in a new interpreter; return its value with the memory that the call took. See `Child`.
 
@@ -56,12 +60,13 @@ def in_fresh_process(
             resident memory is read at that point, while the function still holds its objects.
         libraries: modules that the child imports before `start` is read.
         address_space_bytes: stricter than a limit of resident memory: mapped files and untouched pages count too.
+        python: see `Child`.
 
     Raises:
         RuntimeError: the function raised, the child died (for example because memory ran out), or it got stuck under its limit.
     """
     try:
-        with Child(Metered, libraries, address_space_bytes=address_space_bytes) as child:
+        with Child(Metered, libraries, address_space_bytes=address_space_bytes, python=python) as child:
             return child.call("run", function, arguments)
     except TimeoutError as error:
         raise RuntimeError(f"{function.__name__} gave {error} with {(address_space_bytes or 0) / 1e6:.0f} MB of address space") from error

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -43,9 +44,9 @@ class Here:
 Start = Callable[[], Child] | Here
 
 
-def in_child(factory: Callable, *arguments: Any, threads: int | None = None) -> Callable[[], Child]:
+def in_child(factory: Callable, *arguments: Any, threads: int | None = None, python: Path | None = None) -> Callable[[], Child]:
     """Return what starts a contestant in a process of its own, with a number of threads, by default all; see `Child`."""
-    return partial(Child, factory, *arguments, environment=thread_settings(threads or environment.threads()))
+    return partial(Child, factory, *arguments, environment=thread_settings(threads or environment.threads()), python=python)
 
 
 def again(name: str) -> str:
@@ -201,6 +202,6 @@ def turn_orders(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return the last line of a complaint that says something, cut to 160 characters; the kind of an error that says nothing."""
+    """Return the last line of a complaint that says something, cut to 360 characters; the kind of an error that says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:160] if lines else type(error).__name__
+    return lines[-1][:360] if lines else type(error).__name__

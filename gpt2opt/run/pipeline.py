@@ -12,8 +12,8 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, set_seed
 
 from gpt2opt.decoding.decoder import Greedy
-from gpt2opt.decoding.prompt_lookup import lookup_steps
-from gpt2opt.decoding.text import window_length
+from gpt2opt.decoding.prompt_lookup import PROMPT_TOKENS, lookup_steps, write_drafts
+from gpt2opt.decoding.text import token_rows, window_length
 from gpt2opt.environment import device
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.finetune import (
@@ -156,7 +156,8 @@ def reload_difference(folder: Path, model: GPT2LMHeadModel, ids: list[int]) -> f
 
 
 def prompt_lookup(run: Run, folder: Path) -> dict[str, Any]:
-    """Generate from the prompt of the run, plainly and by prompt lookup: the same tokens in fewer steps."""
+    """Write the table that guesses are made from, then generate plainly and with guesses: the same tokens in fewer steps."""
+    write_drafts(folder, load_ir(folder), token_rows(run.training_texts()[0], run.tokenizer, PROMPT_TOKENS))
     ids = np.array([run.workload.prompt])
     context = window_length(run.tokenizer)
     count = min(context // 4, context - ids.shape[1])

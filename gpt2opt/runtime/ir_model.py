@@ -13,6 +13,7 @@ import numpy as np
 import openvino
 
 from gpt2opt.decoding.decoder import Greedy, check_fits, check_prompts
+from gpt2opt.decoding.prompt_lookup import Drafts, load_drafts
 from gpt2opt.errors import raise_cause
 from gpt2opt.runtime.compile import CompiledIr, compile_ir, give_back_pages
 from gpt2opt.runtime.decode_step import DecodeStep, load_step
@@ -62,6 +63,7 @@ def load_ir(
     model._prefill(cache, [token], token, token)
     give_back_pages(file)
     model._return_cache(cache)
+    model.drafts = load_drafts(directory, model.vocab_size)
     return model
 
 
@@ -119,6 +121,7 @@ class IrModel:
         self.graph = BoundGraph(compiled.prefill)
         self._compile_head = compiled.compile_head
         self._cache_ports = {port.get_any_name(): port for port in compiled.prefill.inputs if "_cache." in port.get_any_name()}
+        self.drafts = Drafts()
         self._no_cache = new_kv_cache(self._cache_ports, 0, context)
         # What a deleted decoder leaves for the next one: new memory costs time when it is first written.
         self._left: KvCache | None = None
@@ -128,6 +131,11 @@ class IrModel:
     def head(self) -> openvino.InferRequest:
         """The graph of the last norm and the head, for the logits of many tokens; compiled when it is first needed."""
         return self._compile_head().create_infer_request()
+
+    @property
+    def decodes_by(self) -> str:
+        """Return what reads further tokens, as results name it: `decode step` or `openvino`."""
+        return "decode step" if self.step else "openvino"
 
     def logits(self, input_ids: np.ndarray) -> np.ndarray:
         """Return the logits (B, T, V) float32 of whole sequences (B, T), computed by the prefill graph."""
@@ -209,7 +217,7 @@ class IrDecoder:
     """
 
     def __init__(self, model: IrModel, prompts: list[np.ndarray]):
-        self.model, self.prompts = model, prompts
+        self.model, self.prompts, self.drafts = model, prompts, model.drafts
         self._own(model._take_cache(len(prompts)))
 
     def _own(self, cache: KvCache) -> None:

@@ -1,6 +1,7 @@
 """Engines that compute nothing; in a module of their own, so that the processes which race them start fast."""
 
 import os
+import signal
 
 import numpy as np
 
@@ -29,6 +30,33 @@ class Printing(Stub):
         if new_tokens == 9:
             os._exit(3)
         return super().generate(prompts, new_tokens)
+
+
+class Crashing(Stub):
+    """Dies as a library does that was built for another CPU; before that it says what it is told to."""
+
+    said = ""
+
+    def load(self, folder, threads):
+        pass
+
+    def generate(self, prompts, new_tokens):
+        os.write(2, self.said.encode())
+        os.kill(os.getpid(), signal.SIGILL)
+
+
+class CrashingAloud(Crashing):
+    said = "built for another CPU\n\nggml: <AMX> | tile 3\n"
+
+
+class Owning(Stub):
+    package, own_environment = "own-package", ".venv-own"
+
+    def load(self, folder, threads):
+        pass
+
+    def paths(self):
+        return os.environ["PYTHONPATH"].split(os.pathsep)
 
 
 class OursStub(Stub):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import pytest
 import torch
 
 from experiments.contract import read_result_of, write_json
+from experiments.race import quality, run, verdicts
 from experiments.race import report as tables
-from experiments.race import run
 from experiments.race.charts import plot_growth, plot_race
-from experiments.race.engines import LlamaCpp, OnnxFp32, OpenVinoFp32, TorchEagerAttention, TorchFp32, base
-from experiments.race.engines.base import Case, Timing, make_prompts, started, timed_turns, timing
+from experiments.race.engines import LlamaCpp, OnnxFp32, OnnxGenAi, OpenVinoFp32, TorchEagerAttention, TorchFp32, base
+from experiments.race.engines.base import Case, Fidelity, Stepwise, Timing, make_prompts, started, timed_turns, timing
+from experiments.race.quality import HeldOut
 from experiments.race.results import (
     BATCHED,
+    FIGURES,
     MAIN,
     READING,
     SHORT,
@@ -33,12 +36,14 @@ from experiments.race.results import (
     throughput,
 )
 from gpt2opt.decoding.decoder import Greedy
-from gpt2opt.measure import limits
+from gpt2opt.measure import child, limits
 from gpt2opt.measure.limits import Limits
 from gpt2opt.measure.memory import ChildRun
+from gpt2opt.measure.quality import kl_divergence
 from gpt2opt.measure.stats import Estimate, paired_ratio
 from gpt2opt.measure.turns import Contestants, Here
-from tests.experiments.stubs import MissingStub, OursStub, PeerStub, Printing, Stub, UnconvertibleStub
+from tests.conftest import ROOT
+from tests.experiments.stubs import Crashing, CrashingAloud, MissingStub, OursStub, Owning, PeerStub, Printing, Stub, UnconvertibleStub
 
 SHAPE = Shape(block_weights=1000, head_weights=100)
 CASE = Case(4, 3)
@@ -81,6 +86,40 @@ def test_engine_in_its_own_process_answers_and_its_death_is_told():
         assert engine.call("timed", np.zeros((1, 4), np.int64), 3) == Timing(0.002, (0.001, 0.001))
         with pytest.raises(RuntimeError):
             engine.call("timed", np.zeros((1, 4), np.int64), 9)
+
+
+def test_an_engine_that_dies_leaves_its_signal_and_its_last_words(result):
+    died = "failed on 1×(4+3): the process died with exit code -4 (SIGILL: Illegal instruction)"
+    starts = {"ours": Here(Stub()), "mute": started(Crashing, Path("."), 1), "loud": started(CrashingAloud, Path("."), 1)}
+    with Contestants(starts, may_fail=True) as turns:
+        *_, outcome = timed_turns(turns, (CASE,), 1, 50)
+        left = turns.left
+    assert set(outcome.samples["ours"]) == {CASE}
+    assert left == {"mute": f"{died}; it said nothing", "loud": f"{died}; it said last: built for another CPU | ggml: <AMX> | tile 3"}
+    gone = tuple(run.with_outcome(engine_result(name, 1), outcome, left) for name in left)
+    shown = tables.all_tables(dataclasses.replace(result, engines=(*result.engines, *gone)))[tables.ABSENT]
+    assert [row[0] for row in shown.rows] == ["absent", "mute", "loud"]
+    assert shown.rows[2][2] == f"{died}; it said last: built for another CPU / ggml: ‹AMX› / tile 3"  # in one cell, and no tag
+    assert tables.ABSENT in tables.EXPERIMENT.in_documents
+
+
+def test_memory_is_suspected_only_of_what_was_killed():
+    assert child._last_words(-9, "").endswith("(SIGKILL: Killed); it said nothing; was memory short?")
+    assert child._last_words(3, "a\nb\nc\nd\n") == "a\nb\nc\nd\nthe process died with exit code 3; it said last: b | c | d"
+
+
+def test_an_engine_may_live_in_an_environment_of_its_own(tmp_path, monkeypatch):
+    place = tmp_path / ".venv-own" / "lib" / "python3.11" / "site-packages" / "own_package-1.2.dist-info"
+    place.mkdir(parents=True)
+    (place / "METADATA").write_text("Name: own-package\nVersion: 1.2\n")
+    (tmp_path / ".venv-own" / "bin").mkdir()
+    python = tmp_path / ".venv-own" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(base, "ROOT", tmp_path)
+    assert (Owning.version(), Stub.python(), TorchFp32.version() is not None) == ("1.2", None, True)
+    with started(Owning, Path("."), 1)() as engine:
+        assert engine.call("paths") == [str(ROOT)]  # none of this environment's packages gets into that one
 
 
 @pytest.mark.slow
@@ -144,6 +183,116 @@ def test_wrong_input_is_said_at_once(tmp_path):
         read_result_of("race", tmp_path)
 
 
+# --- quality
+
+
+class Knowing(Stepwise):
+    """Its logits are those it is given, and wrong ones for every third token."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def read(self, ids, past):
+        self.place = 0 if not past else self.place + 1
+        return np.roll(self.logits[:, self.place], int(self.place % 3 == 2), axis=-1)
+
+
+class Telling(Knowing):
+    """It tells the chosen token alone."""
+
+    def forced(self, row, prompt_tokens):
+        for logits in super().forced(row, prompt_tokens):
+            yield int(logits.argmax())
+
+
+def test_quality_is_that_of_what_is_decoded_step_by_step(tmp_path):
+    logits = np.random.default_rng(0).normal(size=(1, 6, 50)).astype(np.float32)
+    np.savez(tmp_path / "reference.npz", rows=np.arange(10)[None], logits=logits, distinct_tokens=50)
+    found = Knowing(logits).fidelity(tmp_path / "reference.npz")
+    reference, model = (torch.log_softmax(torch.from_numpy(each), -1) for each in (logits[0, 2::3], np.roll(logits[0, 2::3], 1, axis=-1)))
+    assert found == Fidelity((pytest.approx(float(kl_divergence(reference, model).sum()), rel=1e-5),), (4,), 6)
+    assert Telling(logits).fidelity(tmp_path / "reference.npz") == Fidelity(None, (4,), 6)
+    np.savez(tmp_path / "copies.npz", rows=np.arange(10)[None], logits=logits, distinct_tokens=1)
+    assert Telling(logits).fidelity(tmp_path / "copies.npz").same_top == (6,)  # all are copies of one token
+    with pytest.raises(ValueError, match="not finite"):
+        Knowing(logits * np.inf).fidelity(tmp_path / "reference.npz")
+
+
+@pytest.fixture
+def reference(model, tokenizer, tmp_path):
+    """A folder of models, and the held-out text of a race between them."""
+    for part in ("full", "pruned"):
+        if part == "pruned":
+            model.prune_heads({0: [0, 1], 1: [0, 1]})
+        model.save_pretrained(tmp_path / part)
+        tokenizer.save_pretrained(tmp_path / part)
+    return tmp_path, quality.write_reference(tmp_path)
+
+
+@pytest.mark.parametrize("engine", [TorchFp32, OnnxFp32, OnnxGenAi, OpenVinoFp32, LlamaCpp])
+def test_a_float_engine_is_near_the_reference_of_its_own_weights(engine, reference, tmp_path):
+    if engine.version() is None:
+        pytest.skip(f"{engine.package} is not installed")
+    models, held_out = reference
+    source = models / ("full" if engine.full_heads else "pruned")
+    if engine is OnnxGenAi:
+        run.convert(OnnxFp32, source, tmp_path / "float")
+        source = tmp_path / "float"
+    run.convert(engine, source, tmp_path / "engine")
+    loaded = base.loaded(engine, tmp_path / "engine", 1)
+    most = 5e-3 if engine is LlamaCpp else 1e-6  # that one rounds to 8 bits
+    own, other = ("full", "pruned") if engine.full_heads else ("pruned", "full")
+    found = loaded.fidelity(quality.reference_file(models, own))
+    assert 0 <= sum(found.kl_nats) < most * held_out.rows * held_out.tokens
+    assert sum(found.same_top) > 0.95 * held_out.rows * held_out.tokens
+    assert sum(loaded.fidelity(quality.reference_file(models, other)).kl_nats) > 2 * sum(found.kl_nats)
+
+
+def test_of_random_weights_quality_says_nothing(reference, result):
+    models, held_out = reference
+    assert held_out.nll_nats > held_out.chance_nats
+    assert HELD_OUT.says_something
+    raced = dataclasses.replace(result, held_out=held_out)
+    assert run.with_fidelity(raced, Contestants({}), models) == raced  # no engine was asked
+    assert "columns of quality are empty, since these weights do not predict text" in tables.caption(raced)
+    assert "Quality was not measured" in tables.caption(result)
+
+
+def test_an_engine_without_quality_stays_in_the_race_and_says_why(result, tmp_path):
+    entry = dataclasses.replace(engine_result("ours", 0.01), cases=(CaseTimings(SHORT, (Timing(0.1, (0.01,)),)),))
+    raced = dataclasses.replace(result, engines=(entry,), held_out=HELD_OUT)
+    with Contestants({"ours": Here(Stub())}, may_fail=True) as contestants:
+        (found,) = run.with_fidelity(raced, contestants, tmp_path).engines
+    assert (found.left_out, found.fidelity) == (None, None)
+    assert found.note.startswith("a remark; quality not measured: failed: ")
+
+
+def test_the_reference_is_torch_fp32_of_the_heads_that_the_engine_runs(result, tmp_path):
+    class Asked(Stub):
+        def fidelity(self, reference):
+            return Fidelity(None, (len(reference.stem),), 8)
+
+    taken = (CaseTimings(SHORT, (Timing(0.1, (0.01,)),)),)
+    entries = tuple(dataclasses.replace(engine_result(*each), cases=taken) for each in (("ours", 1), ("whole", 1)))
+    entries = (entries[0], dataclasses.replace(entries[1], full_heads=True))
+    raced = dataclasses.replace(result, engines=entries, held_out=HELD_OUT)
+    with Contestants({"ours": Here(Asked()), "whole": Here(Asked())}) as contestants:
+        found = run.with_fidelity(raced, contestants, tmp_path).engines
+    assert [engine.fidelity.same_top for engine in found] == [(len("pruned"),), (len("full"),)]
+
+
+def test_the_table_of_engines_shows_quality_beside_time(result):
+    fidelity = {"peer": Fidelity((0.1, 0.3), (60, 64), 64), "slow peer": Fidelity(None, (64, 64), 64)}
+    engines = tuple(dataclasses.replace(engine, fidelity=fidelity.get(engine.name)) for engine in result.engines)
+    raced = dataclasses.replace(result, engines=engines, held_out=HELD_OUT)
+    ours, peer, slow_peer = (row[4:6] for row in tables.engines_table(raced).rows)
+    assert ours == ("–", "–")
+    assert peer[0].startswith("0.00313 [")
+    assert peer[1] == "96.9%"
+    assert slow_peer == ("–", "100.0%")
+    assert "on 128 tokens of 2 documents of a text; the unpruned model takes 4.00 nats per token" in tables.caption(raced)
+
+
 # --- figures, tables, charts
 
 
@@ -156,6 +305,9 @@ def test_interval_covers_a_known_ratio_through_a_shared_slow_down():
     assert ratio.low < 1.5 < ratio.high
     assert ratio.high - ratio.low < 0.1
     assert paired_ratio(ours, ours) == Estimate(1, 1, 1)
+
+
+HELD_OUT = HeldOut("a text", rows=2, tokens=64, nll_nats=4.0, chance_nats=9.0)
 
 
 def engine_result(name: str, seconds_a_token: float, **fields) -> EngineResult:
@@ -203,7 +355,7 @@ def test_tables_show_limits_and_who_is_left_out(result):
     assert ours[6] == "2.0%"  # one step beyond a usual one, TTFT is 50
     assert "absent is not installed" in str(tables.remarks_table(result))
     assert "absent" not in str(tables.ratio_table(result))
-    assert tables.engines_table(result).rows[1] == ("peer", "1100", "22", "3.92", "0.001", "0.002")
+    assert tables.engines_table(result).rows[1] == ("peer", "1100", "22", "3.92", "–", "–", "0.001", "0.002")
 
 
 def test_what_an_engine_beats_is_not_called_a_limit(result):
@@ -237,20 +389,81 @@ def test_rows_of_ours_are_no_peers(result):
 
 
 def test_the_smallest_measurable_difference_comes_from_ours_against_itself(result):
-    assert [row[2] for row in tables.verdict_table(result).rows] == ["–"] * 3
+    assert [row[2] for row in tables.verdict_table(result).rows] == ["–"] * 4
     again = dataclasses.replace(result, engines=(*result.engines, engine_result("ours again", 0.0103)))
-    assert [row[2] for row in tables.verdict_table(again).rows] == ["1.03 [1.03, 1.03]"] * 3
+    assert [row[2] for row in tables.verdict_table(again).rows] == ["1.03 [1.03, 1.03]"] * 4
 
 
 def test_the_verdict_says_whom_ours_is_behind_even_with_and_ahead_of(result):
     def said_of(*more: EngineResult) -> tuple[str, ...]:
         rows = tables.verdict_table(dataclasses.replace(result, engines=(*result.engines, *more))).rows
-        assert len(rows) == 3  # of the figures that were measured alone
+        assert len(rows) == 4  # of the figures that were measured alone
         return next(row for row in rows if row[0] == "TTFT 512")
 
     assert said_of() == ("TTFT 512", "550 ms", "–", "peer", "2.00 [2.00, 2.00]", "none", "0", "2")
     behind, even = engine_result("quick peer", 0.009, full_heads=True), engine_result("twin", 0.01)
     assert said_of(behind, even)[3:] == ("quick peer *", "0.90 [0.90, 0.90]", "quick peer *", "1", "2")
+
+
+def test_the_p95_of_tpot_is_paired_by_round():
+    def of(slow: float) -> EngineResult:
+        steps = tuple(slow * step for step in range(1, 101))
+        return dataclasses.replace(engine_result("one", 1), cases=(CaseTimings(MAIN, tuple(Timing(1, steps) for _ in range(7))),))
+
+    (figure,) = (figure for figure in FIGURES if figure.name == "p95 of TPOT")
+    assert figure.median(of(1)) == pytest.approx(95, abs=1)
+    assert str(figure.ratio(of(3), of(1))) == "3.00 [3.00, 3.00]"
+
+
+@pytest.mark.parametrize(
+    ("p_values", "rejected"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [True, False, False, True]),  # Holm's bounds: 0.0125, 0.0167, then 0.03 > 0.025
+        ([0.05], [True]),
+        ([0.06, 0.001], [False, True]),
+        ([0.02, 0.02, 0.02], [False] * 3),  # each is below 0.05, the smallest is above 0.0167
+        ([], []),
+    ],
+)
+def test_holm_rejects_step_by_step(p_values, rejected):
+    assert verdicts.holm(p_values) == rejected
+
+
+def test_seven_rounds_can_show_a_difference_of_a_tenth_among_a_hundred_comparisons():
+    draw = random.Random(1)
+    base = [draw.gauss(1, 0.02) for _ in range(7)]
+    assert verdicts.p_value([1.1 * x * draw.gauss(1, 0.02) for x in base], base) < 0.05 / 100
+    assert verdicts.p_value([x * draw.gauss(1, 0.02) for x in base], base) > 0.05
+    assert [verdicts.p_value([1.0] * count, [1.0] * count) for count in (1, 2)] == [1, 1]
+
+
+def test_many_comparisons_need_a_clearer_difference(result):
+    """What would be slower alone is even among many."""
+
+    def noisy(name: str) -> EngineResult:
+        rounds = tuple(Timing(0.5 * slow * noise, (0.02,)) for slow, noise in zip((1, 1.1, 2), (1.2, 1.32, 1.25), strict=True))
+        return dataclasses.replace(engine_result(name, 0.01), cases=(CaseTimings(MAIN, rounds),))
+
+    def verdict_on(count: int) -> str:
+        engines = (result.ours, *(noisy(f"peer {number}") for number in range(count)))
+        return verdicts.verdicts(dataclasses.replace(result, engines=engines))[TTFT_512, "peer 0"]
+
+    assert verdict_on(1) == verdicts.SLOWER
+    assert verdict_on(30) == verdicts.EVEN
+
+
+def test_one_row_says_what_the_decode_step_is_worth_on_each_kind_of_cpu(result):
+    by_step = dataclasses.replace(engine_result("ours", 0.01), decode="decode step")
+    control = dataclasses.replace(engine_result("ours, OpenVINO decodes", 0.02), decode="openvino")
+    after = dataclasses.replace(result, engines=(by_step, control, engine_result("peer", 0.04)))
+    fallen_back = dataclasses.replace(result, engines=(dataclasses.replace(by_step, decode="openvino"), *after.engines[1:]))
+    shown = tables.decode_table({"avx2": result, "avx512_vnni": after, "amx": fallen_back})
+    before = "all figures here are from before the decode step"
+    assert shown.rows == (
+        ("TPOT, INT8", before, "0.50 [0.50, 0.50] × OpenVINO's decoding; 0.25 [0.25, 0.25] × the best other engine's", before),
+    )
+    assert "Ours decoded by: decode step." in tables.caption(after)
+    assert "Taken before the decode step" in tables.caption(result)
 
 
 def test_of_tokens_a_second_more_is_better(result):
@@ -276,16 +489,19 @@ def test_charts_show_every_engine_that_raced(result):
 # --- the engines themselves
 
 
-@pytest.mark.parametrize("engine", [TorchFp32, TorchEagerAttention, OpenVinoFp32, OnnxFp32, LlamaCpp])
+@pytest.mark.parametrize("engine", [TorchFp32, TorchEagerAttention, OpenVinoFp32, OnnxFp32, OnnxGenAi, LlamaCpp])
 def test_engine_generates_what_torch_generates(engine, model, tokenizer, tmp_path):
     """Greedy tokens of two sequences; the engines that can, with pruned heads."""
-    if run.environment.installed(engine.package) is None:
+    if engine.version() is None:
         pytest.skip(f"{engine.package} is not installed")
     if not engine.full_heads:
         model.prune_heads({0: [0, 1], 1: [0, 1]})
     source, folder = tmp_path / "source", tmp_path / "engine"
     model.save_pretrained(source)
     tokenizer.save_pretrained(source)
+    if engine is OnnxGenAi:  # from the float model: INT8 need not choose the same tokens
+        run.convert(OnnxFp32, source, tmp_path / "float")
+        source = tmp_path / "float"
     run.convert(engine, source, folder)
     prompts = np.random.default_rng(1).integers(len(tokenizer), size=(2, 12))
     expected = model.generate(

@@ -106,4 +106,4 @@ def test_warming_up_ends():
 def test_a_complaint_in_one_line():
     assert one_line("first\n  the cause \n\n") == "the cause"
     assert one_line(ValueError()) == "ValueError"
-    assert one_line("x" * 500) == "x" * 160
+    assert one_line("x" * 500) == "x" * 360

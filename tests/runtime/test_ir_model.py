@@ -1,5 +1,6 @@
 """Prefill and decoding from one directory: the same answers as torch, one KV cache, prompt lookup, and what is refused."""
 
+import shutil
 import sys
 import weakref
 from itertools import chain
@@ -11,13 +12,13 @@ import pytest
 
 from gpt2opt.decoding.decoder import Greedy
 from gpt2opt.decoding.generation import generate
-from gpt2opt.decoding.prompt_lookup import LONGEST_GUESS, lookup_steps
+from gpt2opt.decoding.prompt_lookup import LONGEST_GUESS, lookup_steps, write_drafts
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.environment import has_bf16
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.runtime import compile
 from gpt2opt.runtime.decode_step import HEAD, WHOLE, DecodeStep
-from gpt2opt.runtime.ir_model import DECODE, BoundGraph, load_ir
+from gpt2opt.runtime.ir_model import DECODE, BoundGraph, IrDecoder, load_ir
 from gpt2opt.runtime.kv_cache import BLOCK
 from gpt2opt.runtime.step_layout import MOST_TOKENS
 from tests.conftest import greedy_tokens, relative_error, torch_logits
@@ -65,7 +66,7 @@ def test_wanted_rows_alone_get_the_logits_that_they_get_with_all_rows(either_cpu
 
 
 @pytest.mark.parametrize(("past", "length"), [(0, 2), (0, 32), (0, 33), (0, 100), (20, 30), (40, 70), (31, 1)])
-def test_texts_are_read_on_from_anywhere_in_a_block(past, length, float_dir, pruned, calibration):
+def test_a_prompt_may_be_read_in_two_parts(past, length, float_dir, pruned, calibration):
     ids, end = np.array(calibration["input_ids"][:8]).reshape(2, 128), past + length
     expected = torch_logits(pruned, ids)
     model = load_ir(float_dir)
@@ -88,6 +89,30 @@ def test_prompt_lookup_gives_the_same_tokens_in_fewer_steps(quantized, ids):
     assert len(steps) < 120
     settings = DecodingSettings(max_new_tokens=120, prompt_lookup_num_tokens=LONGEST_GUESS)
     assert generate(model, prompt, settings)[0].ids == tuple(plain[0])
+
+
+def test_the_table_beside_an_ir_is_used_without_being_asked_for(quantized, ids, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(quantized[0], tmp_path / "ir"))
+    assert write_drafts(folder, load_ir(folder), ids[:, :16]) > 0
+    model, guessed = load_ir(folder), []
+    verify = IrDecoder.verify
+    monkeypatch.setattr(IrDecoder, "verify", lambda decoder, last, guesses: guessed.append(guesses) or verify(decoder, last, guesses))
+    prompt = ids[1:, :16]
+    plain = greedy_tokens(model, prompt, 60)[0]
+    assert generate(model, prompt, DecodingSettings(max_new_tokens=60))[0].ids == tuple(plain)
+    assert any(guessed)
+    guessed.clear()
+    for settings in (
+        {"prompt_lookup_num_tokens": 0},
+        {"do_sample": True},
+        {"top_logprobs": 0},
+        {"repetition_penalty": 1.1},
+        {"num_beams": 2},
+    ):
+        generate(model, prompt, DecodingSettings(max_new_tokens=9, **settings))
+    generate(model, ids[:, :16], DecodingSettings(max_new_tokens=9))
+    generate(load_ir(quantized[0]), prompt, DecodingSettings(max_new_tokens=9))
+    assert guessed == []
 
 
 def test_prompt_lookup_takes_one_prompt(quantized, ids):

@@ -47,10 +47,7 @@ def test_several_tokens_at_once_give_the_bits_of_one_by_one(quantized, ids, deco
         at_once = read(tokens, 25)
         decoder.prefill()
         one_by_one = [read(tokens[i : i + 1], 25 + i)[0] for i in range(count)]
-        if decoded_by == "step":
-            np.testing.assert_array_equal(at_once, one_by_one)
-        else:
-            np.testing.assert_allclose(at_once, one_by_one, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(at_once, one_by_one)
 
 
 def test_embeddings_are_looked_up_as_integers(quantized):

@@ -5,9 +5,11 @@ Nothing heavy is imported before an engine is asked to work: a process that race
 """
 
 import itertools
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 
 from gpt2opt import environment
-from gpt2opt.decoding.decoder import Decoder, Greedy, Logits, Model
+from gpt2opt.decoding.decoder import Decoder, Greedy, Logits, Model, as_numpy
 from gpt2opt.decoding.generation import stream
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.measure.turns import Contestants, Outcome, Start, in_child
@@ -72,15 +74,33 @@ def timing(marks: Sequence[float]) -> Timing:
     return Timing(steps[0], tuple(steps[1:]))
 
 
+@dataclass(frozen=True)
+class Fidelity:
+    """How near an engine's next-token distributions are to those of torch FP32 with the same weights, row by row of a text.
+
+    kl_nats: summed KL(torch FP32 ‖ engine) of each row; None from an engine that tells which token it chose, and not by what logits.
+    same_top: number of tokens at which both find the same token the most probable. tokens: scored ones of each row.
+    """
+
+    kl_nats: tuple[float, ...] | None
+    same_top: tuple[int, ...]
+    tokens: int
+
+
+ROOT = Path(__file__).parents[3]
+
+
 class Runner:
     """One way to run a model on a CPU: `prepare` converts it once, then `load` gets it ready in a process of its own.
 
     name: in tables. package: the distribution it needs beyond ours; where that is not installed it is left out. files: what of its folder
-    counts as its size on disk.
+    counts as its size on disk. own_environment: folder, in the project's, of the environment that has the package, if it can't be
+    installed beside ours; `load` and all that follows run there.
     """
 
     name: str
     package: str
+    own_environment = ""
     files: tuple[str, ...] = ("*",)
     note = ""
 
@@ -91,6 +111,17 @@ class Runner:
     def load(self, folder: Path, threads: int) -> None:
         """Get ready to run with that many threads."""
         raise NotImplementedError
+
+    @classmethod
+    def version(cls) -> str | None:
+        """Return the installed version of the package."""
+        places = [str(path) for path in ROOT.glob(f"{cls.own_environment}/lib/python*/site-packages")] if cls.own_environment else sys.path
+        return next((found.version for found in distributions(name=cls.package, path=places)), None)
+
+    @classmethod
+    def python(cls) -> Path | None:
+        """Return the interpreter of its own environment; None for the one that runs this."""
+        return ROOT / cls.own_environment / "bin" / "python" if cls.own_environment else None
 
     @classmethod
     def disk_bytes(cls, folder: Path) -> int:
@@ -115,12 +146,46 @@ class Engine(Runner):
         """Continue (B, T) int64 prompts greedily by `new_tokens` each, at least 2, and time every token."""
         raise NotImplementedError
 
+    def forced(self, row: np.ndarray, prompt_tokens: int) -> Iterator[Any]:
+        """Yield by what the engine would choose each token of a row (T,) behind its prompt, whatever it chose before.
+
+        That is the logits, (V,) each, which hold until the next is asked for; or the id that it chooses, where its API gives no logits.
+        """
+        raise NotImplementedError
+
+    def fidelity(self, reference: Path) -> Fidelity:
+        """Compare what the engine decodes with torch FP32; rows and expected logits are in a file of `quality.write_reference`."""
+        with np.load(reference) as file:
+            rows, expected, distinct = file["rows"], file["logits"], int(file["distinct_tokens"])
+        divergences = np.zeros(expected.shape[:2])
+        same = np.zeros(expected.shape[:2], bool)
+        for number, (row, theirs) in enumerate(zip(rows, expected, strict=True)):
+            for place, (found, logits) in enumerate(zip(self.forced(row, len(row) - len(theirs)), theirs, strict=True)):
+                is_logits = np.ndim(found) > 0
+                divergences[number, place] = kl_divergence(logits, found) if is_logits else np.nan
+                same[number, place] = logits.argmax() % distinct == (found.argmax() if is_logits else found) % distinct
+        kl_nats = None if np.isnan(divergences).all() else tuple(divergences.sum(1).tolist())
+        return Fidelity(kl_nats, tuple(same.sum(1).tolist()), expected.shape[1])
+
+    def decodes_by(self) -> str | None:
+        """Return how this engine decodes, where it has more than one way."""
+        return None
+
     def timed(self, prompts: np.ndarray, new_tokens: int) -> Timing:
         """Return what `generate` does, if it made every token: too few are not a fast engine."""
         found = self.generate(prompts, new_tokens)
         if len(found.later_s) != new_tokens - 1:
             raise RuntimeError(f"made {len(found.later_s) + 1} tokens where {new_tokens} were asked for")
         return found
+
+
+def kl_divergence(reference: np.ndarray, logits: np.ndarray) -> float:
+    """Return KL(reference ‖ model) in nats from the logits (V,) of both; ValueError if they are not finite."""
+    if not np.isfinite(logits).all():
+        raise ValueError("the engine gave logits that are not finite")
+    shifted = (each - each.max() for each in (reference.astype(float), logits.astype(float)))
+    expected, found = (each - np.log(np.exp(each).sum()) for each in shifted)
+    return float(np.exp(expected) @ (expected - found))
 
 
 def loaded(engine: type[Runner], folder: Path, threads: int) -> Any:
@@ -133,7 +198,7 @@ def loaded(engine: type[Runner], folder: Path, threads: int) -> Any:
 def started(engine: type[Runner], folder: Path, threads: int | None = None) -> Start:
     """Return what starts an engine in a process of its own, with all threads by default."""
     count = threads or environment.threads()
-    return in_child(loaded, engine, folder, count, threads=count)
+    return in_child(loaded, engine, folder, count, threads=count, python=engine.python())
 
 
 class Driven(Engine):
@@ -145,6 +210,12 @@ class Driven(Engine):
     def decoder(self, prompts: np.ndarray, new_tokens: int) -> Decoder:
         """Return a decoder of (B, T) prompts, with room for the new tokens; not timed."""
         raise NotImplementedError
+
+    def forced(self, row: np.ndarray, prompt_tokens: int) -> Iterator[np.ndarray]:
+        decoder = self.decoder(row[None, :prompt_tokens], len(row) - prompt_tokens)
+        yield as_numpy(decoder.prefill())[0]
+        for token in row[prompt_tokens:-1]:
+            yield as_numpy(decoder.decode(np.array([[token]])))[0]
 
     def seconds(self, prompts: np.ndarray, settings: DecodingSettings) -> float:
         """Continue (B, T) prompts by the generation loop and return the seconds of it all, prefill included."""

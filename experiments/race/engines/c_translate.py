@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ class CTranslate2(Engine):
     full_heads = True
     files = ("model.bin",)
     block_bytes = head_bytes = 1
-    note = "unpruned: it has no pruned heads; times from its callback"
+    note = "unpruned: it has no pruned heads; times from its callback; logits of a whole row at once"
 
     def prepare(self, source: Path, folder: Path) -> None:
         from ctranslate2.converters import TransformersConverter
@@ -40,3 +41,7 @@ class CTranslate2(Engine):
             starts, max_length=new_tokens, min_length=new_tokens, include_prompt_in_result=False, beam_size=1, callback=seen
         )
         return timing(marks)
+
+    def forced(self, row: np.ndarray, prompt_tokens: int) -> Iterator[np.ndarray]:
+        scores = self.generator.forward_batch([self.tokens[row[:-1]].tolist()], return_log_probs=True)
+        yield from np.array(scores)[0, prompt_tokens - 1 :]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.race.engines.base import Stepwise
+from gpt2opt import environment
 
 
 class LlamaCpp(Stepwise):
@@ -14,7 +15,7 @@ class LlamaCpp(Stepwise):
     full_heads = True
     files = ("model.gguf",)
     block_bytes = head_bytes = 34 / 32  # 32 weights and an FP16 scale
-    note = "unpruned: it has no pruned heads"
+    note = "unpruned: it has no pruned heads; on CPUs with AMX without weights repacked for it, which are known to crash it"
 
     def prepare(self, source: Path, folder: Path) -> None:
         from gpt2opt.sources.models import load_model
@@ -30,7 +31,10 @@ class LlamaCpp(Stepwise):
         self._silence = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._silence, ctypes.c_void_p())
         llama_cpp.llama_backend_init()
-        self.model = llama_cpp.llama_model_load_from_file(str(folder / "model.gguf").encode(), llama_cpp.llama_model_default_params())
+        settings = llama_cpp.llama_model_default_params()
+        # Weights repacked for AMX are known to end in a segmentation fault in the first prompt: ggml-org/llama.cpp#20824.
+        settings.use_extra_bufts = "amx_int8" not in (environment.cpu_flags() or ())
+        self.model = llama_cpp.llama_model_load_from_file(str(folder / "model.gguf").encode(), settings)
         if not self.model:
             raise RuntimeError("llama.cpp did not load the model")
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))

@@ -1,7 +1,9 @@
 """OpenVINO on optimum-intel's export, driven as optimum-intel drives it; and OpenVINO GenAI, with both of its back-ends."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +84,7 @@ class GenAiSdpa(Engine):
     files = ("openvino_model.*",)
     block_bytes = head_bytes = 1
     backend, properties = "SDPA", DEFAULTS
-    note = "the weight-only INT8 model; token times from its own metrics"
+    note = "the weight-only INT8 model; token times from its own metrics; no logits"
 
     def prepare(self, source: Path, folder: Path) -> None:
         import shutil
@@ -104,13 +106,21 @@ class GenAiSdpa(Engine):
         properties = self.properties | {"INFERENCE_NUM_THREADS": threads}
         self.pipeline = LLMPipeline(folder, "CPU", ATTENTION_BACKEND=self.backend, **properties)
 
-    def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
+    def _generate(self, prompts: np.ndarray, new_tokens: int) -> Any:
         import openvino
         from openvino_genai import TokenizedInputs
 
         inputs = TokenizedInputs(openvino.Tensor(prompts), openvino.Tensor(np.ones_like(prompts)))
+        return self.pipeline.generate(inputs, max_new_tokens=new_tokens, ignore_eos=True, do_sample=False)
+
+    def forced(self, row: np.ndarray, prompt_tokens: int) -> Iterator[int]:
+        # Its pipelines give no logits, and of log probabilities that of the chosen token alone: one call for each token.
+        for end in range(prompt_tokens, len(row)):
+            yield self._generate(row[None, :end], 1).tokens[0][0]
+
+    def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
         start = time.perf_counter()
-        result = self.pipeline.generate(inputs, max_new_tokens=new_tokens, ignore_eos=True, do_sample=False)
+        result = self._generate(prompts, new_tokens)
         total = time.perf_counter() - start
         metrics = result.perf_metrics.raw_metrics
         first = metrics.m_times_to_first_token[0] / 1e6  # microseconds
@@ -120,11 +130,11 @@ class GenAiSdpa(Engine):
 
 class GenAiPaged(GenAiSdpa):
     name, backend = "OpenVINO GenAI paged", "PA"
-    note = "the weight-only INT8 model; its default back-end; token times from its own metrics"
+    note = "the weight-only INT8 model; its default back-end; token times from its own metrics; no logits"
 
 
 class GenAiFp32(GenAiSdpa):
     name, made_from = "OpenVINO GenAI SDPA FP32", OpenVinoFp32
     properties = OpenVinoFp32.properties
     block_bytes = head_bytes = 4
-    note = "OpenVINO FP32 with the head cut to the last position; token times from its own metrics"
+    note = "OpenVINO FP32 with the head cut to the last position; token times from its own metrics; no logits"

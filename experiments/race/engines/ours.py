@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from gpt2opt.measure.memory import read_resident
 from gpt2opt.measure.results import Resident
 
 CALIBRATION_ROWS = 32
+OPENVINO = "openvino"
+"""What decodes where it is not the decode step of `gpt2opt.runtime`."""
 
 
 class Ours(Driven):
@@ -24,6 +27,7 @@ class Ours(Driven):
     texts: tuple[str, ...] = ("random", "repeating")
     note = "W8A8 by the default recipe"
     precision = "f32"
+    options: dict[str, Any] = {}  # noqa: RUF012
 
     def prepare(self, source: Path, folder: Path) -> str | None:
         from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
@@ -43,7 +47,10 @@ class Ours(Driven):
     def load(self, folder: Path, threads: int) -> None:
         from gpt2opt.runtime.ir_model import load_ir
 
-        self.model = load_ir(folder, threads, self.precision)
+        self.model = load_ir(folder, threads, self.precision, **self.options)
+
+    def decodes_by(self) -> str | None:
+        return getattr(self.model, "decodes_by", OPENVINO)
 
     def decoder(self, prompts: np.ndarray, new_tokens: int) -> Decoder:
         return self.model.decoder(prompts)
@@ -73,16 +80,29 @@ class OursUnpruned(Ours):
     name, full_heads, texts = "ours, unpruned", True, ("random",)
 
 
-class OursPromptLookup(Ours):
-    """The same files, several tokens per step where the text repeats itself."""
+class SameFiles(Ours):
+    """The files of ours, used in another way."""
 
-    name, made_from, texts = "ours, prompt lookup", Ours, ("repeating",)
-    note = "several tokens per step where they can be guessed, each with an equal share of the time"
+    made_from = Ours
 
     def prepare(self, source: Path, folder: Path) -> None:
         import shutil
 
         shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+class OursByOpenVino(SameFiles):
+    """The control of the decode step: tokens are decoded by OpenVINO too."""
+
+    name, texts, options = "ours, OpenVINO decodes", ("random",), {"decode": OPENVINO}
+    note = "the same files without the decode step"
+
+
+class OursPromptLookup(SameFiles):
+    """The same files, several tokens per step where the text repeats itself."""
+
+    name, texts = "ours, prompt lookup", ("repeating",)
+    note = "several tokens per step where they can be guessed, each with an equal share of the time"
 
     def generate(self, prompts: np.ndarray, new_tokens: int) -> Timing:
         from gpt2opt.decoding.prompt_lookup import lookup_steps
