@@ -185,7 +185,7 @@ class IrModel:
             positions, starts = past + np.arange(len(ids)), range(0, len(ids), MOST_TOKENS)
             steps = (self.step(cache, ids[start:][:MOST_TOKENS], slot, positions[start:][:MOST_TOKENS]) for start in starts)
             return next(steps) if len(starts) == 1 else np.concatenate([logits.copy() for logits in steps])
-        return self._project(self.graph.run(cache, token_by_token(ids, past, slot, self.context)))
+        return self._project(self.graph.run(cache, token_by_token(ids, past, slot, self.context)))[: len(ids)]
 
     def _project(self, left: openvino.Tensor, every: bool = False) -> np.ndarray:
         """Return the logits (rows, V) of what the last layer left, (rows, 1, width); the next call overwrites them."""

@@ -32,7 +32,7 @@ def test_both_forms_of_the_prefill_graph_compute_the_same(either_cpu, quantized,
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("decoded_by", DECODE)
 def test_several_tokens_at_once_give_the_bits_of_one_by_one(quantized, ids, decoded_by, threads):
-    """Lossless decoding has to have no difference. OpenVINO's matmuls with float inputs sum a single row in another order than several."""
+    """Lossless decoding has to have no difference. OpenVINO: before the head, whose matmul may sum in another order for more rows."""
     assert len(quantized[1].audit.float_inputs) > 1  # with a matmul among them whose input is float
     model = load_ir(quantized[0], threads, decode=decoded_by)
     decoder = model.decoder(ids[:1, :25])
