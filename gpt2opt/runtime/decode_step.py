@@ -40,7 +40,7 @@ def load_step(directory: Path | str, kv_cache: str, context: int, num_threads: i
         if kv_cache not in layout.CACHE_HEADER:
             raise NotCoveredError(f"a KV cache of {kv_cache}")
         weights = read_weights(openvino.Core().read_model(Path(directory, IR_NAME)))
-        return DecodeStep(weights, kv_cache, context, num_threads or threads(), Path(directory, IR_WEIGHTS))
+        return DecodeStep(weights, Path(directory, IR_WEIGHTS), kv_cache, context, num_threads or threads())
     except NotCoveredError as error:
         logger.info("OpenVINO decodes: %s", error)
     except CantCompileError as error:
@@ -51,8 +51,8 @@ def load_step(directory: Path | str, kv_cache: str, context: int, num_threads: i
 class DecodeStep:
     """The decode step of one model; not for use by several threads at once, see `IrModel`."""
 
-    def __init__(self, weights: Gpt2Weights, kv_cache: str, context: int, num_threads: int, file: Path | None = None):
-        """Copy the weights; see `load_step` for the arguments. file: what the weights are mapped from."""
+    def __init__(self, weights: Gpt2Weights, file: Path, kv_cache: str, context: int, num_threads: int):
+        """Copy the weights, which are mapped from a file; see `load_step` for the other arguments."""
         self.weights, self.stored = weights, {}  # type: ignore[var-annotated] # matmul -> its weight in the buffer, see `_write_panels`
         self._kept, self._phases = [], []  # type: ignore[var-annotated] # arrays that the compiled code has addresses of
         stored, width, parts = "i8" if weights.matmuls[0].rows.dtype == np.int8 else "f32", weights.width, iter(weights.matmuls)
@@ -64,8 +64,7 @@ class DecodeStep:
         results = self._zeros(layout.MOST_TOKENS, _up(max(3 * inner, channels), layout.PANEL))
         self._logits = self._zeros(layout.MOST_TOKENS, _up(len(weights.matmuls[-1].rows), layout.PANEL))
         for heads in weights.heads:
-            if file:
-                give_back_pages(file)  # of the layer that was copied last: otherwise all pages of the file would be in memory at once
+            give_back_pages(file)  # of the layer that was copied last: otherwise all pages of the file would be in memory at once
             self._add_matmul(layout.PROJECTION, next(parts), self._x, results)
             self._add_phase(layout.ATTENTION, heads, -(-heads // num_threads), results, mixed)
             self._add_matmul(layout.RESIDUAL, next(parts), mixed, results)

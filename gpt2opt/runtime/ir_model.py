@@ -178,14 +178,17 @@ class IrModel:
     def _decode(self, cache: KvCache, ids: np.ndarray, past: int, slot: int) -> np.ndarray:
         """Read (T,) further tokens of one text that has `past` tokens in this slot of the cache; return their logits (T, V).
 
-        If OpenVINO decodes, each token is a sequence of its own, see `token_by_token`, so that the order of sums in attention does not
-        depend on how many there are.
+        If OpenVINO decodes, each token is a sequence of its own, see `token_by_token`, and one that is alone is read twice: the plugin sums
+        a single row in another order than several.
         """
+        count, positions = len(ids), past + np.arange(len(ids))
         if self.step:
-            positions, starts = past + np.arange(len(ids)), range(0, len(ids), MOST_TOKENS)
+            starts = range(0, count, MOST_TOKENS)
             steps = (self.step(cache, ids[start:][:MOST_TOKENS], slot, positions[start:][:MOST_TOKENS]) for start in starts)
             return next(steps) if len(starts) == 1 else np.concatenate([logits.copy() for logits in steps])
-        return self._project(self.graph.run(cache, token_by_token(ids, past, slot, self.context)))[: len(ids)]
+        times = 2 if count == 1 else 1
+        inputs = token_by_token(np.repeat(ids, times), np.repeat(positions, times), slot, self.context)
+        return self._project(self.graph.run(cache, inputs))[:count]
 
     def _project(self, left: openvino.Tensor, every: bool = False) -> np.ndarray:
         """Return the logits (rows, V) of what the last layer left, (rows, 1, width); the next call overwrites them."""

@@ -81,15 +81,12 @@ def whole_texts(pasts: np.ndarray, lengths: np.ndarray, slots: np.ndarray, conte
     }
 
 
-def token_by_token(ids: np.ndarray, past: int, slot: int, context: int) -> dict[str, np.ndarray]:
-    """Return the inputs of a graph for (T,) further tokens of the text in this slot, each as a sequence of its own over its blocks.
+def token_by_token(ids: np.ndarray, pasts: np.ndarray, slot: int, context: int) -> dict[str, np.ndarray]:
+    """Return the inputs of a graph for (T,) tokens of the text in this slot, at these positions, each as a sequence of its own.
 
     The plugin writes the keys and values of all of them before it reads any. An empty sequence at the end keeps it from splitting a lone
     sequence over its threads. A lone token is read twice: matmuls with float inputs sum a single row in another order than several.
     """
-    pasts = np.arange(past, past + len(ids))
-    if len(ids) == 1:
-        ids, pasts = np.repeat(ids, 2), np.repeat(pasts, 2)
     count = len(ids)
     return {
         "input_ids": ids,
@@ -98,6 +95,6 @@ def token_by_token(ids: np.ndarray, past: int, slot: int, context: int) -> dict[
         "subsequence_begins": np.append(np.arange(count + 1), count),
         "block_indices": np.tile(slot * blocks(context) + np.arange(blocks(context)), count + 1),
         "block_indices_begins": np.arange(count + 2) * blocks(context),
-        "max_context_len": pasts[-1] + 1,
+        "max_context_len": pasts.max() + 1,
         ROWS: np.arange(count),
     }
