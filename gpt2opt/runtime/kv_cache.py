@@ -85,7 +85,7 @@ def token_by_token(ids: np.ndarray, pasts: np.ndarray, slot: int, context: int) 
     """Return the inputs of a graph for (T,) tokens of the text in this slot, at these positions, each as a sequence of its own.
 
     The plugin writes the keys and values of all of them before it reads any. An empty sequence at the end keeps it from splitting a lone
-    sequence over its threads. A lone token is read twice: matmuls with float inputs sum a single row in another order than several.
+    sequence over its threads.
     """
     count = len(ids)
     return {
