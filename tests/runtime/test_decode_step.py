@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numba
@@ -94,7 +95,7 @@ def new_cache(weights: Gpt2Weights, kind: str, sequences: int) -> SimpleNamespac
 
 
 def step_of(weights: Gpt2Weights, kind: str, threads: int) -> DecodeStep:
-    return DecodeStep(weights, kind, CONTEXT, threads)
+    return DecodeStep(weights, Path("nothing is mapped"), kind, CONTEXT, threads)
 
 
 def decode(step: DecodeStep, cache, ids, slot=0, past=0) -> np.ndarray:
