@@ -13,7 +13,7 @@ from pathlib import Path
 from gpt2opt.environment import installed
 
 logger = logging.getLogger(__name__)
-FOLDERS = (Path(__file__).with_name("__pycache__"), Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gpt2opt"))
+FOLDERS = (Path(__file__).with_name("__pycache__"), Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gpt2opt"))
 """Where object code is kept, in the first one that can be written: beside Python's own compiled code, or in the user's cache."""
 HASH_SIZE = 32
 
