@@ -34,6 +34,7 @@ WHILE_WAITING = 32 * 1024  # bytes of weights that a thread prefetches before it
 
 CPU = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
 FEATURES = os.environ.get("NUMBA_CPU_FEATURES") or binding.get_host_cpu_features().flatten()
+X86 = binding.get_process_triple().startswith("x86")
 LANES, ROWS_AT_ONCE = (16, PANEL) if "+avx512f" in FEATURES.split(",") else (8, PANEL // 2)
 """Float32 numbers in a vector, and rows that are multiplied with 4 tokens at once: as many as the CPU has registers for."""
 
@@ -230,8 +231,8 @@ def sleep_us(builder, microseconds):
 
 @instruction(types.int64)
 def clock(builder):
-    """The CPU's counter of time."""
-    return builder.call(external(builder, "llvm.readcyclecounter", i64), [])
+    """The CPU's counter of time; on Arm not that of its cycles, which a program may not read."""
+    return builder.call(external(builder, "llvm.readcyclecounter" if X86 else "llvm.readsteadycounter", i64), [])
 
 
 # Sums may be reordered into vectors. NaN and infinity stay what they are.
@@ -395,30 +396,20 @@ def attention_over(stored, width):
             query, out = now[INPUTS] + 4 * token * now[INPUT_STRIDE], now[OUTPUTS] + 4 * token * now[OUTPUT_STRIDE]
             first, count = slots[token] * per_slot, positions[token] + 1
             for t in range(0, count, BLOCK):
+                here, row = min(BLOCK, count - t), first + t // BLOCK * heads
                 for head in range(begin, end):
-                    block = now[KEYS] + (first + t // BLOCK * heads + head) * block_bytes
-                    score(
-                        query + head * of_head,
-                        block,
-                        block + heads * block_bytes,
-                        min(BLOCK, count - t),
-                        scores + (head - begin) * per_head + 4 * t,
-                    )
+                    block, row_scores = now[KEYS] + (row + head) * block_bytes, scores + (head - begin) * per_head + 4 * t
+                    score(query + head * of_head, block, block + heads * block_bytes, here, row_scores)
             for head in range(begin, end):
                 prefetch_lines(now[VALUES] + (first + head) * block_bytes, block_bytes)
                 softmax(floats(scores + (head - begin) * per_head), count)
                 for d in range(width):
                     floats(out + head * of_head)[d] = F(0)
             for t in range(0, count, BLOCK):
+                here, row = min(BLOCK, count - t), first + t // BLOCK * heads
                 for head in range(begin, end):
-                    block = now[VALUES] + (first + t // BLOCK * heads + head) * block_bytes
-                    add_values(
-                        scores + (head - begin) * per_head + 4 * t,
-                        block,
-                        block + heads * block_bytes,
-                        min(BLOCK, count - t),
-                        out + head * of_head,
-                    )
+                    block, row_scores = now[VALUES] + (row + head) * block_bytes, scores + (head - begin) * per_head + 4 * t
+                    add_values(row_scores, block, block + heads * block_bytes, here, out + head * of_head)
 
     return attention
 
@@ -538,7 +529,7 @@ def function_named(name):
 
 def main() -> None:
     """Compile the function that is named; write to stdout the name that it has in the object code, and the object code."""
-    if binding.get_process_triple().startswith("x86") and not {"+fma", "+f16c"} <= set(FEATURES.split(",")):
+    if X86 and not {"+fma", "+f16c"} <= set(FEATURES.split(",")):
         sys.exit("this CPU has no FMA or F16C")  # LLVM would call functions of its own library in their place
     compiled_function = cfunc(types.void(*[types.int64] * 3), error_model="numpy")(function_named(sys.argv[1]))
     binding.initialize_native_target()
