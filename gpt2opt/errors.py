@@ -12,9 +12,12 @@ from gpt2opt.environment import quiet
 
 LAUNCHER_S = 10  # more than a launcher takes to end its processes after one has ended
 _MEMORY = re.compile(
-    r"allocate memory|(?:not enough|out of|insufficient) memory|bad_alloc|can't alloc\b|unable to allocate|\bMemoryError\b", re.IGNORECASE
+    r"allocate memory|(?:not enough|out of|insufficient) memory|bad_alloc|can't alloc\b|unable to allocate|\bMemoryError\b"
+    r"|Resource temporarily unavailable",
+    re.IGNORECASE,
 )
-"""How torch, CUDA, OpenVINO, NumPy, the C++ library and the system say it; most raise a RuntimeError for it."""
+"""How torch, CUDA, OpenVINO, NumPy, the C++ library and the system say it; most raise a RuntimeError for it. The last is of a thread that
+finds no room for its stack."""
 _LESS_MEMORY = "end other programs, or lower what takes it: a smaller model, a shorter text or window, fewer tokens, prompts or threads"
 
 

@@ -180,7 +180,7 @@ def generate_within(limit_bytes: int, folder: Path, ids: list[int], new_tokens: 
     try:
         child = in_fresh_process(generate_from_ir, str(folder), ids, new_tokens, address_space_bytes=limit_bytes)
     except RuntimeError as error:
-        return {**facts, "done": False, "error": str(error).splitlines()[-1].strip()}
+        return {**facts, "done": False, "error": str(error).strip().splitlines()[-1]}
     peaks = {"peak_address_space_bytes": child.peak_address_space_bytes, "peak_rss_bytes": child.peak_rss_bytes}
     return {**facts, "done": True, "error": None, **peaks}
 

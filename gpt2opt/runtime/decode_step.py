@@ -93,7 +93,8 @@ class DecodeStep:
         for worker in range(1, num_threads):
             # Between two steps a thread reads no weights, so that it need not keep them in memory.
             help_ = (self._step, self._arguments, worker, self._wake, self._open, memory)
-            threading.Thread(target=_help, args=help_, daemon=True).start()
+            with contextlib.suppress(RuntimeError):  # no room for one more thread: the others do its work
+                threading.Thread(target=_help, args=help_, daemon=True).start()
         weakref.finalize(self, _stop, self._wake, self._open)
 
     def __call__(self, cache: KvCache, ids: np.ndarray, slots: np.ndarray | int, positions: np.ndarray) -> np.ndarray:
@@ -129,9 +130,9 @@ class DecodeStep:
         self._x[: len(x), : x.shape[1]] = x
         self._plan[layout.PLAN.index("tokens")] = len(x)
         self._wake.set()
-        started = time.perf_counter()
+        started = time.perf_counter_ns()
         self._step(*self._arguments, what)
-        self._seconds = time.perf_counter() - started
+        self._seconds = (time.perf_counter_ns() - started) / 1e9
         return self._logits[: len(x), : len(self.weights.matmuls[-1].rows)]
 
     @contextlib.contextmanager
