@@ -18,6 +18,7 @@ import numpy as np
 import openvino
 
 from gpt2opt.environment import threads
+from gpt2opt.errors import raise_cause
 from gpt2opt.runtime import step_layout as layout
 from gpt2opt.runtime.compile import give_back_pages
 from gpt2opt.runtime.ir_weights import Gpt2Weights, Matmul, NotCoveredError, read_weights
@@ -41,6 +42,9 @@ def load_step(directory: Path | str, kv_cache: str, context: int, num_threads: i
             raise NotCoveredError(f"a KV cache of {kv_cache}")
         weights = read_weights(openvino.Core().read_model(Path(directory, IR_NAME)))
         return DecodeStep(weights, Path(directory, IR_WEIGHTS), kv_cache, context, num_threads or threads())
+    except RuntimeError as error:
+        raise_cause(error)  # no memory to map the file
+        raise
     except NotCoveredError as error:
         logger.info("OpenVINO decodes: %s", error)
     except CantCompileError as error:

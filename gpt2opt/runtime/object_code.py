@@ -81,7 +81,10 @@ def _compile(name: str) -> bytes:
     logger.warning("the decode step is compiled for this CPU, once; this takes some seconds")
     paths = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-m", "gpt2opt.runtime.kernels", name]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, check=False)
+    try:
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, check=False)
+    except OSError as error:  # no memory for another process
+        raise CantCompileError(f"numba's process can't be started: {error}") from None
     if done.returncode:
         raise CantCompileError((done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"])[-1])
     return done.stdout
