@@ -12,6 +12,7 @@ from experiments.race.results import COMPUTING, READING, TPOT, TTFT_512, WHOLE, 
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.results import percentile
 from gpt2opt.report.chart import OUR_ENGINE, OUR_ENGINE_PALE, PEER_ENGINE, PEER_ENGINE_PALE
+from gpt2opt.report.table import MISSING, megabytes
 
 
 def plot_race(result: RaceResult) -> list[Axes]:
@@ -77,9 +78,10 @@ def _bars(axes: Axes, engines: list[EngineResult], figure: Figure, scale: float)
 
 def _memory(axes: Axes, engines: list[EngineResult]) -> None:
     for row, engine in enumerate(engines):
-        peak, disk = (engine.peak_rss_bytes or 0) / 1e6, (engine.disk_bytes or 0) / 1e6
-        bar(axes, row, peak, _color(engine), f"{peak:.0f}, {disk:.0f} on disk")
-        axes.barh(row, disk, height=0.3, color="white", alpha=0.6, hatch="//", edgecolor="grey")
+        peak, disk = engine.peak_rss_bytes, engine.disk_bytes
+        shown = [megabytes(size) if size else MISSING for size in (peak, disk)]
+        bar(axes, row, (peak or 0) / 1e6, _color(engine), f"{shown[0]}, {shown[1]} on disk")
+        axes.barh(row, (disk or 0) / 1e6, height=0.3, color="white", alpha=0.6, hatch="//", edgecolor="grey")
 
 
 def _color(engine: EngineResult) -> str:

@@ -42,7 +42,7 @@ def reference_file(models: Path, part: str) -> Path:
 def write_reference(models: Path, distinct_tokens: int | None = None) -> HeldOut:
     """Write, for both models in a folder, the rows (R, T) and the logits (R, S, V) that predict the last S tokens of each.
 
-    distinct_tokens: see `results.Models`. Which of a token's copies is the most probable is a matter of the noise that tells them apart, so
+    distinct_tokens: see `results.Models`. Only noise decides which of a token's copies is the most probable, so
     they count as one token.
     """
     environment.quiet()

@@ -10,7 +10,7 @@ import mmap
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from gpt2opt.runtime.object_code import CantCompileError, compiled_function
 logger = logging.getLogger(__name__)
 WHOLE, HEAD = 0, -1
 CHUNK_BYTES, CHUNKS_PER_THREAD = 128 * 1024, 4
-"""A chunk of weights is at most so large, and a matmul has at least so many for each thread, so that all threads end at nearly one time."""
+"""The largest chunk of a weight, and the least number of chunks per thread in a matmul: many chunks let all threads finish together, and
+few of them have to be taken from the shared counter."""
 
 
 def load_step(directory: Path | str, kv_cache: str, context: int, num_threads: int | None = None) -> "DecodeStep | None":
@@ -90,7 +91,7 @@ class DecodeStep:
         self._state = memory[-(_address(memory) // 8) % 8 :]  # from the beginning of a cache line on
         self._state[layout.TICKET] = plan["total"]  # so that no thread finds work before the first step
         self._arguments = _address(self._plan), _address(self._state)
-        self._cache: KvCache | None = None
+        self._cache_of: Callable[[], KvCache | None] = lambda: None  # the cache that the table has the addresses of, while it lives
         # An interrupt may fall between the lock and what gives it back: then the thread that has it may take it again.
         self._lock, self._wake, self._open = threading.RLock(), threading.Event(), [True]
         memory = self._plan, self._state, self._table
@@ -106,23 +107,19 @@ class DecodeStep:
 
         The logits (T, V) hold until the next call. Those of a token are the same bits however many tokens are read with it.
         """
-        with self._used_by_one_thread():
-            return self._read(cache, ids, slots, positions)
-
-    def _read(self, cache: KvCache, ids: np.ndarray, slots: np.ndarray | int, positions: np.ndarray) -> np.ndarray:
         count, weights = len(ids), self.weights
         embedded = weights.embedding[ids].astype(np.float32)
         if weights.embedding_scales is not None:
             embedded *= weights.embedding_scales[ids, None]
         embedded += weights.positions[positions]
-        if self._cache is not cache:
-            keys, values = (
-                [_address(cache.memory[f"{kind}_cache.{layer}"]) for layer in range(len(weights.heads))] for kind in ("key", "value")
-            )
-            self._table[1 : 5 * len(keys) : 5, [layout.PHASE.index(name) for name in ("keys", "values")]] = np.transpose([keys, values])
-            self._cache = cache
-        self._slots[:count], self._positions[:count] = slots, positions
-        return self.run(embedded, WHOLE)
+        with self._used_by_one_thread():
+            if self._cache_of() is not cache:
+                for kind in ("key", "value"):
+                    addresses = [_address(cache.memory[f"{kind}_cache.{layer}"]) for layer in range(len(weights.heads))]
+                    self._table[1 : 5 * len(addresses) : 5, layout.PHASE.index(f"{kind}s")] = addresses
+                self._cache_of = weakref.ref(cache)
+            self._slots[:count], self._positions[:count] = slots, positions
+            return self.run(embedded, WHOLE)
 
     def head(self, hidden: np.ndarray) -> np.ndarray:
         """Return the logits (rows, V) of what the last layer left (rows, E), before the last norm; rows: at most `MOST_TOKENS`."""
@@ -147,10 +144,6 @@ class DecodeStep:
             yield
         finally:
             self._lock.release()
-
-    def forget(self) -> None:
-        """Let go of the cache that was used last."""
-        self._cache = None
 
     def seconds(self) -> list[tuple[str, float, float]]:
         """Return of each phase of the last whole step its name, the seconds it took, and those of its norm, by the CPU's clock."""

@@ -75,7 +75,6 @@ class BoundGraph:
 
     def __init__(self, compiled: openvino.CompiledModel):
         self.request = compiled.create_infer_request()
-        self.names = {name for port in compiled.inputs for name in port.get_names()}
         self.inputs: dict[str, np.ndarray] = {}
         self.cache: KvCache | None = None
 
@@ -91,10 +90,8 @@ class BoundGraph:
         return self.request.get_output_tensor()
 
     def bind(self, inputs: dict[str, np.ndarray]) -> None:
-        """Write those of the inputs that the graph has into the bound tensors; one of another shape gets a new tensor."""
+        """Write the inputs into the bound tensors; one of another shape gets a new tensor."""
         for name, value in inputs.items():
-            if name not in self.names:
-                continue
             if name in self.inputs and self.inputs[name].shape == value.shape:
                 self.inputs[name][...] = value
             else:
@@ -205,8 +202,6 @@ class IrModel:
             return left
         del left
         self.graph.bind_cache(self._no_cache)  # a cache that stays bound would keep its memory
-        if self.step:
-            self.step.forget()
         return new_kv_cache(self._cache_ports, sequences, self.context)
 
     def _return_cache(self, cache: KvCache) -> None:

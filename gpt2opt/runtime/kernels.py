@@ -1,7 +1,7 @@
 """The source of our compiled code: a decode step of GPT-2, from embedded tokens to logits, and a loop that reads memory.
 
 Run as a module, this file is compiled by numba; `object_code.py` does so in a process of its own. All data is reached by its address, so
-that the compiled code needs neither numba nor Python. What makes it fast, each measured (docs/runtime.md has the figures):
+that the compiled code needs neither numba nor Python. What makes it fast:
 
 1. Every weight is read once in a step, in the order of use, from one buffer on huge pages, and prefetched. Several tokens share it.
 2. Products of INT8 weights and float32 inputs are written in vector types; LLVM makes slower code of a plain loop.

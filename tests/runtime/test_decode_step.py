@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -30,7 +29,7 @@ from gpt2opt.runtime.decode_step import DecodeStep
 from gpt2opt.runtime.graph import matmuls
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.ir_weights import PARTS, Gpt2Weights, Matmul, NotCoveredError, read_weights
-from gpt2opt.runtime.kv_cache import BLOCK, blocks
+from gpt2opt.runtime.kv_cache import BLOCK, KvCache, blocks
 from gpt2opt.runtime.step_layout import MOST_TOKENS
 from tests.conftest import ROOT, greedy_tokens, make_model, relative_error, torch_logits
 
@@ -87,11 +86,11 @@ def as_float(weights: Gpt2Weights) -> Gpt2Weights:
     return Gpt2Weights(None, parts, weights.heads, weights.width, weights.epsilon, parts[-1].rows, None, weights.positions)
 
 
-def new_cache(weights: Gpt2Weights, kind: str, sequences: int) -> SimpleNamespace:
+def new_cache(weights: Gpt2Weights, kind: str, sequences: int) -> KvCache:
     """Return the memory that `new_kv_cache` would reserve for a graph with these heads."""
     row = layout.CACHE_HEADER[kind] + weights.width * STORED_BYTES[kind]
     names = [(f"{which}_cache.{layer}", heads) for layer, heads in enumerate(weights.heads) for which in ("key", "value")]
-    return SimpleNamespace(memory={name: np.zeros((sequences, blocks(CONTEXT), heads * BLOCK * row), np.uint8) for name, heads in names})
+    return KvCache(sequences, {}, {name: np.zeros((sequences, blocks(CONTEXT), heads * BLOCK * row), np.uint8) for name, heads in names})
 
 
 def step_of(weights: Gpt2Weights, kind: str, threads: int) -> DecodeStep:

@@ -50,7 +50,7 @@ class Ours(Driven):
         self.model = load_ir(folder, threads, self.precision, **self.options)
 
     def decodes_by(self) -> str | None:
-        return getattr(self.model, "decodes_by", OPENVINO)
+        return self.model.decodes_by
 
     def decoder(self, prompts: np.ndarray, new_tokens: int) -> Decoder:
         return self.model.decoder(prompts)
