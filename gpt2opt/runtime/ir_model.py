@@ -17,13 +17,11 @@ from gpt2opt.decoding.prompt_lookup import Drafts, load_drafts
 from gpt2opt.errors import raise_cause
 from gpt2opt.runtime.compile import CompiledIr, compile_ir, give_back_pages
 from gpt2opt.runtime.decode_step import DecodeStep, load_step
-from gpt2opt.runtime.kv_cache import KvCache, new_kv_cache, token_by_token, whole_texts
+from gpt2opt.runtime.kv_cache import KvCache, Texts, graph_inputs, new_kv_cache
 from gpt2opt.runtime.manifest import IR_WEIGHTS, read_config
 from gpt2opt.runtime.paged_attention import ROWS
 from gpt2opt.runtime.step_layout import MOST_TOKENS
 
-Texts = Sequence[np.ndarray] | np.ndarray
-"""The token ids of several texts: an array for each, or (B, T)."""
 DECODE = ("step", "openvino")
 """What may read further tokens: our decode step, where it covers the model, or OpenVINO alone."""
 
@@ -56,7 +54,7 @@ def load_ir(
     # The CPU plugin packs the weights when they are first used: here, and not during the first prompt. Before the decode step copies them
     # too, since the pages of the file that are read take memory until they are given back.
     file, token, cache = Path(directory, IR_WEIGHTS), np.zeros(1, np.int64), model._take_cache(1)
-    model.graph.run(cache, model._inputs([token], token, token))
+    model.graph.run(cache, graph_inputs([token], token, token, model.context))
     give_back_pages(file)
     if decode == "step" and precision == "f32":
         model.step = load_step(directory, model.kv_cache, model.context, num_threads)
@@ -152,7 +150,7 @@ class IrModel:
 
         With `every`, return those of all tokens, text after text.
         """
-        inputs = self._inputs(texts, pasts, slots, every)
+        inputs = graph_inputs(texts, pasts, slots, self.context, every)
         left = self.graph.run(cache, inputs)
         if left.shape[0] != len(inputs[ROWS]):  # the plugin found no memory, raised nothing, and left the output of the call before
             raise MemoryError(
@@ -160,23 +158,11 @@ class IrModel:
             )
         return self._project(left, every)
 
-    def _inputs(self, texts: Texts, pasts: np.ndarray, slots: np.ndarray, every: bool = False) -> dict[str, np.ndarray]:
-        """Return the inputs of the graph for `_prefill`."""
-        lengths = np.array([len(ids) for ids in texts])
-        ends = lengths.cumsum()
-        return {
-            "input_ids": np.concatenate(texts),
-            "position_ids": np.arange(ends[-1]) + np.repeat(pasts - ends + lengths, lengths),
-            **whole_texts(pasts, lengths, slots, self.context),
-            "max_context_len": np.array((pasts + lengths).max()),
-            ROWS: np.arange(ends[-1]) if every else ends - 1,
-        }
-
     def _decode(self, cache: KvCache, ids: np.ndarray, past: int, slot: int) -> np.ndarray:
         """Read (T,) further tokens of one text that has `past` tokens in this slot of the cache; return their logits (T, V).
 
-        If OpenVINO decodes, each token is a sequence of its own, see `token_by_token`, and one that is alone is read twice: the plugin sums
-        a single row in another order than several.
+        If OpenVINO decodes, each token is a sequence of its own, and one that is alone is read twice: the plugin sums a single row in
+        another order than several. The empty sequence at the end keeps it from splitting a lone sequence over its threads.
         """
         count, positions = len(ids), past + np.arange(len(ids))
         if self.step:
@@ -184,8 +170,8 @@ class IrModel:
             steps = (self.step(cache, ids[start:][:MOST_TOKENS], slot, positions[start:][:MOST_TOKENS]) for start in starts)
             return next(steps) if len(starts) == 1 else np.concatenate([logits.copy() for logits in steps])
         times = 2 if count == 1 else 1
-        inputs = token_by_token(np.repeat(ids, times), np.repeat(positions, times), slot, self.context)
-        return self._project(self.graph.run(cache, inputs))[:count]
+        tokens, pasts = np.repeat(ids, times), np.append(np.repeat(positions, times), 0)
+        return self._prefill(cache, [*tokens[:, None], tokens[:0]], pasts, np.full(len(pasts), slot), every=True)[:count]
 
     def _project(self, left: openvino.Tensor, every: bool = False) -> np.ndarray:
         """Return the logits (rows, V) of what the last layer left, (rows, 1, width); the next call overwrites them."""

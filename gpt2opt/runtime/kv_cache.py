@@ -12,6 +12,8 @@ import openvino
 
 from gpt2opt.runtime.paged_attention import ROWS
 
+Texts = Sequence[np.ndarray] | np.ndarray
+"""The token ids of several texts: an array for each, or (B, T)."""
 BLOCK = 32
 """Tokens in a block of the CPU plugin's KV cache."""
 
@@ -62,39 +64,28 @@ def new_kv_cache(ports: Mapping[str, openvino.ConstOutput], sequences: int, cont
     return KvCache(sequences, tensors, memories)
 
 
-def whole_texts(pasts: np.ndarray, lengths: np.ndarray, slots: np.ndarray, context: int) -> dict[str, np.ndarray]:
-    """Describe further tokens of B texts, those of each text as one sequence.
+def graph_inputs(texts: Texts, pasts: np.ndarray, slots: np.ndarray, context: int, every: bool = False) -> dict[str, np.ndarray]:
+    """Return all inputs of a paged graph but the cache, to read further tokens of B texts, those of each text as one sequence.
 
-    pasts, lengths: (B,) tokens of each text that are in the cache already, and that are read now. slots: (B,) see `KvCache`.
+    pasts: (B,) tokens of each text that are in the cache already. slots: (B,) see `KvCache`. every: whether the logits of all tokens are
+    wanted, or those of each text's last one. Tokens of one text may also be texts of one token each, in the same slot: the plugin writes
+    the keys and values of all tokens before it reads any.
 
     Returns:
         past_lens (B,): tokens in the cache before those of the sequence. subsequence_begins (B + 1,): where each sequence begins among
         the tokens of the call, and where the last one ends. block_indices: the blocks of the cache of all sequences, joined.
-        block_indices_begins (B + 1,): where those of each sequence begin, and where the last one's end.
+        block_indices_begins (B + 1,): where those of each sequence begin, and where the last one's end. And input_ids, position_ids,
+        max_context_len and `ROWS`.
     """
-    per_text = blocks(context)
+    lengths, per_text = np.array([len(ids) for ids in texts]), blocks(context)
+    ends = lengths.cumsum()
     return {
+        "input_ids": np.concatenate(texts),
+        "position_ids": np.arange(ends[-1]) + np.repeat(pasts - ends + lengths, lengths),
         "past_lens": pasts,
-        "subsequence_begins": np.cumsum([0, *lengths]),
+        "subsequence_begins": np.append(0, ends),
         "block_indices": (slots[:, None] * per_text + np.arange(per_text)).reshape(-1),
         "block_indices_begins": np.arange(len(slots) + 1) * per_text,
-    }
-
-
-def token_by_token(ids: np.ndarray, pasts: np.ndarray, slot: int, context: int) -> dict[str, np.ndarray]:
-    """Return the inputs of a graph for (T,) tokens of the text in this slot, at these positions, each as a sequence of its own.
-
-    The plugin writes the keys and values of all of them before it reads any. An empty sequence at the end keeps it from splitting a lone
-    sequence over its threads.
-    """
-    count = len(ids)
-    return {
-        "input_ids": ids,
-        "position_ids": pasts,
-        "past_lens": np.append(pasts, 0),
-        "subsequence_begins": np.append(np.arange(count + 1), count),
-        "block_indices": np.tile(slot * blocks(context) + np.arange(blocks(context)), count + 1),
-        "block_indices_begins": np.arange(count + 2) * blocks(context),
-        "max_context_len": pasts.max() + 1,
-        ROWS: np.arange(count),
+        "max_context_len": np.array((pasts + lengths).max()),
+        ROWS: np.arange(ends[-1]) if every else ends - 1,
     }

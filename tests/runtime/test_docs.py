@@ -29,7 +29,7 @@ def test_the_table_of_passes_is_that_of_the_code():
 
 def test_the_worked_example_computes_what_it_shows():
     found = doctest.testfile(str(PAGE), module_relative=False)
-    assert found.attempted >= 7
+    assert found.attempted >= 6
     assert found.failed == 0
 
 
