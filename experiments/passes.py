@@ -26,9 +26,8 @@ from gpt2opt.measure.stats import PERCENT, Estimate, paired_ratio
 from gpt2opt.measure.turns import Contestants, again, in_child
 from gpt2opt.report.chart import OUR_ENGINE, SAME
 from gpt2opt.report.table import MISSING, Table, megabytes, milliseconds, table
-from gpt2opt.runtime.compile import case_of
+from gpt2opt.runtime.compile import PASSES, case_of
 from gpt2opt.runtime.manifest import IR_NAME
-from gpt2opt.runtime.passes import choose_passes
 from gpt2opt.settings import check_whole
 
 ALL = "all passes"
@@ -50,7 +49,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class PassGains:
-    """All variants, the one with all passes first. case: of `passes.CASES`, which decides what passes there are."""
+    """All variants, the one with all passes first. case: of `PASSES`, which decides what passes there are."""
 
     created: str
     environment: dict[str, Any]
@@ -75,8 +74,8 @@ def measure_passes(size: str = "gpt2", rounds: int = 12) -> PassGains:
 def time_passes(folder: Path, vocab_size: int, rounds: int) -> tuple[str, tuple[Variant, ...]]:
     """Return of which case the IR in `folder` is on this CPU, and its variants, timed in turns."""
     case = case_of(openvino.Core().read_model(folder / IR_NAME))
-    removable = [name for name, each in choose_passes(case).items() if not each.required]
-    starts = {name: in_child(OursWithout, () if name == ALL else (name,), folder) for name in (ALL, *removable)}
+    passes = [each.__name__ for each in PASSES[case]]
+    starts = {name: in_child(OursWithout, () if name == ALL else (name,), folder) for name in (ALL, *passes)}
     with Contestants(starts) as contestants:
         *_, outcome = tqdm(timed_turns(contestants, (ONE, SEVERAL), rounds, vocab_size), "timing", rounds + 1)
         sizes = {name: contestants.call(name, "resident") for name in contestants.names}

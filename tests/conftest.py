@@ -1,6 +1,5 @@
 """A GPT-2 small enough that every stage runs on it in seconds, and a text to go with it."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from gpt2opt.export.openvino import export_ir
 from gpt2opt.prune import prune_attention_heads
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.linear import prepare_for_export
-from gpt2opt.runtime import passes
+from gpt2opt.runtime import compile
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.sources.models import load_tokenizer
 
@@ -140,14 +139,11 @@ def torch_logits(model, ids) -> np.ndarray:
 
 def change_pass(monkeypatch, name: str, change: Callable[[Callable], Callable]) -> None:
     """Let a graph pass be `change` of what it is."""
-    assert name in {each.name for each in passes.PASSES}
-
-    def changed(each):
-        function = change(each.function)
-        function.__name__ = name
-        return dataclasses.replace(each, function=function)
-
-    monkeypatch.setattr(passes, "PASSES", tuple(changed(each) if each.name == name else each for each in passes.PASSES))
+    (function,) = {each for passes in compile.PASSES.values() for each in passes if each.__name__ == name}
+    changed = change(function)
+    changed.__name__ = name
+    changed_passes = {case: tuple(changed if each is function else each for each in passes) for case, passes in compile.PASSES.items()}
+    monkeypatch.setattr(compile, "PASSES", changed_passes)
 
 
 def relative_error(found, expected) -> float:

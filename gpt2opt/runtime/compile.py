@@ -10,11 +10,9 @@ import openvino
 
 from gpt2opt.environment import has_int8_dot_product, threads
 from gpt2opt.errors import raise_cause
-from gpt2opt.runtime import passes
-from gpt2opt.runtime.graph import activation_quantizer, matmuls
+from gpt2opt.runtime.graph import activation_quantizer, as_convolutions, gelu_by_erf, look_up_integers, matmuls
 from gpt2opt.runtime.manifest import IR_NAME, read_manifest
-from gpt2opt.runtime.paged_attention import cut
-from gpt2opt.runtime.passes import apply_passes, choose_passes
+from gpt2opt.runtime.paged_attention import cut, page_kv_cache, pick_rows
 from gpt2opt.settings import check_whole
 
 PROPERTIES = {
@@ -28,6 +26,13 @@ PROPERTIES = {
     "KEY_CACHE_QUANT_MODE": "BY_TOKEN",
 }
 PRECISIONS = ("f32", "bf16")
+ANY = "INT8 dot products, or no quantized input"
+NO_DOT_PRODUCT = "quantized inputs, CPU without INT8 dot products"
+PASSES = {ANY: (look_up_integers,), NO_DOT_PRODUCT: (look_up_integers, gelu_by_erf, as_convolutions)}
+"""The graph passes that gain time or memory, in order. They change a graph in memory, not its file, which every OpenVINO runtime loads.
+
+Which of them run depends on whether the CPU has INT8 dot products (VNNI or AMX), if the IR quantizes any matmul's input.
+"""
 
 
 def cpu_properties(num_threads: int | None = None, kv_cache: str = "f32", precision: str = "f32") -> dict[str, str]:
@@ -58,6 +63,10 @@ def compile_ir(
     """Compile the graph of an IR; see `load_ir` for the arguments."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
+    known = [each.__name__ for each in PASSES[NO_DOT_PRODUCT]]
+    for name in leave_out:
+        if name not in known:
+            raise ValueError(f"no graph pass is called {name!r}; expected one of {', '.join(known)}")
     manifest = read_manifest(directory)
     xml = Path(directory, IR_NAME)
     kv_cache = precision if manifest.weights == "f32" else manifest.kv_cache
@@ -78,19 +87,21 @@ def compile_ir(
 
     try:
         graph = core.read_model(xml)
-        chosen = choose_passes(case_of(graph), leave_out)
-        body, head = cut(apply_passes(chosen, passes.WHOLE, graph))
+        passes = PASSES[case_of(graph)]
+        body, head = cut(pick_rows(page_kv_cache(graph)))
+        for change in passes:
+            body = body if change.__name__ in leave_out else change(body)
         vocab_size = head.output(0).get_partial_shape()[-1].get_length()
-        return CompiledIr(compiled(apply_passes(chosen, passes.BODY, body)), lambda: compiled(head), kv_cache, vocab_size)
+        return CompiledIr(compiled(body), lambda: compiled(head), kv_cache, vocab_size)
     except RuntimeError as error:
         raise_cause(error)
         raise ValueError(f"can't compile {xml} ({str(error).strip()[-200:]!r}); export it again") from error
 
 
 def case_of(graph: openvino.Model) -> str:
-    """Return which of `CASES` this graph and this CPU are. A CPU whose instructions are not known counts as one without dot products."""
+    """Return which of `PASSES` this graph gets on this CPU. A CPU whose instructions are not known counts as one without dot products."""
     quantized = any(activation_quantizer(node) for node in matmuls(graph))
-    return passes.NO_DOT_PRODUCT if quantized and not has_int8_dot_product() else passes.ANY
+    return NO_DOT_PRODUCT if quantized and not has_int8_dot_product() else ANY
 
 
 def give_back_pages(weights: Path) -> None:

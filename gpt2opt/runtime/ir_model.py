@@ -39,14 +39,14 @@ def load_ir(
     Args:
         num_threads: CPU threads, by default all that this process may use.
         precision: of float arithmetic, `f32` or, on CPUs that have it (see `has_bf16`), `bf16`.
-        leave_out: names of graph passes to do without, to measure what they gain; see `passes.PASSES`. The logits stay right.
+        leave_out: names of graph passes to do without, to measure what they gain; see `compile.PASSES`. The logits stay right.
         count_time: let the graph count the time of each node, at a small cost; see `counters.count_nodes`.
         decode: `step`, or `openvino` to read single tokens by the graph that reads prompts. OpenVINO does so in any case where numba is
             missing, in bf16, and for INT4 weights and other forms that `ir_weights.read_weights` refuses.
 
     Raises:
-        ValueError: there is no IR, it was changed or cut short, a pass in `leave_out` is not known or can't be left out, or the precision
-            is not known or this CPU does not have it.
+        ValueError: there is no IR, it was changed or cut short, a pass in `leave_out` is not known, or the precision is not known or
+            this CPU does not have it.
     """
     if decode not in DECODE:
         raise ValueError(f"decode={decode!r}, expected one of {', '.join(DECODE)}")

@@ -28,6 +28,7 @@ from gpt2opt.runtime.decode_step import load_step
 from gpt2opt.runtime.graph import activation_quantizer, constant_data, matmuls, stored_constant, weight_scales
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
+from gpt2opt.runtime.paged_attention import pick_rows
 from gpt2opt.sources.models import load_model
 from gpt2opt.storage import hash_weights
 from tests.conftest import change_pass, greedy_tokens, relative_error, sample_text, torch_logits
@@ -194,7 +195,7 @@ def test_a_float_matmul_without_a_name_fails(pruned, tokenizer, layers, monkeypa
         matmul.input(1).replace_source_output(opset13.constant(weight.astype(np.float32)).output(0))
         return graph
 
-    change_pass(monkeypatch, "pick_rows", lambda pick_rows: lambda graph: as_float(pick_rows(graph)))
+    monkeypatch.setattr("gpt2opt.runtime.compile.pick_rows", lambda graph: as_float(pick_rows(graph)))
     rename(monkeypatch, "h.0.attn.c_proj")
     with pytest.raises(RuntimeError, match=r"h\.0\.attn\.c_proj: weight f32 in the prefill graph"):
         audit_int8(tmp_path / "ir")

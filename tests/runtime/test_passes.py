@@ -8,18 +8,17 @@ import pytest
 import torch
 
 from gpt2opt.quantize.int8 import quantize_int8
-from gpt2opt.runtime.compile import compile_ir
+from gpt2opt.runtime.compile import ANY, NO_DOT_PRODUCT, PASSES, compile_ir
 from gpt2opt.runtime.graph import GELU_FORMS_DIFFER, activation_quantizer, as_convolutions, gelu_by_erf, matmuls
 from gpt2opt.runtime.ir_model import DECODE, load_ir
-from gpt2opt.runtime.paged_attention import ROWS, cut
-from gpt2opt.runtime.passes import ANY, BODY, CASES, NO_DOT_PRODUCT, PASSES, WHOLE, apply_passes, choose_passes
+from gpt2opt.runtime.paged_attention import ROWS, cut, page_kv_cache, pick_rows
 from gpt2opt.runtime.step_layout import MOST_TOKENS
 from tests.conftest import change_pass, relative_error, torch_logits
 
 
 def paged(folder) -> openvino.Model:
-    """Return the graph of an IR after the passes that every graph gets on every CPU."""
-    return apply_passes(choose_passes(ANY), WHOLE, openvino.Core().read_model(folder / "openvino_model.xml"))
+    """Return the graph of an IR as it is before it is cut."""
+    return pick_rows(page_kv_cache(openvino.Core().read_model(folder / "openvino_model.xml")))
 
 
 def test_both_forms_of_the_prefill_graph_compute_the_same(either_cpu, quantized, pruned, ids):
@@ -113,11 +112,7 @@ def test_gelu_is_computed_by_erf_where_a_quantizer_rounds_the_difference_away(qu
         assert any(quantized_next) == (expected == "ERF")
 
 
-OPTIONAL = [each.name for each in PASSES if each.required is None]
-REQUIRED = [each.name for each in PASSES if each.required]
-
-
-@pytest.mark.parametrize("name", OPTIONAL)
+@pytest.mark.parametrize("name", [each.__name__ for each in PASSES[NO_DOT_PRODUCT]])
 def test_a_pass_may_be_left_out_and_the_answers_stay_right(name, either_cpu, quantized, pruned, ids, monkeypatch):
     ran = []
     change_pass(monkeypatch, name, lambda function: lambda graph: ran.append(name) or function(graph))
@@ -129,24 +124,9 @@ def test_a_pass_may_be_left_out_and_the_answers_stay_right(name, either_cpu, qua
         decoder.prefill()
         assert relative_error(decoder.decode(ids[:batch, 20:21]), expected[:batch, 20]) < 0.1
     load_ir(quantized[0])
-    (entry,) = (each for each in PASSES if each.name == name)
-    assert bool(ran) == ((ANY if either_cpu else NO_DOT_PRODUCT) in entry.cases)
-
-
-@pytest.mark.parametrize("name", REQUIRED)
-def test_a_pass_that_the_others_rely_on_is_not_left_out(name, float_dir):
-    with pytest.raises(ValueError, match=f"the graph pass '{name}' can't be left out: "):
-        load_ir(float_dir, leave_out=(name,))
+    assert bool(ran) == (name in [each.__name__ for each in PASSES[ANY if either_cpu else NO_DOT_PRODUCT]])
 
 
 def test_a_pass_that_nobody_knows_is_refused_with_those_that_are_known(float_dir):
     with pytest.raises(ValueError, match=r"no graph pass is called 'gelu'; expected one of look_up_integers, .*, as_convolutions$"):
         load_ir(float_dir, leave_out=("gelu",))
-
-
-def test_every_pass_has_a_name_of_its_own_and_applies_somewhere():
-    for each in PASSES:
-        assert set(each.cases) <= set(CASES)
-        assert each.cases
-        assert each.graph in (WHOLE, BODY)
-    assert len({each.name for each in PASSES}) == len(PASSES)
