@@ -59,7 +59,7 @@ check: install
 # Of uv's markers only those that tell these Pythons apart are kept.
 lock: install
 	$(call with_extra,dev) && $(BIN)/uv pip compile -q --universal --python-version 3.10 $(UPGRADE) \
-		--extra lab --extra test --extra bench --extra scoring --extra ui --extra server --extra docs --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
+		--extra lab --extra test --extra bench --extra ui --extra server --extra docs --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
 	$(IN_ROOT) sed -i -E "s/ ;.*(python_full_version (<|>=) '3\.1[012][^']*').*/ ; \1/; /'3\.1[012][^']*'/!s/ ;.*//" requirements.lock
 	$(IN_ROOT) sed -i '1i # The exact versions that `make` installs. `make lock` writes this file.' requirements.lock
 

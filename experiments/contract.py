@@ -121,11 +121,6 @@ EXPERIMENTS = {
         ),
         ("grid",),
     ),
-    "scoring": Entry(
-        "experiments.scoring",
-        "time the scoring of a text beside lm-evaluation-harness, in turns",
-        (SIZE, TEXT, Option("rounds", 5, "timed rounds")),
-    ),
     "classifier": Entry(
         "experiments.classifier.report",
         "take DistilBERT, or any sequence classifier, through FP16 and INT8 in three runtimes: size, latency, INT8 layers and answers",

@@ -87,7 +87,6 @@ WRONG = {
     "no such size": (["race", "--size", "gpt3"], "size 'gpt3' is neither a directory nor one of gpt2"),
     "no rounds": (["attribution", "--rounds", "0"], "rounds=0, expected at least 1"),
     "too few seeds": (["pruning", "--seeds", "4"], "seeds=4, expected at least 5"),
-    "one round of scoring": (["scoring", "--rounds", "1"], "rounds=1, expected at least 2"),
     "no such method": (["decoding", "--methods", "beam"], "method 'beam' is not known; expected some of greedy, temperature"),
     "no such precision": (
         ["optimisations", "--engines", "torch-int3"],
