@@ -175,19 +175,12 @@ def weighted_sums(stored, lanes, rows_at_once):
     return sums
 
 
-@instruction(types.CPointer(types.float32), types.int64)
-def floats(builder, address):
-    return pointer(builder, address, f32)
+def numbers_at(kind, stored):
+    """Return a function for compiled code: from an address to the numbers that lie from there on."""
+    return instruction(types.CPointer(kind), types.int64)(lambda builder, address: pointer(builder, address, stored))
 
 
-@instruction(types.CPointer(types.int64), types.int64)
-def integers(builder, address):
-    return pointer(builder, address, i64)
-
-
-@instruction(types.CPointer(types.uint8), types.int64)
-def octets(builder, address):
-    return pointer(builder, address, i8)
+floats, integers, octets = numbers_at(types.float32, f32), numbers_at(types.int64, i64), numbers_at(types.uint8, i8)
 
 
 @instruction(types.void, types.int64, types.float32)
