@@ -15,8 +15,9 @@ from transformers import GPT2LMHeadModel
 
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.quantize.linear import prepare_for_export
-from gpt2opt.runtime.audit import BLOCK_MATMULS, MATMUL_NAME
+from gpt2opt.runtime.audit import MATMUL_NAME
 from gpt2opt.runtime.graph import matmuls, stored_weight, weight_scales
+from gpt2opt.runtime.ir_weights import PARTS
 from gpt2opt.runtime.manifest import IR_NAME, read_manifest, write_manifest
 
 
@@ -48,7 +49,7 @@ token embedding, which is also the head, stays whole."""
 
 def matrices(model: GPT2LMHeadModel) -> dict[str, Any]:
     """Return the four projections of every block by the names that the audit gives them."""
-    names = [f"h.{layer}.{part}" for layer in range(len(model.transformer.h)) for part in BLOCK_MATMULS]
+    names = [f"h.{layer}.{part}" for layer in range(len(model.transformer.h)) for part in PARTS]
     return {name: model.transformer.get_submodule(name) for name in names}
 
 

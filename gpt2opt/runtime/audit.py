@@ -13,12 +13,12 @@ import openvino
 from gpt2opt.runtime.compile import compile_ir
 from gpt2opt.runtime.decode_step import load_step
 from gpt2opt.runtime.graph import activation_quantizer, matmuls, stored_weight
+from gpt2opt.runtime.ir_weights import PARTS
 from gpt2opt.runtime.manifest import IR_NAME, read_config, read_manifest
 
 INT8_TYPES, INT4_TYPES = ("i8", "u8"), ("i4", "u4")
 STORED = {"int8": "i8", "float32": "f32"}
 """Types of numpy's arrays, by the names that OpenVINO has for them."""
-BLOCK_MATMULS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 MATMUL_NAME = re.compile(r"\.(h\.\d+\.(?:attn|mlp)\.c_(?:attn|proj|fc)|lm_head)/aten::(?:linear|addmm)/")
 
 
@@ -59,7 +59,7 @@ class Int8Audit:
     @property
     def expected(self) -> list[str]:
         """Return the names of all block matmuls, 4 per layer, and of the head."""
-        return [*(f"h.{layer}.{part}" for layer in range(self.num_layers) for part in BLOCK_MATMULS), "lm_head"]
+        return [*(f"h.{layer}.{part}" for layer in range(self.num_layers) for part in PARTS), "lm_head"]
 
     @property
     def int8_share(self) -> float:

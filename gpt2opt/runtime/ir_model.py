@@ -77,24 +77,20 @@ class BoundGraph:
         self.cache: KvCache | None = None
 
     def run(self, cache: KvCache, inputs: dict[str, np.ndarray]) -> openvino.Tensor:
-        """Run the graph on a cache; return its output, which the next call overwrites. See `page_kv_cache` for the inputs."""
+        """Run the graph on a cache; return its output, which the next call overwrites. See `graph_inputs`."""
         self.bind_cache(cache)
-        self.bind(inputs)
-        try:
-            self.request.infer(share_outputs=True)
-        except RuntimeError as error:
-            raise_cause(error)  # a lack of memory
-            raise
-        return self.request.get_output_tensor()
-
-    def bind(self, inputs: dict[str, np.ndarray]) -> None:
-        """Write the inputs into the bound tensors; one of another shape gets a new tensor."""
         for name, value in inputs.items():
             if name in self.inputs and self.inputs[name].shape == value.shape:
                 self.inputs[name][...] = value
             else:
                 self.inputs[name] = value.astype(self.request.get_tensor(name).element_type.to_dtype())  # a copy: it is written to
                 self.request.set_tensor(name, openvino.Tensor(self.inputs[name], shared_memory=True))
+        try:
+            self.request.infer(share_outputs=True)
+        except RuntimeError as error:
+            raise_cause(error)  # a lack of memory
+            raise
+        return self.request.get_output_tensor()
 
     def bind_cache(self, cache: KvCache) -> None:
         if self.cache is not cache:
@@ -126,11 +122,6 @@ class IrModel:
     def head(self) -> openvino.InferRequest:
         """The graph of the last norm and the head, for the logits of many tokens; compiled when it is first needed."""
         return self._compile_head().create_infer_request()
-
-    @property
-    def decodes_by(self) -> str:
-        """Return what reads further tokens, as results name it: `decode step` or `openvino`."""
-        return "decode step" if self.step else "openvino"
 
     def logits(self, input_ids: np.ndarray) -> np.ndarray:
         """Return the logits (B, T, V) float32 of whole sequences (B, T), computed by the prefill graph."""

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from gpt2opt.environment import installed
@@ -58,22 +59,18 @@ def _object_code(name: str) -> bytes:
     key = hashlib.sha256(repr((sources, installed("numba"), installed("llvmlite"), cpu, asked)).encode()).hexdigest()
     file = f"{name.replace(' ', '-')}-{key[:16]}.o"
     for folder in FOLDERS:
-        try:
+        with suppress(OSError):
             content = (folder / file).read_bytes()
-        except OSError:
-            continue
-        if hashlib.sha256(content[HASH_SIZE:]).digest() == content[:HASH_SIZE]:
-            return content[HASH_SIZE:]
+            if hashlib.sha256(content[HASH_SIZE:]).digest() == content[:HASH_SIZE]:
+                return content[HASH_SIZE:]
     code = _compile(name)
     for folder in FOLDERS:
-        try:
+        with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             partial = folder / f"{file}.{os.getpid()}"
             partial.write_bytes(hashlib.sha256(code).digest() + code)
             partial.replace(folder / file)
             break
-        except OSError:
-            continue
     return code
 
 

@@ -50,7 +50,7 @@ class Ours(Driven):
         self.model = load_ir(folder, threads, self.precision, **self.options)
 
     def decodes_by(self) -> str | None:
-        return self.model.decodes_by
+        return "decode step" if self.model.step else OPENVINO
 
     def decoder(self, prompts: np.ndarray, new_tokens: int) -> Decoder:
         return self.model.decoder(prompts)
