@@ -118,9 +118,7 @@ def decoder_from_torch(folder: str, prompt: list[int]) -> TorchDecoder:
 
 def generate_from_torch(folder: str, prompt: list[int], new_tokens: int) -> Generator[str, None, Vram | None]:
     """Load an FP16 model and generate greedily, in a fresh process; yield the name of each step, and return the VRAM that it took."""
-    torch.set_num_threads(environment.threads())
-    _, model = load_model(Path(folder), "float16")
-    decoder = TorchDecoder(model.to(device()), torch.tensor([prompt]))
+    decoder = decoder_from_torch(folder, prompt)
     yield "loaded"
     Greedy(decoder).generate(new_tokens)
     yield "steady"

@@ -27,10 +27,16 @@ def stored_weight(matmul: Node) -> Node | None:
 
 def stored_constant(value: Output) -> Node | None:
     """Return the constant that a value comes from, seen through decompression and changes of layout; None if there is none."""
-    node = value.get_node()
-    while node.get_type_name() in ("Convert", "Subtract", "Multiply", "Reshape", "Transpose", "FakeQuantize"):
-        node = node.input_value(0).get_node()
+    node = source_of(value, "Convert", "Subtract", "Multiply", "Reshape", "Transpose", "FakeQuantize")
     return node if node.get_type_name() == "Constant" else None
+
+
+def source_of(value: Output, *kinds: str) -> Node:
+    """Return where a value comes from, seen through nodes of these kinds."""
+    node = value.get_node()
+    while node.get_type_name() in kinds:
+        node = node.input_value(0).get_node()
+    return node
 
 
 def weight_scales(matmul: Node) -> np.ndarray:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from openvino import Model, Node, Output
 
-from gpt2opt.runtime.graph import constant_data, matmuls, stored_constant
+from gpt2opt.runtime.graph import constant_data, matmuls, source_of, stored_constant
 
 PARTS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 """The matmuls of a layer, in the order they run."""
@@ -54,7 +54,7 @@ def read_weights(graph: Model) -> Gpt2Weights:
     heads, widths, found = [], set(), []
     for number, node in enumerate(nodes):
         name = "lm_head" if node is nodes[-1] else f"h.{number // 4}.{PARTS[number % 4]}"
-        source = _before(node.input_value(0), "FakeQuantize", "Reshape", "Transpose")
+        source = source_of(node.input_value(0), "FakeQuantize", "Reshape", "Transpose")
         gains = shifts = np.zeros(0, np.float32)
         if name.endswith("attn.c_proj"):
             _expect(source, "ScaledDotProductAttention")
@@ -80,14 +80,6 @@ def _expect(node: Node, kind: str, **attributes: str | bool) -> None:
     found = {name: node.get_attributes()[name] for name in attributes} if node.get_type_name() == kind else {}
     if node.get_type_name() != kind or found != attributes:
         raise NotCoveredError(f"{node.get_friendly_name()} is {node.get_type_name()} {found}, expected {kind} {attributes}")
-
-
-def _before(value: Output, *kinds: str) -> Node:
-    """Return where a value comes from, seen through nodes of these kinds."""
-    node = value.get_node()
-    while node.get_type_name() in kinds:
-        node = node.input_value(0).get_node()
-    return node
 
 
 def _norm(last: Node, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +109,7 @@ def _stored(value: Output) -> tuple[np.ndarray, np.ndarray | None]:
     node, scales = value.get_node(), None
     if node.get_type_name() == "Multiply":
         node, scales = node.input_value(0).get_node(), constant_data(node.input_value(1)).reshape(-1)
-    node = _before(node.output(0), "Convert")
+    node = source_of(node.output(0), "Convert")
     _expect(node, "Constant")
     kind = node.get_element_type().get_type_name()
     if kind not in ("f32", "f16") + ("i8",) * (scales is not None) or len(node.get_output_shape(0)) != 2:
