@@ -49,7 +49,7 @@ def count_nodes(models: Sequence["IrModel"], prompt: list[int], new_tokens: int)
 def _counted(model: "IrModel", prompt: list[int], new_tokens: int) -> tuple[Greedy, "Log"]:
     """Make a model log its nodes; return what generates from it, and the log that its calls and nodes go to."""
     log = Log()
-    log.listen(model.graph.request, "graph", "prefill graph")
+    log.listen(model.request, "graph", "prefill graph")
     if model.step:
         log.listen_to_step(model.step)
     else:

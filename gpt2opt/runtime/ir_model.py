@@ -54,7 +54,7 @@ def load_ir(
     # The CPU plugin packs the weights when they are first used: here, and not during the first prompt. Before the decode step copies them
     # too, since the pages of the file that are read take memory until they are given back.
     file, token, cache = Path(directory, IR_WEIGHTS), np.zeros(1, np.int64), model._take_cache(1)
-    model.graph.run(cache, graph_inputs([token], token, token, model.context))
+    model._read(cache, [token], token, token)
     give_back_pages(file)
     if decode == "step" and precision == "f32":
         model.step = load_step(directory, model.kv_cache, model.context, num_threads)
@@ -63,40 +63,6 @@ def load_ir(
     model._return_cache(cache)
     model.drafts = load_drafts(directory, model.vocab_size)
     return model
-
-
-class BoundGraph:
-    """A compiled graph whose input tensors stay bound from call to call: setting eight of them again for every token would cost time.
-
-    inputs: name -> the array that its tensor shares memory with. cache: the KV cache that is bound now.
-    """
-
-    def __init__(self, compiled: openvino.CompiledModel):
-        self.request = compiled.create_infer_request()
-        self.inputs: dict[str, np.ndarray] = {}
-        self.cache: KvCache | None = None
-
-    def run(self, cache: KvCache, inputs: dict[str, np.ndarray]) -> openvino.Tensor:
-        """Run the graph on a cache; return its output, which the next call overwrites. See `graph_inputs`."""
-        self.bind_cache(cache)
-        for name, value in inputs.items():
-            if name in self.inputs and self.inputs[name].shape == value.shape:
-                self.inputs[name][...] = value
-            else:
-                self.inputs[name] = value.astype(self.request.get_tensor(name).element_type.to_dtype())  # a copy: it is written to
-                self.request.set_tensor(name, openvino.Tensor(self.inputs[name], shared_memory=True))
-        try:
-            self.request.infer(share_outputs=True)
-        except RuntimeError as error:
-            raise_cause(error)  # a lack of memory
-            raise
-        return self.request.get_output_tensor()
-
-    def bind_cache(self, cache: KvCache) -> None:
-        if self.cache is not cache:
-            for name, tensor in cache.tensors.items():
-                self.request.set_tensor(name, tensor)
-            self.cache = cache
 
 
 class IrModel:
@@ -109,7 +75,9 @@ class IrModel:
 
     def __init__(self, compiled: CompiledIr, context: int):
         self.context, self.kv_cache = context, compiled.kv_cache
-        self.graph = BoundGraph(compiled.prefill)
+        self.request = compiled.prefill.create_infer_request()
+        self._inputs: dict[str, np.ndarray] = {}  # name -> the array that the tensor shares memory with
+        self._bound: KvCache | None = None
         self._compile_head = compiled.compile_head
         self._cache_ports = {port.get_any_name(): port for port in compiled.prefill.inputs if "_cache." in port.get_any_name()}
         self.drafts = Drafts()
@@ -141,13 +109,37 @@ class IrModel:
 
         With `every`, return those of all tokens, text after text.
         """
+        return self._project(self._read(cache, texts, pasts, slots, every), every)
+
+    def _read(self, cache: KvCache, texts: Texts, pasts: np.ndarray, slots: np.ndarray, every: bool = False) -> openvino.Tensor:
+        """Return what the last layer leaves for the wanted tokens, (rows, 1, width), until the next call; see `_prefill`.
+
+        Tensors stay bound from call to call: setting eight inputs and the cache again for every token would cost time.
+        """
+        self._bind(cache)
         inputs = graph_inputs(texts, pasts, slots, self.context, every)
-        left = self.graph.run(cache, inputs)
+        for name, value in inputs.items():
+            if name in self._inputs and self._inputs[name].shape == value.shape:
+                self._inputs[name][...] = value
+            else:
+                self._inputs[name] = value.astype(self.request.get_tensor(name).element_type.to_dtype())  # a copy: it is written to
+                self.request.set_tensor(name, openvino.Tensor(self._inputs[name], shared_memory=True))
+        try:
+            self.request.infer(share_outputs=True)
+        except RuntimeError as error:
+            raise_cause(error)  # a lack of memory
+            raise
+        left = self.request.get_output_tensor()
         if left.shape[0] != len(inputs[ROWS]):  # the plugin found no memory, raised nothing, and left the output of the call before
-            raise MemoryError(
-                f"no memory to read {len(inputs['input_ids'])} tokens of {len(texts)} sequences at once; decode fewer at once"
-            )
-        return self._project(left, every)
+            tokens = len(inputs["input_ids"])
+            raise MemoryError(f"no memory to read {tokens} tokens of {len(texts)} sequences at once; decode fewer at once")
+        return left
+
+    def _bind(self, cache: KvCache) -> None:
+        if self._bound is not cache:
+            for name, tensor in cache.tensors.items():
+                self.request.set_tensor(name, tensor)
+            self._bound = cache
 
     def _decode(self, cache: KvCache, ids: np.ndarray, past: int, slot: int) -> np.ndarray:
         """Read (T,) further tokens of one text that has `past` tokens in this slot of the cache; return their logits (T, V).
@@ -178,7 +170,7 @@ class IrModel:
         if left and left.sequences == sequences:
             return left
         del left
-        self.graph.bind_cache(self._no_cache)  # a cache that stays bound would keep its memory
+        self._bind(self._no_cache)  # a cache that stays bound would keep its memory
         return new_kv_cache(self._cache_ports, sequences, self.context)
 
     def _return_cache(self, cache: KvCache) -> None:

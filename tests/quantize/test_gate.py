@@ -139,6 +139,6 @@ def test_a_cache_that_int8_would_spoil_stays_float(k, kept_in, pruned, tokenizer
     done = quantize_int8(model, tokenizer, calibration, tmp_path / "int8")
     assert ("kv_cache" in done.sensitivity.float_inputs) == (kept_in == "f16")
     assert json.loads((tmp_path / "int8/gpt2opt.json").read_text())["kv_cache"] == kept_in
-    graph = load_ir(tmp_path / "int8").graph
-    assert graph.request.get_tensor("key_cache.0").element_type.get_type_name() == kept_in
+    request = load_ir(tmp_path / "int8").request
+    assert request.get_tensor("key_cache.0").element_type.get_type_name() == kept_in
     assert relative_error(load_ir(tmp_path / "int8").logits(ids), torch_logits(pruned, ids)) < 0.1

@@ -18,7 +18,7 @@ from gpt2opt.environment import has_bf16
 from gpt2opt.measure.memory import in_fresh_process
 from gpt2opt.runtime import compile
 from gpt2opt.runtime.decode_step import HEAD, WHOLE, DecodeStep
-from gpt2opt.runtime.ir_model import DECODE, BoundGraph, IrDecoder, load_ir
+from gpt2opt.runtime.ir_model import DECODE, IrDecoder, IrModel, load_ir
 from gpt2opt.runtime.kv_cache import BLOCK
 from gpt2opt.runtime.step_layout import MOST_TOKENS
 from tests.conftest import greedy_tokens, relative_error, torch_logits
@@ -122,8 +122,8 @@ def test_prompt_lookup_takes_one_prompt(quantized, ids):
 
 def ran(monkeypatch) -> list[str]:
     """Collect what runs: the `graph` that reads prompts, the `step`, or its `head` alone."""
-    used, run, step = [], BoundGraph.run, DecodeStep.run
-    monkeypatch.setattr(BoundGraph, "run", lambda graph, *rest: used.append("graph") or run(graph, *rest))
+    used, read_tokens, step = [], IrModel._read, DecodeStep.run
+    monkeypatch.setattr(IrModel, "_read", lambda self, *rest: used.append("graph") or read_tokens(self, *rest))
     names = {WHOLE: "step", HEAD: "head"}
     monkeypatch.setattr(DecodeStep, "run", lambda self, x, what: used.append(names[what]) or step(self, x, what))
     return used

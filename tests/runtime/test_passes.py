@@ -38,7 +38,7 @@ def test_several_tokens_at_once_give_the_bits_of_one_by_one(quantized, ids, deco
 
     def read(tokens, past):
         logits = model._decode(decoder.cache, tokens, past, 0).copy()
-        return logits if model.step else model.graph.request.get_output_tensor().data.copy()
+        return logits if model.step else model.request.get_output_tensor().data.copy()
 
     for count in range(2, MOST_TOKENS + 1) if decoded_by == "step" else (2, 3, 16):
         tokens = ids[1, :count]  # over the end of a block of the cache
