@@ -51,6 +51,7 @@ MODULES = {
     "stages": "run",
     "stats": "measure.stats",
     "runtime.generate": "runtime.ir_model",
+    "runtime.passes": "runtime.compile",
     "window": "versions",
 }
 """Modules by their old and their new names, both in `gpt2opt`."""
