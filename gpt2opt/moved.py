@@ -51,6 +51,7 @@ MODULES = {
     "stages": "run",
     "stats": "measure.stats",
     "runtime.generate": "runtime.ir_model",
+    "runtime.counters": "measure.ir_trace",
     "runtime.passes": "runtime.compile",
     "window": "versions",
 }

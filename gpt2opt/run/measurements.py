@@ -188,7 +188,7 @@ def trace_in_turns(models: Mapping[Path, Any], prompt: list[int]) -> None:
             {place: partial(generate_tokens, model, [prompt], TRACED_TOKENS) for place, model in models.items()}, rounds=RECORDINGS
         )
         return
-    from gpt2opt.runtime.counters import count_nodes
+    from gpt2opt.measure.ir_trace import count_nodes
 
     for log_dir, content in zip(models, count_nodes([*models.values()], prompt, TRACED_TOKENS), strict=True):
         remove_trace(log_dir)

@@ -40,7 +40,7 @@ def load_ir(
         num_threads: CPU threads, by default all that this process may use.
         precision: of float arithmetic, `f32` or, on CPUs that have it (see `has_bf16`), `bf16`.
         leave_out: names of graph passes to do without, to measure what they gain; see `compile.PASSES`. The logits stay right.
-        count_time: let the graph count the time of each node, at a small cost; see `counters.count_nodes`.
+        count_time: let the graph count the time of each node, at a small cost; see `measure.ir_trace`.
         decode: `step`, or `openvino` to read single tokens by the graph that reads prompts. OpenVINO does so in any case where numba is
             missing, in bf16, and for INT4 weights and other forms that `ir_weights.read_weights` refuses.
 

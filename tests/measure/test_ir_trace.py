@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from gpt2opt.measure.call_tree import FRAME, call_tree, operator_table, recorded
-from gpt2opt.runtime.counters import Log, count_nodes, shown_as
+from gpt2opt.measure.ir_trace import Log, count_nodes, shown_as
 from gpt2opt.runtime.ir_model import load_ir
 
 
