@@ -217,16 +217,9 @@ def store(builder, address, value):
     builder.store_atomic(value, pointer(builder, address, i64), "seq_cst", 8)
 
 
-@instruction(types.void, types.int64)
-def sleep_us(builder, microseconds):
-    builder.call(external(builder, "usleep", i32, i32), [builder.trunc(microseconds, i32)])
-
-
-@instruction(types.int64)
-def clock(builder):
-    """The CPU's counter of time; on Arm not that of its cycles, which a program may not read."""
-    return builder.call(external(builder, "llvm.readcyclecounter" if X86 else "llvm.readsteadycounter", i64), [])
-
+sleep_us = types.ExternalFunction("usleep", types.int32(types.int32))
+clock = types.ExternalFunction("llvm.readcyclecounter" if X86 else "llvm.readsteadycounter", types.int64())
+"""The CPU's counter of time; on Arm not that of its cycles, which a program may not read."""
 
 # Sums may be reordered into vectors. NaN and infinity stay what they are.
 compiled = njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
