@@ -72,10 +72,10 @@ def graph_inputs(texts: Texts, pasts: np.ndarray, slots: np.ndarray, context: in
     the keys and values of all tokens before it reads any.
 
     Returns:
-        past_lens (B,): tokens in the cache before those of the sequence. subsequence_begins (B + 1,): where each sequence begins among
-        the tokens of the call, and where the last one ends. block_indices: the blocks of the cache of all sequences, joined.
-        block_indices_begins (B + 1,): where those of each sequence begin, and where the last one's end. And input_ids, position_ids,
-        max_context_len and `ROWS`.
+        input_ids, position_ids (tokens,): of all texts, joined. past_lens (B,): tokens in the cache before those of the sequence.
+        subsequence_begins (B + 1,): where each sequence begins among the tokens of the call, and where the last one ends.
+        block_indices: the blocks of the cache of all sequences, joined. block_indices_begins (B + 1,): where those of each sequence
+        begin, and where the last one's end. max_context_len (): of the longest text. rows: the tokens whose logits are wanted.
     """
     lengths, per_text = np.array([len(ids) for ids in texts]), blocks(context)
     ends = lengths.cumsum()

@@ -13,8 +13,7 @@ ROWS = "rows"
 def page_kv_cache(graph: Model) -> Model:
     """Turn the state of a stateful graph into inputs: its KV cache, in blocks.
 
-    The tokens of all sequences of a call are joined. Inputs are `input_ids` and `position_ids` (tokens,), `past_lens` (sequences,),
-    `subsequence_begins` and `block_indices_begins` (sequences + 1,), `block_indices` (blocks,), `max_context_len` (), and the cache,
+    The tokens of all sequences of a call are joined. Inputs are those of `kv_cache.graph_inputs`, apart from `rows`, and the cache,
     `key_cache.N` and `value_cache.N`. The output are the logits (tokens, 1, V).
     """
     paged_attention_transformation(graph)
