@@ -37,6 +37,15 @@ def test_help_names_every_experiment_and_loads_neither_torch_nor_openvino():
     assert all(name in done.stdout for name in (*EXPERIMENTS, "docs"))
 
 
+@pytest.mark.parametrize("option", [option for entry in EXPERIMENTS.values() for option in entry.options if option.least])
+def test_a_number_that_is_too_small_is_refused_before_anything_is_imported(option, capsys, monkeypatch):
+    monkeypatch.setattr(Entry, "load", lambda entry: pytest.fail("its libraries were imported"))
+    (name,) = [name for name, entry in EXPERIMENTS.items() if option in entry.options]
+    least, why = option.least
+    assert main([name, f"--{option.name}", str(least - 1)]) == 2
+    assert f"{option.name}={least - 1}, expected at least {least}: {why}" in capsys.readouterr().err
+
+
 @pytest.fixture
 def stub(monkeypatch) -> None:
     """An experiment more in the registry."""
