@@ -1,7 +1,7 @@
 """Fill the marked blocks of README and docs from the committed results, and draw their charts. No figure in them is typed by hand.
 
 A block stands between `<!-- WHAT-KIND -->` and `<!-- /WHAT-KIND -->`: what was measured on one kind of CPU, an experiment of
-`contract.EXPERIMENTS` or one of `OF_THE_RUN`, of the record of the notebook in `results/KIND/run.json`; or it is `DECODE_STEP`.
+`contract.EXPERIMENTS` or one of `OF_THE_RUN`, of the record of the notebook in `results/KIND/run.json`; or it is `OPTIMUM`.
 """
 
 import json
@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 DOCUMENTS = ("README.md", "docs/*.md")
 OF_DOCTOR = "gpt2opt/apps/doctor/measured.json"
-DECODE_STEP = "decode-step"
-"""The block that shows what the decode step is worth on every kind of CPU at once."""
+OPTIMUM = "optimum-intel"
+"""The block that shows optimum-intel's own INT8 beside ours on every kind of CPU at once."""
 BLOCK = re.compile(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
 
 
@@ -109,11 +109,11 @@ def fill(text: str, place: Path) -> str:
 
 
 def _block(name: str, place: Path) -> str:
-    if name == DECODE_STEP:
-        from experiments.race.report import decode_table
+    if name == OPTIMUM:
+        from experiments.race.report import optimum_table
 
         kinds = [path for path in sorted(RESULTS.iterdir()) if json_path("race", path).exists()]
-        return decode_table({path.name: read_result_of("race", path) for path in kinds}).markdown()
+        return optimum_table({path.name: read_result_of("race", path) for path in kinds}).markdown()
     what, _, kind = name.rpartition("-")
     folder = RESULTS / kind
     if what in OF_THE_RUN:
