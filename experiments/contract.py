@@ -16,6 +16,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from gpt2opt.report.chart import describe
 from gpt2opt.report.table import Table, table
 from gpt2opt.storage import check_file, check_folder, from_json, read_json, write_result
 
@@ -215,7 +216,9 @@ def write_charts(charts: Mapping[str, Any], folder: Path, source: Path) -> None:
 
     for name, figure in charts.items():
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": "gpt2opt", "Source": hash_of(source)})
+        figure.savefig(
+            buffer, format="png", dpi=110, metadata={"Software": "gpt2opt", "Source": hash_of(source), "Description": describe(figure)}
+        )
         write_result(folder / f"{name}.png", buffer.getvalue())
         plt.close(figure)
 

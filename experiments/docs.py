@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from experiments.contract import EXPERIMENTS, hash_of, json_path, read_result_of, write_charts
 from experiments.race.results import MAIN, TPOT, TTFT_512, Figure, RaceResult
 from gpt2opt.environment import cpu_kind, machine_label
@@ -28,6 +30,7 @@ OF_DOCTOR = "gpt2opt/apps/doctor/measured.json"
 OPTIMUM = "optimum-intel"
 """The block that shows optimum-intel's own INT8 beside ours on every kind of CPU at once."""
 BLOCK = re.compile(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
+PICTURE = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<path>[^)]*\.png)\)")
 
 
 def fill_documents() -> list[str]:
@@ -105,7 +108,20 @@ def _gain(race: RaceResult, figure: Figure) -> str:
 
 def fill(text: str, place: Path) -> str:
     """Return a document of the folder `place` with every block made again; an unknown block or result is a ValueError."""
-    return BLOCK.sub(lambda found: f"<!-- {found['name']} -->\n\n{_block(found['name'], place)}\n\n<!-- /{found['name']} -->", text)
+
+    def made(found: re.Match[str]) -> str:
+        block = PICTURE.sub(
+            lambda picture: f"![{words_of(place / picture['path']) or picture['alt']}]({picture['path']})", _block(found["name"], place)
+        )
+        return f"<!-- {found['name']} -->\n\n{block}\n\n<!-- /{found['name']} -->"
+
+    return BLOCK.sub(made, text)
+
+
+def words_of(chart: Path) -> str:
+    """Return what is written in a chart, as `write_charts` keeps it for those who can't see it; nothing if it was drawn before that."""
+    with Image.open(chart) as picture:
+        return picture.info.get("Description", "").translate({ord("["): "(", ord("]"): ")"})  # they would end the alternative text
 
 
 def _block(name: str, place: Path) -> str:

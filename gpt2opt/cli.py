@@ -54,13 +54,9 @@ def number(name: str, help: str, owner: type = DecodingSettings) -> Callable[[Co
     return option(f"--{name.replace('_', '-')}", help, getattr(owner, name), type=kind, metavar="N")
 
 
-def _run_or_ir(text: str) -> Path:
-    return ir_of_run(place(text))
-
-
 ANY_MODEL = "torch, IR or ONNX directory, folder of a run (its INT8 model), .onnx or .gguf file, hub id, bundled or auto"
 on_torch = option("model", "directory, folder of a run (its last torch model), hub id, bundled or auto; pruned or not")
-on_ir = option("directory", "IR directory, or the folder of a run: its INT8 model", type=_run_or_ir)
+on_ir = option("directory", "IR directory, or the folder of a run: its INT8 model", type=lambda text: ir_of_run(place(text)))
 scored_text = option("--text", "text file or table, scored whole, or wikitext-2, docs or auto: their scored part", "auto")
 on_notebook = folder("notebook", "the .ipynb file")
 with_traces = folder("--traces", "folder of the traces (default traces beside the notebook)", metavar="FOLDER")

@@ -87,18 +87,17 @@ def onnx_dir(model_dir, tmp_path_factory):
     return export_onnx(model, tokenizer, tmp_path_factory.mktemp("cli") / "onnx")
 
 
-def test_prune_and_quantize_write_folders_that_the_other_commands_take(model_dir, text_file, tmp_path, capsys):
+def test_prune_and_quantize_write_folders_that_the_other_commands_take(model_dir, text_file, tmp_path, capsys, caplog):
     pruned, int8 = str(tmp_path / "pruned"), str(tmp_path / "int8")
     assert main(["prune", str(model_dir), "--text", str(text_file), "--heads", "2", "--out", pruned]) == 0
     told = last_json(capsys)
     assert {layer: len(heads) for layer, heads in told["pruned_heads"].items()} == {"0": 2, "1": 2}
     kept = load_model(pruned)[1]
     assert (heads_per_layer(kept), told["heads"]) == (10, "10 of 12 are left in each layer")
-    assert main(["quantize", pruned, "--text", str(text_file), "--out", int8]) == 0
-    captured = capsys.readouterr()
-    told = json.loads(captured.out.splitlines()[-1])
-    assert (told["recipe"], told["inputs"], told["kl_nats"] <= 0.0008) == ("w8a8", 9, True)
-    assert "quantizing by INC, on 24 rows of the calibration text\n" in captured.err
+    assert main(["quantize", pruned, "--text", str(text_file), "--recipe", "w8", "--out", int8]) == 0
+    told = last_json(capsys)
+    assert (told["recipe"], told["inputs"], len(told["float_inputs"]), told["kv_cache"]) == ("w8", 9, 9, "f16")
+    assert "quantizing by INC, on 24 rows of the calibration text" in caplog.text
     assert main(["audit", int8]) == 0
     assert main(["compare", pruned, int8, "--text", str(text_file)]) == 0
     assert last_json(capsys)["same_top"]["value"] > 0.9

@@ -14,7 +14,7 @@ from gpt2opt.report.chart import describe
 from gpt2opt.report.charts import draw_charts
 from gpt2opt.report.compare import CAPTION, compare_runs, comparison_tables, differences_table
 from gpt2opt.report.conclusions import machine_changes
-from gpt2opt.report.tables import SAMPLES, audit_of, explain_products, record_tables, stand_in_notice
+from gpt2opt.report.tables import audit_of, explain_products, record_tables, stand_in_notice
 from gpt2opt.run.record import QUANTIZE, Record
 from gpt2opt.storage import write_result
 
@@ -31,7 +31,6 @@ def write_report(records: Sequence[Record], path: Path) -> None:
         title=f"gpt2opt: {', '.join(dict.fromkeys(record.sources['model']['name'] for record in records))}",
         caption=CAPTION,
         percent=PERCENT,
-        samples=SAMPLES,
         compared=comparison_tables(compare_runs(records)) if several else {},
         differences=differences_table(records) if several else None,
         runs=[

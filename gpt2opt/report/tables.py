@@ -12,7 +12,6 @@ from gpt2opt.measure.stats import PERCENT, Estimate
 from gpt2opt.report.table import MISSING, Table, gigabytes, megabytes, milliseconds, table
 from gpt2opt.run.record import Measurement, Record, dominated_by
 
-SAMPLES = "What each model writes"
 NO_DIFFERENCE = "no measurable difference"
 CHAIN = ("Baseline", "Pruned", "Fine-tuned", "FP32", "INT8")
 
@@ -258,7 +257,7 @@ def record_tables(record: Record) -> dict[str, Table]:
         "Summary": summary_table(record),
         "Timed in turns": speed_table(record),
         "Distance from the reference model": quality_table(record),
-        SAMPLES: samples_table(record),
+        "What each model writes": samples_table(record),
         "Memory": memory_table(record),
         "Memory at rest": shared_memory_table(record),
         "INT8 audit": audit_table(record) if audit_of(record) else table((), ()),
