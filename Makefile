@@ -43,8 +43,9 @@ test-course:
 race: install
 	$(call with_extra,bench) && $(BIN)/python -m experiments race
 
+# Jupyter refuses to run as root, whom containers and Codespaces have as their only user, unless it is told to.
 lab: install
-	$(call with_extra,lab) && $(BIN)/python -m jupyterlab project.ipynb
+	$(call with_extra,lab) && $(BIN)/python -m jupyterlab project.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 tensorboard: install
 	$(IN_ROOT) $(BIN)/python -m tensorboard.main --logdir traces --load_fast=false

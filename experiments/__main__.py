@@ -13,6 +13,7 @@ from pathlib import Path
 try:
     from experiments.contract import EXPERIMENTS, check_outputs, json_path, write_charts, write_json
     from gpt2opt.errors import guarded, place
+    from gpt2opt.settings import check_whole
     from gpt2opt.storage import claim_folder
 except KeyboardInterrupt:  # with the message of a command that already runs
     print("gpt2opt: interrupted", file=sys.stderr)
@@ -28,6 +29,9 @@ def perform(options: argparse.Namespace) -> int:
     entry, folder = EXPERIMENTS[options.name], options.out or Path("artifacts", options.name)
     check_outputs(options.name, folder)
     arguments = {option.name: getattr(options, option.name) for option in entry.options}
+    for option in entry.options:
+        if option.least:
+            check_whole(option.name, arguments[option.name], *option.least)
     experiment = entry.load()
     with contextlib.redirect_stdout(sys.stderr):  # INC's log and Trainer's progress bar go to stdout
         result = experiment.run(**arguments, **({"out": folder} if entry.takes_folder else {}))

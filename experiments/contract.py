@@ -16,6 +16,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from gpt2opt.report.chart import describe
 from gpt2opt.report.table import Table, table
 from gpt2opt.storage import check_file, check_folder, from_json, read_json, write_result
 
@@ -39,11 +40,15 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Option:
-    """One option of the command line; its name is that of an argument of `Experiment.run`, its type that of the default."""
+    """One option of the command line; its name is that of an argument of `Experiment.run`, its type that of the default.
+
+    least: the smallest number that makes sense, and why. Less is refused before the experiment's libraries are imported.
+    """
 
     name: str
     default: Any
     help: str
+    least: tuple[int, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Entry:
         return importlib.import_module(self.module).EXPERIMENT
 
 
+OVER_FEWER = "intervals and ranges over fewer say little"
 MODEL = Option("model", "auto", "directory, hub id, bundled or auto")
 TEXT = Option("text", "auto", "text file or table, wikitext-2, docs or auto")
 SIZE = Option("size", "gpt2", "gpt2, gpt2-medium, gpt2-large, or a directory with a GPT-2")
@@ -146,8 +152,8 @@ EXPERIMENTS = {
             Option("models", "auto", "names with commas between them: directories, hub ids or bundled; or auto, for the sizes of GPT-2"),
             TEXT,
             Option("methods", "", "names with commas between them, such as top-p; all where empty, and greedy always takes part"),
-            Option("prompts", 10, "prompts from the held-out text"),
-            Option("seeds", 3, "draws of each method that samples"),
+            Option("prompts", 10, "prompts from the held-out text", (10, OVER_FEWER)),
+            Option("seeds", 3, "draws of each method that samples", (3, OVER_FEWER)),
         ),
         ("decoding",),
     ),
@@ -205,7 +211,9 @@ def write_charts(charts: Mapping[str, Any], folder: Path, source: Path) -> None:
 
     for name, figure in charts.items():
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": "gpt2opt", "Source": hash_of(source)})
+        figure.savefig(
+            buffer, format="png", dpi=110, metadata={"Software": "gpt2opt", "Source": hash_of(source), "Description": describe(figure)}
+        )
         write_result(folder / f"{name}.png", buffer.getvalue())
         plt.close(figure)
 

@@ -1,7 +1,7 @@
 """Fill the marked blocks of README and docs from the committed results, and draw their charts. No figure in them is typed by hand.
 
 A block stands between `<!-- WHAT-KIND -->` and `<!-- /WHAT-KIND -->`: what was measured on one kind of CPU, an experiment of
-`contract.EXPERIMENTS` or one of `OF_THE_RUN`, of the record of the notebook in `results/KIND/run.json`; or it is `DECODE_STEP`.
+`contract.EXPERIMENTS` or one of `OF_THE_RUN`, of the record of the notebook in `results/KIND/run.json`; or it is `OPTIMUM`.
 """
 
 import json
@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from experiments.contract import EXPERIMENTS, hash_of, json_path, read_result_of, write_charts
 from experiments.race.results import MAIN, TPOT, TTFT_512, Figure, RaceResult
@@ -25,9 +27,10 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 DOCUMENTS = ("README.md", "docs/*.md")
 OF_DOCTOR = "gpt2opt/apps/doctor/measured.json"
-DECODE_STEP = "decode-step"
-"""The block that shows what the decode step is worth on every kind of CPU at once."""
+OPTIMUM = "optimum-intel"
+"""The block that shows optimum-intel's own INT8 beside ours on every kind of CPU at once."""
 BLOCK = re.compile(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
+PICTURE = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<path>[^)]*\.png)\)")
 
 
 def fill_documents() -> list[str]:
@@ -105,15 +108,28 @@ def _gain(race: RaceResult, figure: Figure) -> str:
 
 def fill(text: str, place: Path) -> str:
     """Return a document of the folder `place` with every block made again; an unknown block or result is a ValueError."""
-    return BLOCK.sub(lambda found: f"<!-- {found['name']} -->\n\n{_block(found['name'], place)}\n\n<!-- /{found['name']} -->", text)
+
+    def made(found: re.Match[str]) -> str:
+        block = PICTURE.sub(
+            lambda picture: f"![{words_of(place / picture['path']) or picture['alt']}]({picture['path']})", _block(found["name"], place)
+        )
+        return f"<!-- {found['name']} -->\n\n{block}\n\n<!-- /{found['name']} -->"
+
+    return BLOCK.sub(made, text)
+
+
+def words_of(chart: Path) -> str:
+    """Return what is written in a chart, as `write_charts` keeps it for those who can't see it; nothing if it was drawn before that."""
+    with Image.open(chart) as picture:
+        return picture.info.get("Description", "").translate({ord("["): "(", ord("]"): ")"})  # they would end the alternative text
 
 
 def _block(name: str, place: Path) -> str:
-    if name == DECODE_STEP:
-        from experiments.race.report import decode_table
+    if name == OPTIMUM:
+        from experiments.race.report import optimum_table
 
         kinds = [path for path in sorted(RESULTS.iterdir()) if json_path("race", path).exists()]
-        return decode_table({path.name: read_result_of("race", path) for path in kinds}).markdown()
+        return optimum_table({path.name: read_result_of("race", path) for path in kinds}).markdown()
     what, _, kind = name.rpartition("-")
     folder = RESULTS / kind
     if what in OF_THE_RUN:

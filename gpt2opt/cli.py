@@ -8,6 +8,8 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import logging
+import shutil
 import string
 import sys
 import time
@@ -19,7 +21,9 @@ from typing import Any
 from gpt2opt import environment
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.errors import guarded, place
-from gpt2opt.report.table import table
+from gpt2opt.quantize.recipes import RECIPES
+from gpt2opt.report.table import MISSING, Table, table
+from gpt2opt.runtime.manifest import ir_of_run
 from gpt2opt.settings import STAGES, Settings
 from gpt2opt.storage import check_file, check_folder
 
@@ -50,12 +54,19 @@ def number(name: str, help: str, owner: type = DecodingSettings) -> Callable[[Co
     return option(f"--{name.replace('_', '-')}", help, getattr(owner, name), type=kind, metavar="N")
 
 
+ANY_MODEL = "torch, IR or ONNX directory, folder of a run (its INT8 model), .onnx or .gguf file, hub id, bundled or auto"
+on_torch = option("model", "directory, folder of a run (its last torch model), hub id, bundled or auto; pruned or not")
+on_ir = option("directory", "IR directory, or the folder of a run: its INT8 model", type=lambda text: ir_of_run(place(text)))
+scored_text = option("--text", "text file or table, scored whole, or wikitext-2, docs or auto: their scored part", "auto")
 on_notebook = folder("notebook", "the .ipynb file")
 with_traces = folder("--traces", "folder of the traces (default traces beside the notebook)", metavar="FOLDER")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    logging.getLogger("gpt2opt").setLevel(logging.INFO)  # long work says what it does now
+    if logging.lastResort:
+        logging.lastResort.setLevel(logging.INFO)
     return guarded(_parser, arguments)
 
 
@@ -69,7 +80,7 @@ def doctor(options: argparse.Namespace) -> int:
     if options.short:
         print(diagnosis.short())
         return 0 if diagnosis.can_run else 1
-    print(f"{diagnosis.table()}\n\n{needs_table()}\n\n{diagnosis.short()}")
+    print(f"{_fitted(diagnosis.table())}\n\n{needs_table()}\n\n{diagnosis.short()}")
     return _end(diagnosis.as_json(), diagnosis.can_run)
 
 
@@ -81,6 +92,7 @@ def doctor(options: argparse.Namespace) -> int:
 @option("--until", "last stage to run", STAGES[-1][2:], choices=[stage[2:] for stage in STAGES])
 def run(options: argparse.Namespace) -> int:
     """Take a model through the four stages."""
+    _say("looking for the model and the text …")
     from gpt2opt.report.conclusions import machine_changes
     from gpt2opt.report.tables import environment_table, stage_table, stand_in_notice, summary_table
     from gpt2opt.run.pipeline import RUN_STAGE
@@ -90,13 +102,13 @@ def run(options: argparse.Namespace) -> int:
         options.model, options.text, options.out, options.out / "traces", prune_fraction=options.prune_fraction, epochs=options.epochs
     )
     record = current.record
-    print(f"{stand_in_notice(record)}\n\n{environment_table(record)}\n", file=sys.stderr)
+    _say(f"{stand_in_notice(record)}\n\n{environment_table(record)}\n")
     for name, step in RUN_STAGE.items():
         begun = time.perf_counter()
-        print(f"stage {name} …", file=sys.stderr, flush=True)
+        _say(f"stage {name} …")
         with contextlib.redirect_stdout(sys.stderr):  # Trainer's progress bar writes to stdout
             step(current)
-        print(f"stage {name} took {time.perf_counter() - begun:.0f} s\n{stage_table(record, name)}\n", file=sys.stderr, flush=True)
+        _say(f"stage {name} took {time.perf_counter() - begun:.0f} s\n{stage_table(record, name)}\n")
         if name[2:] == options.until:
             break
     current.draw()
@@ -105,12 +117,27 @@ def run(options: argparse.Namespace) -> int:
     return _end({"record": str(options.out / "run.json"), "sources": record.sources, "stages": stages})
 
 
-@option("model", "directory, hub id, bundled or auto; pruned or not")
+@on_torch
+@option("--text", "text file or table, wikitext-2, docs or auto: their part for fine-tuning tells what a head matters", "auto")
+@number("prune_fraction", "share of each layer's heads", Settings)
+@option("--heads", "as many of each layer, in place of the share", type=int, metavar="N")
+@option("--first-heads", "the first ones instead of those that matter least, as a control", action="store_true")
+@folder("--out", "directory of the model", required=True, metavar="DIR")
+def prune(options: argparse.Namespace) -> int:
+    """Remove the attention heads that matter least, as many from every layer, and write the model."""
+    _say("looking for the model and the text …")
+    from gpt2opt.apps.commands import prune_model
+
+    return _tell(prune_model(options.model, options.text, options.out, options.prune_fraction, options.heads, options.first_heads))
+
+
+@on_torch
 @option("--text", "text file or table, wikitext-2, docs or auto: their part for fine-tuning", "auto")
 @number("epochs", "of fine-tuning", Settings)
 @folder("--out", "directory of the model", "artifacts/finetuned")
 def finetune(options: argparse.Namespace) -> int:
     """Fine-tune a model, in one process or under torchrun or accelerate launch in 2, 4 or 8."""
+    _say("looking for the model and the text …")
     from gpt2opt.apps.commands import finetune_model
 
     with contextlib.redirect_stdout(sys.stderr):  # as in run
@@ -131,7 +158,21 @@ def finetune(options: argparse.Namespace) -> int:
     return _end(tuned)
 
 
-@folder("directory", "IR directory")
+@on_torch
+@option("--text", "text file or table to calibrate on, or wikitext-2, docs or auto: their part for that", "auto")
+@option("--recipe", "w8a8-naive: without smoothing and gate; w8, w4: weights alone", "w8a8", choices=tuple(RECIPES))
+@folder("--out", "directory of the IR", required=True, metavar="DIR")
+def quantize(options: argparse.Namespace) -> int:
+    """Quantize a model into an OpenVINO IR for a CPU, and audit it."""
+    _say("looking for the model and the text …")
+    from gpt2opt.apps.commands import quantize_model
+
+    with contextlib.redirect_stdout(sys.stderr):  # INC's log
+        made = quantize_model(options.model, options.text, options.out, options.recipe)
+    return _tell(made)
+
+
+@on_ir
 def audit(options: argparse.Namespace) -> int:
     """Show what is INT8 in an IR directory; exit 1 if a matmul is not."""
     from gpt2opt.report.tables import explain_products
@@ -152,13 +193,14 @@ def audit(options: argparse.Namespace) -> int:
     return _end({name: getattr(found, name) for name in shown}, found.passed)
 
 
-@option("model", "torch or IR directory, hub id, bundled or auto")
-@option("--text", "text file or table, scored whole, or wikitext-2, docs or auto: their scored part", "auto")
+@option("model", ANY_MODEL)
+@scored_text
 @option("--protocol", "how the text is read", "standard", choices=("standard", "course"))
 @option("--window", "tokens read at once (default the model's context, at most 1024)", type=int)
 @option("--stride", "how far the window moves (default a whole window)", type=int)
 def perplexity(options: argparse.Namespace) -> int:
-    """Score a text with a torch or IR directory, or a hub id."""
+    """Score a text with a model."""
+    _say("loading the model and the text …")
     from gpt2opt.apps.commands import score_model
     from gpt2opt.measure.quality import PROTOCOLS
     from gpt2opt.report.tables import show_perplexity
@@ -170,7 +212,20 @@ def perplexity(options: argparse.Namespace) -> int:
     return _end({"model": name, **_quality_json(quality)})
 
 
-@folder("directory", "IR directory")
+@option("a", f"the reference model: {ANY_MODEL}", metavar="A")
+@option("b", "the model that is compared with it, of the same vocabulary", metavar="B")
+@scored_text
+def compare(options: argparse.Namespace) -> int:
+    """Compare the answers of two models on a text: KL divergence, most likely tokens, perplexity."""
+    _say("loading the models and the text …")
+    from gpt2opt.apps.commands import compare_models
+
+    found = compare_models(options.a, options.b, options.text)
+    print(f"A: {found.first}\nB: {found.second}\n\n{found.table()}\n\n{found.base.protocol}")
+    return _end(found.as_json())
+
+
+@on_ir
 @option("--prompt", "may be given several times", required=True, action="append")
 @option("--truncate", "keep the end of a prompt that is too long, instead of refusing it", action="store_true")
 @option("--stop", "end before this text; may be given several times", action="append", metavar="TEXT")
@@ -209,6 +264,7 @@ def generate(options: argparse.Namespace) -> int:
 @folder("--openvino-server", "folder of the result", required=True, metavar="DIR")
 def export(options: argparse.Namespace) -> int:
     """Write a directory that OpenVINO Model Server takes as it is."""
+    _say("loading the model …")
     from gpt2opt.export.model_server import export_for_server
 
     with contextlib.redirect_stdout(sys.stderr):
@@ -277,6 +333,7 @@ def report(options: argparse.Namespace) -> int:
 @on_notebook
 @with_traces
 @option("--fix", "first take home paths, keys and time stamps out of outputs and traces", action="store_true")
+@option("--json", "end with a line of JSON on a terminal too", action="store_true")
 def check(options: argparse.Namespace) -> int:
     """Check a notebook against the assignment's points before it is handed in; exit 1 if one fails."""
     from gpt2opt.apps.submission.evidence import read_submission
@@ -292,8 +349,12 @@ def check(options: argparse.Namespace) -> int:
     answers = check_points(submission)
     _print_points(answers)
     print("".join(f"to do: {todo}\n" for todo in fixed.todo), end="")
+    met, open_ = (sum(answer.passed is wanted for answer in answers) for wanted in (True, None))
+    print(f"{met} of {len(answers)} points met" + (f", {open_} can't be told" if open_ else ""))
     left = {"changed": fixed.changed, "to_do": fixed.todo, "copies": [str(copy) for copy in fixed.copies]} if options.fix else {}
     found = _points_json(answers)
+    if sys.stdout.isatty() and not options.json:
+        return 0 if found["passed"] else 1
     return _end(found | left, found["passed"])
 
 
@@ -324,7 +385,18 @@ def pack(options: argparse.Namespace) -> int:
 
 def _print_points(answers: list[Any]) -> None:
     words = {True: "pass", False: "FAIL", None: "can't tell"}
-    print(table(("part", "point", "", "found"), [(answer.part, answer.point, words[answer.passed], answer.found) for answer in answers]))
+    rows = [(answer.part, answer.point, words[answer.passed], answer.found) for answer in answers]
+    print(_fitted(table(("part", "point", "", "found"), rows)))
+
+
+def _fitted(shown: Table) -> str:
+    """Return a table as text, on a terminal no wider than that."""
+    return shown.wrapped(shutil.get_terminal_size().columns) if sys.stdout.isatty() else str(shown)
+
+
+def _say(text: str) -> None:
+    """Tell on stderr what is done now."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _points_json(answers: list[Any]) -> dict[str, Any]:
@@ -348,6 +420,18 @@ def _quality_json(quality: Any) -> dict[str, Any]:
     return shown | {"interval": quality.interval(), "tokens": quality.num_tokens}
 
 
+def _tell(done: dict[str, Any]) -> int:
+    """Print what was done, a fact a line, and end."""
+
+    def shown(value: Any) -> str:
+        if isinstance(value, tuple):
+            return ", ".join(value) or "none"
+        return MISSING if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    print(table(("what", "value"), [(name.replace("_", " "), shown(value)) for name, value in done.items()]))
+    return _end(done)
+
+
 def _end(answer: dict[str, Any], passed: bool = True) -> int:
     """Print the line of JSON that ends a command's output, and return the exit code."""
     print(json.dumps(answer), flush=True)
@@ -356,6 +440,7 @@ def _end(answer: dict[str, Any], passed: bool = True) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gpt2opt", description="GPT-2 through four stages, each measured.")
+    parser.add_argument("--version", action="version", version=f"gpt2opt {environment.installed('gpt2opt') or 'that is not installed'}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for function, options in COMMANDS.items():
         sub = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)

@@ -19,6 +19,7 @@ from gpt2opt.sources.models import find_model, load_model
 
 if TYPE_CHECKING:
     from gpt2opt.runtime.ir_model import IrModel
+    from gpt2opt.runtime.onnx_model import OnnxModel
 
 
 def load_fp16_model(model_id: str | Path = "auto") -> tuple[PreTrainedTokenizerBase, GPT2LMHeadModel]:
@@ -90,8 +91,8 @@ def generate_tokens(model: GPT2LMHeadModel, prompts: list[list[int]], new_tokens
     return Greedy(TorchDecoder(model, torch.tensor(prompts))).generate(new_tokens)
 
 
-def logits_of(model: "GPT2LMHeadModel | IrModel") -> Logits:
-    """Return what a torch model or an IR answers, as the metrics take it: a torch model's logits hold until its next call."""
+def logits_of(model: "GPT2LMHeadModel | IrModel | OnnxModel") -> Logits:
+    """Return what a model of any runtime answers, as the metrics take it: a torch model's logits hold until its next call."""
     if not isinstance(model, nn.Module):
         return lambda ids: model.logits(ids.numpy())
     head, kept = model.lm_head.weight, torch.empty(0)

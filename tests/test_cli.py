@@ -2,18 +2,31 @@ import json
 import shutil
 import subprocess
 import sys
+import types
+from importlib.metadata import version
+from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
 from gpt2opt.cli import main
+from gpt2opt.export.onnx import export_onnx
 from gpt2opt.export.openvino import export_ir
+from gpt2opt.measure.quality import measure_agreement, perplexity, prepare_text
+from gpt2opt.prune import head_importance, importance_batches
 from gpt2opt.quantize.int8 import prepare_calibration_dataset, quantize_int8
 from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.run.record import read_record
+from gpt2opt.runtime.ir_model import load_ir
+from gpt2opt.runtime.onnx_model import OnnxDecoder, load_onnx
+from gpt2opt.settings import Settings
+from gpt2opt.sources.gpt2 import heads_per_layer
 from gpt2opt.sources.models import load_model
+from gpt2opt.sources.texts import find_texts, read_documents, take_bytes
 from gpt2opt.storage import claim_folder
-from tests.conftest import continue_text, sample_text
+from gpt2opt.torch_model import logits_of
+from tests.conftest import continue_text, sample_text, torch_logits
 from tests.report.conftest import make_record
 
 
@@ -66,6 +79,126 @@ def test_perplexity_of_torch_and_int8_is_close(model_dir, int8_dir, text_file, c
     assert found[0]["protocol"] == found[1]["protocol"]
     assert found[0]["perplexity"] == pytest.approx(found[1]["perplexity"], rel=0.1)
     assert found[0]["perplexity"] != found[1]["perplexity"]
+
+
+@pytest.fixture(scope="module")
+def onnx_dir(model_dir, tmp_path_factory):
+    tokenizer, model = load_model(model_dir)
+    return export_onnx(model, tokenizer, tmp_path_factory.mktemp("cli") / "onnx")
+
+
+def test_prune_and_quantize_write_folders_that_the_other_commands_take(model_dir, text_file, tmp_path, capsys, caplog):
+    pruned, int8 = str(tmp_path / "pruned"), str(tmp_path / "int8")
+    assert main(["prune", str(model_dir), "--text", str(text_file), "--heads", "2", "--out", pruned]) == 0
+    told = last_json(capsys)
+    assert {layer: len(heads) for layer, heads in told["pruned_heads"].items()} == {"0": 2, "1": 2}
+    kept = load_model(pruned)[1]
+    assert (heads_per_layer(kept), told["heads"]) == (10, "10 of 12 are left in each layer")
+    assert main(["quantize", pruned, "--text", str(text_file), "--recipe", "w8", "--out", int8]) == 0
+    told = last_json(capsys)
+    assert (told["recipe"], told["inputs"], len(told["float_inputs"]), told["kv_cache"]) == ("w8", 9, 9, "f16")
+    assert "quantizing by INC, on 24 rows of the calibration text" in caplog.text
+    assert main(["audit", int8]) == 0
+    assert main(["compare", pruned, int8, "--text", str(text_file)]) == 0
+    assert last_json(capsys)["same_top"]["value"] > 0.9
+
+
+def test_prune_takes_the_heads_that_matter_least_or_the_first_ones(model_dir, text_file, tmp_path, capsys):
+    options = {"least": ["--text", str(text_file)], "first": ["--first-heads"]}
+    told = {}
+    for name, more in options.items():
+        assert main(["prune", str(model_dir), "--prune-fraction", "0.1", *more, "--out", str(tmp_path / name)]) == 0
+        told[name] = last_json(capsys)
+    tokenizer, model = load_model(model_dir)
+    texts = [document.text for document in take_bytes(find_texts(str(text_file)).fine_tune, Settings.fine_tune_bytes)]
+    least = head_importance(model, importance_batches(texts, tokenizer, 256)).argmin(1).tolist()
+    assert list(told["least"]["pruned_heads"].values()) == [[head] for head in least]
+    assert told["first"]["pruned_heads"] == {"0": [0], "1": [0]}
+    assert told["first"]["text"] is None
+
+
+def test_every_command_takes_the_folder_of_a_run(model_dir, int8_dir, text_file, tmp_path, capsys):
+    run = tmp_path / "run"
+    for stage, source in (("1-profile", model_dir), ("4-quantize", int8_dir)):
+        shutil.copytree(source, run / stage)
+    make_record().write(run / "run.json")
+    assert main(["prune", str(run), "--first-heads", "--out", str(run / "2-prune")]) == 0
+    assert last_json(capsys)["model"].startswith("1-profile")
+    assert main(["prune", str(run), "--first-heads", "--heads", "0", "--out", str(tmp_path / "same")]) == 0
+    assert last_json(capsys)["model"].startswith("2-prune")
+    assert main(["audit", str(run)]) == 0
+    assert main(["generate", str(run), "--prompt", "Node 1 of", "--max-new-tokens", "4"]) == 0
+    assert last_json(capsys)["text"] == continue_text(int8_dir, "Node 1 of", 4)
+    assert main(["perplexity", str(run), "--text", str(text_file)]) == 0
+    assert last_json(capsys)["model"] == "4-quantize (OpenVINO IR)"
+
+
+def test_compare_takes_torch_an_ir_and_onnx(model_dir, int8_dir, onnx_dir, text_file, capsys):
+    found = {}
+    for name, model in (("torch", model_dir), ("int8", int8_dir), ("onnx", onnx_dir), ("onnx file", onnx_dir / "model.onnx")):
+        assert main(["compare", str(model_dir), str(model), "--text", str(text_file)]) == 0
+        found[name] = last_json(capsys)
+    for name in ("torch", "onnx", "onnx file"):
+        assert found[name]["kl_nats"]["value"] == pytest.approx(0, abs=1e-6)
+        assert found[name]["same_top"]["value"] > 0.999
+        assert found[name]["perplexity_ratio"]["value"] == pytest.approx(1, rel=1e-4)
+    tokenizer, model = load_model(model_dir)
+    documents, _ = read_documents(text_file)
+    text = prepare_text(tokenizer, [document.text for document in documents], "a text")
+    quality, agreement = measure_agreement(logits_of(load_ir(int8_dir)), logits_of(model), text, reference_name="torch")
+    base = perplexity(logits_of(model), text)
+    assert found["int8"]["kl_nats"] == {"value": pytest.approx(agreement.mean_kl), "interval": pytest.approx(agreement.mean_kl_interval())}
+    assert found["int8"]["same_top"]["value"] == pytest.approx(agreement.top1)
+    ratio = {"value": pytest.approx(quality.ratio_to(base)), "interval": pytest.approx(quality.ratio_interval(base))}
+    assert found["int8"]["perplexity_ratio"] == ratio
+
+
+def test_a_graph_with_the_logits_of_every_token_is_run_once_for_a_text(onnx_dir, monkeypatch):
+    model, ids = load_onnx(onnx_dir), np.arange(12).reshape(2, 6)
+    token_by_token, calls = model.logits(ids), []
+
+    def every(decoder, ids):
+        calls.append(ids.shape)
+        return token_by_token
+
+    monkeypatch.setattr(OnnxDecoder, "_run", every)
+    assert model.logits(ids) is token_by_token
+    assert calls == [(2, 6)]
+
+
+class Llama:
+    """Stands in for llama-cpp-python's class: it answers as a torch model does."""
+
+    def __init__(self, path, **_):
+        self.model = load_model(Path(path).parent)[1]
+
+    def reset(self) -> None:
+        self.scores = None
+
+    def eval(self, tokens) -> None:
+        self.scores = np.vstack([torch_logits(self.model, np.array([tokens]))[0], np.full((3, self.model.config.vocab_size), np.nan)])
+
+
+def test_compare_takes_a_gguf_file_where_llama_cpp_is_there(model_dir, text_file, tmp_path, monkeypatch, capsys):
+    shutil.copytree(model_dir, tmp_path / "gguf")
+    (tmp_path / "gguf" / "model.gguf").write_text("GGUF")
+    arguments = ["compare", str(model_dir), str(tmp_path / "gguf" / "model.gguf"), "--text", str(text_file)]
+    monkeypatch.setattr("gpt2opt.apps.commands.cpu_flags", lambda: {"avx2"})
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    assert main(arguments) == 2
+    assert "`pip install 'gpt2opt[llama]'` brings it" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "llama_cpp", types.SimpleNamespace(Llama=Llama))
+    assert main(arguments) == 0
+    assert last_json(capsys)["kl_nats"]["value"] == pytest.approx(0, abs=1e-6)
+    monkeypatch.setattr("gpt2opt.apps.commands.cpu_flags", lambda: {"amx_int8"})
+    assert main(arguments) == 2
+    assert "llama.cpp is known to crash on CPUs with AMX" in capsys.readouterr().err
+
+
+def test_a_text_that_takes_long_to_score_has_a_bar(model_dir, text_file, monkeypatch, capsys):
+    monkeypatch.setattr("gpt2opt.measure.quality.SHOWN_AFTER_S", 0.0)
+    assert main(["perplexity", str(model_dir), "--text", str(text_file)]) == 0
+    assert "scoring:" in capsys.readouterr().err
 
 
 def test_generate_cuts_a_long_prompt_when_asked_and_says_so(int8_dir):
@@ -157,6 +290,22 @@ WRONG = {
         "600 new tokens don't fit into the context of 256",
     ),
     "a prompt that is no text": (["generate", "{int8}", "--prompt", "\udcff"], "character 0 of the prompt is not text"),
+    "heads of which none would stay": (
+        ["prune", "{model}", "--heads", "12", "--first-heads", "--out", "new"],
+        "heads=12, expected at least 0",
+    ),
+    "fraction to prune": (["prune", "{model}", "--prune-fraction", "1", "--out", "new"], "prune_fraction=1.0 is outside [0, 1)"),
+    "folder of a user's to prune into": (["prune", "{model}", "--first-heads", "--out", "thesis"], "thesis is not empty"),
+    "folder of a user's to quantize into": (["quantize", "{model}", "--text", "{text}", "--out", "thesis"], "thesis is not empty"),
+    "too little to calibrate on": (["quantize", "{model}", "--text", "{few}", "--out", "new"], "at least 8 are needed; give more text"),
+    "an IR to quantize": (["quantize", "{int8}", "--text", "{text}", "--out", "new"], "but openvino_model.xml, an IR, which"),
+    "no GGUF file": (["compare", "{model}", "none.gguf", "--text", "{text}"], "no file none.gguf; name a GGUF file"),
+    "no ONNX file": (["compare", "{model}", "{model}/none.onnx", "--text", "{text}"], "no none.onnx in"),
+    "two vocabularies": (["compare", "{model}", "bundled", "--text", "{text}"], "cut the text into different tokens; only models of one"),
+    "a model within the run's own folder": (
+        ["run", "--model", "mine-run", "--text", "{text}", "--out", "mine-run"],
+        "the model mine-run/3-finetune is in mine-run, the folder of a run, and a new run would remove it",
+    ),
     "no record": (["report", "./missing"], "can't read missing: No such file"),
     "folder without a record": (["report", "{model}"], "run.json: No such file"),
     "no folder": (["report", "{file}/run"], "Not a directory"),
@@ -190,6 +339,7 @@ def test_wrong_input_gets_one_line_and_exit_code_2(case, model_dir, int8_dir, te
         (tmp_path / "thesis" / chapter).mkdir(parents=True)
         (tmp_path / "thesis" / chapter / "chapter.txt").write_text("years of work")
     make_record().write(places["record"])
+    shutil.copytree(model_dir, claim_folder(tmp_path / "mine-run") / "3-finetune")
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     monkeypatch.chdir(tmp_path)
 
@@ -230,5 +380,18 @@ def test_weights_that_training_spoiled_are_not_written(value, message, model_dir
 def test_the_command_exists():
     done = subprocess.run([sys.executable, "-m", "gpt2opt", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
-    for command in ("run", "finetune", "audit", "perplexity", "generate", "report"):
+    for command in ("run", "prune", "finetune", "quantize", "audit", "perplexity", "compare", "generate", "report"):
         assert command in done.stdout
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"gpt2opt {version('gpt2opt')}\n"
+
+
+def test_help_loads_no_heavy_library():
+    code = "import sys; from gpt2opt.cli import _parser; _parser().format_help(); print({'torch', 'openvino', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr

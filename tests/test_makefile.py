@@ -102,6 +102,13 @@ def test_the_oldest_packages_have_an_environment_of_their_own(checkout):
     assert checkout.installed == ["3, 11"] * 2
 
 
+@pytest.mark.parametrize(("user", "allowed"), [(0, True), (1000, False)])
+def test_jupyter_is_told_that_root_may_run_it_where_root_does(checkout, user, allowed):
+    (checkout.path / "id").write_text(f"#!/bin/sh\necho {user}\n")
+    (checkout.path / "id").chmod(0o755)
+    assert ("jupyterlab project.ipynb --allow-root" in checkout.make("--dry-run", "lab").stdout) == allowed
+
+
 @pytest.mark.parametrize("name", ["requirements.lock", "tests/course-requirements.txt"])
 def test_both_ends_of_the_window_are_within_it(name):
     pinned = {requirement.name: requirement.specifier for requirement in lines_of(name)}

@@ -9,6 +9,7 @@ import zipfile
 import pytest
 
 import gpt2opt
+from gpt2opt import environment
 from gpt2opt.moved import RENAMED
 from tests.conftest import ROOT
 
@@ -70,3 +71,14 @@ def test_the_public_names_are_few_and_each_is_used_by_the_notebook_or_the_docume
     ]
     assert unused == []
     assert len(gpt2opt.__all__) <= 45
+
+
+def test_the_badges_of_the_first_page_say_what_the_package_does():
+    low, high = environment.PYTHON
+    versions = " ".join(f"{low[0]}.{minor}" for minor in range(low[1], high[1]))
+    license = re.search(r'^license = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    for name, said in (("python", versions), ("license", license)):
+        svg = (ROOT / "docs" / f"badge-{name}.svg").read_text()
+        assert f">{said}</text>" in svg
+        assert not re.search(r"href|url\(|<script", svg)
+        assert f"(docs/badge-{name}.svg)" in (ROOT / "README.md").read_text()

@@ -1,13 +1,14 @@
 """The race as an experiment: its tables, charts and caption."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from experiments.contract import Experiment, columns
 from experiments.race.charts import plot_growth, plot_race
-from experiments.race.engines.ours import Ours, OursByOpenVino, OursPromptLookup
+from experiments.race.engines.openvino import OpenVinoInt8
+from experiments.race.engines.ours import Ours, OursPromptLookup
 from experiments.race.results import (
     COMPUTING,
     EFFECTIVE_TPOT,
@@ -65,21 +66,23 @@ def absent_table(result: RaceResult) -> Table:
     return columns(left, {"engine": _label, "package": _package, "why it is not in the tables": lambda each: _plain(each.left_out or "")})
 
 
-def decode_table(results: Mapping[str, RaceResult]) -> Table:
-    """Show in one row what the decode step is worth on each kind of CPU, and which kinds were measured before there was one."""
-
-    def said(result: RaceResult) -> str:
-        if not result.own_step:
-            return "all figures here are from before the decode step"
-        control = next((engine for engine in result.raced if engine.name == OursByOpenVino.name), None)
-        others = {"OpenVINO's decoding": control, "the best other engine's": min(peers(result, TPOT), key=TPOT.median, default=None)}
-        ratios = {name: TPOT.ratio(result.ours, other) for name, other in others.items() if other}
-        return "; ".join(f"{ratio} × {name}" for name, ratio in ratios.items()) or MISSING
-
-    size = ", ".join(dict.fromkeys(result.size for result in results.values()))
-    labels = [kind_label(result.environment["cpu_flags"]) for result in results.values()]
-    cells = [said(result) for result in results.values()]
-    return table((f"one token by our decode step, {size} after 512 tokens [{PERCENT}]", *labels), [("TPOT, INT8", *cells)])
+def optimum_table(results: Mapping[str, RaceResult]) -> Table:
+    """Show optimum-intel's own INT8 beside ours on each kind of CPU; a kind that was measured before the decode step says so."""
+    pairs = [(result.engine(OpenVinoInt8.name), result.ours, result) for result in results.values()]
+    rows = [(f"{figure.name}, ÷ ours", *(str(figure.ratio(*pair[:2]) or MISSING) for pair in pairs)) for figure in (TTFT_512, TPOT)]
+    facts: dict[str, Callable[[EngineResult], str]] = {
+        "KL from FP32, nats per token": _kl,
+        "same top token as FP32": _same_top,
+        "peak memory, MB": lambda engine: _size(engine.peak_rss_bytes),
+    }
+    for name, fact in facts.items():
+        both = ((fact(theirs), fact(ours)) for theirs, ours, _ in pairs)
+        rows.append((name, *(MISSING if set(each) == {MISSING} else "; ours ".join(each) for each in both)))
+    labels = [
+        kind_label(result.environment["cpu_flags"]) + ("" if result.own_step else " (before the decode step)") for *_, result in pairs
+    ]
+    size = ", ".join(dict.fromkeys(result.size for *_, result in pairs))
+    return table((f"optimum-intel's INT8, {size} [{PERCENT}]", *labels), rows)
 
 
 def ratio_table(result: RaceResult) -> Table:

@@ -15,7 +15,7 @@ from gpt2opt.environment import installed
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.runtime.compile import PROPERTIES
-from gpt2opt.runtime.manifest import is_ir, read_manifest
+from gpt2opt.runtime.manifest import ir_of_run, is_ir, read_manifest
 from gpt2opt.settings import QUANTIZE
 from gpt2opt.sources.models import find_model, load_model, load_tokenizer
 from gpt2opt.storage import PREFIX, new_folder
@@ -95,15 +95,14 @@ def export_for_server(model: str, out_dir: Path | str) -> Served:
 
 def _write_model(model: str, folder: Path) -> str:
     """Write the IR, the configs and the tokenizer's files into an empty folder; return the name of the model."""
-    of_a_run = Path(model, QUANTIZE)
-    if Path(model, "run.json").exists() and not is_ir(of_a_run):
+    directory = ir_of_run(model)
+    if is_ir(directory):
+        read_manifest(directory)
+        for path in {path for pattern in TAKEN for path in directory.glob(pattern) if not path.name.startswith(PREFIX)}:
+            shutil.copyfile(path, folder / path.name)
+        return str(directory)
+    if Path(model, "run.json").exists():
         raise ValueError(f"the run in {model} has no INT8 model in {QUANTIZE}; run stage 4, or name the folder of another stage in it")
-    for directory in (Path(model), of_a_run):
-        if is_ir(directory):
-            read_manifest(directory)
-            for path in {path for pattern in TAKEN for path in directory.glob(pattern) if not path.name.startswith(PREFIX)}:
-                shutil.copyfile(path, folder / path.name)
-            return str(directory)
     found = find_model(model)
     tokenizer, loaded = load_model(found.path)
     export_ir(prepare_for_export(loaded), tokenizer, folder)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from gpt2opt.decoding.text import MAX_WINDOW, encode, window_length
 from gpt2opt.measure.results import Agreement, Quality
@@ -20,6 +21,9 @@ Logits = Callable[[Tensor], Any]
 
 JOIN = "\n\n"
 ROWS = 64  # positions whose logits are processed at once: few enough to stay in the CPU's cache, and their memory is reused
+
+SHOWN_AFTER_S = 2.0
+"""A text that is scored sooner has no progress bar."""
 
 
 @dataclass(frozen=True)
@@ -211,12 +215,12 @@ def _of_each_token(text: ScoredText, batch_size: int, values: Callable[[Tensor, 
         for start, end, first in windows(len(ids), text.window, text.stride)
     ]
     rows.sort(key=lambda row: -len(row[0]))
+    groups = [list(same_length) for _, same_length in itertools.groupby(rows, key=lambda row: len(row[0]))]
+    batches = [group[place : place + batch_size] for group in groups for place in range(0, len(group), batch_size)]
     found = []
-    for _, same_length in itertools.groupby(rows, key=lambda row: len(row[0])):
-        group = list(same_length)
-        for place in range(0, len(group), batch_size):
-            ids, targets, owners, scored = map(torch.stack, zip(*group[place : place + batch_size], strict=True))
-            found.append([each[scored] for each in (owners, *values(ids, targets))])
+    for batch in tqdm(batches, "scoring", leave=False, delay=SHOWN_AFTER_S):
+        ids, targets, owners, scored = map(torch.stack, zip(*batch, strict=True))
+        found.append([each[scored] for each in (owners, *values(ids, targets))])
     return [torch.cat(each).numpy() for each in zip(*found, strict=True)]
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from gpt2opt.storage import write_whole
 
 TRACE_NAME = "gpt2opt.pt.trace.json.gz"
-PATTERN = "*.pt.trace.json*"
-"""What torch.profiler calls its traces, compressed or not."""
+HEAD_BYTES = 1 << 16
+"""Before its events a trace has only what is known of the devices."""
 MAX_BYTES = 10_000_000
 KEPT = ("schemaVersion", "deviceProperties", "displayTimeUnit", "gpt2opt")
 """What is kept beside the events. The rest gives away the name of the host, a path and the time of day."""
@@ -66,8 +66,12 @@ def read_trace_file(path: Path) -> dict[str, Any]:
 
 
 def is_trace(path: Path) -> bool:
-    """Say whether a file is by its name a trace of torch.profiler: `*trace.json`, packed or not, whatever stands before."""
-    return ".json" in path.suffixes and "trace" in path.name
+    """Say whether a file is a trace of torch.profiler: JSON, packed or not, by its name (`*trace.json`) or by what it begins with."""
+    if ".json" not in path.suffixes or "trace" in path.name:
+        return ".json" in path.suffixes
+    with suppress(OSError, EOFError, zlib.error), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        return b'"traceEvents"' in file.read(HEAD_BYTES)
+    return False
 
 
 def parse_trace(path: Path) -> dict[str, Any]:

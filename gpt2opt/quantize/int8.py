@@ -97,10 +97,12 @@ def quantize_int8(
         logger.warning(SLOW_INT8[has_int8_dot_product()])
     linear = prepare_for_export(model)
     seen, kept_back = split_calibration(calibration)
+    logger.info("quantizing by INC, on %d rows of the calibration text", len(seen))
     fake = fake_quantize(linear, calibrate(linear, seen, recipe))
     sensitivity = apply_gate(fake, prepare_for_export(model), kept_back, recipe.max_kl) if gated else None
     kv_cache = sensitivity.kv_cache if sensitivity else "u8" if recipe.activations else "f16"
     give_back_memory()
+    logger.info("writing the IR, and auditing it")
     with new_folder(out_dir) as partial:
         export_ir(fake, tokenizer, partial, kv_cache)
         audit = _passed_audit(partial, Path(out_dir).resolve())

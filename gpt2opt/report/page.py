@@ -52,7 +52,7 @@ def _run(record: Record, heading: str) -> dict[str, Any]:
         "protocols": dict.fromkeys(m.quality.protocol for m in record.measurements() if m.quality),
         "machine": machine_changes(record),
         "products": explain_products(audit["prefill"], audit["decode"]) if audit else "",
-        "charts": {name: {"words": describe(figure), "svg": _svg(figure)} for name, figure in draw_charts(record)},
+        "charts": [{"words": describe(figure), "svg": _svg(figure)} for _, figure in draw_charts(record)],
     }
 
 

@@ -104,11 +104,13 @@ class Run:
                 raise ValueError(f"{name!r} needs {other!r}, which has not been measured yet; measure that first")
         weights_in = self._keep(name, model, folder)
         environment.give_back_memory()  # what training left on a GPU
+        logger.info("%s: what it answers", name)
         models = {one: load_measured(self.folder(one)) for one in (name, role.reference) if one}
         measured = measure_answers(name, folder, models, self.tokenizer, self.workload, self.settings.new_tokens)
         if not role.control:
             self._forget_traces(STAGES.index(role.stage) + 1)
         if role.speed:
+            logger.info("%s: where its time goes, its latency in turns with others, its memory", name)
             self._trace(name, models)
             del models
             latencies = self._time(name)
@@ -206,6 +208,8 @@ def start_run(model: str = "auto", text: str = "auto", out: str | Path = "artifa
         check_file(result)
     chosen = Settings(**settings)
     found, texts = find_model(model), find_texts(text)
+    if Path(out).resolve() in found.path.resolve().parents:
+        raise ValueError(f"the model {found.path} is in {out}, the folder of a run, and a new run would remove it; name another folder")
     tokenizer, loaded = load_model(found.path)
     heads_per_layer(loaded)
     chosen = fit_to_context(chosen, window_length(tokenizer))

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2opt.settings import QUANTIZE
+
 NAME = "gpt2opt.json"
 SCHEMA = "gpt2opt.ir/4"
 IR_NAME, IR_WEIGHTS = IR_FILES = ("openvino_model.xml", "openvino_model.bin")
@@ -30,6 +32,12 @@ class Manifest:
 def is_ir(directory: Path | str) -> bool:
     """Return whether a directory holds an IR."""
     return Path(directory, IR_NAME).exists()
+
+
+def ir_of_run(directory: Path | str) -> Path:
+    """Return the folder of a run's INT8 model, given that of the run; any other directory as it is."""
+    int8 = Path(directory, QUANTIZE)
+    return int8 if is_ir(int8) and not is_ir(directory) else Path(directory)
 
 
 def write_manifest(directory: Path, weights: str, kv_cache: str, made_from: str | None) -> None:

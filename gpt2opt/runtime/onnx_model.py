@@ -18,11 +18,12 @@ ONNX_NAME = "model.onnx"
 MISSING = "ONNX Runtime is not installed: `pip install 'gpt2opt[onnx]'` brings it, and backend='openvino' works without it"
 
 
-def load_onnx(directory: Path | str, num_threads: int | None = None) -> "OnnxModel":
-    """Load what `export_onnx` wrote for the CPU. num_threads: all that this process may use by default."""
-    onnxruntime, path, context = require_onnxruntime(), Path(directory, ONNX_NAME), read_config(directory, "n_positions")
+def load_onnx(place: Path | str, num_threads: int | None = None) -> "OnnxModel":
+    """Load what `export_onnx` wrote, a directory, for the CPU; or the ONNX file in it. num_threads: all of this process by default."""
+    onnxruntime, path = require_onnxruntime(), Path(place) if Path(place).suffix == ".onnx" else Path(place, ONNX_NAME)
+    context = read_config(path.parent, "n_positions")
     if not path.is_file():
-        raise ValueError(f"no {ONNX_NAME} in {directory}; name a directory that export_onnx wrote")
+        raise ValueError(f"no {path.name} in {path.parent}; name a directory that export_onnx wrote")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = num_threads or threads(), 1
     options.log_severity_level = 3  # errors; they are raised too
@@ -52,6 +53,14 @@ class OnnxModel:
         self.outputs = [port.name for port in session.get_outputs()]
         self.vocab_size = session.get_outputs()[0].shape[-1]
 
+    def logits(self, input_ids: np.ndarray) -> np.ndarray:
+        """Return the logits (B, T, V) of whole sequences (B, T): token by token if the graph gives those of the last position alone."""
+        every = self.decoder(input_ids).read_prompts()
+        if every.shape[:2] == input_ids.shape:
+            return every
+        decoder = self.decoder(input_ids[:, :1])
+        return np.stack([decoder.prefill(), *(decoder.decode(ids[:, None]) for ids in input_ids[:, 1:].T)], 1)
+
     def decoder(self, prompts: np.ndarray | Sequence[Sequence[int]], max_new_tokens: int = 0) -> "OnnxDecoder":
         """Return a decoder of B prompts of any lengths; see `gpt2opt.decoding.decoder.Model`."""
         return OnnxDecoder(self, check_prompts(prompts, max_new_tokens, self.context, self.vocab_size))
@@ -69,6 +78,10 @@ class OnnxDecoder:
 
     def prefill(self) -> np.ndarray:
         """Read the prompts; return the logits (B, V) of their last tokens."""
+        return self.read_prompts()[:, -1]
+
+    def read_prompts(self) -> np.ndarray:
+        """Read the prompts; return the logits that the graph gives: (B, T, V), or (B, 1, V) of the last tokens alone."""
         self.read = np.array([len(ids) for ids in self.prompts])
         width = self.read.max()
         self.mask = (np.arange(width) >= width - self.read[:, None]).astype(np.int64)
@@ -86,7 +99,7 @@ class OnnxDecoder:
         check_fits(int(self.read.max()) + 1, 0, self.model.context)
         self.read = self.read + 1
         self.mask = np.pad(self.mask, ((0, 0), (0, 1)), constant_values=1)
-        return self._run(np.ascontiguousarray(ids, np.int64))
+        return self._run(np.ascontiguousarray(ids, np.int64))[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these sequences, in this order; columns that only padded for those that leave are dropped."""
@@ -98,9 +111,9 @@ class OnnxDecoder:
     def _run(self, ids: np.ndarray) -> np.ndarray:
         session, binding = self.model.session, self.model.session.io_binding()
         positions = self.read[:, None] - ids.shape[1] + np.arange(ids.shape[1])
-        binding.bind_cpu_input("input_ids", ids)
-        binding.bind_cpu_input("attention_mask", self.mask)
-        binding.bind_cpu_input("position_ids", positions.clip(0))
+        inputs = {"input_ids": ids, "attention_mask": self.mask, "position_ids": positions.clip(0)}
+        for name in inputs.keys() & self.model.inputs.keys():
+            binding.bind_cpu_input(name, inputs[name])
         for name, value in self.cache.items():
             binding.bind_ortvalue_input(name, value)
         for name in self.model.outputs:
@@ -108,7 +121,7 @@ class OnnxDecoder:
         session.run_with_iobinding(binding)
         out = dict(zip(self.model.outputs, binding.get_outputs(), strict=True))
         self.cache = {name: out[name.replace("past_key_values", "present")] for name in self.cache}
-        return out["logits"].numpy()[:, -1]
+        return out["logits"].numpy()
 
 
 def _on_cpu(states: np.ndarray) -> Any:

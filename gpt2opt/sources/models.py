@@ -8,6 +8,7 @@ from typing import Any
 
 from gpt2opt.environment import at_least
 from gpt2opt.errors import raise_cause
+from gpt2opt.settings import FINETUNE, PROFILE, PRUNE
 from gpt2opt.sources.gpt2 import CROSS_ATTENTION, check_finite, check_ids, fit_width_to_heads, fold_attention_scale
 from gpt2opt.sources.hub import find_snapshot, names_of
 from gpt2opt.storage import WEIGHTS, WEIGHTS_INDEX, new_folder, torch_weights
@@ -58,8 +59,8 @@ STAND_IN = FoundModel("bundled", "package, as a stand-in for gpt2, which neither
 def find_model(model_id: str = "auto") -> FoundModel:
     """Find a GPT-2 on this disk or on the hub.
 
-    model_id: a directory, a hub id (`gpt2`, `gpt2-medium`, …), `bundled`, or `auto`: the environment variable GPT2OPT_MODEL, else `gpt2`,
-    else the bundled model, which then is named as a stand-in.
+    model_id: a directory, or the folder of a run, of which the last torch model is taken; a hub id (`gpt2`, `gpt2-medium`, …); `bundled`;
+    or `auto`: the environment variable GPT2OPT_MODEL, else `gpt2`, else the bundled model, which then is named as a stand-in.
 
     Raises:
         ValueError: the model that was asked for can't be found, or is not a GPT-2.
@@ -70,8 +71,9 @@ def find_model(model_id: str = "auto") -> FoundModel:
     if asked == "bundled":
         return FoundModel("bundled", origin, BUNDLED)
     if asked and Path(asked).is_dir():
-        check_gpt2(Path(asked))
-        return FoundModel(Path(asked).resolve().name, origin, Path(asked))
+        directory = _torch_of_run(Path(asked))
+        check_gpt2(directory)
+        return FoundModel(directory.resolve().name, origin, directory)
     if asked and ((os.sep in asked and asked.count("/") != 1) or asked.startswith((".", "~"))):
         raise ValueError(f"no directory {asked!r}; name one that holds config.json and model.safetensors, or a hub id such as gpt2")
     if found := find_snapshot(asked or DEFAULT, PATTERNS, is_complete):
@@ -84,6 +86,12 @@ def find_model(model_id: str = "auto") -> FoundModel:
             "check the name and the connection, or use model='bundled'"
         )
     return STAND_IN
+
+
+def _torch_of_run(directory: Path) -> Path:
+    """Return the folder of the last torch model of a run, given that of the run; any other directory as it is."""
+    stages = (Path(directory, stage) for stage in (FINETUNE, PRUNE, PROFILE))
+    return next((stage for stage in stages if torch_weights(stage) and not torch_weights(directory)), directory)
 
 
 def is_complete(path: Path) -> bool:

@@ -248,6 +248,7 @@ def test_the_hub_and_the_cache_are_told_and_what_stands_in(answers, cached, hub,
     assert all(name in second.found for name in cached)
     assert do in second.do
     assert second.state == (NOTE if do else OK)
+    assert first.state == (NOTE if answers is False else OK), "a hub that does not answer is not ok"
 
 
 def test_only_what_is_whole_counts_as_cached(tmp_path, monkeypatch):

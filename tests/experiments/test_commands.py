@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from experiments import docs
 from experiments.__main__ import main
-from experiments.contract import EXPERIMENTS, Entry, Option, hash_of, read_result_of
+from experiments.contract import EXPERIMENTS, Entry, Option, hash_of, read_result_of, write_charts
 from experiments.docs import ROOT
 from gpt2opt.storage import claim_folder
 from tests.experiments.stub_experiment import StubResult
@@ -35,6 +37,15 @@ def test_help_names_every_experiment_and_loads_neither_torch_nor_openvino():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "False False", done.stderr
     assert all(name in done.stdout for name in (*EXPERIMENTS, "docs"))
+
+
+@pytest.mark.parametrize("option", [option for entry in EXPERIMENTS.values() for option in entry.options if option.least])
+def test_a_number_that_is_too_small_is_refused_before_anything_is_imported(option, capsys, monkeypatch):
+    monkeypatch.setattr(Entry, "load", lambda entry: pytest.fail("its libraries were imported"))
+    (name,) = [name for name, entry in EXPERIMENTS.items() if option in entry.options]
+    least, why = option.least
+    assert main([name, f"--{option.name}", str(least - 1)]) == 2
+    assert f"{option.name}={least - 1}, expected at least {least}: {why}" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -119,3 +130,13 @@ def test_wrong_input_gets_one_line_and_exit_code_2(case, tmp_path, monkeypatch, 
     assert len([line for line in captured.err.splitlines() if line.startswith("gpt2opt:")]) == 1
     assert captured.out == ""
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_a_picture_of_a_document_has_the_words_of_its_chart(tmp_path):
+    figure = Figure()
+    figure.suptitle("Time [95%] — less is better")
+    (tmp_path / "result.json").write_text("{}")
+    write_charts({"chart": figure}, tmp_path, tmp_path / "result.json")
+    assert docs.words_of(tmp_path / "chart.png") == "Time (95%) — less is better"
+    Image.new("L", (1, 1)).save(tmp_path / "other.png")
+    assert docs.words_of(tmp_path / "other.png") == ""

@@ -452,16 +452,19 @@ def test_many_comparisons_need_a_clearer_difference(result):
     assert verdict_on(30) == verdicts.EVEN
 
 
-def test_one_row_says_what_the_decode_step_is_worth_on_each_kind_of_cpu(result):
-    by_step = dataclasses.replace(engine_result("ours", 0.01), decode="decode step")
-    control = dataclasses.replace(engine_result("ours, OpenVINO decodes", 0.02), decode="openvino")
-    after = dataclasses.replace(result, engines=(by_step, control, engine_result("peer", 0.04)))
-    fallen_back = dataclasses.replace(result, engines=(dataclasses.replace(by_step, decode="openvino"), *after.engines[1:]))
-    shown = tables.decode_table({"avx2": result, "avx512_vnni": after, "amx": fallen_back})
-    before = "all figures here are from before the decode step"
-    assert shown.rows == (
-        ("TPOT, INT8", before, "0.50 [0.50, 0.50] × OpenVINO's decoding; 0.25 [0.25, 0.25] × the best other engine's", before),
-    )
+def test_optimum_intels_own_int8_stands_beside_ours_on_each_kind_of_cpu(result):
+    ours = dataclasses.replace(engine_result("ours", 0.01), decode="decode step", fidelity=Fidelity((0.2, 0.6), (9, 9), 10))
+    theirs = dataclasses.replace(engine_result("OpenVINO INT8", 0.02), fidelity=Fidelity((1.0, 1.0), (8, 9), 10))
+    after = dataclasses.replace(result, engines=(ours, theirs))
+    before = dataclasses.replace(result, engines=(*result.engines, engine_result("OpenVINO INT8", 0.03)))
+    shown = tables.optimum_table({"avx2": before, "avx512_vnni": after})
+    assert shown.header[0] == "optimum-intel's INT8, gpt2 [95%]"
+    assert [label.endswith("(before the decode step)") for label in shown.header[1:]] == [True, False]
+    rows = {row[0]: row[1:] for row in shown.rows}
+    assert rows["TPOT after 512, ÷ ours"][1] == "2.00 [2.00, 2.00]"
+    assert rows["same top token as FP32"] == ("–", "85.0%; ours 90.0%")
+    assert rows["KL from FP32, nats per token"][1].startswith("0.10000 [")
+    assert "; ours 0.04000 [" in rows["KL from FP32, nats per token"][1]
     assert "Ours decoded by: decode step." in tables.caption(after)
     assert "Taken before the decode step" in tables.caption(result)
 

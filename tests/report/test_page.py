@@ -59,15 +59,18 @@ def write(tmp_path_factory):
 def test_the_page_holds_every_table_and_chart_in_order_and_asks_nothing_of_a_network(record, write):
     html, page = write(record)
     assert page.headings == [
-        "The run", "Environment", "Settings", "Summary", "Timed in turns",
+        "The run", "Charts", "Environment", "Settings", "Summary", "Timed in turns",
         "Distance from the reference model", "What each model writes",
-        "Memory", "Memory at rest", "INT8 audit", "Charts", "Trade-off", "Provenance",
+        "Memory", "Memory at rest", "INT8 audit", "Trade-off", "Provenance",
     ]  # fmt: skip
     for table in record_tables(record).values():
         for row in (table.header, *table.rows):
             assert set(row) <= set(page.words)
     assert not any("the run stopped there" in words for words in page.words)
     assert page.tags.count("img") == 8
+    assert page.tags.index("table") > max(place for place, tag in enumerate(page.tags) if tag == "img"), "charts come first"
+    (folded,) = re.findall(r"<details>(.*?)</details>", html, re.DOTALL)
+    assert record.prompts[0].split()[0] in folded
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
     assert "url(" not in html

@@ -134,7 +134,8 @@ def check_sources() -> list[Finding]:
     hub = {True: "answers", False: f"does not answer within {TIMEOUT_S:.0f} s", None: "not asked: HF_HUB_OFFLINE is set"}[answers]
     do = f"{'; '.join(replaced)}: connect, or set GPT2OPT_MODEL and GPT2OPT_TEXT" if replaced and not answers else ""
     found = f"holds {', '.join(cached)}" if cached else "holds no GPT-2 and no WikiText-2"
-    return [Finding("hub", hub), Finding("local cache", found, NOTE if do else OK, do)]
+    ask = "what the local cache holds is used; connect for the rest, or set HF_HUB_OFFLINE=1 and nothing waits for it"
+    return [Finding("hub", hub, *((NOTE, ask) if answers is False else ())), Finding("local cache", found, NOTE if do else OK, do)]
 
 
 def in_cache() -> list[str]:

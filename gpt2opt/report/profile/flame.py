@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from gpt2opt.measure.call_tree import FRAME, Node
-from gpt2opt.measure.trace_file import TRACE_NAME
+from gpt2opt.measure.trace_file import is_trace
 from gpt2opt.report.chart import CONTROL, color
 from gpt2opt.report.profile.summary import MODELS, read_calls
 
@@ -24,9 +24,11 @@ def flame_graph(trace_folder: Path | str) -> "FlameGraph":
         ValueError: there is no trace in the folder, or it can't be read.
     """
     folder = Path(trace_folder)
-    if not (folder / TRACE_NAME).exists():
-        raise ValueError(f"no trace in {folder}; record_trace(work, {str(folder)!r}) writes one")
-    *_, root = read_calls(folder / TRACE_NAME)
+    found = [path for path in sorted(folder.glob("*")) if is_trace(path)]
+    if len(found) != 1:
+        what = f"traces in {folder}, expected one: a .json or .json.gz file of any name"
+        raise ValueError(f"{len(found) or 'no'} {what}; record_trace(work, {str(folder)!r}) writes one")
+    *_, root = read_calls(*found)
     return FlameGraph(folder.resolve().name, root, "gpu_us" if root.gpu_us else "cpu_us")
 
 

@@ -35,6 +35,7 @@ def page(profiles: Sequence[dict[str, Any]]) -> str:
         policy=f"sha256-{script_hash()}",
         style=Markup((PARTS / "page.css").read_text(encoding="utf-8")),
         profiles=Markup(data),
+        summaries=profiles,
         script=Markup(script()),
     )
 

@@ -3,6 +3,7 @@
 TensorBoard finds it by the entry point `tensorboard_plugins` of this package: `tensorboard --logdir traces` is enough.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from gpt2opt.measure.trace_file import PATTERN
+from gpt2opt.measure.trace_file import is_trace
 from gpt2opt.report.profile.page import PARTS, page, script_hash
 from gpt2opt.report.profile.summary import summarize
 
@@ -27,19 +28,19 @@ class ProfilePlugin(base_plugin.TBPlugin):
         return {"/index.js": wrappers.Request.application(self._frame), "/page.html": wrappers.Request.application(self._page)}
 
     def is_active(self) -> bool:
-        return any(self.log_dir.rglob(PATTERN))
+        return any(map(is_trace, self.log_dir.rglob("*.json*")))
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Profiles", disable_reload=True)
 
     def profiles(self) -> list[dict[str, Any]]:
         """Return what the page shows of each trace; of one that can't be read, why."""
-        return [self._summary(path) for path in sorted(self.log_dir.rglob(PATTERN))]
+        return [self._summary(path) for path in sorted(filter(is_trace, self.log_dir.rglob("*.json*")))]
 
     def _summary(self, path: Path) -> dict[str, Any]:
         inside = path.parent.relative_to(self.log_dir).as_posix()
-        alone = len(list(path.parent.glob(PATTERN))) == 1
-        name = path.name.split(".pt.trace.json")[0] if inside == "." or not alone else inside
+        alone = sum(map(is_trace, path.parent.glob("*.json*"))) == 1
+        name = re.sub(r"(\.pt\.trace)?\.json.*", "", path.name) if inside == "." or not alone else inside
         try:
             return summarize(path, name)
         except (ValueError, OSError) as error:

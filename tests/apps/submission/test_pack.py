@@ -1,10 +1,12 @@
 import json
 import re
+import sys
 import zipfile
 
 import pytest
 
 from gpt2opt.apps.submission.pack import MARKER
+from gpt2opt.apps.submission.points import OF_THE_RECORD, POINTS
 from gpt2opt.cli import main
 from tests.apps.submission.test_secrets import KEYS
 
@@ -109,3 +111,24 @@ def test_wrong_input_gets_one_line_and_exit_code_2(case, command, project, monke
     assert message in captured.err
     assert len(captured.err.splitlines()) == 1
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_on_a_terminal_the_table_is_as_wide_as_that_and_json_comes_only_when_asked(options, project, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["check", str(project.write()), *options]) == 0
+    *lines, told = capsys.readouterr().out.splitlines()
+    if options:
+        assert json.loads(told)["passed"] is True
+        told = lines.pop()
+    assert max(map(len, lines)) <= 100
+    unsure = sum("can't tell" in line for line in lines)
+    assert told == f"{len(POINTS) - unsure} of {len(POINTS)} points met, {unsure} can't be told"
+
+
+def test_the_points_that_are_met_are_counted(project, capsys):
+    project.source("train", "EPOCHS = 2", "EPOCHS = 20")
+    assert main(["check", str(project.write())]) == 1
+    *_, told, _ = capsys.readouterr().out.splitlines()
+    assert told == f"{len(POINTS) - len(OF_THE_RECORD) - 1} of {len(POINTS)} points met, {len(OF_THE_RECORD)} can't be told"

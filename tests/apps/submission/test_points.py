@@ -85,7 +85,7 @@ BROKEN = {
     "chart of latency": (output("latency", new_output("stream", text="12 ms")), "no code cell that names latency has a picture"),
     "chart of perplexity": (output("perplexity", new_output("stream", text="12")), "no code cell that names perplexity has a picture"),
     "chart of memory": (output("memory", new_output("stream", text="12 MB")), "no code cell that names memory has a picture"),
-    "traces present and not empty": (lambda project: shutil.rmtree(project.traces), "no profiler trace (*trace.json, "),
+    "traces present and not empty": (lambda project: shutil.rmtree(project.traces), "no profiler trace (.json or .json.gz, of any name)"),
     "traces present and not empty, operators": (trace('{"traceEvents": [{"ph": "M"}]}'), "no operator among them"),
     "traces present and not empty, JSON": (trace("cut"), "is no trace in Chrome's format (JSONDecodeError"),
     "no key or token": (change("load", "# TODO:", f"login('{TOKEN}') #"), "code cell 1: Hugging Face token hf_aB…"),

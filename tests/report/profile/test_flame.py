@@ -1,3 +1,4 @@
+import gzip
 import re
 from html.parser import HTMLParser
 
@@ -75,5 +76,19 @@ def test_it_stays_small_and_leaves_out_what_can_not_be_seen(tmp_path):
 
 
 def test_a_folder_without_a_trace_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"no trace in .*; record_trace\(work, '.*'\) writes one"):
+    expected = r"traces in .*, expected one: a \.json or \.json\.gz file of any name; record_trace\(work, '.*'\) writes one"
+    with pytest.raises(ValueError, match=f"no {expected}"):
         flame_graph(tmp_path)
+    for name in ("first", "second"):
+        write(tmp_path, cpu_events()).rename(tmp_path / f"{name}.json.gz")
+    with pytest.raises(ValueError, match=f"2 {expected}"):
+        flame_graph(tmp_path)
+
+
+def test_a_trace_of_any_name_is_taken(tmp_path):
+    content = gzip.decompress(write(tmp_path / "1-profile", cpu_events()).read_bytes())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "profiling results.json").write_bytes(content)
+    (tmp_path / "mine" / "run.json").write_text('{"schema": "mine"}')
+    mine, ours = (repr(flame_graph(tmp_path / name)) for name in ("mine", "1-profile"))
+    assert mine.splitlines()[1:] == ours.splitlines()[1:]

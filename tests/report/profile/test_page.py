@@ -134,3 +134,13 @@ def test_the_share_of_an_operator_is_the_same_on_the_page_and_in_the_notebook(tm
     record = make_record()
     record.models["Baseline"].facts.update(operator_seconds=read_trace(path.parent).operators, known_perplexities=None)
     assert f"aten::addmm takes {first / (first + sum(others)):.0%} of the own time of all operators" in conclude_profile(record)
+
+
+def test_where_no_script_runs_there_is_a_table_of_operators_and_what_to_do(tmp_path):
+    html = page(
+        [summarize(write(tmp_path / "a", [event("aten::<b>", 0, 30), event("aten::add", 40, 10), event("aten::add", 50, 10)]), "a")]
+    )
+    still = re.search(r"<noscript>(.*?)</noscript>", html, re.DOTALL)[1]
+    assert "press <b>Trust HTML</b>" in still
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(<td>.*?)</tr>", still, re.DOTALL)]
+    assert rows == [["aten::&lt;b&gt;", "0.03", "60.0%", "1"], ["aten::add", "0.02", "40.0%", "2"]]

@@ -57,6 +57,13 @@ def test_a_trace_and_a_record_that_come_later_are_seen(tmp_path):
     assert "1-profile" in plugin.profiles()[1]["ratios"]
 
 
+def test_a_trace_of_any_name_is_shown_and_other_json_is_not(tmp_path):
+    write(tmp_path, cpu_events()).rename(tmp_path / "of a worker.json.gz")
+    (tmp_path / "run.json").write_text("{}")
+    assert plugin_of(tmp_path).is_active()
+    assert [profile["name"] for profile in plugin_of(tmp_path).profiles()] == ["of a worker"]
+
+
 def test_a_broken_trace_is_told_of_and_the_others_are_shown(tmp_path):
     write(tmp_path / "1-profile", cpu_events())
     (tmp_path / "bad").mkdir()
