@@ -81,13 +81,13 @@ def prune_linears(model: GPT2LMHeadModel, share: float = LINEARS_SHARE) -> Linea
     for module in found.values():
         prune.l1_unstructured(module, "weight", share)
         prune.remove(module, "weight")
-    weights = [module.weight for module in found.values()]
     return Linears(
         tuple(found),
-        sum(isinstance(module, nn.Linear | Conv1D) for module in model.modules()),
-        sum(weight.numel() for weight in weights),
-        *(sum(int((weight == 0).sum()) for weight in each) for each in (weights, [model.transformer.wte.weight])),
-        model.num_parameters(),
+        matrices=sum(isinstance(module, nn.Linear | Conv1D) for module in model.modules()),
+        weights=sum(module.weight.numel() for module in found.values()),
+        zeros=sum(int((module.weight == 0).sum()) for module in found.values()),
+        embedding_zeros=int((model.transformer.wte.weight == 0).sum()),
+        parameters=model.num_parameters(),
     )
 
 

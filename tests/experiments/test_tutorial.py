@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-TUTORIAL = ROOT / "docs" / "tutorial-grid.ipynb"
+TUTORIAL = ROOT / "tutorials" / "grid.ipynb"
 
 
 def code_cells(path) -> list:
