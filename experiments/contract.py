@@ -124,6 +124,10 @@ EXPERIMENTS = {
             MODEL,
             Option("text", "auto", "imdb, a CSV with a column review or text, a UTF-8 file, docs or auto"),
             Option("rounds", 3, "timed rounds"),
+            Option("epochs", 1.0, "of fine-tuning, the same for all models"),
+            Option("train_bytes", 40_000, "bytes of text that they are fine-tuned on"),
+            Option("score_bytes", 16_000, "bytes of the text's scored part"),
+            Option("keep", "", "folder in which all models stay, for `gpt2opt generate` and `gpt2opt perplexity`; by default none does"),
         ),
         ("grid",),
     ),
@@ -131,7 +135,11 @@ EXPERIMENTS = {
         "experiments.classifier.report",
         "take DistilBERT, or any sequence classifier, through FP16 and INT8 in three runtimes: size, latency, INT8 layers and answers",
         (
-            Option("model", "auto", "directory, hub id, random (DistilBERT's architecture with random weights) or auto"),
+            Option(
+                "model",
+                "auto",
+                "directory, hub id, small (trained, and there already), random (DistilBERT's architecture) or auto",
+            ),
             Option("data", "auto", "folder with SST-2, sst2, docstrings or auto"),
             Option("runs", 100, "timed runs of each variant"),
             Option("tokens", 16, "tokens of a timed text"),

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 LAUNCHERS = {"torchrun", "accelerate"}
-OTHERS = {"git", "ovms", "cd", "pip", "docker", "curl", "for", "tests/gpu/run.sh", "tests/browser/install.sh"}
+OTHERS = {"git", "ovms", "cd", "pip", "docker", "curl", "for", "kaggle", "unzip", "tests/gpu/run.sh", "tests/browser/install.sh"}
 
 
 def commands() -> list[str]:

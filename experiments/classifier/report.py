@@ -9,15 +9,18 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.charts import bar, name_rows
-from experiments.classifier.run import ClassifierResult, VariantResult, compare_variants
-from experiments.contract import Experiment
+from experiments.classifier.demo import demo_blocks
+from experiments.classifier.run import BATCHES, ClassifierResult, VariantResult, compare_variants
+from experiments.contract import Experiment, findings_table
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.results import percentile
-from gpt2opt.measure.stats import PERCENT, Estimate, mcnemar, over_documents, paired_ratio, paired_share_difference
+from gpt2opt.measure.stats import PERCENT, Estimate, over_documents, paired_ratio, paired_share_difference, share
 from gpt2opt.measure.turns import again
 from gpt2opt.report.chart import COLORS, CONTROL
 from gpt2opt.report.tables import MISSING, Table, megabytes, milliseconds, table
 
+ONE = "1"
+"""The size of a batch of one text."""
 PRECISION_COLORS = {32: COLORS["FP32"], 16: COLORS["Baseline"], 8: COLORS["INT8"]}
 
 
@@ -60,44 +63,71 @@ def _mean_f1(*totals: np.ndarray) -> np.ndarray:
 
 
 def size_table(result: ClassifierResult) -> Table:
-    """Show what each variant takes as saved, how many times smaller it is, and how many of its Linear layers really are INT8."""
+    """Show what each variant takes as saved and in memory, and how many of its Linear layers really are INT8."""
     rows = []
     for variant in result.variants:
         if variant.left_out:
-            rows.append((variant.name, *[MISSING] * 5, f"left out: {variant.left_out}"))
+            rows.append((variant.name, *[MISSING] * 6, f"left out: {variant.left_out}"))
             continue
         assert variant.size_bytes
         assert variant.int8
         assert result.base.size_bytes
         smaller = f"{result.base.size_bytes / variant.size_bytes:.2f}"
+        resident = megabytes(variant.peak_rss_bytes) if variant.peak_rss_bytes else MISSING
         layers = [f"{count} of {result.linears}" for count in (variant.int8.stored, variant.int8.multiplied)]
-        rows.append((variant.name, megabytes(variant.size_bytes), smaller, *layers, f"{variant.package} {variant.version}", variant.note))
-    return table(("variant", "saved, MB", "times smaller", "Linear stored in INT8", "Linear multiplied in INT8", "package", "how"), rows)
+        package = f"{variant.package} {variant.version}"
+        rows.append((variant.name, megabytes(variant.size_bytes), smaller, resident, *layers, package, variant.note))
+    header = (
+        "variant", "saved, MB", "times smaller", "peak RSS, MB", "Linear stored in INT8", "Linear multiplied in INT8", "package", "how",
+    )  # fmt: skip
+    return table(header, rows)
 
 
 def latency_table(result: ClassifierResult) -> Table:
     """Show the latency of each variant, how many times as fast as torch FP32 it is, and what the runtime and the precision each give."""
     rows = []
-    for variant in result.measured:
-        own = result.fp32_of(variant)
+    for variant in _with_again(result):
+        own = result.fp32_of(variant) if variant in result.measured else None
         factors = (_factor(variant, result.base), _factor(own, result.base), _factor(variant, own))
         rows.append((variant.name, *_quantiles(variant.samples_s), *factors))
-    if result.again_s:
-        twice = replace(result.base, name=again(result.base.name), samples_s=result.again_s)
-        rows.insert(1, (twice.name, *_quantiles(twice.samples_s), _factor(twice, result.base), MISSING, MISSING))
     header = ("variant", "p50, ms", "p95", "p99", f"times as fast [{PERCENT}]", "of it the runtime", "of it the precision")
     return table(header, rows)
+
+
+def batch_table(result: ClassifierResult) -> Table:
+    """Show the latency of one text and of batches, and how many times as fast as torch FP32 a variant reads each of them."""
+
+    def cell(variant: VariantResult, size: str) -> str:
+        samples = _samples(variant, size)
+        if not samples:
+            return MISSING
+        return f"{milliseconds(statistics.median(samples))}; {_factor(variant, result.base, size)}"
+
+    sizes = [ONE, *map(str, BATCHES)]
+    header = ("variant", *(f"batch of {size}, ms; times as fast [{PERCENT}]" for size in sizes))
+    return table(header, [(variant.name, *(cell(variant, size) for size in sizes)) for variant in _with_again(result)])
+
+
+def _with_again(result: ClassifierResult) -> list[VariantResult]:
+    """Return what was measured, the first variant a second time behind it, if it had a second process (A/A)."""
+    base, *others = result.measured
+    twice = replace(base, name=again(base.name), samples_s=result.again_s, batches=result.again_batches)
+    return [base, *([twice] if result.again_s else []), *others]
 
 
 def _quantiles(samples_s: Sequence[float]) -> list[str]:
     return [milliseconds(percentile(samples_s, share)) for share in (0.5, 0.95, 0.99)]
 
 
-def _factor(variant: VariantResult | None, base: VariantResult | None) -> str:
-    """Show how many times as fast as `base` a variant is, run by run."""
-    if variant is None or base is None:
+def _samples(variant: VariantResult, size: str) -> tuple[float, ...]:
+    return variant.samples_s if size == ONE else variant.batches.get(size, ())
+
+
+def _factor(variant: VariantResult | None, base: VariantResult | None, size: str = ONE) -> str:
+    """Show how many times as fast as `base` a variant is, run by run; times of two devices are not divided."""
+    if variant is None or base is None or variant.device != base.device:
         return MISSING
-    ratio = paired_ratio(base.samples_s, variant.samples_s)
+    ratio = paired_ratio(_samples(base, size), _samples(variant, size))
     return "1" if variant is base else f"{ratio}" + ("" if ratio.measurable else ", no measurable difference")
 
 
@@ -106,8 +136,7 @@ def answer_table(result: ClassifierResult) -> Table:
     rows = []
     for variant in result.measured:
         right, base = hits(result, variant), hits(result, result.base)
-        accuracy = over_documents(np.divide, right, np.ones(len(right)), tokens=np.ones(len(right)))
-        row = [variant.name, f"{accuracy:.4f}", f"{macro_f1(result, variant):.4f}"]
+        row = [variant.name, f"{share(sum(right), len(right)):.4f}", f"{macro_f1(result, variant):.4f}"]
         if variant is result.base:
             rows.append((*row, *[""] * 4))
             continue
@@ -121,6 +150,13 @@ def answer_table(result: ClassifierResult) -> Table:
         "answers changed", "McNemar p",
     )  # fmt: skip
     return table(header, rows)
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """Return the p-value of McNemar's exact test: a case that only one of two hits is as likely to be the one's as the other's."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def caption(result: ClassifierResult) -> str:
@@ -173,7 +209,9 @@ EXPERIMENT = Experiment(
     tables=lambda result: {
         "Size, and what really is INT8": size_table(result),
         "Latency": latency_table(result),
+        "Latency of batches": batch_table(result),
         "Answers on the same texts": answer_table(result),
+        **{f"The block that the demo ends with, for {name}": findings_table(lines) for name, lines in demo_blocks(result).items()},
     },
     charts=lambda result: {"classifier": plot_classifier(result)[0].figure},
     caption=caption,

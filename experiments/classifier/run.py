@@ -1,14 +1,14 @@
 """Take a sequence classifier through FP16 and INT8 in three runtimes: size, latency in turns, and the answers on the same texts.
 
 Where the real DistilBERT can't be had, its architecture with random weights gives size and speed, which do not depend on the weights, and
-a small DistilBERT that is trained here gives the answers.
+a small DistilBERT that lies here gives the answers.
 """
 
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
 from experiments.classifier.tasks import CALIBRATION_TEXTS, Task, find_task
-from experiments.classifier.training import random_full_size, train_small
-from experiments.classifier.variants import VARIANTS, Int8Layers, Subject, TorchFp32, Variant
+from experiments.classifier.training import SMALL, random_full_size, train_small
+from experiments.classifier.variants import TRAINED_ROWS, VARIANTS, Int8Layers, Subject, TorchFp32, Variant
 from experiments.contract import choose, slug
 from experiments.race.engines.base import Case, make_prompts, started
 from gpt2opt import environment
@@ -33,7 +33,9 @@ from gpt2opt.storage import WEIGHTS, torch_weights
 
 DISTILBERT = "distilbert-base-uncased-finetuned-sst-2-english"
 PATTERNS = ["*.json", "model*.safetensors", "vocab.txt", "merges.txt"]
-CHOICES = f"a directory with a sequence classifier, a hub id such as {DISTILBERT}, random or auto"
+CHOICES = f"a directory with a sequence classifier, a hub id such as {DISTILBERT}, small, random or auto"
+BATCHES, BATCH_SHARE = (8, 32), 10
+"""Texts that are read at once, beside one text; a batch gets one run where one text gets ten."""
 FULL_SIZE_BYTES = 4 * 66_955_010
 MAKING_COPIES, LIBRARY_BYTES = 4, 1e9
 """While variants are made there are this many copies of the weights at once, beside what the libraries take."""
@@ -46,7 +48,8 @@ class VariantResult:
     """One form of the classifier. left_out: why it was not measured, None if it was. fp32: the form that computes the same in FP32.
 
     size_bytes: as saved. int8: of the timed model's Linear layers. samples_s: seconds of each timed run, paired with those of the others.
-    answers: the class given to each scored text.
+    answers: the class given to each scored text. Not in older results: device, of torch; batches: number of texts that are read at once ->
+    seconds of each run; peak_rss_bytes: of the process that runs it, after the runs of one text.
     """
 
     name: str
@@ -61,14 +64,17 @@ class VariantResult:
     warmup_runs: int | None = None
     samples_s: tuple[float, ...] = ()
     answers: tuple[int, ...] = ()
+    device: str = "cpu"
+    batches: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    peak_rss_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class ClassifierResult:
     """All forms. timed: the model of size and speed; scored: that of the answers. linears: nn.Linear layers of the timed one.
 
-    data: the texts. truth: their classes, as numbers of `classes`. again_s: samples of the first form in another process; not in older
-    results.
+    data: the texts. truth: their classes, as numbers of `classes`. again_s, again_batches: samples of the first form in another process;
+    not in older results.
     """
 
     environment: dict[str, Any]
@@ -82,6 +88,7 @@ class ClassifierResult:
     truth: tuple[int, ...]
     variants: tuple[VariantResult, ...]
     again_s: tuple[float, ...] = ()
+    again_batches: dict[str, tuple[float, ...]] = field(default_factory=dict)
     schema: str = "gpt2opt.classifier/1"
 
     @property
@@ -106,8 +113,9 @@ def compare_variants(model: str = "auto", data: str = "auto", runs: int = 100, t
     """Make every variant of a classifier, time all of them in turns, and let each answer the same texts; progress goes to stderr.
 
     Args:
-        model: a directory, a hub id, `random` (DistilBERT's architecture with random weights), or `auto`: the DistilBERT of the demo from
-            the local cache or the hub, else random weights, which are then named as a stand-in.
+        model: a directory, a hub id, `small` (a trained DistilBERT that lies here, with the texts it was made for), `random` (DistilBERT's
+            architecture with random weights), or `auto`: the DistilBERT of the demo from the local cache or the hub, else random weights,
+            which are then named as a stand-in.
         data: see `find_task`.
         runs, tokens: timed runs of each variant, at least 2, and tokens of a timed text, the two special ones included.
         variants: names as `slug` writes them, with commas between them; all where empty. What they are compared with joins.
@@ -119,12 +127,13 @@ def compare_variants(model: str = "auto", data: str = "auto", runs: int = 100, t
         raise ValueError(f"runs={runs}, tokens={tokens}; expected at least 2 runs, for an interval, and 2 tokens")
     chosen, found = choose_variants(variants), find_classifier(model)
     check_memory(sum(file.stat().st_size for file in torch_weights(found.path)) if found else FULL_SIZE_BYTES)
-    task = find_task(data)
+    task = find_task("docstrings" if (model, data) == ("small", "auto") else data)
     timed, scored = _subjects(found, model, task, tokens)
     facts: Facts = {variant.name: {"left_out": reason} if (reason := variant().unavailable()) else {} for variant in chosen}
+    twice = facts[again(TorchFp32.name)] = {}
     with tempfile.TemporaryDirectory() as scratch:
         with _started(chosen, timed, Path(scratch, "timed"), facts) as contestants:
-            twice = _time(contestants, timed.model.config.vocab_size, runs, tokens, facts)
+            _time(contestants, timed.model.config.vocab_size, runs, tokens, facts)
             if scored is timed:
                 _score(contestants, scored, task, facts)
         if scored is not timed:
@@ -135,7 +144,8 @@ def compare_variants(model: str = "auto", data: str = "auto", runs: int = 100, t
     linears = sum(isinstance(module, torch.nn.Linear) for module in timed.model.modules())
     return ClassifierResult(
         environment.describe(), timed.name, scored.name, linears, tokens, runs, str(task), task.classes,
-        task.score.labels, tuple(_result(variant, facts[variant.name]) for variant in chosen), twice,
+        task.score.labels, tuple(_result(variant, facts[variant.name]) for variant in chosen),
+        twice.get("samples_s", ()), twice.get("batches", {}),
     )  # fmt: skip
 
 
@@ -158,6 +168,8 @@ def find_classifier(model: str) -> FoundModel | None:
     """Find a sequence classifier on this disk or on the hub; None means DistilBERT's architecture with random weights."""
     if model == "random":
         return None
+    if model == "small":
+        return FoundModel("a small DistilBERT, trained on other texts of this kind", "repository", SMALL)
     if Path(model).is_dir():
         if not torch_weights(Path(model)):
             raise ValueError(f"no {WEIGHTS} in {model}; name {CHOICES}")
@@ -226,27 +238,32 @@ def _subjects(found: FoundModel | None, asked: str, task: Task, tokens: int) -> 
     timed = Subject(name, model, tokenizer)
     if tokens > timed.room:
         raise ValueError(f"tokens={tokens}, expected at most {timed.room}: the model reads no longer texts")
-    if found and not task.stand_in:
+    if found and (not task.stand_in or found.path == SMALL):
         if model.config.num_labels != len(task.classes):
             raise ValueError(
                 f"{found.name} tells {model.config.num_labels} classes apart, {task.name} has {len(task.classes)}; give it its own"
             )
         timed = replace(timed, classes=class_numbers(found.name, model.config, task.classes))
-        timed = timed.calibrated(timed.rows(task.calibration.texts))
+        timed = _with_texts(timed, task)
         return timed, timed
     # Without texts of its own, the timed model is calibrated with random ids: no answer of it is read, and its speed stays the same.
     rows = [make_prompts(Case(tokens, 1), model.config.vocab_size, 1, number)[0].tolist() for number in range(CALIBRATION_TEXTS)]
-    tokenizer, small = train_small(task)
-    trained = f"a DistilBERT of {small.num_parameters():,} parameters, trained here on {len(task.train.texts):,} other texts of this kind"
-    scored = Subject(trained, small, tokenizer)
-    return timed.calibrated(rows), scored.calibrated(scored.rows(task.calibration.texts))
+    tokenizer, small = load_classifier(SMALL) if task.stand_in else train_small(task)
+    trained = f"a DistilBERT of {small.num_parameters():,} parameters, trained on {len(task.train.texts):,} other texts of this kind"
+    return timed.with_rows(rows, rows), _with_texts(Subject(trained, small, tokenizer), task)
+
+
+def _with_texts(subject: Subject, task: Task) -> Subject:
+    return subject.with_rows(subject.rows(task.calibration.texts), subject.rows(task.train.texts[:TRAINED_ROWS]))
 
 
 def _result(variant: type[Variant], facts: dict[str, Any]) -> VariantResult:
     if facts.get("left_out"):  # half of its measurements would mislead
         facts = {"left_out": facts["left_out"]}
     version = environment.installed(variant.package)
-    return VariantResult(variant.name, variant.package, version, variant.note, variant.bits, variant.fp32.name, **facts)
+    return VariantResult(
+        variant.name, variant.package, version, variant.note, variant.bits, variant.fp32.name, device=variant.device, **facts
+    )
 
 
 @contextmanager
@@ -276,24 +293,32 @@ def _started(chosen: Sequence[type[Variant]], subject: Subject, folder: Path, fa
             facts[name]["left_out"] = contestants.left[name]
 
 
-def _time(contestants: Contestants, vocab_size: int, runs: int, tokens: int, facts: Facts) -> tuple[float, ...]:
-    """Time all variants in turns, on a new text in each round; return the samples of the first one in its second process."""
-    case = Case(tokens, 1)
-    turns = contestants.take_turns(
-        "seconds", [case], rounds=runs, arguments=lambda case, number: (make_prompts(case, vocab_size, 0, number),)
-    )
-    *_, outcome = tqdm(turns, total=runs + 1, desc="timing in turns", file=sys.stderr)
-    for name in contestants.names:
-        found = {"samples_s": tuple(outcome.samples[name][case]), "warmup_runs": outcome.warmups[name][case][0]}
+def _time(contestants: Contestants, vocab_size: int, runs: int, tokens: int, facts: Facts) -> None:
+    """Time all variants in turns, on new texts in each round, one at a time and then in batches; the first one has two processes."""
+
+    def in_turns(sizes: Sequence[int], rounds: int) -> Iterator[tuple[str, dict[str, tuple[float, ...]], dict]]:
+        cases = [Case(tokens, 1, size) for size in sizes]
+        turns = contestants.take_turns(
+            "seconds", cases, rounds=rounds, arguments=lambda case, number: (make_prompts(case, vocab_size, 0, number),)
+        )
+        *_, outcome = tqdm(turns, total=rounds + 1, desc=f"timing {' and '.join(map(str, sizes))} in turns", file=sys.stderr)
+        for name in contestants.names:
+            yield name, {str(case.batch_size): tuple(outcome.samples[name][case]) for case in cases}, outcome.warmups[name]
+
+    for name, samples, warmups in in_turns([1], runs):
         with suppress(LeftError):
-            facts.setdefault(name, {}).update(found, int8=contestants.call(name, "int8_layers"))
-    return facts.pop(again(TorchFp32.name), {}).get("samples_s", ())
+            found = {"int8": contestants.call(name, "int8_layers"), "peak_rss_bytes": contestants.call(name, "peak_rss")}
+            facts[name].update(found, samples_s=samples["1"], warmup_runs=next(iter(warmups.values()))[0])
+    for name, samples, _ in in_turns(BATCHES, max(2, runs // BATCH_SHARE)):
+        facts[name]["batches"] = samples
 
 
 def _score(contestants: Contestants, subject: Subject, task: Task, facts: Facts) -> None:
     """Let every variant answer every text."""
     rows = subject.rows(task.score.texts)
-    for name in tqdm([name for name in contestants.names if name in facts], desc=f"answering {len(rows):,} texts", file=sys.stderr):
+    for name in tqdm(
+        [name for name in contestants.names if name != again(TorchFp32.name)], desc=f"answering {len(rows):,} texts", file=sys.stderr
+    ):
         with suppress(LeftError):
             given = contestants.call(name, "answers", rows)
             facts[name]["answers"] = tuple(subject.classes[number] for number in given) if subject.classes else tuple(given)

@@ -16,24 +16,28 @@ import numpy as np
 from experiments.contract import slug
 from experiments.race.engines.base import Runner
 from gpt2opt.environment import has_int8_dot_product, installed
+from gpt2opt.measure.memory import read_peak_rss
 from gpt2opt.runtime.manifest import IR_NAME
 
 TASK = "text-classification"
 MAX_TOKENS = 512
+TRAINED_ROWS = 4096
+"""Texts of the epoch of quantization-aware training: seconds for the small classifier, some minutes for DistilBERT on two cores."""
 
 
 @dataclass(frozen=True)
 class Subject:
     """The classifier that variants are made from.
 
-    calibration: rows of token ids for the static one, without padding. classes: for each number that the model answers with, the number of
-    the texts' class that it means; empty: the numbers are the same.
+    calibration, training: rows of token ids, without padding, for the static variant and for the one that is trained. classes: for each
+    number that the model answers with, the number of the texts' class that it means; empty: the numbers are the same.
     """
 
     name: str
     model: Any
     tokenizer: Any
     calibration: tuple[tuple[int, ...], ...] = ()
+    training: tuple[tuple[int, ...], ...] = ()
     classes: tuple[int, ...] = ()
 
     @property
@@ -46,8 +50,8 @@ class Subject:
         """Return the token ids of each text, cut to what the model reads."""
         return self.tokenizer(list(texts), truncation=True, max_length=self.room).input_ids
 
-    def calibrated(self, rows: Sequence[Sequence[int]]) -> "Subject":
-        return replace(self, calibration=tuple(map(tuple, rows)))
+    def with_rows(self, calibration: Sequence[Sequence[int]], training: Sequence[Sequence[int]]) -> "Subject":
+        return replace(self, calibration=tuple(map(tuple, calibration)), training=tuple(map(tuple, training)))
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,14 @@ class Int8Layers:
 
 
 class Variant(Runner):
-    """One form of the classifier, made from a `Subject`. fp32: the variant that computes the same in FP32. bits: of a weight."""
+    """One form of the classifier, made from a `Subject`.
+
+    fp32: the variant that computes the same in FP32. bits: of a weight. device: where torch runs it.
+    """
 
     fp32: "type[Variant]"
     bits = 32
+    device = "cpu"
 
     def unavailable(self) -> str | None:
         """Return why this variant can't be made here; None if it can."""
@@ -79,6 +87,10 @@ class Variant(Runner):
         start = time.perf_counter()
         self.logits(ids)
         return time.perf_counter() - start
+
+    def peak_rss(self) -> int | None:
+        """Return the most memory that this process ever took, its libraries included; None where there is no /proc."""
+        return read_peak_rss()
 
     def answers(self, rows: list[list[int]]) -> list[int]:
         """Return the number of the class of each text, one at a time: padding would change what is rounded."""
@@ -102,14 +114,14 @@ class TorchFp32(Variant):
         from transformers import AutoModelForSequenceClassification
 
         torch.set_num_threads(threads)
-        self.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto").eval()
+        self.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto").eval().to(self.device)
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
         import torch
 
         with torch.inference_mode():
-            tokens = torch.from_numpy(ids)
-            return self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.float().numpy()
+            tokens = torch.from_numpy(ids).to(self.device)
+            return self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.float().cpu().numpy()
 
 
 class TorchFp16(TorchFp32):
@@ -149,6 +161,20 @@ class TorchInt8(TorchFp32):
         layers = [module for module in self.model.modules() if isinstance(module, torch.ao.nn.quantized.dynamic.Linear)]
         count = sum(layer.weight().dtype == torch.qint8 for layer in layers)
         return Int8Layers(count, count)
+
+
+class TorchGpu(TorchFp32):
+    name, device = "torch FP32 on the GPU", "cuda"
+    note = "the same on the GPU; the way there and back is timed too"
+
+    def unavailable(self) -> str | None:
+        import torch
+
+        return None if torch.cuda.is_available() else "there is no GPU"
+
+
+class TorchGpuFp16(TorchGpu, TorchFp16):
+    name, note = "torch FP16 on the GPU", "all weights halved, on the GPU"
 
 
 class OnnxFp32(Variant):
@@ -237,10 +263,21 @@ class OpenVinoInt8Static(OpenVinoFp32):
         from optimum.exporters.openvino import export_from_model
 
         with tempfile.TemporaryDirectory(dir=folder.parent) as exported:
-            export_from_model(fake_quantized(subject), exported, task=TASK)
+            export_from_model(self.rounded(subject), exported, task=TASK)
             graph = openvino.Core().read_model(Path(exported, IR_NAME))
             compress_quantize_weights_transformation(graph)
             openvino.save_model(graph, folder / IR_NAME, compress_to_fp16=False)
+
+    def rounded(self, subject: Subject) -> Any:
+        return fake_quantized(subject)
+
+
+class OpenVinoInt8Trained(OpenVinoInt8Static):
+    name = "OpenVINO INT8 QAT"
+    note = f"as static, then trained with that rounding: one epoch over at most {TRAINED_ROWS:,} texts, towards FP32's own answers"
+
+    def rounded(self, subject: Subject) -> Any:
+        return fake_quantized(subject, trained=True)
 
 
 class OpenVinoInt8Weights(OpenVinoFp32):
@@ -255,9 +292,10 @@ class OpenVinoInt8Weights(OpenVinoFp32):
         openvino.save_model(nncf.compress_weights(graph), folder / IR_NAME, compress_to_fp16=False)
 
 
-TorchFp32.fp32, OnnxFp32.fp32, OpenVinoFp32.fp32 = TorchFp32, OnnxFp32, OpenVinoFp32
+TorchFp32.fp32, TorchGpu.fp32, OnnxFp32.fp32, OpenVinoFp32.fp32 = TorchFp32, TorchGpu, OnnxFp32, OpenVinoFp32
 VARIANTS: tuple[type[Variant], ...] = (
-    TorchFp32, TorchFp16, TorchInt8, OnnxFp32, OnnxInt8, OpenVinoFp32, OpenVinoInt8Static, OpenVinoInt8Weights,
+    TorchFp32, TorchFp16, TorchInt8, TorchGpu, TorchGpuFp16, OnnxFp32, OnnxInt8, OpenVinoFp32, OpenVinoInt8Static, OpenVinoInt8Trained,
+    OpenVinoInt8Weights,
 )  # fmt: skip
 
 
@@ -267,18 +305,27 @@ def named_inputs(names: list[str], ids: np.ndarray) -> dict[str, np.ndarray]:
     return {name: known[name] for name in names}
 
 
-def fake_quantized(subject: Subject):
-    """Return a copy of the model whose Linear layers hold INC's INT8 weights and round their inputs to u8 as INC calibrated them."""
+def fake_quantized(subject: Subject, trained: bool = False) -> Any:
+    """Return a copy of the model whose Linear layers hold INC's INT8 weights and round their inputs to u8 as INC calibrated them.
+
+    trained: first train the weights for one epoch with these steps; see `qat`.
+    """
     from datasets import Dataset
 
+    from experiments.classifier.qat import train_rounded
     from gpt2opt.quantize.fake_quant import FakeQuantLinear
     from gpt2opt.quantize.inc import calibrate
+    from gpt2opt.quantize.ranges import keep_sums_in_16_bits
     from gpt2opt.quantize.recipes import RECIPES
 
     rows = [list(row) for row in subject.calibration]
     calibration = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
     layers = calibrate(subject.model, calibration, RECIPES["w8a8-naive"], task=TASK)
-    model = copy.deepcopy(subject.model)
+    if trained:
+        model = train_rounded(subject.model, layers, subject.training[:TRAINED_ROWS])
+        layers = keep_sums_in_16_bits(model, calibration, layers)  # the weights are others now
+    else:
+        model = copy.deepcopy(subject.model)
     for name, layer in layers.items():
         model.set_submodule(name, FakeQuantLinear(layer, model.get_submodule(name).bias))
     return model

@@ -1,7 +1,7 @@
 """The table of the project quantization-pruning, filled; what each cell costs and gains; what the order changes; Pareto fronts."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator
 from experiments.contract import Experiment, columns
 from experiments.grid.results import AFTER, BEFORE, DENSE, FP32, INT8, Cell, Grid, front, loss, loss_difference, time_ratio
 from experiments.grid.run import run_grid
-from experiments.grid.sparsity import RULES
+from experiments.grid.sparsity import LINEARS, RULES
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.stats import PERCENT
 from gpt2opt.measure.turns import again
@@ -30,7 +30,7 @@ SAME = 0.99
 """From this share of the dense model's bytes on, nothing is said to be smaller."""
 AXES = {"saved": "weights as saved, MB", "compressed": "the same, compressed, MB", "time": "seconds over the validation text"}
 """The axes are logarithmic, since the precisions are far apart and the sparsities near each other."""
-MARKERS = ("o", "s", "P", "^", "v", "D")
+MARKERS = ("o", "s", "P", "^", "v", "D", "X")
 
 
 def project_table(grid: Grid) -> Table:
@@ -107,6 +107,7 @@ def caption(grid: Grid) -> str:
         *(_size_and_speed(grid, precision) for precision in (FP32, INT8)),
         "**Order.** Integers can't be tuned after they were pruned, nor can heads be removed from them: the graph, its KV cache and the "
         "ranges of its inputs are made for all heads, so a head could only be set to zero, which removes no byte and no product.",
+        *_linears(grid),
         f"Model: {grid.model}; text: {grid.text}. {machine_label(grid.environment)}. Validation loss is in nats per token: "
         f"{base.quality.protocol}. All were tuned alike on {tuning.rows} rows of up to {tuning.row_tokens} tokens, epochs: "
         f"{tuning.epochs:g}; before that, the dense model has a loss of {loss(grid.untuned):.4f}, after it {loss(base.quality):.4f}. "
@@ -119,7 +120,7 @@ def caption(grid: Grid) -> str:
 def _size_and_speed(grid: Grid, precision: str) -> str:
     """Say of one precision what zeros and missing heads do to the bytes and to the time."""
     dense = grid.cell(DENSE, precision)
-    pruned = [cell for cell in grid.cells if cell.precision == precision and cell.sparsity != DENSE]
+    pruned = [cell for cell in grid.cells if cell.precision == precision and cell.sparsity not in (DENSE, LINEARS)]
     zeros, heads = ([cell for cell in pruned if (cell.sparsity in RULES) == sparse] for sparse in (True, False))
     saved, packed = ([figure(cell) / figure(dense) for cell in zeros] for figure in (FIGURES["saved"], FIGURES["compressed"]))
     time = time_ratio(zeros, dense)
@@ -135,6 +136,21 @@ def _size_and_speed(grid: Grid, precision: str) -> str:
         f"**{precision}: zeros bring {size} and {speed}.** The models with zeros take {_range(saved)} × the bytes of the dense model as "
         f"saved, {_range(packed)} × compressed, and on average {time} × the time ({why}). Heads that are removed are neither stored nor "
         f"multiplied ({fewer})."
+    )
+
+
+def _linears(grid: Grid) -> Iterator[str]:
+    """Say what the pruning of every `nn.Linear` reaches and costs, if it was measured."""
+    if not (found := grid.linears):
+        return
+    pruned = grid.cell(LINEARS, FP32)
+    yield (
+        f"**The project's own pruning** sets half of every `nn.Linear` to zero. In this GPT-2 that is {len(found.names)} of "
+        f"{found.matrices} matrices ({', '.join(found.names)}), {found.weights / found.parameters:.0%} of the parameters: the others are "
+        f"`Conv1D`, and {pruned.zeros / pruned.weights:.1%} of their weights are zero. Of the token embedding, which is the same tensor as "
+        f"a tied head, {found.embedding_zeros / found.weights:.0%} became zero. In FP32 this costs "
+        f"{loss_difference(pruned.quality, grid.base.quality):+.4f} nats per token, and takes "
+        f"{pruned.file_bytes / grid.base.file_bytes:.2f} × the bytes and {time_ratio([pruned], grid.base)} × the time of the dense model."
     )
 
 
@@ -178,7 +194,7 @@ def _panel(axes: Axes, grid: Grid, figure: Callable[[Cell], float]) -> None:
 
 
 def _markers(grid: Grid) -> dict[str, str]:
-    return dict(zip(dict.fromkeys(cell.sparsity for cell in grid.cells), MARKERS, strict=True))
+    return dict(zip(dict.fromkeys(cell.sparsity for cell in grid.cells), MARKERS, strict=False))
 
 
 def _legend(figure, grid: Grid) -> None:

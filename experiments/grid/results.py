@@ -69,12 +69,28 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Linears:
+    """What pruning every `nn.Linear` of a GPT-2 reaches.
+
+    names: of these modules. matrices: modules with a matrix, `Conv1D` included. weights, zeros: of these `nn.Linear`, after it.
+    embedding_zeros: of the token embedding, which may be the same tensor as the head. parameters: of the whole model.
+    """
+
+    names: tuple[str, ...]
+    matrices: int
+    weights: int
+    zeros: int
+    embedding_zeros: int
+    parameters: int
+
+
+@dataclass(frozen=True)
 class Grid:
     """All cells, and what they are compared with.
 
     stand_ins: a sentence for each source that replaces another one. memory_bytes: parameters and buffers of the dense model in FP32,
-    which the project calls its size. untuned: the dense model as it came. again_s: the dense FP32 model's seconds once more (A/A); not in
-    older results.
+    which the project calls its size. untuned: the dense model as it came. Not in older results: again_s, the dense FP32 model's seconds
+    once more (A/A); linears.
     """
 
     created: str
@@ -88,6 +104,7 @@ class Grid:
     controls: tuple[Control, ...]
     cells: tuple[Cell, ...]
     again_s: tuple[tuple[float, ...], ...] = ()
+    linears: Linears | None = None
     schema: str = "gpt2opt.grid/1"
 
     def cell(self, sparsity: str, precision: str, order: str | None = None) -> Cell:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 import shutil
 import tempfile
 import zlib
@@ -18,9 +19,19 @@ from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel
 
 from experiments.contract import now, say
-from experiments.grid.results import AFTER, BEFORE, DENSE, FP32, INT8, Cell, Control, Grid, Tuning
+from experiments.grid.results import AFTER, BEFORE, DENSE, FP32, INT8, Cell, Control, Grid, Linears, Tuning
 from experiments.grid.reviews import find_reviews
-from experiments.grid.sparsity import RULES, Rule, count_zeros, export_fp32, held_at_zero, masks_of, prune_integers
+from experiments.grid.sparsity import (
+    LINEARS,
+    RULES,
+    Rule,
+    count_zeros,
+    export_fp32,
+    held_at_zero,
+    masks_of,
+    prune_integers,
+    prune_linears,
+)
 from experiments.pruning import fine_tuned
 from gpt2opt import environment
 from gpt2opt.finetune import prepare_tokenizer_for_padding, tokenize_dataset
@@ -35,7 +46,7 @@ from gpt2opt.settings import Settings, check_whole
 from gpt2opt.sources.gpt2 import heads_per_layer
 from gpt2opt.sources.models import FoundModel, find_model, load_model
 from gpt2opt.sources.texts import Texts, take_bytes
-from gpt2opt.storage import weight_files
+from gpt2opt.storage import PREFIX, check_folder, claim_folder, new_folder, weight_files
 from gpt2opt.torch_model import logits_of
 
 HEAD_FRACTIONS = (1 / 6, 1 / 3)
@@ -72,19 +83,28 @@ def run_grid(
     model: str = "auto",
     text: str = "auto",
     rounds: int = 3,
-    *,
-    fine_tune_bytes: int = 40_000,
+    epochs: float = Settings.epochs,
+    train_bytes: int = 40_000,
     score_bytes: int = 16_000,
+    keep: str = "",
+    *,
     calibration_rows: int = 12,
 ) -> Grid:
     """Prune, fine-tune and quantize a model in every combination, and measure each as it was saved.
 
     Every sparsity gets the same short fine-tuning, its zeros held at zero, and is then written in FP32 and quantized. The integers of the
     dense INT8 model are pruned by magnitude too; they can't be tuned any more. A source that can't be found or is too short, a model with
-    too few heads, or rounds < 1 are a ValueError.
+    too few heads, or a number out of its range are a ValueError.
+
+    Args:
+        keep: the folder in which every model stays, each in a folder of its own; none stays if it is empty.
     """
-    check_whole("rounds", rounds, 1)
-    found, texts, settings = find_model(model), find_reviews(text), Settings(fine_tune_bytes=fine_tune_bytes)
+    for name, value in (("rounds", rounds), ("train_bytes", train_bytes), ("score_bytes", score_bytes)):
+        check_whole(name, value, 1)
+    settings = Settings(epochs=epochs, fine_tune_bytes=train_bytes)
+    if keep:
+        check_folder(keep)
+    found, texts = find_model(model), find_reviews(text)
     stand_ins = tuple(_stand_ins(found, texts))
     say("\n".join((f"model: {found}", f"text: {texts}", *stand_ins)))
     tokenizer, dense = load_model(found.path)
@@ -93,14 +113,16 @@ def run_grid(
     material = _prepare(tokenizer, texts, settings, score_bytes, calibration_rows)
     with tempfile.TemporaryDirectory() as scratch:
         untuned = perplexity(logits_of(dense), material.scored)
-        made, controls = _make_all(dense, fractions, material, Path(scratch))
+        made, controls, linears = _make_all(dense, fractions, material, Path(scratch))
+        if keep:
+            _keep(made, Path(keep))
         quality, seconds = _score_and_time(made, material.scored, rounds)
         cells = tuple(_measure(one, quality[one.folder.name], seconds[one.folder.name], material.scored) for one in made)
     tuning = Tuning(settings.epochs, len(material.rows), len(material.rows[0]["input_ids"]))
     memory_bytes = sum(each.nbytes for each in (*dense.parameters(), *dense.buffers()))
     return Grid(
         now(), environment.describe(), str(found), f"{texts} {texts.revision}", stand_ins, tuning, memory_bytes, untuned, controls, cells,
-        again_s=seconds[again(made[0].folder.name)],
+        again_s=seconds[again(made[0].folder.name)], linears=linears,
     )  # fmt: skip
 
 
@@ -137,29 +159,48 @@ def _prepare(tokenizer, texts: Texts, settings: Settings, score_bytes: int, cali
     )
 
 
+def _keep(made: Sequence[Made], folder: Path) -> None:
+    """Copy every model into a folder of its own, where `gpt2opt generate` and `gpt2opt perplexity` read it."""
+    claim_folder(folder)
+    for one in made:
+        with new_folder(folder / re.sub(r"\W+", "-", one.folder.name.lower())) as place:
+            shutil.copytree(one.folder, place, ignore=shutil.ignore_patterns(f"{PREFIX}*"), dirs_exist_ok=True)
+    say(f"{len(made)} models are kept in {folder}: {', '.join(sorted(path.name for path in folder.iterdir() if path.is_dir()))}")
+
+
 def _make_all(
     dense: GPT2LMHeadModel, fractions: Mapping[str, float], material: Material, scratch: Path
-) -> tuple[list[Made], tuple[Control, ...]]:
-    """Write every model of the grid into a folder of its own, and score the controls."""
+) -> tuple[list[Made], tuple[Control, ...], Linears]:
+    """Write every model of the grid into a folder of its own, and score the controls; say what pruning every `nn.Linear` reached."""
     importance = head_importance(dense, material.batches)
     made: list[Made] = []
-    after: list[Made] = []
+    after: list[Made] = []  # made from the dense model once it is tuned
     controls: list[Control] = []
     for name in tqdm((DENSE, *fractions, *RULES), "fine-tuning, writing FP32 and INT8"):
         model = prune_attention_heads(copy.deepcopy(dense), fractions.get(name, 0), importance)
         masks = masks_of(model, RULES[name]) if name in RULES else {}
         with held_at_zero(model, masks):
             fine_tuned(model, material.tokenizer, material.rows, material.settings)
-        fp32, int8 = (scratch / f"{name} {precision}" for precision in (FP32, INT8))
-        export_fp32(model, material.tokenizer, fp32)
-        _write_int8(model, masks, material, int8)
-        made += [Made(name, FP32, None, fp32), Made(name, INT8, None if name == DENSE else BEFORE, int8)]
+        made += _write(name, None if name == DENSE else BEFORE, model, masks, material, scratch)
         if name == DENSE:
+            as_the_project = copy.deepcopy(model)
+            linears = prune_linears(as_the_project)
+            after += _write(LINEARS, BEFORE, as_the_project, {}, material, scratch)
             for sparsity, rule in RULES.items():
                 after.append(Made(sparsity, INT8, AFTER, scratch / f"{INT8} {sparsity}"))
-                both = (masks_of(model, rule), _prune_after(int8, after[-1].folder, rule))
+                both = (masks_of(model, rule), _prune_after(made[-1].folder, after[-1].folder, rule))
                 controls.append(Control(sparsity, *(_score_pruned(model, keep, material.scored) for keep in both)))
-    return made + after, tuple(controls)
+    return made + after, tuple(controls), linears
+
+
+def _write(
+    sparsity: str, order: str | None, model: GPT2LMHeadModel, masks: Mapping[str, Tensor], material: Material, scratch: Path
+) -> list[Made]:
+    """Write a model in both precisions; order: of its INT8 form."""
+    fp32, int8 = (scratch / f"{sparsity} {precision}" for precision in (FP32, INT8))
+    export_fp32(model, material.tokenizer, fp32)
+    _write_int8(model, masks, material, int8)
+    return [Made(sparsity, FP32, None, fp32), Made(sparsity, INT8, order, int8)]
 
 
 def _write_int8(model: GPT2LMHeadModel, masks: Mapping[str, Tensor], material: Material, folder: Path) -> None:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from transformers import GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
+from experiments.grid.results import Linears
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.runtime.audit import MATMUL_NAME
@@ -37,6 +39,9 @@ def keep_two_of_four(magnitudes: Tensor) -> Tensor:
     return torch.zeros_like(fours, dtype=torch.bool).scatter_(2, fours.topk(2).indices, True).flatten(1)
 
 
+LINEARS_SHARE = 0.5
+LINEARS = f"nn.Linear {LINEARS_SHARE:.0%}"
+"""What the project quantization-pruning calls pruning; see `prune_linears`."""
 Rule = Callable[[Tensor], Tensor]
 RULES: dict[str, Rule] = {
     "magnitude 30%": partial(keep_largest, share=0.3),
@@ -69,6 +74,22 @@ def held_at_zero(model: GPT2LMHeadModel, masks: Mapping[str, Tensor]) -> Iterato
     finally:
         for name in masks:
             prune.remove(modules[name], "weight")
+
+
+def prune_linears(model: GPT2LMHeadModel, share: float = LINEARS_SHARE) -> Linears:
+    """Prune as quantization-pruning does, in place: in every `nn.Linear`, the smallest weights by magnitude; return what that reached."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for module in found.values():
+        prune.l1_unstructured(module, "weight", share)
+        prune.remove(module, "weight")
+    return Linears(
+        tuple(found),
+        matrices=sum(isinstance(module, nn.Linear | Conv1D) for module in model.modules()),
+        weights=sum(module.weight.numel() for module in found.values()),
+        zeros=sum(int((module.weight == 0).sum()) for module in found.values()),
+        embedding_zeros=int((model.transformer.wte.weight == 0).sum()),
+        parameters=model.num_parameters(),
+    )
 
 
 def export_fp32(model: GPT2LMHeadModel, tokenizer, folder: Path) -> None:

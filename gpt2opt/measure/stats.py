@@ -105,11 +105,11 @@ def paired_share_difference(won: int, lost: int, count: int) -> Estimate:
     return Estimate((won - lost) / count, more - less - reach, more - less + reach)
 
 
-def mcnemar(won: int, lost: int) -> float:
-    """Return the p-value of McNemar's exact test: a case that only one of two hits is as likely to be the one's as the other's."""
+def share(hits: int, count: int) -> Estimate:
+    """Return the share of hits among cases, with Wilson's interval (1927): it has a width even if all of them are hits, or none is."""
     from scipy.stats import binomtest
 
-    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    return Estimate(hits / count, *binomtest(hits, count).proportion_ci(CONFIDENCE, "wilson"))
 
 
 def over_documents(statistic: Callable[..., np.ndarray], *sums: Numbers, tokens: Numbers) -> Estimate:

@@ -14,11 +14,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 from transformers import AutoModel, DistilBertConfig, DistilBertForSequenceClassification
 
 from experiments.__main__ import main
-from experiments.classifier import report, run, tasks, training, variants
-from experiments.classifier.report import answer_table, caption, f1_difference, latency_table, macro_f1, plot_classifier, size_table
+from experiments.classifier import qat, report, run, tasks, training, variants
+from experiments.classifier.demo import ANOTHER_MACHINE, ANOTHER_MODEL, demo_blocks
+from experiments.classifier.report import (
+    answer_table,
+    batch_table,
+    caption,
+    f1_difference,
+    latency_table,
+    macro_f1,
+    mcnemar,
+    plot_classifier,
+    size_table,
+)
 from experiments.classifier.run import ClassifierResult, VariantResult, compare_variants, find_classifier, load_classifier
 from experiments.classifier.tasks import Labelled, Task, find_task
 from experiments.classifier.training import Recipe, train_small, train_tokenizer
@@ -28,6 +41,7 @@ from experiments.race.engines.base import loaded
 from gpt2opt.environment import installed
 from gpt2opt.measure.child import Child
 from gpt2opt.measure.turns import Here
+from gpt2opt.quantize.fake_quant import QuantizedLinear
 from gpt2opt.storage import from_json
 
 GOOD, BAD = "a fine film , warm and wise number {}", "a dull film , cold and slow number {}"
@@ -89,9 +103,14 @@ def test_every_variant_that_is_installed_answers_as_the_fp32_model_does(measured
         assert (len(variant.samples_s), variant.warmup_runs >= 2) == (3, True)
     assert list(measured.base.answers) == expected
     left_out = {variant.name: variant.left_out for variant in measured.variants if variant.left_out}
-    assert set(left_out) <= {"torch INT8 dynamic", "ONNX Runtime FP32", "ONNX Runtime INT8"}
+    assert set(left_out) <= {
+        "torch INT8 dynamic", "ONNX Runtime FP32", "ONNX Runtime INT8", "torch FP32 on the GPU", "torch FP16 on the GPU",
+    }  # fmt: skip
     assert len(measured.again_s) == 3
-    assert latency_table(measured).rows[1][0] == "torch FP32 again"
+    assert latency_table(measured).rows[1][0] == batch_table(measured).rows[1][0] == "torch FP32 again"
+    assert all(variant.peak_rss_bytes > 1e8 for variant in measured.measured)
+    for batches in (measured.again_batches, *(variant.batches for variant in measured.measured)):
+        assert {size: len(samples) for size, samples in batches.items()} == {"8": 2, "32": 2}
     assert from_json(ClassifierResult, json.loads(json.dumps(dataclasses.asdict(measured)))) == measured
 
 
@@ -101,6 +120,7 @@ def test_int8_layers_are_counted_where_they_are(measured):
     expected |= {
         "torch INT8 dynamic": (LINEARS, LINEARS),
         "OpenVINO INT8 static": (LINEARS, LINEARS),
+        "OpenVINO INT8 QAT": (LINEARS, LINEARS),
         "OpenVINO INT8 weights": (LINEARS, 0),
     }
     expected["ONNX Runtime INT8"] = (LINEARS, LINEARS)
@@ -130,6 +150,56 @@ def test_a_bert_is_calibrated_too(trained):
     torch.testing.assert_close(quantized, own, atol=0.05, rtol=0.2)
 
 
+def test_an_epoch_with_rounding_brings_the_answers_nearer_to_those_of_fp32(trained, monkeypatch):
+    tokenizer, model = trained
+    rows = tokenizer(list(TASK.train.texts)).input_ids
+    coarse = {
+        name: QuantizedLinear(module.weight.detach(), module.weight.detach().abs().amax(1, keepdim=True) / 3, 8, 0.5, 128)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    students = []
+    for rate in (0.0, 1e-3):
+        monkeypatch.setattr(qat, "LEARNING_RATE", rate)
+        students.append(qat.train_rounded(model, coarse, rows))
+    untrained, found = students
+
+    def divergence(student) -> float:
+        batch = qat.padded(rows)
+        with torch.inference_mode():
+            ours, own = (each(**batch).logits.log_softmax(-1) for each in (student, model))
+        return F.kl_div(ours, own, log_target=True, reduction="batchmean").item()
+
+    assert divergence(found) < 0.8 * divergence(untrained)
+    assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in before.items())
+    changed = {name for name, weight in found.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed <= {f"{name}.{part}" for name in coarse for part in ("weight", "bias")}
+    assert {f"{name}.weight" for name in coarse} <= changed
+
+
+def test_short_texts_are_filled_up_and_that_is_masked(trained):
+    tokenizer, model = trained
+    rows = [tokenizer(text).input_ids for text in ("a fine film", "a dull film , cold and slow number 7")]
+    with torch.inference_mode():
+        together = model(**qat.padded(rows)).logits
+        alone = torch.cat([model(torch.tensor([row])).logits for row in rows])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_the_rows_of_a_gpu_run_where_torch_has_one(monkeypatch, classifier_dir, sst2_dir):
+    """Here the CPU stands in for it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert variants.TorchGpu().unavailable() == "there is no GPU"
+    monkeypatch.setattr(variants.TorchGpu, "unavailable", lambda self: None)
+    monkeypatch.setattr(variants.TorchGpu, "device", "cpu")
+    monkeypatch.setattr(run, "started", in_this_process)
+    found = compare_variants(str(classifier_dir), str(sst2_dir), runs=2, tokens=8, variants="torch-fp16-on-the-gpu")
+    assert [variant.name for variant in found.measured] == ["torch FP32", "torch FP32 on the GPU", "torch FP16 on the GPU"]
+    assert found.measured[2].size_bytes < 0.6 * found.measured[1].size_bytes
+    assert variants.TorchGpuFp16.device == "cpu"
+
+
 # --- the troubleshooting cases of the original demo
 
 
@@ -151,7 +221,10 @@ def test_without_a_quantization_engine_int8_is_left_out_and_fp16_never_takes_its
 
 @pytest.fixture
 def offline(monkeypatch):
+    """No hub, short documentation, and nothing may be trained: the small classifier is there."""
     monkeypatch.setattr(run, "started", in_this_process)
+    monkeypatch.setattr(tasks, "package_documents", lambda package: [documents(package, number) for number in range(60)])
+    monkeypatch.setattr(run, "train_small", None)
     for module in (run, tasks):
         monkeypatch.setattr(module, "find_snapshot", lambda *_, **__: None)
 
@@ -159,21 +232,35 @@ def offline(monkeypatch):
 def test_without_a_download_the_stand_ins_are_named_in_every_output(offline, monkeypatch, tmp_path, capsys):
     tiny = DistilBertConfig(vocab_size=300, n_layers=1, n_heads=2, dim=16, hidden_dim=32, num_labels=2)
     monkeypatch.setattr(run, "random_full_size", lambda: DistilBertForSequenceClassification(tiny).eval())
-    monkeypatch.setattr(training, "Recipe", partial(Recipe, vocab_size=300, width=16, layers=1, steps=3))
-    monkeypatch.setattr(tasks, "PACKAGES", ("networkx", "matplotlib"))
-    monkeypatch.setattr(tasks, "package_documents", lambda package: [documents(package, number) for number in range(60)])
     assert main(["classifier", "--runs", "2", "--variants", "torch-fp16", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
     result = read_result_of("classifier", tmp_path / "out")
     for text in (printed.out, caption(result)):
         assert "random weights (as a stand-in for distilbert-base-uncased-finetuned-sst-2-english" in text
-        assert "trained here on" in text
+        assert "trained on" in text
         assert "as a stand-in for SST-2" in text
     assert json.loads(printed.out.splitlines()[-1]) == {"result": str(tmp_path / "out" / "classifier.json")}
     assert (tmp_path / "out" / "classifier.png").exists()
-    assert "timing in turns" in printed.err
+    assert "timing 1 in turns" in printed.err
     assert [variant.name for variant in result.variants] == ["torch FP32", "torch FP16"]
     assert len(result.base.answers) == len(result.truth) > 0
+
+
+def test_the_small_classifier_is_timed_and_answers_without_any_training_first(offline):
+    found = compare_variants("small", runs=2, variants="torch-int8-dynamic")
+    assert found.timed == found.scored == "a small DistilBERT, trained on other texts of this kind (from the repository)"
+    assert found.classes == tasks.PACKAGES
+    assert len(found.base.answers) == len(found.truth) > 0
+
+
+@pytest.mark.slow
+def test_the_small_classifier_is_small_and_knows_the_packages():
+    _, model = load_classifier(training.SMALL)
+    assert sum(path.stat().st_size for path in training.SMALL.iterdir()) < 1_300_000
+    assert [model.config.id2label[number] for number in range(4)] == list(tasks.PACKAGES)
+    found = compare_variants("small", runs=2, variants="torch-fp16")
+    right = np.mean(np.equal(found.base.answers, found.truth))
+    assert right > 0.1 + max(np.bincount(found.truth)) / len(found.truth)  # than the commonest class would be
 
 
 def documents(package: str, number: int):
@@ -387,20 +474,74 @@ def test_speed_up_is_split_into_the_runtimes_and_the_precisions(result):
 
 def test_sizes_and_layers_are_shown_with_what_was_left_out(result):
     rows = size_table(result).rows
-    assert rows[2][2:5] == ("4.00", "3 of 3", "1 of 3")
-    assert rows[3] == ("ONNX Runtime INT8", "–", "–", "–", "–", "–", "left out: onnxruntime is not installed")
+    assert rows[2][2:6] == ("4.00", "–", "3 of 3", "1 of 3")  # an older result has no peak RSS
+    assert rows[3] == ("ONNX Runtime INT8", *["–"] * 6, "left out: onnxruntime is not installed")
+    taken = [dataclasses.replace(each, peak_rss_bytes=200_000_000) for each in result.variants]
+    assert size_table(dataclasses.replace(result, variants=tuple(taken))).rows[0][3] == "200"
+
+
+def test_batches_stand_beside_one_text_and_devices_are_not_divided(result):
+    base, *others = result.variants
+    older = batch_table(result).rows
+    assert older[0] == ("torch FP32", "20; 1", "–", "–")
+    assert older[2] == ("OpenVINO INT8 static", "4; 5.00 [5.00, 5.00]", "–", "–")
+    base = dataclasses.replace(base, batches={"8": (0.08, 0.1, 0.1), "32": (0.4, 0.4, 0.4)})
+    fast = dataclasses.replace(others[1], batches={"8": (0.02, 0.025, 0.025), "32": (0.4, 0.3, 0.5)})
+    gpu = dataclasses.replace(others[0], name="torch FP32 on the GPU", device="cuda", fp32="torch FP32 on the GPU", batches=fast.batches)
+    found = dataclasses.replace(result, variants=(base, fast, gpu), again_s=base.samples_s, again_batches=base.batches)
+    rows = {row[0]: row[1:] for row in batch_table(found).rows}
+    assert list(rows) == ["torch FP32", "torch FP32 again", "OpenVINO INT8 static", "torch FP32 on the GPU"]
+    assert rows["OpenVINO INT8 static"][1] == "25; 4.00 [4.00, 4.00]"
+    assert rows["OpenVINO INT8 static"][2].endswith("no measurable difference")
+    assert rows["torch FP32 again"] == tuple(f"{ms}; 1.00 [1.00, 1.00], no measurable difference" for ms in (20, 100, 400))
+    assert rows["torch FP32 on the GPU"] == ("10; –", "25; –", "400; –")
+    assert latency_table(found).rows[3][4:] == ("–", "–", "1")
+
+
+MIB = 2**20
+
+
+def test_the_demos_block_is_judged_line_by_line(result):
+    """FP16 keeps the size and not the speed, and INT8 is a little larger and faster than claimed."""
+    base = dataclasses.replace(result.base, size_bytes=round(255.4 * MIB), samples_s=(0.040, 0.041, 0.039, 0.04, 0.042, 0.04, 0.041))
+    fp16 = dataclasses.replace(base, name="torch FP16", size_bytes=round(127.7 * MIB), samples_s=tuple(2 * s for s in base.samples_s))
+    int8 = dataclasses.replace(
+        base, name="torch INT8 dynamic", size_bytes=round(132.4 * MIB), samples_s=tuple(s / 4 for s in base.samples_s)
+    )
+    blocks = demo_blocks(dataclasses.replace(result, variants=(base, fp16, int8)))
+    assert {name: [line.verdict for line in block] for name, block in blocks.items()} == {
+        "torch FP16": [
+            "confirmed", ANOTHER_MACHINE, "confirmed", ANOTHER_MACHINE, "confirmed", "refuted: less", "confirmed", "refuted: less",
+        ],
+        "torch INT8 dynamic": [
+            "confirmed", ANOTHER_MACHINE, "refuted: more", ANOTHER_MACHINE,
+            "refuted: less", "refuted: more", "refuted: less", "refuted: more",
+        ],
+    }  # fmt: skip
+    assert [line.figure for line in blocks["torch FP16"]] == [
+        "255.4 MiB", "40 ms", "127.7 MiB", "80 ms", "2.00 ×", "0.50 [0.50, 0.50] ×", "127.7 MiB, 50.0%", "-40 ms, -100% [-100%, -100%]",
+    ]  # fmt: skip
+    other = demo_blocks(dataclasses.replace(result, variants=(dataclasses.replace(base, size_bytes=4 * MIB), fp16)))
+    assert [line.verdict for line in other["torch FP16"]][::2][:2] == [ANOTHER_MODEL, ANOTHER_MODEL]
+    assert demo_blocks(result) == {}
 
 
 def test_answers_are_paired_with_those_of_fp32(result):
     _, same, row = answer_table(result).rows
     assert same[4:] == ("none: the same answers", "0 (0 gained, 0 lost)", "1.000")
-    assert row[1].startswith("0.7500 [")
+    assert row[1] == "0.7500 [0.4093, 0.9285]"  # Wilson's, of 6 of 8
+    assert answer_table(result).rows[0][1] == "1.0000 [0.6756, 1.0000]"  # all right, and yet it has a width
     assert row[2] == f"{(2 * 2 / (2 + 4) + 2 * 4 / (6 + 4)) / 2:.4f}"  # class 0: two of four found; class 1: six named, four right
     assert row[3].startswith("-0.2500 [")
     assert row[5:] == ("2 (0 gained, 2 lost)", "0.500")
     difference = f1_difference(result, result.variants[2])
     assert difference.value == pytest.approx(macro_f1(result, result.variants[2]) - 1)
     assert difference.low < difference.value < difference.high
+
+
+def test_mcnemar_is_the_binomial_test_of_the_cases_in_which_one_hits():
+    assert mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
+    assert mcnemar(0, 0) == 1
 
 
 def test_caption_names_what_loses_answers(result):

@@ -14,9 +14,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from experiments.__main__ import main
 from experiments.grid import report, reviews, run
 from experiments.grid.report import PROJECT_MIB, caption, cells_table, order_table, plot_grid, project_table
-from experiments.grid.results import AFTER, BEFORE, DENSE, FP32, INT8, Cell, Control, Grid, Tuning, front
+from experiments.grid.results import AFTER, BEFORE, DENSE, FP32, INT8, Cell, Control, Grid, Linears, Tuning, front
 from experiments.grid.reviews import find_reviews
 from experiments.grid.sparsity import (
+    LINEARS,
     RULES,
     count_zeros,
     export_fp32,
@@ -25,7 +26,9 @@ from experiments.grid.sparsity import (
     keep_two_of_four,
     masks_of,
     prune_integers,
+    prune_linears,
 )
+from gpt2opt.cli import main as gpt2opt
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.measure.results import Quality
 from gpt2opt.quantize.fake_quant import QuantizedLinear, fake_quantize
@@ -98,6 +101,19 @@ def test_integers_are_pruned_in_a_quantized_file_and_nothing_else_changes(quanti
     assert 0.05 < error < 2
 
 
+def test_pruning_every_linear_reaches_the_tied_head_alone(model):
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    found = prune_linears(model)
+    embedding = model.transformer.wte.weight
+    assert (found.names, found.matrices) == (("lm_head",), 1 + 4 * len(model.transformer.h))
+    assert (found.weights, found.parameters) == (embedding.numel(), sum(weight.numel() for weight in before.values()))
+    assert found.zeros == found.embedding_zeros == round(found.weights / 2)
+    assert model.lm_head.weight is embedding
+    changed = [name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])]
+    assert changed == ["transformer.wte.weight"]
+    assert embedding[embedding != 0].abs().min() >= before["transformer.wte.weight"][embedding == 0].abs().max()
+
+
 def test_the_size_that_the_project_gives_is_memory_in_mib():
     with torch.device("meta"):
         gpt2 = GPT2LMHeadModel(GPT2Config())
@@ -158,6 +174,10 @@ WRONG = {
     "an empty CSV": (["--text", "empty.csv"], "empty.csv has no header; expected a column 'review'"),
     "no reviews": (["--text", "hollow.csv"], "column 'review' of hollow.csv holds no reviews"),
     "no rounds": (["--rounds", "0"], "rounds=0, expected at least 1"),
+    "no epochs": (["--epochs", "0"], "epochs=0.0, expected more than 0"),
+    "nothing to train on": (["--train-bytes", "0"], "train_bytes=0, expected at least 1"),
+    "nothing to score": (["--score-bytes", "-1"], "score_bytes=-1, expected at least 1"),
+    "a folder of a user's to keep models in": (["--keep", "weightless"], "weightless is not empty and was not written by gpt2opt"),
     "too few heads": (["--model", "four", "--text", "text.txt"], "the model has 4 heads per layer, expected at least 6"),
 }
 
@@ -272,6 +292,16 @@ def test_the_chart_shows_every_cell_once_a_panel_and_hollow_after_quantizing(gri
     assert "(stand-ins)" in panels[0].figure.get_suptitle()
 
 
+def test_the_caption_says_what_the_projects_own_pruning_reaches(grid):
+    cells = (*grid.cells, *(made_up_cell(LINEARS, FP32, None, 4.25, 40_000_000, 30_000_000, 2.0),))
+    said = caption(dataclasses.replace(grid, cells=cells, linears=Linears(("lm_head",), 25, 300, 150, 150, 1000)))
+    assert "In this GPT-2 that is 1 of 25 matrices (lm_head), 30% of the parameters: the others are `Conv1D`, and 0.0% of their" in said
+    assert "Of the token embedding, which is the same tensor as a tied head, 50% became zero." in said
+    assert "costs +0.2500 [+0.2500, +0.2500] nats per token, and takes 1.00 × the bytes and 1.00 [1.00, 1.00] × the time" in said
+    assert "own pruning" not in caption(grid)  # of an older result, which has no such row
+    assert caption(grid).split("\n\n")[0] == said.split("\n\n")[0]  # it is neither among the zeros nor among the heads there
+
+
 def round_weights(model, tokenizer, calibration, folder) -> None:
     """Write INT8 weights in no time; `quantize_int8` takes seconds for each model."""
     linear = prepare_for_export(model)
@@ -282,16 +312,20 @@ def round_weights(model, tokenizer, calibration, folder) -> None:
 
 
 @pytest.mark.slow
-def test_grid_of_a_tiny_model(model_dir, text_file, monkeypatch):
+def test_grid_of_a_tiny_model(model_dir, text_file, tmp_path, monkeypatch, capsys):
     for module in (run, report):
         monkeypatch.setattr(module, "RULES", {"2:4": RULES["2:4"]})
     monkeypatch.setattr(run, "HEAD_FRACTIONS", (1 / 3,))
     monkeypatch.setattr(run, "quantize_int8", round_weights)
-    found = run.run_grid(str(model_dir), str(text_file), rounds=2, fine_tune_bytes=8_000, score_bytes=3_000)
+    kept = tmp_path / "kept"
+    found = run.run_grid(str(model_dir), str(text_file), rounds=2, epochs=2, train_bytes=8_000, score_bytes=3_000, keep=str(kept))
     assert [cell.name for cell in found.cells] == [
-        "dense, FP32", "dense, INT8", "heads 33%, FP32", "heads 33%, INT8", "2:4, FP32", "2:4, INT8", "INT8, then 2:4",
+        "dense, FP32", "dense, INT8", "heads 33%, FP32", "heads 33%, INT8", "2:4, FP32", "2:4, INT8",
+        "nn.Linear 50%, FP32", "nn.Linear 50%, INT8", "INT8, then 2:4",
     ]  # fmt: skip
-    assert len({cell.quality.document_nats for cell in found.cells}) == 7
+    assert len({cell.quality.document_nats for cell in found.cells}) == 9
+    assert found.tuning.epochs == 2
+    assert found.linears.names == ("lm_head",)
     for cell in found.cells:
         assert (0.5 <= cell.zeros / cell.weights < 0.6) == (cell.sparsity == "2:4")
         assert cell.compressed_bytes < cell.file_bytes
@@ -304,3 +338,13 @@ def test_grid_of_a_tiny_model(model_dir, text_file, monkeypatch):
     assert len(found.again_s) == 2
     assert from_json(Grid, json.loads(json.dumps(dataclasses.asdict(found)))) == found
     assert "zeros bring" in caption(found)
+    folders = sorted(path.name for path in kept.iterdir() if path.is_dir())
+    assert folders == [
+        "2-4-fp32", "2-4-int8", "dense-fp32", "dense-int8", "heads-33-fp32", "heads-33-int8", "int8-2-4",
+        "nn-linear-50-fp32", "nn-linear-50-int8",
+    ]  # fmt: skip
+    capsys.readouterr()
+    for folder in folders:
+        assert gpt2opt(["generate", str(kept / folder), "--prompt", "a film", "--max-new-tokens", "2"]) == 0
+        assert gpt2opt(["perplexity", str(kept / folder), "--text", str(text_file)]) == 0
+    assert capsys.readouterr().out.count('"perplexity":') == len(folders)

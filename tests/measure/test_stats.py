@@ -8,7 +8,6 @@ import pytest
 
 from gpt2opt.measure.stats import (
     Estimate,
-    mcnemar,
     median,
     over_documents,
     paired_ratio,
@@ -17,6 +16,7 @@ from gpt2opt.measure.stats import (
     perplexity_interval,
     positive_mean_interval,
     ratio_of_medians,
+    share,
 )
 
 REPEATS = 2000
@@ -131,12 +131,16 @@ def test_paired_difference_of_shares_covers_even_if_hardly_a_case_differs(won, l
     assert coverage([ends(paired_share_difference(a, b, 500)) for a, b, _ in counts], won - lost) >= LEAST
 
 
-def test_paired_difference_of_equal_answers_has_a_width_and_mcnemar_sees_none():
+def test_paired_difference_of_equal_answers_has_a_width():
     found = paired_share_difference(0, 0, 100)
     assert found.value == 0
     assert (found.low, found.high) == pytest.approx((-0.0272, 0.0272), abs=1e-4)  # 1.96 × √(2 / 102 / 102)
-    assert mcnemar(0, 0) == 1
 
 
-def test_mcnemar_is_the_binomial_test_of_the_cases_in_which_one_hits():
-    assert mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
+def test_a_share_of_all_or_none_has_a_width():
+    """Wilson's interval ends at n ÷ (n + z²) where all hit."""
+    found = share(200, 200)
+    assert (found.value, found.low, found.high) == pytest.approx((1, 200 / (200 + 1.959964**2), 1))
+    assert share(0, 200).high == pytest.approx(1 - found.low)
+    draw = np.random.default_rng(0)
+    assert coverage([ends(share(int(hits), 200)) for hits in draw.binomial(200, 0.95, REPEATS)], 0.95) >= LEAST
