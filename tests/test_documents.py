@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import gpt2opt
 from experiments.__main__ import _parser as parser_of_experiments
 from gpt2opt.cli import _parser as parser_of_commands
 from tests.conftest import ROOT
@@ -35,6 +36,10 @@ def words_of(command: str) -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_a_command_that_is_shown_exists(command):
+    check_command(command)
+
+
+def check_command(command: str) -> None:
     words = words_of(command)
     program = Path(words[0]).name
     if program == "make":
@@ -65,3 +70,28 @@ def test_a_link_leads_to_a_file_that_is_there(document):
     text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         assert target.startswith(("https://", "http://")) or (document.parent / target).exists(), target
+
+
+def rows_of_originals() -> list[tuple[str, ...]]:
+    """Return the rows of the five tables: what an original asks for, where it is here, and the verdict."""
+    lines = (ROOT / "docs" / "originals.md").read_text(encoding="utf-8").splitlines()
+    rows = [tuple(cell.strip() for cell in line.strip("|").split(" | ")) for line in lines if line.startswith("| ")]
+    return [row for row in rows if row[-1] != "verdict" and not row[0].startswith("---")]
+
+
+@pytest.mark.parametrize("row", rows_of_originals(), ids=lambda row: row[0][:60])
+def test_what_the_originals_ask_for_is_here_or_needs_what_a_cpu_lacks(row):
+    _, here, verdict = row
+    assert re.fullmatch(r"yes|yes; .*|no: .*(GPU|card|hub).*", verdict), verdict
+    for code in re.findall(r"`([^`]+)`", here):
+        if code.startswith(("gpt2opt ", "python -m ", "make ")):
+            check_command(code)
+        elif code.startswith("gpt2opt."):
+            assert hasattr(gpt2opt, code.removeprefix("gpt2opt.")), code
+        elif code.startswith("--"):
+            assert code.split()[0] in options_of_experiments(), code
+
+
+def options_of_experiments() -> set[str]:
+    subcommands = next(action for action in parser_of_experiments()._actions if action.choices)
+    return {option for parser in subcommands.choices.values() for action in parser._actions for option in action.option_strings}
