@@ -234,15 +234,13 @@ def export(options: argparse.Namespace) -> int:
 @folder("--out", "folder of the models made on first use", "artifacts/ui")
 def ui(options: argparse.Namespace) -> int:
     """Open a page in the browser in which a model, quantized or not, writes text."""
-    from gpt2opt.apps.ui.choices import SIZES, Choice, check_host, default_model
+    from gpt2opt.apps.ui.choices import SIZES, Choice, default_model, proxy_name
 
     if not environment.installed("tornado"):
         raise ImportError("the page needs tornado, which is not installed; `pip install 'gpt2opt[ui]'` brings it")
     models = options.models or [default_model()]
     first, *_ = [Choice(model, options.precision) for model in models]
-    hosts = options.host or []
-    for host in hosts:
-        check_host(host)
+    hosts = [proxy_name(host) for host in options.host or ()]
     from gpt2opt.apps.ui.server import serve
 
     def begun(address: str) -> None:

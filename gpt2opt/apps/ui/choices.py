@@ -49,10 +49,11 @@ def at_hand(out: Path) -> list[str]:
     return [size for size in SIZES if size == "bundled" or (out / size).is_dir() or cached_snapshot(size, PATTERNS)]
 
 
-def check_host(host: str) -> None:
-    """Raise ValueError, in one line, for what is no name of a host."""
+def proxy_name(host: str) -> str:
+    """Return the name of a host in lower case; raise ValueError, in one line, for what is none."""
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", host):
         raise ValueError(f"host {host!r}, expected a name alone, as in hub.example.org: neither https:// nor a port nor *")
+    return host.lower()
 
 
 def decoding_settings(given: Mapping[str, Any]) -> DecodingSettings:

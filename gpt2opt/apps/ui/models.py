@@ -119,11 +119,10 @@ class Library:
     def count(self, choice: Choice, text: str) -> int | None:
         """Return how many tokens a text has; None as long as the model, loaded or not, has no tokenizer on this disk."""
         with self._tokenizing:  # all who type share a tokenizer
-            if choice.model not in self._tokenizers:
-                if not (folder := tokenizer_folder(choice, self.out)):
-                    return None
+            if choice.model not in self._tokenizers and (folder := tokenizer_folder(choice, self.out)):
                 self._tokenizers[choice.model] = load_tokenizer(folder)
-            return len(encode(self._tokenizers[choice.model], text).input_ids)
+            found = self._tokenizers.get(choice.model)
+            return None if found is None else len(encode(found, text).input_ids)
 
     def names(self) -> list[str]:
         """Return what is loaded, the model that was asked for last at the end."""

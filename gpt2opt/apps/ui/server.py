@@ -26,9 +26,6 @@ from gpt2opt.sources.hub import hub_answers
 HOST = "127.0.0.1"
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = sorted(path.name for path in PAGE.iterdir() if path.is_file())
-OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
-"""The names that a request may call this server by. Any other comes from a foreign page that had its name resolved to this machine, unless
-the user named it: a reverse proxy hands on the name that it was asked for (JupyterHub) or the origin of the page (Codespaces)."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -37,14 +34,17 @@ HEADERS = {
 """Of every answer, errors included: nothing in the page is fetched from elsewhere, and no other page shows it in a frame."""
 
 
-class Server:
-    """What all requests share: the loaded models and their turns.
+def own_names(hosts: Sequence[str]) -> str:
+    """Return a pattern of the names that a request may call this server by; a foreign page can have any other resolved to this machine."""
+    # The group and `$` stand here because tornado appends a missing `$`, which binds to the last alternative alone.
+    return rf"(?:{'|'.join(map(re.escape, ('127.0.0.1', 'localhost', '[::1]', *hosts)))})\.?$"
 
-    models: the folders that the page offers beside the sizes. hosts: names of reverse proxies that the page may be asked for under.
-    """
+
+class Server:
+    """What all requests share. models: the folders that are offered beside the sizes. hosts: names of proxies that may show the page."""
 
     def __init__(self, library: Library, models: list[str], first: Choice, hosts: Sequence[str] = ()):
-        self.library, self.turns, self.hosts = library, Turns(), [host.lower() for host in hosts]
+        self.library, self.turns, self.hosts = library, Turns(), hosts
         self.offered, self.first = [*SIZES, *models], first
         self.streams = Streams(library, self.turns, self.choice)
         self.machine = environment.machine_label(environment.describe())
@@ -56,42 +56,35 @@ class Server:
             self.had = SIZES
 
     def application(self) -> tornado.web.Application:
-        application = tornado.web.Application(default_handler_class=NotFound, hosts=self.hosts, websocket_max_message_size=MESSAGE_BYTES)
+        not_found: dict[str, Any] = {"default_handler_class": NotFound, "default_handler_args": {"status_code": 404}}
+        application = tornado.web.Application(hosts=self.hosts, websocket_max_message_size=MESSAGE_BYTES, **not_found)
         answers = [(rf"/{find.__name__}", Answer, {"find": find}) for find in (self.facts, self.state, self.cost, self.tokens)]
         files = (rf"/(|{'|'.join(map(re.escape, PAGE_FILES))})", Files, {"path": str(PAGE), "default_filename": "index.html"})
         application.add_handlers(own_names(self.hosts), [*answers, (r"/stream", Socket, {"server": self}), files])
         return application
 
-    async def facts(self, _: "Answer") -> dict[str, Any]:
-        """Return what can be chosen, and on which machine this runs."""
-        return {"models": self.shown(), "precisions": PRECISIONS, "first": dataclasses.asdict(self.first), "machine": self.machine}
+    async def facts(self, request: "Answer") -> dict[str, Any]:
+        """Return what can be chosen, on which machine this runs, and what goes on."""
+        first = dataclasses.asdict(self.first)
+        return {"precisions": PRECISIONS, "first": first, "machine": self.machine, **await self.state(request)}
 
     async def state(self, _: "Answer") -> dict[str, Any]:
         """Return what goes on: memory of this process, streams at work, loaded models, and the models that can be had by now."""
+        models = [model for model in self.offered if model not in SIZES or model in (*self.had, self.first.model)]
         rss_bytes = psutil.Process().memory_info().rss
-        return {"rss_bytes": rss_bytes, "streams": len(self.turns), "loaded": self.library.names(), "models": self.shown()}
-
-    def shown(self) -> list[str]:
-        """Return the models that the page shows: folders, and the sizes that can be had here."""
-        return [model for model in self.offered if model not in SIZES or model in (*self.had, self.first.model)]
+        return {"rss_bytes": rss_bytes, "streams": len(self.turns), "loaded": self.library.names(), "models": models}
 
     async def cost(self, request: "Answer") -> dict[str, Any]:
         """Return what has been measured of a model in a precision."""
-        try:
-            choice = self.choice(request.get_query_argument("model", ""), request.get_query_argument("precision", ""))
-            prepared = await asyncio.to_thread(known, choice, self.library.out)
-            return {"cost": prepared and dataclasses.asdict(prepared.cost)}
-        except (ValueError, OSError) as error:
-            return {"cost": None, "error": str(error)}
+        choice = self.choice(request.get_query_argument("model", ""), request.get_query_argument("precision", ""))
+        prepared = await asyncio.to_thread(known, choice, self.library.out)
+        return {"cost": prepared and dataclasses.asdict(prepared.cost)}
 
     async def tokens(self, request: "Answer") -> dict[str, Any]:
         """Return how many tokens a prompt has; None if that can't be known yet. The prompt comes by POST: it may be long."""
-        try:
-            asked = read_message(request.request.body)
-            choice = self.choice(str(asked.get("model")), str(asked.get("precision")))
-            return {"tokens": await asyncio.to_thread(self.library.count, choice, str(asked.get("prompt")))}
-        except (ValueError, OSError) as error:
-            return {"tokens": None, "error": str(error)}
+        asked = read_message(request.request.body)
+        choice = self.choice(str(asked.get("model")), str(asked.get("precision")))
+        return {"tokens": await asyncio.to_thread(self.library.count, choice, str(asked.get("prompt")))}
 
     def choice(self, model: str, precision: str) -> Choice:
         """Return what a request chose. Only what the page offers is opened: a request may not name other folders of this machine."""
@@ -108,28 +101,24 @@ class _Guarded(tornado.web.RequestHandler):
             self.set_header(name, value)
 
     def prepare(self) -> None:
-        if name := self.foreign():
-            self.set_status(403)
-            self.finish(f"gpt2opt does not answer to {name[:200]}. If this is the name of your own proxy: gpt2opt ui --host {name[:200]}\n")
+        if not (name := self.foreign()):
+            super().prepare()
+            return
+        self.set_status(403)
+        self.finish(f"gpt2opt does not answer to {name[:200]}. If this is the name of your own proxy: gpt2opt ui --host {name[:200]}\n")
 
     def foreign(self) -> str | None:
         """Return the name that a request came under, or that of the page it came from, if it is foreign; None if both are known."""
-        host, known_hosts = self.request.host_name, self.settings["hosts"]
-        if not re.match(own_names(known_hosts), host):
-            return host
+        if not re.match(own_names(self.settings["hosts"]), self.request.host_name):
+            return self.request.host_name
         origin = self.request.headers.get("Origin", "")
         asking = origin.lower().partition("://")[2]
-        own = not origin or asking == self.request.host.lower() or re.sub(r":\d+$", "", asking) in known_hosts
+        own = not origin or asking == self.request.host.lower() or re.sub(r":\d+$", "", asking) in self.settings["hosts"]
         return None if own else asking or origin
 
 
-class NotFound(_Guarded):
+class NotFound(_Guarded, tornado.web.ErrorHandler):
     """Whatever has no handler, a foreign host name too."""
-
-    def prepare(self) -> None:
-        super().prepare()
-        if not self._finished:
-            raise tornado.web.HTTPError(404)
 
 
 class Files(_Guarded, tornado.web.StaticFileHandler):
@@ -140,22 +129,22 @@ class Files(_Guarded, tornado.web.StaticFileHandler):
 
 
 class Answer(_Guarded):
-    """What a function of the server finds, as JSON. To a POST a browser adds where it comes from, so that a foreign page is told so."""
+    """What a function of the server finds, as JSON, or why not. To a POST a browser adds its origin, so that a foreign page is told so."""
 
     def initialize(self, find: Callable[["Answer"], Awaitable[dict[str, Any]]]) -> None:
         self.find = find
 
     async def get(self) -> None:
-        self.write(await self.find(self))
+        try:
+            self.write(await self.find(self))
+        except (ValueError, OSError) as error:
+            self.write({"error": str(error)})
 
     post = get
 
 
 class Socket(_Guarded, tornado.websocket.WebSocketHandler):
-    """One stream, see `streams`: the first message asks for it, `{"stop": true}` ends it, and everything that is sent is an event of it.
-
-    Since a socket has one stream, it can stop no other.
-    """
+    """One stream, see `streams`: the first message asks for it, `{"stop": true}` ends it, and no other; what is sent are its events."""
 
     def initialize(self, server: Server) -> None:
         self.server = server
@@ -185,11 +174,6 @@ class Socket(_Guarded, tornado.websocket.WebSocketHandler):
             self.close()
         elif self.ws_connection and not self.ws_connection.is_closing():
             self.write_message(event)
-
-
-def own_names(hosts: Sequence[str]) -> str:
-    """Return a pattern of the names that this server answers to. tornado's own `$` would bind to the last of them alone."""
-    return rf"(?:{'|'.join(map(re.escape, (*OWN_NAMES, *hosts)))})\.?$"
 
 
 def bind(port: int) -> list[Any]:

@@ -22,8 +22,7 @@ KEPT_STREAMS = 100
 """How many streams can be picked up: the last ones. A text of 1000 tokens takes less than a megabyte."""
 NO_REQUEST = "this is no request of the page, or of a page of another version: reload it"
 
-Listener = Callable[[str | None], None]
-"""Called with each event of a stream, as JSON, and at the end with None."""
+Listener = Callable[[str | None], None]  # gets each event, as JSON, and at the end None
 
 
 def read_message(message: str | bytes) -> dict[str, Any]:
@@ -64,10 +63,7 @@ class Streams:
 
 
 class KeptStream:
-    """One stream: progress of loading, ready, tokens, and at the end either `end` or `error`, as events that are numbered from 0.
-
-    asked: `load` a model, or `generate` or `compare`, which load what they need.
-    """
+    """One stream, as events numbered from 0: progress of loading, ready, tokens, and at the end either `end` or `error`."""
 
     def __init__(self, streams: Streams, asked: dict[str, Any]):
         self.streams, self.alone = streams, asked.get("id") is None
@@ -106,14 +102,16 @@ class KeptStream:
         try:
             await self._begin(asked)
         except Exception as error:
-            strange = isinstance(error, TypeError | KeyError | AttributeError) and not self._events
-            self._end(Ended(ValueError(NO_REQUEST) if strange else error, 0.0))
+            self._end(Ended(error, 0.0))
 
     async def _begin(self, asked: dict[str, Any]) -> None:
-        choices = [self.streams.choose(asked["model"], precision) for precision in asked["precisions"]]
-        settings = decoding_settings(asked.get("settings", {}))
-        if asked["ask"] != "load":
-            check_text(asked["prompt"])  # before a model is loaded for it
+        try:
+            choices = [self.streams.choose(asked["model"], precision) for precision in asked["precisions"]]
+            settings, only_load = decoding_settings(asked.get("settings", {})), asked["ask"] == "load"
+        except (TypeError, KeyError, AttributeError):
+            raise ValueError(NO_REQUEST) from None
+        if not only_load:
+            check_text(asked.get("prompt"))  # before a model is loaded for it
         loop, loaded = asyncio.get_running_loop(), []
 
         def send(item: dict[str, Any] | Ended) -> None:  # any thread may call it
@@ -126,7 +124,7 @@ class KeptStream:
             prepared = loaded[-1].prepared
             about = {"name": prepared.name, "context": loaded[-1].model.context, "cost": dataclasses.asdict(prepared.cost)}
             self._send({"event": "ready", **dataclasses.asdict(choice), **about})
-        if asked["ask"] == "load":
+        if only_load:
             return self._end(Ended(None, 0.0))
         # Neither on this thread nor on that of the turns: it takes a second of a long prompt, and nobody waits for it there.
         ids = await asyncio.to_thread(read_prompt, loaded, asked["prompt"], settings, bool(asked.get("truncate")))

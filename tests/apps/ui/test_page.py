@@ -27,7 +27,7 @@ def test_a_prompt_is_continued_and_regenerated(page, float_dir, tokenizer):
     page.wait_for_the_end()
     assert page.text() == expected(float_dir, tokenizer, seed=0)
     speed = page.find(".speed").text
-    for part in ("prefill", "decode", "tokens/s", "time", "RAM of the server", "MB", "ended by length"):
+    for part in ("decode", "tokens/s", "time", "RAM of the server", "MB", "ended by length"):
         assert part in speed
     assert "FP32" in page.find(".side h3").text
     assert "sampling at 0.7, seed 0" in page.find(".side h3").text
@@ -44,7 +44,8 @@ def test_text_streams_and_is_stopped(page):
     page.wait(lambda: page.count() > 2)
     seen = page.count()
     page.wait(lambda: page.count() > seen)
-    assert "tokens/s" in page.find(".speed").text  # live
+    assert "tokens/s" not in page.find(".speed").text or page.count() > 5  # a rate over four tokens says nothing
+    page.wait(lambda: "decode" in page.find(".speed").text)  # live
     page.click("stop")
     page.wait_for_the_end()
     assert seen < page.count() < 200
@@ -163,7 +164,11 @@ def test_what_the_page_refuses_is_said_in_it(page):
         (200_000, "fit into the context of 256: shorten it"),
         (2_000_000, "are too long: shorten"),
     ):
-        page.driver.execute_script("document.getElementById('prompt').value = 'a'.repeat(arguments[0])", characters)
+        page.driver.execute_script(
+            "const prompt = document.getElementById('prompt'); prompt.value = 'a'.repeat(arguments[0]);"
+            "prompt.dispatchEvent(new Event('input', {bubbles: true}))",
+            characters,
+        )
         page.click("generate")
         page.wait(lambda said=said: said in page.error())
 

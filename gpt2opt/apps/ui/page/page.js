@@ -6,8 +6,8 @@ import * as texts from "./texts.js";
 const NAMES = { fp32: "FP32", w8a8: "INT8", w8: "w8", w4: "w4", "w8a8-naive": "naive" };
 const STAND_IN = "bundled (instead of gpt2)";
 const HINTS = {
-  fp32: "32-bit floats, the reference.", w8a8: "8-bit weights and activations, smoothed, and gated by their cost: smallest loss, fastest.",
-  w8: "8-bit weights; the activations stay floats.", w4: "4-bit weights in groups of 64; the activations stay floats. Smallest, costs most.",
+  fp32: "32-bit floats, the reference.", w8a8: "8-bit weights and activations, smoothed, where they cost little.",
+  w8: "8-bit weights; the activations stay floats.", w4: "4-bit weights in groups of 64; the activations stay floats.",
   "w8a8-naive": "8-bit weights and activations without smoothing and gate: to see what these two are for.",
 };
 const KEPT = [...NUMBERS, "do_sample", "stop_strings", "truncate", "prompt", "model", "theme", "font-size", "family", "shade"];
@@ -71,7 +71,7 @@ function count() {
 // --- streams ----------------------------------------------------------------------------------------------------------------------
 
 function say(text) {
-  byId("error").textContent = text ?? "";
+  byId("error").textContent = (text ?? "").replace("keep its end with truncate", "let it be cut to its end, under All settings");
   byId("error").hidden = !text;
 }
 
@@ -244,8 +244,8 @@ function showHistory() {
   const rows = texts.tree().map(({ text, depth }) => {
     const names = text.ask.precisions.map((precision) => NAMES[precision]).join(" | ");
     const said = texts.written(text).trim() || "…";
-    const open = element("button", { class: "open" }, element("span", { class: "prompt" }, text.ask.prompt.slice(-60)), element("span", { class: "said" }, said.slice(0, 160)));
-    const meta = element("span", { class: "meta" }, `${called(text.ask.model.split("/").at(-1))} ${names} · ${text.sides[0].length} tokens${text.end ? "" : ", being written"} · ${timeOf(text.at)}`);
+    const open = element("button", { class: "open" }, element("span", { class: "prompt" }, `${text.ask.prompt.length > 40 ? "…" : ""}${text.ask.prompt.slice(-40)}`), element("span", { class: "said" }, said.slice(0, 160)));
+    const meta = element("span", { class: "meta" }, `${text.ask.model.split("/").at(-1)} ${names} · ${text.sides[0].length} tokens${text.end ? "" : ", being written"} · ${timeOf(text.at)}`);
     const gone = element("button", { class: "quiet", "aria-label": `Delete: ${said.slice(0, 40)}`, title: "Delete; Undo brings it back" }, "×");
     open.append(meta);
     if (text === answer) open.setAttribute("aria-current", "true");
@@ -359,11 +359,11 @@ const stepsOf = (span) => (span.dataset.tokens ?? "").split(" ").map(Number);
 function showSpeed(side) {
   const tokens = answer.sides[side];
   const parts = [];
-  const figure = (name, value) => parts.push(element("span", {}, `${name} `, element("b", {}, value)));
+  const figure = (name, value) => value && parts.push(element("span", {}, `${name} `, element("b", {}, value)));
   if (answer.speeds[side]) {
     const { prompt_tokens, prefill_s, decode_s, decoded } = answer.speeds[side];
-    figure("prefill", tokensPerSecond(rate(prompt_tokens, prefill_s)));
-    figure("decode", tokensPerSecond(rate(decoded, decode_s)));
+    figure("prefill", rate(prompt_tokens, prefill_s) && tokensPerSecond(rate(prompt_tokens, prefill_s)));
+    figure("decode", rate(decoded, decode_s) && tokensPerSecond(rate(decoded, decode_s)));
     figure("tokens", `${prompt_tokens} + ${tokens.length}`);
   }
   if (answer.end) {

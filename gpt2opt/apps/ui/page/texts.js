@@ -4,7 +4,8 @@ const PREFIX = "gpt2opt.text.";
 const texts = new Map();
 
 export const find = (id) => texts.get(id) ?? null;
-export const newest = (kind) => inOrder().findLast((text) => text.ask.ask === kind) ?? null;
+/** The last text of a tab that has ended: one that is being written belongs to another window. */
+export const newest = (kind) => inOrder().findLast((text) => text.end && text.ask.ask === kind) ?? null;
 export const written = (text, side = 0) => text.sides[side].map((token) => token.text).join("");
 export const versions = (text) => inOrder().filter(({ ask, parent }) => parent === text.parent && ask.ask === text.ask.ask && ask.prompt === text.ask.prompt);
 const inOrder = () => [...texts.values()].sort((a, b) => a.at - b.at);
