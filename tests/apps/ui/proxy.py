@@ -69,12 +69,15 @@ class ProxySocket(tornado.websocket.WebSocketHandler):
     def check_origin(self, origin: str) -> bool:
         return True
 
-    async def open(self) -> None:
+    def open(self) -> None:
         self.proxy.sockets.add(self)
         address = self.proxy.target.replace("http", "ws") + "/stream"
         asked = tornado.httpclient.HTTPRequest(address, headers=self.proxy.headers(self.request))
         self.behind = asyncio.ensure_future(tornado.websocket.websocket_connect(asked))
-        with contextlib.suppress(tornado.websocket.WebSocketClosedError):
+        self.relaying = asyncio.ensure_future(self.relay())  # tornado hands on no message before this method returns
+
+    async def relay(self) -> None:
+        with contextlib.suppress(tornado.websocket.WebSocketClosedError, tornado.httpclient.HTTPError, OSError):
             while not self.proxy.down and (message := await (await self.behind).read_message()) is not None:
                 await self.write_message(message)
         self.close()

@@ -39,7 +39,7 @@ def write(page: Page) -> None:
         page.choose("theme", theme)
         settle(page, width)
         words = [span for span in page.all(".token") if len(span.text.strip()) > 3]
-        ActionChains(page.driver).move_to_element(words[len(words) // 3]).perform()
+        ActionChains(page.driver).move_to_element(page.find("h1")).move_to_element(words[len(words) // 3]).perform()
         page.wait(lambda: page.find("#hover").is_displayed())
         page.driver.save_screenshot(str(DOCS / f"{name}.png"))
 
