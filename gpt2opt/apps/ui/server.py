@@ -65,8 +65,8 @@ class Server:
 
     async def facts(self, request: "Answer") -> dict[str, Any]:
         """Return what can be chosen, on which machine this runs, and what goes on."""
-        first = dataclasses.asdict(self.first)
-        return {"precisions": PRECISIONS, "first": first, "machine": self.machine, **await self.state(request)}
+        state, first = await self.state(request), dataclasses.asdict(self.first)
+        return {"precisions": PRECISIONS, "first": first, "machine": self.machine, **state}
 
     async def state(self, _: "Answer") -> dict[str, Any]:
         """Return what goes on: memory of this process, streams at work, loaded models, and the models that can be had by now."""
@@ -109,12 +109,14 @@ class _Guarded(tornado.web.RequestHandler):
 
     def foreign(self) -> str | None:
         """Return the name that a request came under, or that of the page it came from, if it is foreign; None if both are known."""
-        if not re.match(own_names(self.settings["hosts"]), self.request.host_name):
+        hosts, origin = self.settings["hosts"], self.request.headers.get("Origin")
+        if not re.match(own_names(hosts), self.request.host_name):
             return self.request.host_name
-        origin = self.request.headers.get("Origin", "")
+        # Any page may get the page's own files: under a foreign name they say what is wrong.
+        if origin is None or isinstance(self, Files):
+            return None
         asking = origin.lower().partition("://")[2]
-        own = not origin or asking == self.request.host.lower() or re.sub(r":\d+$", "", asking) in self.settings["hosts"]
-        return None if own else asking or origin
+        return None if asking == self.request.host.lower() or re.sub(r":\d+$", "", asking) in hosts else asking or origin
 
 
 class NotFound(_Guarded, tornado.web.ErrorHandler):

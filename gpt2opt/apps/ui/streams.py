@@ -18,10 +18,8 @@ from gpt2opt.apps.ui.turns import Ended, Stream, Turns
 from gpt2opt.decoding.text import check_text
 from gpt2opt.settings import is_whole
 
-KEPT_STREAMS = 100
-"""How many streams can be picked up: the last ones. A text of 1000 tokens takes less than a megabyte."""
+KEPT_STREAMS = 100  # the last ones can be picked up; a text of 1000 tokens takes less than a megabyte
 NO_REQUEST = "this is no request of the page, or of a page of another version: reload it"
-
 Listener = Callable[[str | None], None]  # gets each event, as JSON, and at the end None
 
 

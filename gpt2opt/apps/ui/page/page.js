@@ -578,7 +578,7 @@ function keep() {
 
 function restore() {
   for (const [id, value] of Object.entries(JSON.parse(localStorage.getItem("gpt2opt") ?? "{}"))) {
-    const field = byId(id), radio = document.querySelector(`input[name="${id}"][value="${value}"]`);
+    const field = byId(id), radio = [...document.querySelectorAll(`input[name="${id}"]`)].find((each) => each.value === value);
     if (radio) radio.checked = true;
     else if (field && (field.tagName !== "SELECT" || [...field.options].some((option) => option.value === value))) field[valueOf(field)] = value;
   }

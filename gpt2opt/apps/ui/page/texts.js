@@ -29,19 +29,24 @@ export function begin(ask, parent) {
   return text;
 }
 
-/** Store a text; where there is no room, the oldest ones give up what their tokens were chosen from. Return whether it is stored. */
+/** Store a text. Where there is no room, the oldest ones give up what their tokens were chosen from, and at last this one. Return whether it is stored. */
 export function save(text) {
   texts.set(text.id, text);
-  for (;;) {
-    try {
-      localStorage.setItem(PREFIX + text.id, JSON.stringify(text));
-      return true;
-    } catch {
-      const full = inOrder().find((each) => each !== text && each.end && each.sides.some((tokens) => tokens.some((token) => token.others)));
-      if (!full) return false;
-      for (const token of full.sides.flat()) delete token.others;
-      localStorage.setItem(PREFIX + full.id, JSON.stringify(full));
-    }
+  if (stored(text)) return true;
+  for (const old of inOrder().filter((each) => each !== text && each.end && each.sides.flat().some((token) => token.others))) {
+    for (const token of old.sides.flat()) delete token.others;
+    stored(old);
+    if (stored(text)) return true;
+  }
+  return stored(text, (key, value) => (key === "others" ? undefined : value));
+}
+
+function stored(text, replacer) {
+  try {
+    localStorage.setItem(PREFIX + text.id, JSON.stringify(text, replacer));
+    return true;
+  } catch {
+    return false;
   }
 }
 
