@@ -1,6 +1,6 @@
 import { fillDecoding, NUMBERS, settings, showDecoding } from "./decoding.js";
 import { byId, digits, drawChart, element, megabytes, place, rate, seconds, showCost, showHover, tokensPerSecond } from "./show.js";
-import { Stream } from "./stream.js";
+import { MESSAGE_BYTES, Stream } from "./stream.js";
 import * as texts from "./texts.js";
 
 const NAMES = { fp32: "FP32", w8a8: "INT8", w8: "w8", w4: "w4", "w8a8-naive": "naive" };
@@ -58,7 +58,8 @@ function count() {
   clearTimeout(count.timer);
   count.timer = setTimeout(async () => {
     const asked = JSON.stringify({ model: model(), precision: chosen("precision"), prompt: prompt.value });
-    const reply = await fetch("tokens", { method: "POST", body: asked }).catch(() => null);
+    const fits = new Blob([asked]).size <= MESSAGE_BYTES;
+    const reply = fits ? await fetch("tokens", { method: "POST", body: asked }).catch(() => null) : null;
     const tokens = reply?.ok ? (await reply.json()).tokens : null;
     if (asked !== JSON.stringify({ model: model(), precision: chosen("precision"), prompt: prompt.value })) return;
     const room = (contexts[model()] ?? Infinity) - byId("max_new_tokens").valueAsNumber;

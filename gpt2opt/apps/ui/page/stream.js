@@ -1,4 +1,4 @@
-const MESSAGE_BYTES = 2 ** 20; // what the server reads at most; it cuts a longer message off, and then can't say why
+export const MESSAGE_BYTES = 2 ** 20; // what the server reads at most; it cuts a longer message off, and then can't say why
 const LONGEST_WAIT_MS = 5000;
 
 // A stream is a text that the server writes. It goes on without its socket: a socket that is lost is opened again, and gets the events
