@@ -284,15 +284,19 @@ def export(options: argparse.Namespace) -> int:
 )
 @option("--precision", "chosen at the start: fp32, w8a8, w8a8-naive, w8 or w4", "fp32")
 @option("--port", "on 127.0.0.1; 0: any that is free", 7860, type=int)
+@option(
+    "--host", "name of a reverse proxy that shows the page, as of JupyterHub or Codespaces; may be given several times", action="append"
+)
 @folder("--out", "folder of the models made on first use", "artifacts/ui")
 def ui(options: argparse.Namespace) -> int:
     """Open a page in the browser in which a model, quantized or not, writes text."""
-    from gpt2opt.apps.ui.choices import SIZES, Choice, default_model
+    from gpt2opt.apps.ui.choices import SIZES, Choice, default_model, proxy_name
 
     if not environment.installed("tornado"):
         raise ImportError("the page needs tornado, which is not installed; `pip install 'gpt2opt[ui]'` brings it")
     models = options.models or [default_model()]
     first, *_ = [Choice(model, options.precision) for model in models]
+    hosts = [proxy_name(host) for host in options.host or ()]
     from gpt2opt.apps.ui.server import serve
 
     def begun(address: str) -> None:
@@ -300,7 +304,7 @@ def ui(options: argparse.Namespace) -> int:
         _end({"url": address})
 
     check_folder(options.out)
-    serve(options.out, options.port, [model for model in models if model not in SIZES], first, begun)
+    serve(options.out, options.port, [model for model in models if model not in SIZES], first, hosts, begun)
     return 0
 
 

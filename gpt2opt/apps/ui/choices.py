@@ -1,5 +1,6 @@
 """What can be chosen in the page: a model and a precision, and how its tokens are chosen."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,18 @@ class Choice:
 def default_model() -> str:
     """Return what is chosen when nothing was named: `gpt2` if it is on this disk, else the bundled model, which the page names as such."""
     return DEFAULT if cached_snapshot(DEFAULT, PATTERNS) else "bundled"
+
+
+def at_hand(out: Path) -> list[str]:
+    """Return the sizes that can be had without the hub: bundled, in the local cache, or made in this folder before."""
+    return [size for size in SIZES if size == "bundled" or (out / size).is_dir() or cached_snapshot(size, PATTERNS)]
+
+
+def proxy_name(host: str) -> str:
+    """Return the name of a host in lower case; raise ValueError, in one line, for what is none."""
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", host):
+        raise ValueError(f"host {host!r}, expected a name alone, as in hub.example.org: neither https:// nor a port nor *")
+    return host.lower()
 
 
 def decoding_settings(given: Mapping[str, Any]) -> DecodingSettings:

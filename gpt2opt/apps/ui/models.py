@@ -18,7 +18,8 @@ from gpt2opt.measure.child import Child
 from gpt2opt.measure.results import Agreement, Memory
 from gpt2opt.run.record import read_record
 from gpt2opt.runtime.manifest import is_ir, read_manifest
-from gpt2opt.sources.models import find_model, load_tokenizer
+from gpt2opt.sources.hub import cached_snapshot
+from gpt2opt.sources.models import BUNDLED, PATTERNS, find_model, load_tokenizer
 from gpt2opt.storage import from_json, hash_weights, read_json, write_result
 
 SCHEMA = "gpt2opt.ui/1"
@@ -92,6 +93,8 @@ class Library:
         self._lock = threading.RLock()
         self._entries: OrderedDict[Choice, _Entry] = OrderedDict()
         self._worker = ThreadPoolExecutor(1, "library")
+        self._tokenizers: dict[str, Any] = {}
+        self._tokenizing = threading.Lock()
 
     def ask(self, choice: Choice, listener: Callable[[dict[str, Any]], None]) -> "Future[Loaded]":
         """Return a future of a model, which raises ValueError if the model can't be found, made or loaded.
@@ -112,6 +115,14 @@ class Library:
                 if entry.last:
                     listener(entry.last)
             return entry.future
+
+    def count(self, choice: Choice, text: str) -> int | None:
+        """Return how many tokens a text has; None as long as the model, loaded or not, has no tokenizer on this disk."""
+        with self._tokenizing:  # all who type share a tokenizer
+            if choice.model not in self._tokenizers and (folder := tokenizer_folder(choice, self.out)):
+                self._tokenizers[choice.model] = load_tokenizer(folder)
+            found = self._tokenizers.get(choice.model)
+            return None if found is None else len(encode(found, text).input_ids)
 
     def names(self) -> list[str]:
         """Return what is loaded, the model that was asked for last at the end."""
@@ -134,7 +145,8 @@ class Library:
         try:
             prepared = prepare(choice, self.out, progress)
             progress(1, 1, "loading it")
-            tokenizer = load_tokenizer(prepared.folder)
+            with self._tokenizing:  # two threads that import transformers at once fail
+                tokenizer = load_tokenizer(prepared.folder)
             # The first call undoes padding and truncation that were saved with it, and must not do that while another thread tokenizes.
             encode(tokenizer, "a")
             loaded = Loaded(prepared, load_ir(prepared.folder), tokenizer)
@@ -202,6 +214,15 @@ def torch_folder(model: str) -> Path:
     """Return the torch model in a chosen folder: the folder itself, or the fine-tuned model of a run."""
     inside = Path(model, TORCH_OF_A_RUN)
     return (inside if inside.is_dir() else Path(model)).resolve()
+
+
+def tokenizer_folder(choice: Choice, out: Path) -> Path | None:
+    """Return a folder that has the tokenizer of a choice already; None if its model has to be downloaded first."""
+    if prepared := known(choice, out):
+        return prepared.folder
+    if choice.model in SIZES:
+        return BUNDLED if choice.model == "bundled" else cached_snapshot(choice.model, PATTERNS)
+    return torch_folder(choice.model)
 
 
 def cache_folder(choice: Choice, out: Path) -> Path:

@@ -3,10 +3,10 @@
 import asyncio
 import dataclasses
 import json
-import logging
 import re
 import sys
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,15 @@ import tornado.web
 import tornado.websocket
 
 from gpt2opt import environment
-from gpt2opt.apps.ui.answers import answers, read_prompt
-from gpt2opt.apps.ui.choices import MESSAGE_BYTES, PRECISIONS, SIZES, Choice, decoding_settings
+from gpt2opt.apps.ui.choices import MESSAGE_BYTES, PRECISIONS, SIZES, Choice, at_hand
 from gpt2opt.apps.ui.models import Library, known
-from gpt2opt.apps.ui.turns import Ended, Stream, Turns
-from gpt2opt.decoding.text import check_text
+from gpt2opt.apps.ui.streams import KeptStream, Streams, read_message
+from gpt2opt.apps.ui.turns import Turns
+from gpt2opt.sources.hub import hub_answers
 
 HOST = "127.0.0.1"
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = sorted(path.name for path in PAGE.iterdir() if path.is_file())
-OWN_NAMES = r"(?:127\.0\.0\.1|localhost|\[::1\])\.?$"
-"""The names that a request may call this server by. Any other comes from a foreign page that had its name resolved to this machine. The
-group and `$` stand here because tornado appends a missing `$`, which binds to the last alternative alone."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -37,41 +34,57 @@ HEADERS = {
 """Of every answer, errors included: nothing in the page is fetched from elsewhere, and no other page shows it in a frame."""
 
 
-class Server:
-    """What all requests share: the loaded models and their turns. models: the folders that the page offers beside the sizes."""
+def own_names(hosts: Sequence[str]) -> str:
+    """Return a pattern of the names that a request may call this server by; a foreign page can have any other resolved to this machine."""
+    # The group and `$` stand here because tornado appends a missing `$`, which binds to the last alternative alone.
+    return rf"(?:{'|'.join(map(re.escape, ('127.0.0.1', 'localhost', '[::1]', *hosts)))})\.?$"
 
-    def __init__(self, library: Library, models: list[str], first: Choice):
-        self.library, self.turns = library, Turns()
+
+class Server:
+    """What all requests share. models: the folders that are offered beside the sizes. hosts: names of proxies that may show the page."""
+
+    def __init__(self, library: Library, models: list[str], first: Choice, hosts: Sequence[str] = ()):
+        self.library, self.turns, self.hosts = library, Turns(), hosts
         self.offered, self.first = [*SIZES, *models], first
-        self.process = psutil.Process()
+        self.streams = Streams(library, self.turns, self.choice)
         self.machine = environment.machine_label(environment.describe())
+        self.had: Sequence[str] = at_hand(library.out)
+        threading.Thread(target=self._ask_hub, daemon=True).start()  # it may take seconds, and the page is open before
+
+    def _ask_hub(self) -> None:
+        if hub_answers():
+            self.had = SIZES
 
     def application(self) -> tornado.web.Application:
-        application = tornado.web.Application(
-            default_handler_class=NotFound, default_handler_args={"status_code": 404}, websocket_max_message_size=MESSAGE_BYTES
-        )
-        answers = [(rf"/{find.__name__}", Answer, {"find": find}) for find in (self.facts, self.state, self.cost)]
+        not_found: dict[str, Any] = {"default_handler_class": NotFound, "default_handler_args": {"status_code": 404}}
+        application = tornado.web.Application(hosts=self.hosts, websocket_max_message_size=MESSAGE_BYTES, **not_found)
+        answers = [(rf"/{find.__name__}", Answer, {"find": find}) for find in (self.facts, self.state, self.cost, self.tokens)]
         files = (rf"/(|{'|'.join(map(re.escape, PAGE_FILES))})", Files, {"path": str(PAGE), "default_filename": "index.html"})
-        application.add_handlers(OWN_NAMES, [*answers, (r"/stream", Socket, {"server": self}), files])
+        application.add_handlers(own_names(self.hosts), [*answers, (r"/stream", Socket, {"server": self}), files])
         return application
 
-    async def facts(self, _: "Answer") -> dict[str, Any]:
-        """Return what can be chosen, and on which machine this runs."""
-        first = dataclasses.asdict(self.first)
-        return {"models": self.offered, "precisions": PRECISIONS, "first": first, "machine": self.machine}
+    async def facts(self, request: "Answer") -> dict[str, Any]:
+        """Return what can be chosen, on which machine this runs, and what goes on."""
+        state, first = await self.state(request), dataclasses.asdict(self.first)
+        return {"precisions": PRECISIONS, "first": first, "machine": self.machine, **state}
 
     async def state(self, _: "Answer") -> dict[str, Any]:
-        """Return what goes on: memory of this process, streams at work, loaded models."""
-        return {"rss_bytes": self.process.memory_info().rss, "streams": len(self.turns), "loaded": self.library.names()}
+        """Return what goes on: memory of this process, streams at work, loaded models, and the models that can be had by now."""
+        models = [model for model in self.offered if model not in SIZES or model in (*self.had, self.first.model)]
+        rss_bytes = psutil.Process().memory_info().rss
+        return {"rss_bytes": rss_bytes, "streams": len(self.turns), "loaded": self.library.names(), "models": models}
 
     async def cost(self, request: "Answer") -> dict[str, Any]:
         """Return what has been measured of a model in a precision."""
-        try:
-            choice = self.choice(request.get_query_argument("model", ""), request.get_query_argument("precision", ""))
-            prepared = await asyncio.to_thread(known, choice, self.library.out)
-            return {"cost": prepared and dataclasses.asdict(prepared.cost)}
-        except (ValueError, OSError) as error:
-            return {"cost": None, "error": str(error)}
+        choice = self.choice(request.get_query_argument("model", ""), request.get_query_argument("precision", ""))
+        prepared = await asyncio.to_thread(known, choice, self.library.out)
+        return {"cost": prepared and dataclasses.asdict(prepared.cost)}
+
+    async def tokens(self, request: "Answer") -> dict[str, Any]:
+        """Return how many tokens a prompt has; None if that can't be known yet. The prompt comes by POST: it may be long."""
+        asked = read_message(request.request.body)
+        choice = self.choice(str(asked.get("model")), str(asked.get("precision")))
+        return {"tokens": await asyncio.to_thread(self.library.count, choice, str(asked.get("prompt")))}
 
     def choice(self, model: str, precision: str) -> Choice:
         """Return what a request chose. Only what the page offers is opened: a request may not name other folders of this machine."""
@@ -87,6 +100,24 @@ class _Guarded(tornado.web.RequestHandler):
         for name, value in HEADERS.items():
             self.set_header(name, value)
 
+    def prepare(self) -> None:
+        if not (name := self.foreign()):
+            super().prepare()
+            return
+        self.set_status(403)
+        self.finish(f"gpt2opt does not answer to {name[:200]}. If this is the name of your own proxy: gpt2opt ui --host {name[:200]}\n")
+
+    def foreign(self) -> str | None:
+        """Return the name that a request came under, or that of the page it came from, if it is foreign; None if both are known."""
+        hosts, origin = self.settings["hosts"], self.request.headers.get("Origin")
+        if not re.match(own_names(hosts), self.request.host_name):
+            return self.request.host_name
+        # Any page may get the page's own files: under a foreign name they say what is wrong.
+        if origin is None or isinstance(self, Files):
+            return None
+        asking = origin.lower().partition("://")[2]
+        return None if asking == self.request.host.lower() or re.sub(r":\d+$", "", asking) in hosts else asking or origin
+
 
 class NotFound(_Guarded, tornado.web.ErrorHandler):
     """Whatever has no handler, a foreign host name too."""
@@ -100,93 +131,49 @@ class Files(_Guarded, tornado.web.StaticFileHandler):
 
 
 class Answer(_Guarded):
-    """What a function of the server finds, as JSON."""
+    """What a function of the server finds, as JSON, or why not. To a POST a browser adds its origin, so that a foreign page is told so."""
 
     def initialize(self, find: Callable[["Answer"], Awaitable[dict[str, Any]]]) -> None:
         self.find = find
 
     async def get(self) -> None:
-        self.write(await self.find(self))
+        try:
+            self.write(await self.find(self))
+        except (ValueError, OSError) as error:
+            self.write({"error": str(error)})
+
+    post = get
 
 
 class Socket(_Guarded, tornado.websocket.WebSocketHandler):
-    """One stream. The first message asks for it; `{"stop": true}`, or closing the socket, ends it.
-
-    A message asks to `load` a model, or to `generate` or `compare`, which load what they need. Everything that is sent is an event:
-    progress of loading, ready, token, and at the end either `end` or `error`. Since a socket has one stream, it can stop no other.
-    """
+    """One stream, see `streams`: the first message asks for it, `{"stop": true}` ends it, and no other; what is sent are its events."""
 
     def initialize(self, server: Server) -> None:
         self.server = server
-        self.stream: Stream | None = None
-        self.stopped = False
-        self.tasks: list[asyncio.Task] = []
+        self.stream: KeptStream | None = None
+
+    def check_origin(self, _: str) -> bool:
+        return self.foreign() is None
 
     def on_message(self, message: str | bytes) -> None:
-        # A task: tornado reads no further message, a stop for example, before this method returns.
-        self.tasks.append(asyncio.create_task(self._take(message)))
+        try:
+            asked = read_message(message)
+            if self.stream is None:
+                self.stream = self.server.streams.open(asked)
+                self.stream.listen(self.hear, asked.get("from", 0))
+            elif asked.get("stop"):
+                self.stream.stop()
+        except ValueError as error:
+            self.hear(json.dumps({"event": "error", "text": str(error)}))
+            self.close()
 
     def on_close(self) -> None:
-        self.stopped = True
         if self.stream:
-            self.stream.stop()
+            self.stream.leave(self.hear)
 
-    async def _take(self, message: str | bytes) -> None:
-        try:
-            content = json.loads(message)
-            if content.get("stop"):
-                self._stop()
-            else:
-                await self._begin(content)
-        except Exception as error:
-            self._fail(error)
-
-    def _stop(self) -> None:
-        self.stopped = True
-        if self.stream:
-            self.stream.stop()
-        else:  # its model is still being loaded, which goes on: somebody else may want it
-            self._end(Ended(None, 0.0))
-
-    async def _begin(self, asked: dict[str, Any]) -> None:
-        choices = [self.server.choice(asked["model"], precision) for precision in asked["precisions"]]
-        settings = decoding_settings(asked.get("settings", {}))
-        if asked["ask"] != "load":
-            check_text(asked["prompt"])  # before a model is loaded for it
-        loop, loaded = asyncio.get_running_loop(), []
-
-        def send(item: dict[str, Any] | Ended) -> None:  # any thread may call it
-            loop.call_soon_threadsafe(self._send, item)
-
-        for choice in choices:
-            loaded.append(await asyncio.wrap_future(self.server.library.ask(choice, send)))
-            if self.stopped:
-                return
-            prepared = loaded[-1].prepared
-            about = {"name": prepared.name, "context": loaded[-1].model.context, "cost": dataclasses.asdict(prepared.cost)}
-            self._send({"event": "ready", **dataclasses.asdict(choice), **about})
-        if asked["ask"] == "load":
-            return self._end(Ended(None, 0.0))
-        # Neither on this thread nor on that of the turns: it takes a second of a long prompt, and nobody waits for it there.
-        ids = await asyncio.to_thread(read_prompt, loaded, asked["prompt"], settings, bool(asked.get("truncate")))
-        if not self.stopped:
-            self.stream = self.server.turns.add(lambda stopped: answers(loaded, ids, settings, stopped), send)
-
-    def _end(self, ended: Ended) -> None:
-        if ended.error:
-            return self._fail(ended.error)
-        self._send({"event": "end", "waited_s": ended.waited_s, "rss_bytes": self.server.process.memory_info().rss})
-        self.close()
-
-    def _fail(self, error: Exception) -> None:
-        if not isinstance(error, ValueError | OSError | MemoryError):
-            logging.getLogger(__name__).error("a stream failed", exc_info=error)
-        self._send({"event": "error", "text": str(error) or type(error).__name__})
-        self.close()
-
-    def _send(self, event: dict[str, Any] | Ended) -> None:
-        if isinstance(event, Ended):
-            self._end(event)
+    def hear(self, event: str | None) -> None:
+        if event is None:
+            self.close()
         elif self.ws_connection and not self.ws_connection.is_closing():
             self.write_message(event)
 
@@ -208,12 +195,12 @@ def listen(server: Server, sockets: list[Any]) -> str:
     return f"http://{HOST}:{sockets[0].getsockname()[1]}"
 
 
-def serve(out: Path, port: int, models: list[str], first: Choice, begun: Callable[[str], None]) -> None:
+def serve(out: Path, port: int, models: list[str], first: Choice, hosts: Sequence[str], begun: Callable[[str], None]) -> None:
     """Serve the page until the process is interrupted; call `begun` with its address once it can be opened. See `Library` and `Server`."""
     sockets = bind(port)
 
     async def work() -> None:
-        begun(listen(Server(Library(out), models, first), sockets))
+        begun(listen(Server(Library(out), models, first, hosts), sockets))
         await asyncio.Event().wait()
 
     try:

@@ -10,13 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from selenium import webdriver
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
+from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
+    "--host-resolver-rules=MAP *.example 127.0.0.1", "--ignore-certificate-errors",
 )  # fmt: skip
 WAIT_S = 60
 
@@ -87,6 +91,47 @@ class Page:
             Select(self.find(f"#{name}")).select_by_value(value)
         else:
             self.find(f"#{name} label:has([value='{value}'])").click()
+
+    def resize(self, width: int, height: int = 900) -> None:
+        """Give the page a width that a window can't have, such as a phone's."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.wait(lambda: self.driver.execute_script("return innerWidth") == width)
+
+    def overflow(self) -> int:
+        """Return by how many pixels the page is wider than its window."""
+        return self.driver.execute_script("return document.documentElement.scrollWidth - innerWidth")
+
+    def tap(self, element: WebElement) -> None:
+        """Touch an element with a finger."""
+        actions = ActionBuilder(self.driver, mouse=PointerInput("touch", "finger"))
+        actions.pointer_action.move_to(element).pointer_down().pointer_up()
+        actions.perform()
+
+    def press(self, *keys: str) -> None:
+        """Press keys wherever the focus is."""
+        for key in keys:
+            self.driver.switch_to.active_element.send_keys(key)
+
+    def focus(self) -> str:
+        """Return the id of what has the focus."""
+        return self.driver.execute_script("return document.activeElement.id")
+
+    def tab_to(self, name: str) -> None:
+        """Press Tab until something has the focus, as one without a mouse does."""
+        for _ in range(60):
+            if self.focus() == name:
+                return
+            self.press(Keys.TAB)
+        raise AssertionError(f"Tab does not lead to {name}")
+
+    def texts(self) -> list[dict]:
+        """Return the texts that are stored in the browser, the newest last."""
+        script = "return Object.keys(localStorage).filter(k => k.startsWith('gpt2opt.text.')).map(k => JSON.parse(localStorage.getItem(k)))"
+        return sorted(self.driver.execute_script(script), key=lambda text: text["at"])
+
+    def open_settings(self) -> None:
+        self.driver.execute_script("document.getElementById('fine').open = true")
 
     def value(self, name: str) -> str:
         return self.find(f"#{name}").get_property("value")

@@ -5,7 +5,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,10 +30,10 @@ def run_dir(float_dir, quantized, tmp_path_factory) -> Path:
 
 
 @contextmanager
-def serving(out: Path, models: list[str], first: Choice) -> Iterator[str]:
+def serving(out: Path, models: list[str], first: Choice, hosts: Sequence[str] = ()) -> Iterator[str]:
     """Serve the page in a thread; yield its address."""
     ready, addresses, loop = threading.Event(), [], asyncio.new_event_loop()
-    server = Server(Library(out), models, first)
+    server = Server(Library(out), models, first, hosts)
 
     async def work() -> None:
         addresses.append(listen(server, bind(0)))
@@ -133,6 +133,37 @@ async def talk(address: str, message: dict | str, stop_after: int | None = None)
 def tokens_of(events: list[dict]) -> list[dict]:
     """Return the tokens among events, without how fast they came."""
     return [{name: value for name, value in event.items() if name != "speed"} for event in events if event["event"] == "token"]
+
+
+@pytest.fixture(scope="session")
+def slow_address(run_dir, tmp_path_factory):
+    """The page of a server whose models take 20 ms for a token."""
+    out = tmp_path_factory.mktemp("ui")
+    with slow_models(0.02), serving(out, [str(run_dir)], Choice(str(run_dir), "fp32"), ["hub.example"]) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def opened(slow_address, tmp_path_factory):
+    browser = pytest.importorskip("tests.apps.ui.browser", reason="no selenium; the extra `test` brings it", exc_type=ImportError)
+    if reason := browser.why_no_browser():
+        pytest.skip(reason)
+    page = browser.Page(slow_address, tmp_path_factory.mktemp("profile"))
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def page(opened, slow_address):
+    """The page as at the first visit, in a window of its usual size."""
+    opened.address = slow_address
+    opened.driver.get(f"{slow_address}/page.css")  # where nothing stores anything
+    opened.driver.execute_script("localStorage.clear(); sessionStorage.clear()")
+    opened.resize(1280)
+    opened.open()
+    opened.complaints()
+    yield opened
+    assert not [each for each in opened.complaints() if not any(name in each for name in ("ERR_CONNECTION", "502", "favicon"))]
 
 
 @pytest.fixture

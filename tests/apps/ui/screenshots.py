@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 DOCS = ROOT / "docs"
 PROMPT = "Returns the shortest path between two nodes of a graph. If the graph has no path"
 COMPARED = "The shortest path between two nodes of a graph"
-SIZE = (1360, 860)
+WIDTH, PHONE = 1280, 400
 
 
 def main() -> int:
@@ -20,7 +20,7 @@ def main() -> int:
         print(f"no pictures: {reason}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder, served("bundled", "--out", str(Path(folder, "ui"))) as address:
-        page = Page(address, Path(folder, "profile"), SIZE)
+        page = Page(address, Path(folder, "profile"))
         try:
             write(page)
             compare(page)
@@ -30,17 +30,16 @@ def main() -> int:
 
 
 def write(page: Page) -> None:
-    """One text in INT8, with a token under the pointer; light and dark."""
+    """Two texts in INT8, with a token under the pointer; light, dark, and on a phone."""
     page.choose("precision", "w8a8")
     page.write("prompt", PROMPT)
-    page.write("max_new_tokens", "60")
-    page.write("temperature", "0.8")
     finish(page)
-    for theme, name in (("dark", "ui-dark"), ("light", "ui")):
+    finish(page, "again")
+    for theme, name, width in (("light", "ui-phone", PHONE), ("dark", "ui-dark", WIDTH), ("light", "ui", WIDTH)):
         page.choose("theme", theme)
-        settle(page)
+        settle(page, width)
         words = [span for span in page.all(".token") if len(span.text.strip()) > 3]
-        ActionChains(page.driver).move_to_element(words[len(words) // 3]).perform()
+        ActionChains(page.driver).move_to_element(page.find("h1")).move_to_element(words[len(words) // 3]).perform()
         page.wait(lambda: page.find("#hover").is_displayed())
         page.driver.save_screenshot(str(DOCS / f"{name}.png"))
 
@@ -49,24 +48,23 @@ def compare(page: Page) -> None:
     """FP32 and INT8 side by side."""
     page.click("tab-compare")
     page.write("prompt", COMPARED)
-    page.click("defaults")
-    page.write("max_new_tokens", "60")
     finish(page)
     page.wait(lambda: page.all("#chart rect"))
     ActionChains(page.driver).move_to_element(page.find("h1")).perform()
-    settle(page)
+    settle(page, WIDTH)
     page.driver.save_screenshot(str(DOCS / "ui-side-by-side.png"))
 
 
-def settle(page: Page) -> None:
+def settle(page: Page, width: int) -> None:
     """Show all of the page, as it looks when nothing is clicked and nothing goes on."""
     page.driver.execute_script("document.activeElement.blur()")
     page.wait(lambda: "0 streams" in page.find("#state").text)
-    page.fit_to_content(SIZE[0])
+    page.resize(width)
+    page.resize(width, page.driver.execute_script("return document.documentElement.scrollHeight"))
 
 
-def finish(page: Page) -> None:
-    page.click("generate")
+def finish(page: Page, how: str = "generate") -> None:
+    page.click(how)
     page.wait(page.ended, 300)
     if page.error():
         raise RuntimeError(page.error())

@@ -60,6 +60,12 @@ def test_a_port_in_use_or_outside_the_range(tmp_path, capsys):
     assert not (tmp_path / "ui").exists()
 
 
+@pytest.mark.parametrize("host", ["https://hub.example", "hub.example:8000", "*", "*.example", "", "hub/example", "hub.example\n"])
+def test_a_host_is_a_name_alone(host, capsys):
+    assert main(["ui", "bundled", "--host", "fine.example", "--host", host]) == 2
+    assert f"host {host!r}, expected a name alone, as in hub.example.org" in capsys.readouterr().err
+
+
 def test_without_the_extra(monkeypatch, capsys):
     monkeypatch.setattr("gpt2opt.environment.installed", lambda package: None)
     assert main(["ui", "bundled"]) == 2

@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from gpt2opt.apps.ui import models
 from gpt2opt.apps.ui.choices import Choice
 from gpt2opt.apps.ui.models import Cost, cache_folder, known, prepare, taken_as_it_is
 from gpt2opt.runtime.manifest import read_manifest
@@ -70,3 +73,22 @@ def test_a_model_is_quantized_and_measured_on_first_use(model_dir, tmp_path):
     assert prepare(choice, tmp_path / "ui", lambda *step: told.append(step)) == prepared
     assert known(choice, tmp_path / "ui") == prepared
     assert not told
+
+
+def test_a_tokenizer_is_not_read_by_two_threads_at_once(run_dir, tmp_path, monkeypatch):
+    """The page counts the prompt's tokens while the model is loaded; two threads that import transformers at once fail."""
+    reading, load = [], models.load_tokenizer
+
+    def load_slowly(folder):
+        reading.append(folder)
+        assert len(reading) == 1
+        time.sleep(0.2)
+        reading.pop()
+        return load(folder)
+
+    monkeypatch.setattr(models, "load_tokenizer", load_slowly)
+    library, choice = models.Library(tmp_path), Choice(str(run_dir), "fp32")
+    with ThreadPoolExecutor(1) as other:
+        counted = other.submit(library.count, choice, "Node")
+        assert library.ask(choice, lambda _: None).result(60)
+        assert counted.result(60)

@@ -17,6 +17,8 @@ from gpt2opt.apps.ui import answers as ui_answers
 from gpt2opt.apps.ui import models
 from gpt2opt.apps.ui.choices import Choice
 from gpt2opt.apps.ui.models import Cost, Library, Prepared
+from gpt2opt.apps.ui.server import PAGE_FILES
+from gpt2opt.apps.ui.streams import NO_REQUEST
 from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.runtime.ir_model import load_ir
@@ -287,9 +289,9 @@ def test_a_long_prompt_is_cut_when_asked(tell, run_dir):
     assert [event["speed"]["prompt_tokens"] for event in events if event["event"] == "token"] == [250] * 6
 
 
-@pytest.mark.parametrize("message", ["{", "[]", '"x"', "[" * 100_000, "1" * 5000])
-def test_what_is_no_request_is_refused(tell, message):
-    assert tell(message)[-1]["event"] == "error"
+@pytest.mark.parametrize("message", ["{", "[]", '"x"', "[" * 100_000, "1" * 5000, "{}", '{"ask": "generate"}'])
+def test_what_is_no_request_is_refused_in_plain_words(tell, message):
+    assert tell(message)[-1] == {"event": "error", "text": NO_REQUEST}
 
 
 OWN = ("127.0.0.1", "127.0.0.1:80", "localhost", "LocalHost:80", "localhost.", "[::1]", "[::1]:80")
@@ -332,8 +334,43 @@ def test_the_server_answers_to_its_own_names(address, host):
 @pytest.mark.parametrize("host", FOREIGN)
 def test_a_foreign_name_that_is_resolved_to_this_machine_gets_nothing(address, host):
     for target in ("/facts", "/", "/page.js", "/cost", "/state"):
-        assert ask(address, target, Host=host)[0] == 404
-    assert open_socket(address, Host=host, Origin=f"http://{host}")[0] == 404
+        assert ask(address, target, Host=host)[0] == 403
+    assert open_socket(address, Host=host, Origin=f"http://{host}")[0] == 403
+
+
+def test_a_foreign_name_is_told_what_to_do(address):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(f"{address}/", headers={"Host": "hub.example"}))
+    assert refused.value.read().decode() == (
+        "gpt2opt does not answer to hub.example. If this is the name of your own proxy: gpt2opt ui --host hub.example\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def proxied_address(run_dir, tmp_path_factory):
+    """The address of a server that was told of a proxy."""
+    with serving(tmp_path_factory.mktemp("ui"), [str(run_dir)], Choice(str(run_dir), "fp32"), ["hub.example"]) as address:
+        yield address
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("hub.example", "https://hub.example", 101),  # JupyterHub: the proxy hands on the name that it was asked for
+        ("127.0.0.1:7860", "https://hub.example", 101),  # Codespaces: it does not
+        ("localhost", "https://hub.example:8443", 101),
+        ("hub.example", "https://evil.example", 403),
+        ("evil.example", "https://hub.example", 403),
+        ("hub.example.evil.example", "https://hub.example.evil.example", 403),
+        ("hubxexample", "https://hubxexample", 403),
+        ("localhost", "https://evil.example/hub.example", 403),
+        ("localhost", "https://hub.example@evil.example", 403),
+        ("localhost", "null", 403),
+    ],
+)
+def test_a_proxy_that_was_named_and_no_other_may_show_the_page(proxied_address, host, origin, status):
+    assert open_socket(proxied_address, Host=host, Origin=origin)[0] == status
+    assert ask(proxied_address, method="POST", Host=host, Origin=origin)[0] == (200 if status == 101 else 403)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +398,7 @@ def test_a_foreign_page_opens_no_socket(address, origin):
         ("/page.js/", 404),
         ("/." * 5000, 404),
         (f"/{'a' * 5000}", 404),
-        ("http://evil.example/facts", 404),
+        ("http://evil.example/facts", 403),
         ("/stream", 400),
     ],
 )
@@ -374,7 +411,7 @@ def test_every_answer_is_guarded_and_an_odd_path_finds_nothing(address, target, 
 def test_refusals_are_guarded_too(address):
     for status, headers in (
         ask(address, Host="evil.example"),
-        ask(address, method="POST"),
+        ask(address, "/page.js", method="POST"),
         ask(address, "/page.js", Range="bytes=9999999-"),
         ask(address, "/page.js", If_None_Match="*"),
         open_socket(address, Origin="http://evil.example"),
@@ -406,7 +443,7 @@ def test_only_what_the_page_offers_is_opened(tell, address, run_dir, model_dir, 
     ):
         said = f"model {str(folder)!r} is not known; expected one of gpt2, gpt2-medium, gpt2-large, bundled, {run_dir}; "
         body = json.loads(get(address, f"/cost?{urllib.parse.urlencode({'model': folder, 'precision': 'fp32'})}")[1])
-        assert body["cost"] is None
+        assert "cost" not in body
         for ask_for, precisions in (("load", ["fp32"]), ("generate", ["fp32"]), ("compare", ["fp32", "w8a8"])):
             (event,) = tell({**request(run_dir, ask=ask_for, precisions=precisions), "model": str(folder)})
             assert event["text"] == body["error"]
@@ -414,7 +451,7 @@ def test_only_what_the_page_offers_is_opened(tell, address, run_dir, model_dir, 
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(address):
-    for name in ("", "page.js", "show.js", "stream.js", "page.css"):
+    for name in ("", *PAGE_FILES):
         status, body = get(address, f"/{name}")
         assert status == 200
         assert "https:" not in body

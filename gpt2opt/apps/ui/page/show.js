@@ -23,7 +23,9 @@ export const seconds = (value) => (value < 1 ? `${digits(1000 * value, 2)} ms` :
 export const percent = (share) => (share >= 0.9995 ? (100 * share).toFixed(2) : share < 0.001 ? (100 * share).toFixed(3) : (100 * share).toFixed(1)) + "%";
 export const megabytes = (bytes) => (bytes == null ? "not measured" : digits(bytes / 1e6) + " MB");
 export const visible = (piece) => piece.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣") || "∅";
-export const tokensPerSecond = (rate) => (rate > 0 ? `${digits(rate)} tokens/s` : "–");
+/** Tokens per second; null over 4 tokens or fewer, which tell little. */
+export const rate = (tokens, duration) => (tokens > 4 && duration ? tokens / duration : null);
+export const tokensPerSecond = (found) => (found ? `${digits(found)} tokens/s` : "–");
 
 /** What a precision costs: the measured figures, each with its interval. */
 export function showCost(into, precision, cost, error) {
@@ -46,7 +48,8 @@ export function showCost(into, precision, cost, error) {
   }
   if (cost.weight_bytes != null)
     into.append(element("br"), `${megabytes(cost.weight_bytes)} of weights; serving it alone peaks at ${megabytes(cost.peak_rss_bytes)}.`);
-  if (cost.tokens) into.append(element("small", { title: cost.text }, `Measured on ${cost.tokens.toLocaleString("en")} tokens of held-out text.`));
+  if (cost.tokens)
+    into.append(element("details", {}, element("summary", {}, `Measured on ${cost.tokens.toLocaleString("en")} tokens of held-out text`), cost.text));
 }
 
 /** A point and its interval on an axis from 0 to the interval's end. */
@@ -63,13 +66,15 @@ function drawInterval(value, low, high) {
   return svg;
 }
 
+export const place = (token) => `${percent(token.probability)}, ${token.rank === 1 ? "the most probable" : token.rank ? `number ${token.rank}` : "below the first six"}`;
+
 /** What a token was chosen from: its own probability, and the most probable others. */
 export function showHover(into, tokens) {
   into.replaceChildren();
   for (const token of tokens) {
-    const place = token.rank === 1 ? "the most probable" : token.rank ? `number ${token.rank}` : "below the first six";
-    into.append(element("div", { class: "chosen" }, `${percent(token.probability)} · ${place}`));
-    const rows = [[token.piece, token.probability, true], ...token.others.map(([piece, p]) => [piece, p, false])].sort((a, b) => b[1] - a[1]);
+    into.append(element("div", { class: "chosen" }, place(token)));
+    const others = token.others ?? []; // an old text may have given them up
+    const rows = [[token.piece, token.probability, true], ...others.map(([piece, p]) => [piece, p, false])].sort((a, b) => b[1] - a[1]);
     const most = rows[0][1];
     for (const [piece, probability, chosen] of rows) {
       const bar = element("i");
