@@ -134,7 +134,7 @@ class Library:
         try:
             prepared = prepare(choice, self.out, progress)
             progress(1, 1, "loading it")
-            tokenizer = load_tokenizer(prepared.folder)
+            tokenizer = load_tokenizer(prepared.folder, serving=True)
             # The first call undoes padding and truncation that were saved with it, and must not do that while another thread tokenizes.
             encode(tokenizer, "a")
             loaded = Loaded(prepared, load_ir(prepared.folder), tokenizer)

@@ -44,7 +44,7 @@ class Server:
         self.library, self.turns = library, Turns()
         self.offered, self.first = [*SIZES, *models], first
         self.process = psutil.Process()
-        self.machine = environment.machine_label(environment.describe())
+        self.machine = environment.machine_label(environment.describe_cpu())
 
     def application(self) -> tornado.web.Application:
         application = tornado.web.Application(
