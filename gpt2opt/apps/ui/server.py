@@ -19,6 +19,7 @@ import tornado.websocket
 from gpt2opt import environment
 from gpt2opt.apps.ui.answers import answers, read_prompt
 from gpt2opt.apps.ui.choices import MESSAGE_BYTES, PRECISIONS, SIZES, Choice, decoding_settings
+from gpt2opt.apps.ui.completions import routes
 from gpt2opt.apps.ui.models import Library, known
 from gpt2opt.apps.ui.turns import Ended, Stream, Turns
 from gpt2opt.decoding.text import check_text
@@ -52,7 +53,7 @@ class Server:
         )
         answers = [(rf"/{find.__name__}", Answer, {"find": find}) for find in (self.facts, self.state, self.cost)]
         files = (rf"/(|{'|'.join(map(re.escape, PAGE_FILES))})", Files, {"path": str(PAGE), "default_filename": "index.html"})
-        application.add_handlers(OWN_NAMES, [*answers, (r"/stream", Socket, {"server": self}), files])
+        application.add_handlers(OWN_NAMES, [*answers, *routes(self), (r"/stream", Socket, {"server": self}), files])
         return application
 
     async def facts(self, _: "Answer") -> dict[str, Any]:
