@@ -2,6 +2,10 @@
 
 import http.client
 import json
+import re
+import shlex
+import shutil
+import subprocess
 import urllib.parse
 
 import openai
@@ -13,6 +17,7 @@ from gpt2opt.decoding.generation import generate
 from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.runtime.ir_model import load_ir
 from tests.apps.ui.conftest import serving, slow_models
+from tests.conftest import ROOT
 
 PROMPT = "Node 7 of graph"
 
@@ -263,3 +268,16 @@ def test_a_client_that_leaves_ends_its_own_text_alone(stream, run_dir, tmp_path)
         state = http.client.HTTPConnection(urllib.parse.urlsplit(address).netloc)
         state.request("GET", "/state")
         assert json.loads(state.getresponse().read())["streams"] == 0
+
+
+@pytest.mark.parametrize("kind", ["sh", "python"])
+def test_the_examples_of_the_document_run(kind, address, run_dir, capsys):
+    (block,) = re.findall(rf"```{kind}\n(.*?)```", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.DOTALL)
+    block = block.replace("http://127.0.0.1:7860", address).replace("bundled:w8a8", f"{run_dir}:w8a8")
+    if kind == "python":
+        exec(block, {})
+        assert "completion_tokens=32" in capsys.readouterr().out
+    elif shutil.which("curl"):
+        models, texts = (json.loads(subprocess.check_output([*shlex.split(line), "--silent"])) for line in block.splitlines()[1:])
+        assert models["object"] == "list"
+        assert texts["usage"]["completion_tokens"] == 12
