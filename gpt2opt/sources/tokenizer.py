@@ -4,77 +4,48 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-GPT2 = "GPT2Tokenizer"
-AS_SAVED = (GPT2, "PreTrainedTokenizer", "BertTokenizer")
+AS_SAVED = ("GPT2Tokenizer", "PreTrainedTokenizer", "BertTokenizer")
 """Classes of transformers, without `Fast`, that take tokenizer.json as it is. Others may build a tokenizer anew from other files."""
-SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class FastTokenizer:
-    """What generation needs of a fast tokenizer of transformers, with the same ids and the same text.
+    """What generation needs of a fast tokenizer of transformers, with the same ids and the same text."""
 
-    eos_token_id: the token that ends a text; None if there is none.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, eos_token_id: int | None):
-        self.tokenizer, self.eos_token_id = tokenizer, eos_token_id
+    def __init__(self, inner: Tokenizer, eos_token: str | None):
+        self._inner, self.eos_token_id = inner, None if eos_token is None else inner.token_to_id(eos_token)
+        inner.no_truncation()
+        inner.no_padding()
 
     def __call__(self, text: str, add_special_tokens: bool, verbose: bool) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        return SimpleNamespace(input_ids=self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int], clean_up_tokenization_spaces: bool) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False)
+        return self._inner.decode(ids, skip_special_tokens=False)
 
     def get_vocab(self) -> dict[str, int]:
-        return self.tokenizer.get_vocab()
+        return self._inner.get_vocab()
 
 
 def fast_tokenizer(folder: Path) -> FastTokenizer | None:
-    """Return the tokenizer in a folder; None if only transformers can read it, or can say what is wrong with its files."""
+    """Return the tokenizer that save_pretrained() wrote into a folder; None if transformers has to read it, or to say what is wrong."""
     try:
-        config = _read(folder / "tokenizer_config.json")
-        kind = config.get("tokenizer_class") or _read(folder / "config.json").get("tokenizer_class") or GPT2
-        kind = kind.removesuffix("Fast")
-        if kind not in AS_SAVED:
-            return None
-        tokenizer = _tokenizer(folder, kind)
-        listed = config.get("added_tokens_decoder", {})
-        tokenizer.add_tokens([AddedToken(**listed[place]) for place in sorted(listed, key=int)])
-        # Older files have no such list, and then the special tokens are in a file of their own.
-        given = dict.fromkeys(SPECIAL[:3], "<|endoftext|>") if kind == GPT2 else {}
-        given |= config if listed else config | _read(folder / "special_tokens_map.json")
-        special = {name: _special(given[name]) for name in SPECIAL if given.get(name)}
-        every = [*special.values(), *map(_special, given.get("additional_special_tokens") or ())]
-        known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-        tokenizer.add_tokens([token for token in every if token.content not in known])
-        if isinstance(tokenizer.pre_tokenizer, ByteLevel):
-            tokenizer.pre_tokenizer.add_prefix_space = config.get("add_prefix_space", False)
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        kind, listed = config["tokenizer_class"].removesuffix("Fast"), config["added_tokens_decoder"]
+        if (whole := folder / "tokenizer.json").exists():
+            inner = Tokenizer.from_file(str(whole))
+        else:
+            inner = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+            inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+        if isinstance(inner.pre_tokenizer, pre_tokenizers.ByteLevel):
+            inner.pre_tokenizer.add_prefix_space = config.get("add_prefix_space", False)
+        inner.add_tokens([AddedToken(**listed[place]) for place in sorted(listed, key=int)])
+        given = (dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>") if kind == AS_SAVED[0] else {}) | config
+        special = [token for name, token in given.items() if name.endswith("_token") and isinstance(token, str)]
+        known = {token.content for token in inner.get_added_tokens_decoder().values()}
+        usable = kind in AS_SAVED and known.issuperset(special + (given.get("additional_special_tokens") or []))
+        return FastTokenizer(inner, given.get("eos_token")) if usable else None
     except Exception:  # the package raises no type of its own for a damaged file
         return None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return FastTokenizer(tokenizer, tokenizer.token_to_id(special["eos_token"].content) if "eos_token" in special else None)
-
-
-def _tokenizer(folder: Path, kind: str) -> Tokenizer:
-    """Return the tokenizer in tokenizer.json or, of a GPT-2, in its vocabulary and merges; raise an error if there is neither."""
-    if kind != GPT2 or (folder / "tokenizer.json").exists() or (folder / "added_tokens.json").exists():
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer = Tokenizer(BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return tokenizer
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _special(token: str | dict[str, Any]) -> AddedToken:
-    given = {name: value for name, value in token.items() if name != "__type"} if isinstance(token, dict) else {"content": token}
-    return AddedToken(**{**given, "special": True})

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from transformers import AutoTokenizer, BertTokenizerFast, GPT2Tokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
 from gpt2opt.decoding.text import decoder_of, encode, token_text
 from gpt2opt.sources.models import load_tokenizer
@@ -48,18 +48,14 @@ def test_a_saved_tokenizer_gives_the_same(kind, tmp_path):
     assert same(tmp_path / "saved").eos_token_id == KINDS[kind](tmp_path).eos_token_id
 
 
-@pytest.mark.parametrize("config", [None, {}, {"add_prefix_space": True}, {"eos_token": "Ġedges", "pad_token": "<pad>"}], ids=str)
-@pytest.mark.parametrize("files", [["tokenizer.json"], ["vocab.json", "merges.txt"]], ids=" ".join)
-def test_a_gpt2_folder_without_transformers_own_files_gives_the_same(files, config, tmp_path):
-    """As on the hub in 2019: no list of added tokens, and perhaps no config at all."""
-    make_tokenizer().save_pretrained(tmp_path / "saved")
-    (tmp_path / "bare").mkdir()
-    for name in files:
-        shutil.copy(tmp_path / "saved" / name, tmp_path / "bare")
-    (tmp_path / "bare" / "config.json").write_text('{"model_type": "gpt2"}')
-    if config is not None:
-        (tmp_path / "bare" / "tokenizer_config.json").write_text(json.dumps(config))
-    same(tmp_path / "bare")
+@pytest.mark.parametrize("config", [{}, {"add_prefix_space": True}, {"eos_token": None, "tokenizer_class": "GPT2TokenizerFast"}], ids=str)
+@pytest.mark.parametrize("gone", [["vocab.json", "merges.txt"], ["tokenizer.json"]], ids=str)
+def test_a_gpt2_in_one_file_or_in_its_vocabulary_and_merges_gives_the_same(gone, config, tmp_path):
+    make_tokenizer().save_pretrained(tmp_path)
+    for name in gone:
+        (tmp_path / name).unlink()
+    changed(tmp_path, "tokenizer_config.json", **config)
+    same(tmp_path)
 
 
 def changed(folder, name: str, **values) -> None:
@@ -67,12 +63,14 @@ def changed(folder, name: str, **values) -> None:
     (folder / name).write_text(json.dumps(content | values))
 
 
-def test_what_the_config_adds_to_the_file_is_there_too(tmp_path):
+@pytest.mark.parametrize("gone", ["vocab.json", "tokenizer.json"])
+def test_what_the_config_adds_to_the_file_is_there_too(gone, tmp_path):
     make_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / gone).unlink()
     listed = json.loads((tmp_path / "tokenizer_config.json").read_text())["added_tokens_decoder"]
     new = {"content": "<new>", "lstrip": True, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    changed(tmp_path, "tokenizer_config.json", added_tokens_decoder=listed | {"320": new}, additional_special_tokens=["<new>", "[NEW]"])
-    assert encode(same(tmp_path), "one <new>[NEW]").input_ids[-2:] == [320, 321]
+    changed(tmp_path, "tokenizer_config.json", added_tokens_decoder=listed | {"320": new}, additional_special_tokens=["<new>"])
+    assert encode(same(tmp_path), "one <new>").input_ids[-1] == 320
 
 
 def test_padding_and_truncation_that_were_saved_are_undone(tmp_path):
@@ -89,11 +87,14 @@ def test_what_only_transformers_can_read_is_left_to_it(tmp_path):
     (tmp_path / "slow" / "tokenizer.json").unlink()  # a vocabulary of words is left
     OTHERS["SentencePiece"]().save_pretrained(tmp_path / "other")
     changed(tmp_path / "other", "tokenizer_config.json", tokenizer_class="T5Tokenizer")
-    make_tokenizer().save_pretrained(tmp_path / "gpt2")
-    with_more = GPT2Tokenizer(str(tmp_path / "gpt2" / "vocab.json"), str(tmp_path / "gpt2" / "merges.txt"))
-    with_more.add_tokens(["<new>"])
-    with_more.save_pretrained(tmp_path / "more")
-    for name in ("slow", "other", "more"):
+    for name, config in (("more", {"pad_token": "[PAD]"}), ("others", {"additional_special_tokens": ["[NEW]"]})):
+        make_tokenizer().save_pretrained(tmp_path / name)
+        changed(tmp_path / name, "tokenizer_config.json", **config)  # transformers adds a token
+    (tmp_path / "bare").mkdir()  # as on the hub in 2019
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(tmp_path / "more" / name, tmp_path / "bare")
+    (tmp_path / "bare" / "config.json").write_text('{"model_type": "gpt2"}')
+    for name in ("slow", "other", "more", "others", "bare"):
         assert isinstance(load_tokenizer(tmp_path / name, serving=True), PreTrainedTokenizerBase), name
 
 

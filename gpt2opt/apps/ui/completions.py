@@ -65,11 +65,8 @@ def read_request(body: bytes) -> tuple[dict[str, Any], DecodingSettings]:
         ("model", isinstance(asked["model"], str), "a name that /v1/models lists"),
         ("prompt", texts, "a text, the token ids of one, or a list of these"),
         ("max_tokens", is_whole(asked["max_tokens"], 1), "a whole number of at least 1"),
-        (
-            "n",
-            texts and is_whole(n, 1) and n * len(prompts) <= MOST_TEXTS,
-            f"a whole number of at least 1, and at most {MOST_TEXTS} texts in all",
-        ),
+        ("temperature", is_number(asked["temperature"], 0, 1e3), "a number from 0, for the most probable tokens, to 1000"),
+        ("n", texts and is_whole(n, 1) and n * len(prompts) <= MOST_TEXTS, f"at least 1, and at most {MOST_TEXTS} texts in all"),
         ("logprobs", logprobs is None or is_whole(logprobs, 0, 5), "a whole number from 0 to 5"),
         ("stop", ends, "up to 4 texts, none of them empty"),
         ("stream_options", isinstance(options, dict) and set(options) <= {"include_usage"}, "an object with include_usage alone"),
@@ -79,10 +76,11 @@ def read_request(body: bytes) -> tuple[dict[str, Any], DecodingSettings]:
         if not right:
             raise Refused(400, f"{name}={str(asked[name])[:100]}, expected {expected}", name)
     chosen = {"top_k": 0, "seed": secrets.randbits(32)} | {name: given[name] for name in SETTINGS if name in given}
-    if greedy := is_number(asked["temperature"], 0, 0):
+    samples = asked["temperature"] > 1e-3
+    if not samples:
         del chosen["temperature"]
     try:
-        settings = DecodingSettings(asked["max_tokens"], not greedy, stop_strings=tuple(stops), top_logprobs=logprobs, **chosen)
+        settings = DecodingSettings(asked["max_tokens"], samples, stop_strings=tuple(stops), top_logprobs=logprobs, **chosen)
     except ValueError as error:
         raise Refused(400, str(error), str(error).partition("=")[0]) from error
     return asked | {"prompt": prompts}, settings
