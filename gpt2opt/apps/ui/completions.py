@@ -1,6 +1,7 @@
 """The server's other face: `/v1/models` and `/v1/completions`, as clients of OpenAI call them. docs/api.md says what is supported."""
 
 import asyncio
+import itertools
 import json
 import logging
 import secrets
@@ -156,10 +157,10 @@ class Models(Face):
 
     def names(self) -> list[str]:
         found = []
-        for choice in (Choice(model, precision) for model in self.server.offered for precision in PRECISIONS):
-            with suppress(ValueError):  # the weights of an IR have one type
-                taken_as_it_is(choice)
-                found.append(f"{choice.model}:{choice.precision}")
+        for model, precision in itertools.product(self.server.offered, PRECISIONS):
+            with suppress(ValueError):  # the weights of an IR have one type, and a folder may be gone
+                taken_as_it_is(Choice(model, precision))
+                found.append(f"{model}:{precision}")
         return found
 
 
