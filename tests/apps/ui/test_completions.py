@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import urllib.parse
+import urllib.request
 
 import openai
 import pytest
@@ -137,6 +138,15 @@ def test_a_stream_is_the_same_piece_by_piece(ask, options):
     assert not any(chunk.usage for chunk in ask(stream=True))
 
 
+def test_a_stream_is_server_sent_events_up_to_the_word_that_ends_it(address, name):
+    asked = json.dumps({"model": name, "prompt": PROMPT, "max_tokens": 2, "stream": True}).encode()
+    with urllib.request.urlopen(f"{address}/v1/completions", asked) as reply:
+        assert reply.headers["Content-Type"] == "text/event-stream"
+        *events, last, nothing = reply.read().decode().split("\n\n")
+    assert [json.loads(event.removeprefix("data: "))["object"] for event in events] == ["text_completion"] * 2
+    assert (last, nothing) == ("data: [DONE]", "")
+
+
 WRONG = {
     "no prompt": ({"prompt": None}, "prompt", "prompt=None, expected a text"),
     "empty list": ({"prompt": []}, "prompt", "prompt=[], expected a text"),
@@ -251,6 +261,11 @@ def test_an_error_of_the_server_is_named_as_one(address, name, monkeypatch):
         list(client.completions.create(**asked, stream=True))
 
 
+def streams(address: str) -> int:
+    with urllib.request.urlopen(f"{address}/state") as reply:
+        return json.load(reply)["streams"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_ends_its_own_text_alone(stream, run_dir, tmp_path):
     with slow_models(0.02), serving(tmp_path, [str(run_dir)], Choice(str(run_dir), "fp32")) as address:
@@ -260,14 +275,13 @@ def test_a_client_that_leaves_ends_its_own_text_alone(stream, run_dir, tmp_path)
         if stream:
             answer = client.completions.create(**options, stream=True)
             next(iter(answer))
+            assert streams(address) == 1  # the first token came before the others were made
             answer.close()
         else:
             with pytest.raises(openai.APITimeoutError):
                 client.completions.create(**options, timeout=1)
         assert client.completions.create(**options | {"max_tokens": 30}).usage.completion_tokens == 30
-        state = http.client.HTTPConnection(urllib.parse.urlsplit(address).netloc)
-        state.request("GET", "/state")
-        assert json.loads(state.getresponse().read())["streams"] == 0
+        assert streams(address) == 0
 
 
 @pytest.mark.parametrize("kind", ["sh", "python"])
