@@ -48,7 +48,9 @@ def test_a_saved_tokenizer_gives_the_same(kind, tmp_path):
     assert same(tmp_path / "saved").eos_token_id == KINDS[kind](tmp_path).eos_token_id
 
 
-@pytest.mark.parametrize("config", [{}, {"add_prefix_space": True}, {"eos_token": None, "tokenizer_class": "GPT2TokenizerFast"}], ids=str)
+@pytest.mark.parametrize(
+    "config", [{}, {"add_prefix_space": True}, {"eos_token": None, "tokenizer_class": "GPT2TokenizerFast"}, {"eos_token": ...}], ids=str
+)
 @pytest.mark.parametrize("gone", [["vocab.json", "merges.txt"], ["tokenizer.json"]], ids=str)
 def test_a_gpt2_in_one_file_or_in_its_vocabulary_and_merges_gives_the_same(gone, config, tmp_path):
     make_tokenizer().save_pretrained(tmp_path)
@@ -59,8 +61,9 @@ def test_a_gpt2_in_one_file_or_in_its_vocabulary_and_merges_gives_the_same(gone,
 
 
 def changed(folder, name: str, **values) -> None:
-    content = json.loads((folder / name).read_text())
-    (folder / name).write_text(json.dumps(content | values))
+    """Change values of a file; `...` takes one away."""
+    content = json.loads((folder / name).read_text()) | values
+    (folder / name).write_text(json.dumps({each: value for each, value in content.items() if value is not ...}))
 
 
 @pytest.mark.parametrize("gone", ["vocab.json", "tokenizer.json"])
