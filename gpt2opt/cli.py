@@ -248,7 +248,7 @@ def generate(options: argparse.Namespace) -> int:
 
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(DecodingSettings) if hasattr(options, field.name)}
     settings = DecodingSettings(**given, stop_strings=tuple(options.stop or ()))
-    model, tokenizer = load_ir(options.directory), load_tokenizer(options.directory)
+    model, tokenizer = load_ir(options.directory), load_tokenizer(options.directory, serving=True)
     tokens, alone = [], len(options.prompt) == 1
     for token in stream(model, options.prompt, settings, tokenizer, truncate=options.truncate):
         tokens.append(token)

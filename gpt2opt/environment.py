@@ -109,14 +109,12 @@ def describe() -> dict[str, Any]:
     import psutil
     import torch
 
-    flags, gpu, governor = cpu_flags(), torch.cuda.is_available(), Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    gpu, governor = torch.cuda.is_available(), Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": cpu_name(),
-        "cpu_flags": None if flags is None else [flag for flag in CPU_FLAGS if flag in flags],
+        **describe_cpu(),
         "cpu_governor": governor.read_text().strip() if governor.exists() else None,
-        "threads": threads(),
         "wait_policy": wait_policy(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": torch.cuda.get_device_name() if gpu else None,
@@ -125,6 +123,13 @@ def describe() -> dict[str, Any]:
         "versions": {package: installed(package) for package in REPORTED},
         "commit": commit(),
     }
+
+
+def describe_cpu() -> dict[str, Any]:
+    """Return those of these facts that `machine_label` shows; torch is not loaded for them."""
+    flags = cpu_flags()
+    shown = None if flags is None else [flag for flag in CPU_FLAGS if flag in flags]
+    return {"cpu": cpu_name(), "cpu_flags": shown, "threads": threads()}
 
 
 def threads() -> int:

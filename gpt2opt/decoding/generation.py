@@ -65,7 +65,7 @@ def stream(
     Args:
         prompts: B texts, or B lists of token ids, of any lengths.
         settings: the method and its limits. A text ends at the tokenizer's end-of-text token, unless they name another.
-        tokenizer: of transformers; needed for prompts that are texts, for stop strings, and for `Token.text`.
+        tokenizer: of transformers, or a `FastTokenizer`; needed for prompts that are texts, for stop strings, and for `Token.text`.
         truncate: shorten a text that is too long to its end, with a warning, instead of refusing it.
         stop: called with each token; if it returns True, the token's sequence ends.
 

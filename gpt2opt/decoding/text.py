@@ -1,4 +1,4 @@
-"""From text to tokens and back, with any tokenizer of transformers, and the text of a sequence while it grows.
+"""From text to tokens and back, with any tokenizer of transformers or a `FastTokenizer`, and the text of a sequence while it grows.
 
 While it grows, characters of several tokens and beginnings of a stop string are held back until they are sure.
 """

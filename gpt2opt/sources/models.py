@@ -11,6 +11,7 @@ from gpt2opt.errors import raise_cause
 from gpt2opt.settings import FINETUNE, PROFILE, PRUNE
 from gpt2opt.sources.gpt2 import CROSS_ATTENTION, check_finite, check_ids, fit_width_to_heads, fold_attention_scale
 from gpt2opt.sources.hub import find_snapshot, names_of
+from gpt2opt.sources.tokenizer import fast_tokenizer
 from gpt2opt.storage import WEIGHTS, WEIGHTS_INDEX, new_folder, torch_weights
 
 VARIABLE = "GPT2OPT_MODEL"
@@ -149,14 +150,19 @@ def save_model(folder: Path | str, tokenizer, model) -> None:
         tokenizer.save_pretrained(partial)
 
 
-def load_tokenizer(path: Path | str):
-    """Load the tokenizer in a directory; raise ValueError if it is damaged, or the model beside it has no embedding for one of its ids."""
-    from transformers import AutoTokenizer
+def load_tokenizer(path: Path | str, serving: bool = False):
+    """Load the tokenizer in a directory; raise ValueError if it is damaged, or the model beside it has no embedding for one of its ids.
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # as above
-        raise ValueError(f"can't load the tokenizer in {path} ({error!r:.200}); save it there with save_pretrained()") from error
+    serving: without transformers, which loads torch, where that is possible: what is returned then can do no more than `FastTokenizer`.
+    """
+    tokenizer: Any = fast_tokenizer(Path(path)) if serving else None
+    if tokenizer is None:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        except Exception as error:  # as above
+            raise ValueError(f"can't load the tokenizer in {path} ({error!r:.200}); save it there with save_pretrained()") from error
     if Path(path, "config.json").exists():
         check_ids(tokenizer, _read_config(Path(path)).get("vocab_size"))
     return tokenizer

@@ -120,7 +120,7 @@ class Library:
         """Return how many tokens a text has; None as long as the model, loaded or not, has no tokenizer on this disk."""
         with self._tokenizing:  # all who type share a tokenizer
             if choice.model not in self._tokenizers and (folder := tokenizer_folder(choice, self.out)):
-                self._tokenizers[choice.model] = load_tokenizer(folder)
+                self._tokenizers[choice.model] = load_tokenizer(folder, serving=True)
             found = self._tokenizers.get(choice.model)
             return None if found is None else len(encode(found, text).input_ids)
 
@@ -146,7 +146,7 @@ class Library:
             prepared = prepare(choice, self.out, progress)
             progress(1, 1, "loading it")
             with self._tokenizing:  # two threads that import transformers at once fail
-                tokenizer = load_tokenizer(prepared.folder)
+                tokenizer = load_tokenizer(prepared.folder, serving=True)
             # The first call undoes padding and truncation that were saved with it, and must not do that while another thread tokenizes.
             encode(tokenizer, "a")
             loaded = Loaded(prepared, load_ir(prepared.folder), tokenizer)

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import json
-import re
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,6 +17,8 @@ import tornado.websocket
 
 from gpt2opt import environment
 from gpt2opt.apps.ui.choices import MESSAGE_BYTES, PRECISIONS, SIZES, Choice, at_hand
+from gpt2opt.apps.ui.completions import routes
+from gpt2opt.apps.ui.guard import foreign, own_names
 from gpt2opt.apps.ui.models import Library, known
 from gpt2opt.apps.ui.streams import KeptStream, Streams, read_message
 from gpt2opt.apps.ui.turns import Turns
@@ -34,12 +35,6 @@ HEADERS = {
 """Of every answer, errors included: nothing in the page is fetched from elsewhere, and no other page shows it in a frame."""
 
 
-def own_names(hosts: Sequence[str]) -> str:
-    """Return a pattern of the names that a request may call this server by; a foreign page can have any other resolved to this machine."""
-    # The group and `$` stand here because tornado appends a missing `$`, which binds to the last alternative alone.
-    return rf"(?:{'|'.join(map(re.escape, ('127.0.0.1', 'localhost', '[::1]', *hosts)))})\.?$"
-
-
 class Server:
     """What all requests share. models: the folders that are offered beside the sizes. hosts: names of proxies that may show the page."""
 
@@ -47,7 +42,7 @@ class Server:
         self.library, self.turns, self.hosts = library, Turns(), hosts
         self.offered, self.first = [*SIZES, *models], first
         self.streams = Streams(library, self.turns, self.choice)
-        self.machine = environment.machine_label(environment.describe())
+        self.machine = environment.machine_label(environment.describe_cpu())
         self.had: Sequence[str] = at_hand(library.out)
         threading.Thread(target=self._ask_hub, daemon=True).start()  # it may take seconds, and the page is open before
 
@@ -60,8 +55,12 @@ class Server:
         application = tornado.web.Application(hosts=self.hosts, websocket_max_message_size=MESSAGE_BYTES, **not_found)
         answers = [(rf"/{find.__name__}", Answer, {"find": find}) for find in (self.facts, self.state, self.cost, self.tokens)]
         files = (rf"/(|{'|'.join(map(re.escape, PAGE_FILES))})", Files, {"path": str(PAGE), "default_filename": "index.html"})
-        application.add_handlers(own_names(self.hosts), [*answers, (r"/stream", Socket, {"server": self}), files])
+        application.add_handlers(own_names(self.hosts), [*answers, *routes(self), (r"/stream", Socket, {"server": self}), files])
         return application
+
+    def shown(self) -> list[str]:
+        """Return the models that can be had by now, as far as that is known."""
+        return [model for model in self.offered if model not in SIZES or model in (*self.had, self.first.model)]
 
     async def facts(self, request: "Answer") -> dict[str, Any]:
         """Return what can be chosen, on which machine this runs, and what goes on."""
@@ -70,9 +69,8 @@ class Server:
 
     async def state(self, _: "Answer") -> dict[str, Any]:
         """Return what goes on: memory of this process, streams at work, loaded models, and the models that can be had by now."""
-        models = [model for model in self.offered if model not in SIZES or model in (*self.had, self.first.model)]
         rss_bytes = psutil.Process().memory_info().rss
-        return {"rss_bytes": rss_bytes, "streams": len(self.turns), "loaded": self.library.names(), "models": models}
+        return {"rss_bytes": rss_bytes, "streams": len(self.turns), "loaded": self.library.names(), "models": self.shown()}
 
     async def cost(self, request: "Answer") -> dict[str, Any]:
         """Return what has been measured of a model in a precision."""
@@ -108,15 +106,8 @@ class _Guarded(tornado.web.RequestHandler):
         self.finish(f"gpt2opt does not answer to {name[:200]}. If this is the name of your own proxy: gpt2opt ui --host {name[:200]}\n")
 
     def foreign(self) -> str | None:
-        """Return the name that a request came under, or that of the page it came from, if it is foreign; None if both are known."""
-        hosts, origin = self.settings["hosts"], self.request.headers.get("Origin")
-        if not re.match(own_names(hosts), self.request.host_name):
-            return self.request.host_name
         # Any page may get the page's own files: under a foreign name they say what is wrong.
-        if origin is None or isinstance(self, Files):
-            return None
-        asking = origin.lower().partition("://")[2]
-        return None if asking == self.request.host.lower() or re.sub(r":\d+$", "", asking) in hosts else asking or origin
+        return foreign(self.request, self.settings["hosts"], by_anyone=isinstance(self, Files))
 
 
 class NotFound(_Guarded, tornado.web.ErrorHandler):

@@ -224,6 +224,7 @@ def test_a_loaded_tokenizer_may_be_called_by_several_threads(float_dir, run_dir,
     content = json.loads((folder / "tokenizer.json").read_text())
     content["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
     (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text("{}")  # one that transformers loads; a `FastTokenizer` never changes
     monkeypatch.setattr(models, "prepare", lambda *_: Prepared("tiny", folder, Cost()))
     loaded = Library(tmp_path).ask(Choice(str(run_dir), "fp32"), lambda _: None).result(60)
     assert loaded.tokenizer.backend_tokenizer.truncation is None
