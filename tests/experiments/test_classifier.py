@@ -20,7 +20,7 @@ from transformers import AutoModel, DistilBertConfig, DistilBertForSequenceClass
 
 from experiments.__main__ import main
 from experiments.classifier import qat, report, run, tasks, training, variants
-from experiments.classifier.demo import ANOTHER_MACHINE, ANOTHER_MODEL, demo_blocks
+from experiments.classifier.demo import ANOTHER_MACHINE, ANOTHER_MODEL, OPEN, demo_blocks, judge
 from experiments.classifier.report import (
     answer_table,
     batch_table,
@@ -40,6 +40,7 @@ from experiments.contract import read_result_of, slug
 from experiments.race.engines.base import loaded
 from gpt2opt.environment import installed
 from gpt2opt.measure.child import Child
+from gpt2opt.measure.stats import Estimate
 from gpt2opt.measure.turns import Here
 from gpt2opt.quantize.fake_quant import QuantizedLinear
 from gpt2opt.storage import from_json
@@ -524,6 +525,11 @@ def test_the_demos_block_is_judged_line_by_line(result):
     other = demo_blocks(dataclasses.replace(result, variants=(dataclasses.replace(base, size_bytes=4 * MIB), fp16)))
     assert [line.verdict for line in other["torch FP16"]][::2][:2] == [ANOTHER_MODEL, ANOTHER_MODEL]
     assert demo_blocks(result) == {}
+
+
+def test_a_wide_interval_confirms_nothing():
+    verdicts = {ends: judge(Estimate(2.1, *ends), 1.95, 2.25) for ends in ((2.0, 2.2), (0.2, 3.9), (2.0, 2.3), (1.0, 1.9), (2.3, 4.0))}
+    assert list(verdicts.values()) == ["confirmed", OPEN, OPEN, "refuted: less", "refuted: more"]
 
 
 def test_answers_are_paired_with_those_of_fp32(result):
