@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import re
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
