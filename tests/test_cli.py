@@ -35,7 +35,7 @@ def int8_dir(model_dir, tmp_path_factory):
     tokenizer, model = load_model(model_dir)
     rows = prepare_calibration_dataset(sample_text().split("\n\n"), tokenizer, length=32, limit=8)
     folder = tmp_path_factory.mktemp("cli") / "int8"
-    quantize_int8(model, tokenizer, Dataset.from_dict({"input_ids": rows["input_ids"]}), folder)
+    quantize_int8(model, tokenizer, Dataset.from_dict({"input_ids": rows["input_ids"]}), folder, "w8")  # made in a second
     return folder
 
 
@@ -133,17 +133,24 @@ def test_every_command_takes_the_folder_of_a_run(model_dir, int8_dir, text_file,
     assert last_json(capsys)["model"] == "4-quantize (OpenVINO IR)"
 
 
-def test_compare_takes_torch_an_ir_and_onnx(model_dir, int8_dir, onnx_dir, text_file, capsys):
+@pytest.fixture
+def short_text(tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text(sample_text(blocks=3, sentences=6))
+    return path
+
+
+def test_compare_takes_torch_an_ir_and_onnx(model_dir, int8_dir, onnx_dir, short_text, capsys):
     found = {}
     for name, model in (("torch", model_dir), ("int8", int8_dir), ("onnx", onnx_dir), ("onnx file", onnx_dir / "model.onnx")):
-        assert main(["compare", str(model_dir), str(model), "--text", str(text_file)]) == 0
+        assert main(["compare", str(model_dir), str(model), "--text", str(short_text)]) == 0
         found[name] = last_json(capsys)
     for name in ("torch", "onnx", "onnx file"):
         assert found[name]["kl_nats"]["value"] == pytest.approx(0, abs=1e-6)
         assert found[name]["same_top"]["value"] > 0.999
         assert found[name]["perplexity_ratio"]["value"] == pytest.approx(1, rel=1e-4)
     tokenizer, model = load_model(model_dir)
-    documents, _ = read_documents(text_file)
+    documents, _ = read_documents(short_text)
     text = prepare_text(tokenizer, [document.text for document in documents], "a text")
     quality, agreement = measure_agreement(logits_of(load_ir(int8_dir)), logits_of(model), text, reference_name="torch")
     base = perplexity(logits_of(model), text)
@@ -179,10 +186,10 @@ class Llama:
         self.scores = np.vstack([torch_logits(self.model, np.array([tokens]))[0], np.full((3, self.model.config.vocab_size), np.nan)])
 
 
-def test_compare_takes_a_gguf_file_where_llama_cpp_is_there(model_dir, text_file, tmp_path, monkeypatch, capsys):
+def test_compare_takes_a_gguf_file_where_llama_cpp_is_there(model_dir, short_text, tmp_path, monkeypatch, capsys):
     shutil.copytree(model_dir, tmp_path / "gguf")
     (tmp_path / "gguf" / "model.gguf").write_text("GGUF")
-    arguments = ["compare", str(model_dir), str(tmp_path / "gguf" / "model.gguf"), "--text", str(text_file)]
+    arguments = ["compare", str(model_dir), str(tmp_path / "gguf" / "model.gguf"), "--text", str(short_text)]
     monkeypatch.setattr("gpt2opt.apps.commands.cpu_flags", lambda: {"avx2"})
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     assert main(arguments) == 2
