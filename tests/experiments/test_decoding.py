@@ -255,6 +255,8 @@ def test_dynamic_int8_behind_the_fixed_prompt_is_judged_by_its_time_and_by_its_c
     assert not any("nats, gpt2)" in claim for claim in found)
     worse = dataclasses.replace(result, models=(dataclasses.replace(first, trial=trial_of(more=0.3)), *others))
     assert verdicts(worse)[f"{good}less than 0.1 nats, bundled)"][0] == REFUTED
+    near = dataclasses.replace(result, models=(dataclasses.replace(first, trial=trial_of(more=0.0991)), *others))
+    assert verdicts(near)[f"{good}less than 0.1 nats, bundled)"][0] == "neither confirmed nor refuted: the interval reaches beyond 0.1 nats"
     tables = all_tables(dataclasses.replace(result, models=tried))
     (seconds,) = (table for title, table in tables.items() if title.endswith("top-k sampling, seconds"))
     assert seconds.rows[0] == ("bundled (stand-in)", "1.02", "0.51", "0.5, 0.52", "0.50 [0.50, 0.50]", "1.00 [1.00, 1.00]", "5")
