@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiments import optimisations as run
-from experiments.contract import CONFIRMED, REFUTED
+from experiments.contract import CONFIRMED, OPEN, REFUTED
 from experiments.decoding.methods import settings_of
 from experiments.optimisations import (
     EngineTimes,
@@ -159,6 +159,8 @@ def test_each_need_is_told_its_fastest_choice(result):
         "writes it: torch.compile FP32, 2 threads (0.50 [0.50, 0.50] × the time of torch eager FP32, 1 thread); 10 texts: torch dynamic "
         "INT8, as one batch (0.20 [0.20, 0.20] × the time of torch eager FP32, one after another)"
     )
+    noisy = dataclasses.replace(result.rows[5], greedy_s=(0.9, 1.2, 0.9))
+    assert verdicts(dataclasses.replace(result, rows=(*result.rows[:5], noisy)))[claim][0] == OPEN
     alone = dataclasses.replace(result, rows=result.rows[:2], several={})
     assert verdicts(alone)[claim][0] == REFUTED
 
