@@ -5,13 +5,17 @@ whose gain the project GPT2_Task measured too, has left optimum: what it did is 
 and the row without it shows what it is worth.
 """
 
+import copy
 import statistics
 import tempfile
-from dataclasses import dataclass, replace
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
@@ -19,13 +23,14 @@ from experiments.charts import name_rows
 from experiments.contract import CONFIRMED, REFUTED, Experiment, Finding, choose, decide, findings_table, not_measured, now, say
 from experiments.decoding.methods import GREEDY, settings_of
 from experiments.race.engines import OnnxFp32, OnnxInt8, TorchCompile, TorchEagerAttention, TorchFp32, TorchInt8, TorchInt8Compile
-from experiments.race.engines.base import Case, Driven, Engine, make_prompts, started
+from experiments.race.engines.base import Case, Driven, Engine, loaded, make_prompts, started
 from experiments.race.results import Models
 from experiments.race.run import check_size, enter, folder_of, prepare_models
 from gpt2opt import environment
+from gpt2opt.decoding.settings import DecodingSettings
 from gpt2opt.environment import machine_label
 from gpt2opt.measure.stats import PERCENT, median, paired_ratio
-from gpt2opt.measure.turns import Contestants, Start, again
+from gpt2opt.measure.turns import Contestants, Start, again, in_child
 from gpt2opt.report.chart import OUR_ENGINE, PEER_ENGINE
 from gpt2opt.report.table import MISSING, Table, milliseconds, table
 from gpt2opt.settings import check_whole
@@ -36,6 +41,9 @@ COMPILED = (TorchCompile, TorchInt8Compile)
 SAMPLING = "top-k"
 """What transformers' sampling does by default."""
 CASE = Case(32, 12)
+OUTPUTS = 10
+"""As many as that project generates of one prompt."""
+IN_TURN, AT_ONCE, BATCH = "one after another", "at once, a thread each", "as one batch"
 LITTLE = 0.1
 """A gain of less than this share of the time is little."""
 
@@ -59,7 +67,10 @@ class EngineTimes:
 
 @dataclass(frozen=True)
 class Optimisations:
-    """All engines on one model. weights: where its weights are from, in words. case: prompt and new tokens of each generation."""
+    """All engines on one model. weights: where its weights are from, in words. case: prompt and new tokens of each generation.
+
+    several: an engine and its way -> seconds of `OUTPUTS` outputs of one prompt by sampling, one per round; empty in older results.
+    """
 
     created: str
     environment: dict[str, Any]
@@ -68,6 +79,7 @@ class Optimisations:
     case: Case
     rounds: int
     rows: tuple[EngineTimes, ...]
+    several: dict[str, tuple[float, ...]] = field(default_factory=dict)
     schema: str = "gpt2opt.optimisations/1"
 
     @property
@@ -95,7 +107,9 @@ def compare_optimisations(size: str = "gpt2", engines: str = "", rounds: int = 6
         models = prepare_models(size, Path(scratch))
         say(f"{size}, weights: {models.weights}")
         rows = time_engines([engine for engine in ENGINES if engine.name in names], models, Path(scratch), CASE, rounds)
-    return Optimisations(now(), environment.describe(), size, models.weights, CASE, rounds, tuple(rows))
+        timed = {row.name for row in rows if not row.left_out}
+        several = time_several([each for each in (TorchFp32, TorchInt8) if each.name in timed], models, Path(scratch), CASE, rounds)
+    return Optimisations(now(), environment.describe(), size, models.weights, CASE, rounds, tuple(rows), several)
 
 
 def time_engines(engines: list[type[Driven]], models: Models, out: Path, case: Case, rounds: int) -> list[EngineTimes]:
@@ -127,34 +141,88 @@ def time_engines(engines: list[type[Driven]], models: Models, out: Path, case: C
     ]
 
 
+class Several:
+    """An engine that makes several outputs of one prompt in a way. At once, each core has a Python thread, with one thread of torch."""
+
+    def __init__(self, engine: type[Driven], folder: Path, way: str, threads: int, writers: int):
+        self.engine, self.way, self.writers = loaded(engine, folder, threads), way, writers
+
+    def seconds(self, prompt: np.ndarray, settings: DecodingSettings) -> float:
+        """Continue a prompt (1, T) `OUTPUTS` times by other draws; return the seconds of it all."""
+
+        def write(seed: int) -> float:
+            return copy.copy(self.engine).seconds(prompt, replace(settings, seed=seed))  # a copy has a KV cache of its own
+
+        if self.way == BATCH:
+            return self.engine.seconds(prompt.repeat(OUTPUTS, 0), settings)
+        start = time.perf_counter()
+        with ThreadPoolExecutor(self.writers) as pool:
+            list(pool.map(write, range(OUTPUTS)))
+        return time.perf_counter() - start
+
+
+def time_several(engines: list[type[Driven]], models: Models, out: Path, case: Case, rounds: int) -> dict[str, tuple[float, ...]]:
+    """Time in turns how engines that `time_engines` converted make several outputs of one prompt, in each way."""
+    most = environment.threads()
+    starts: dict[str, Start] = {
+        f"{engine.name}, {way}": in_child(Several, engine, folder_of(engine, out), way, threads, most // threads, threads=threads)
+        for engine in engines
+        for way, threads in ((IN_TURN, most), (AT_ONCE, 1), (BATCH, most))
+    }
+    with Contestants(starts, may_fail=True) as contestants:
+        turns = contestants.take_turns(
+            "seconds", [SAMPLING], rounds=rounds,
+            arguments=lambda way, number: (make_prompts(case, models.vocab_size, number), settings_of(way, case.new_tokens)),
+        )  # fmt: skip
+        *_, outcome = tqdm(turns, "several outputs in turns", rounds + 1)
+    return {name: tuple(taken[SAMPLING]) for name, taken in outcome.samples.items() if taken}
+
+
 def find_all(result: Optimisations) -> list[Finding]:
     """Judge what the project GPT2_Task says of these optimisations."""
     pairs = (("torch.compile", TorchCompile, TorchFp32), ("SDPA", TorchFp32, TorchEagerAttention))
-    return [*dynamic_int8_gains(result), *(gains_little(result, *pair) for pair in pairs)]
+    return [*dynamic_int8_gains(result), *(gains_little(result, *pair) for pair in pairs), choice_depends(result)]
 
 
 def dynamic_int8_gains(result: Optimisations) -> list[Finding]:
-    """Ask three things of dynamic INT8, each by its own ratio: is it faster than FP32, do threads help it, and is nothing else as fast."""
-    gains, helped = "dynamic INT8 is faster than FP32", "threads make dynamic INT8 faster"
-    fastest, most = "dynamic INT8 with threads is the fastest", result.most_threads
+    """Ask three things of dynamic INT8, each by its own ratio: is it faster than FP32, do several outputs at once help, is it fastest."""
+    gains, helped = "dynamic INT8 is faster than FP32", "several outputs at once (multithreading) make dynamic INT8 faster still"
+    fastest, most = "dynamic INT8 is the fastest", result.most_threads
     int8, fp32 = (result.row(engine, most) for engine in (TorchInt8, TorchFp32))
     if not int8 or not fp32:
         return not_measured(f"{TorchInt8.name} and {TorchFp32.name}", gains, helped, fastest)
     ratio = paired_ratio(int8.greedy_s, fp32.greedy_s)
     found = [Finding(gains, decide(ratio.high < 1, ratio.low > 1), f"its time ÷ FP32's, {most} threads: {ratio}")]
-    int8_alone, fp32_alone = (result.row(engine, 1) for engine in (TorchInt8, TorchFp32))
-    if most > 1 and int8_alone and fp32_alone:
-        own, others = paired_ratio(int8.greedy_s, int8_alone.greedy_s), paired_ratio(fp32.greedy_s, fp32_alone.greedy_s)
-        figure = f"time with {most} threads ÷ with one: INT8 {own}, FP32 {others}"
-        found.append(Finding(helped, decide(own.high < 1, own.low > 1), figure))
+    taken = [result.several.get(f"{TorchInt8.name}, {way}", ()) for way in (AT_ONCE, IN_TURN, BATCH)]
+    if all(taken):
+        at_once, in_turn, batch = taken
+        ratio = paired_ratio(at_once, in_turn)
+        figure = f"time of {OUTPUTS} outputs {AT_ONCE} ÷ {IN_TURN}: {ratio}; {BATCH}: {paired_ratio(batch, in_turn)}"
+        found.append(Finding(helped, decide(ratio.high < 1, ratio.low > 1), figure))
     else:
-        found += not_measured("both with one thread and with several", helped)
+        found += not_measured("several outputs at once", helped)
     ratios = [(row, paired_ratio(row.greedy_s, int8.greedy_s)) for row in result.timed if row is not int8]
     row, closest = min(ratios, key=lambda pair: pair[1].low)
     verdict = decide(all(ratio.low > 1 for _, ratio in ratios), any(ratio.high < 1 for _, ratio in ratios))
     if verdict == REFUTED:
         row, closest = min((pair for pair in ratios if pair[1].high < 1), key=lambda pair: pair[1].value)
     return [*found, Finding(fastest, verdict, f"time of {str(row).replace(',', ' with')} ÷ its time: {closest}")]
+
+
+def choice_depends(result: Optimisations) -> Finding:
+    """Name the fastest choice for each need, and ask if what is soonest is measurably faster than what writes FP32's own text."""
+    one = [(str(row), row.greedy_s) for row in result.timed]
+    in_fp32 = [(name, taken) for name, taken in one if "INT8" not in name]
+    needs = {"one text": one, "one text, exactly as FP32 writes it": in_fp32, f"{OUTPUTS} texts": [*result.several.items()]}
+    best = {need: (*min(ways, key=lambda way: statistics.median(way[1])), *ways[0]) for need, ways in needs.items() if ways}
+    engines = {name.partition(",")[0] for name, *_ in best.values()}
+    figure = "; ".join(
+        f"{need}: {name} ({paired_ratio(taken, reference_s)} × the time of {reference})"
+        for need, (name, taken, reference, reference_s) in best.items()
+    )
+    soonest, own = best.get("one text"), best.get("one text, exactly as FP32 writes it")
+    differ = soonest is not None and own is not None and paired_ratio(soonest[1], own[1]).high < 1
+    return Finding("the choice depends on what is needed", decide(differ, len(engines) == 1), figure)
 
 
 def gains_little(result: Optimisations, what: str, with_it: type[Engine], without: type[Engine]) -> Finding:
@@ -191,6 +259,13 @@ def speed_table(result: Optimisations) -> Table:
     return table(("engine", "threads", "greedy, ms per token", "sampling, ms per token", *ratios, "package", "remark"), rows)
 
 
+def several_table(result: Optimisations) -> Table:
+    """Show the seconds of several outputs, of each engine in each way."""
+    first, base = next(iter(result.several.items()))
+    rows = [(name, f"{statistics.median(taken):.3g}", str(paired_ratio(taken, base))) for name, taken in result.several.items()]
+    return table((f"{OUTPUTS} outputs of one prompt, by sampling", "s", f"÷ {first} [{PERCENT}]"), rows)
+
+
 def caption(result: Optimisations) -> str:
     return (
         f"{result.size}, weights: {result.weights}. Whole generations of one prompt of {result.case.prompt_tokens} tokens, "
@@ -220,10 +295,13 @@ def plot_optimisations(result: Optimisations) -> Axes:
 EXPERIMENT = Experiment(
     Optimisations,
     compare_optimisations,
-    tables=lambda result: {
-        "Claims of the project GPT2_Task on optimisations": findings_table(find_all(result)),
-        "Engines, threads and sampling": speed_table(result),
-    },
+    tables=lambda result: (
+        {
+            "Claims of the project GPT2_Task on optimisations": findings_table(find_all(result)),
+            "Engines, threads and sampling": speed_table(result),
+        }
+        | ({"Several outputs at once": several_table(result)} if result.several else {})
+    ),
     charts=lambda result: {"optimisations": plot_optimisations(result).figure},
     caption=caption,
 )

@@ -52,6 +52,7 @@ def execute_notebook(path: Path) -> int:
     client = NotebookClient(
         notebook,
         timeout=None,
+        coalesce_streams=True,  # a text that is printed token by token is one output
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
         on_notebook_start=_interrupt_as_usual,

@@ -20,6 +20,7 @@ from gpt2opt.run.record import read_record
 from gpt2opt.settings import STAGES
 
 NOTEBOOK = ROOT / "project.ipynb"
+TUTORIALS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
@@ -182,14 +183,30 @@ def test_what_jupyter_opens_with_a_warning_is_read_and_can_be_written(case, tmp_
     assert read_notebook(path).cells == notebook.cells
 
 
-def test_the_notebook_was_run_and_gives_nothing_away():
-    cells = code_cells(NOTEBOOK)
+@pytest.mark.slow
+def test_compile_and_generate_runs_from_top_to_bottom(model_dir, tmp_path):
+    (path,) = (tutorial for tutorial in TUTORIALS if tutorial.stem == "compile_and_generate")
+    (tmp_path / "tutorials").mkdir()
+    shutil.copy(path, tmp_path / "tutorials")
+    command = [sys.executable, "-m", "gpt2opt.notebook", str(tmp_path / "tutorials" / path.name)]
+    done = subprocess.run(command, env={**os.environ, "GPT2OPT_MODEL": str(model_dir)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cells = code_cells(tmp_path / "tutorials" / path.name)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    assert charts(cells) >= 5
+    assert charts(cells) == 1
+    assert not any(output.get("name") == "stderr" for cell in cells for output in cell.outputs)
+    assert {path.name for path in (tmp_path / "artifacts" / path.stem).iterdir() if path.is_dir()} == {"openvino", "onnxruntime", "qaic"}
+
+
+@pytest.mark.parametrize("path", [NOTEBOOK, *TUTORIALS], ids=lambda path: path.stem)
+def test_the_notebook_was_run_and_gives_nothing_away(path):
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert charts(cells) >= (5 if path == NOTEBOOK else 1)
     assert max(len(cell.source.splitlines()) for cell in cells) <= 15
     outputs = [output for cell in cells for output in cell.outputs]
     assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
-    content = NOTEBOOK.read_text()
+    content = path.read_text()
     assert not re.search(r"/(?:home|root|tmp|Users)/\w", content)
     assert not re.search(r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9]{20,}", content)
 

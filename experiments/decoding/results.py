@@ -92,10 +92,25 @@ class MethodTimes:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One prompt that FP32 and dynamic INT8 continue by sampling, in turns and with the same seeds; seconds of whole generations.
+
+    texts: what INT8 wrote; none of a model of random weights. more_nats: by how many nats per token the text itself costs INT8 more than
+    FP32, behind each prompt.
+    """
+
+    fp32_s: tuple[float, ...]
+    again_s: tuple[float, ...]
+    int8_s: tuple[float, ...]
+    texts: tuple[str, ...]
+    more_nats: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class ModelResult:
     """One model. weights: where they are from. stand_in: they are not what was asked for. texts: none of a model of random weights.
 
-    judge: another model of the experiment, which scored the texts too; None: there is none of this vocabulary.
+    judge: another model of the experiment, which scored the texts too; None: there is none of this vocabulary. trial: not in older results.
     """
 
     name: str
@@ -105,6 +120,7 @@ class ModelResult:
     times: tuple[MethodTimes, ...]
     texts: tuple[MethodTexts, ...] = ()
     judge: str | None = None
+    trial: Trial | None = None
 
     @property
     def methods(self) -> list[str]:
@@ -165,6 +181,11 @@ class Decoding:
     def writers(self) -> list[ModelResult]:
         """Return the models whose texts mean something."""
         return [model for model in self.models if model.texts]
+
+    @property
+    def tried(self) -> list[tuple[ModelResult, Trial]]:
+        """Return the models with their trials of the fixed prompt; older results have none."""
+        return [(model, model.trial) for model in self.models if model.trial]
 
     def model(self, name: str) -> ModelResult | None:
         return next((model for model in self.models if model.name == name), None)

@@ -1,6 +1,5 @@
 """Every decoding method on every model: what it writes and what it costs; and the cost of our own generation loop."""
 
-import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from experiments.contract import choose, now, say
 from experiments.decoding.methods import GREEDY, METHODS, SAMPLING, model_of, settings_of
 from experiments.decoding.models import Candidate, find_candidates, name_stand_ins
 from experiments.decoding.results import ITSELF, Decoding, LoopTimes, MethodTexts, MethodTimes, ModelResult, Output
+from experiments.decoding.trial import MOST_ROUNDS, in_time, try_prompt
 from experiments.race.engines.base import Case, make_prompts
 from experiments.race.run import quantize
 from gpt2opt import environment
@@ -33,8 +33,6 @@ from gpt2opt.torch_model import logits_of
 PROMPT_TOKENS, NEW_TOKENS = 32, 48
 TIMED = Case(16, 6)
 """Of the timed generations: this short because the largest model has to fit into minutes too."""
-LEAST_ROUNDS, MOST_ROUNDS, ROUNDS_S = 4, 15, 5.0
-"""A fast model is timed in more rounds, until they took this many seconds: its times are the noisier ones."""
 LOOP_RUNS, LOOP_TOKENS = 15, 32
 
 
@@ -65,7 +63,8 @@ def compare_decoding(models: str = "auto", text: str = "auto", methods: str = ""
             say(candidate.name)
             written = tuple(compare_texts(model, tokenizer, chosen, texts_of, seeds)) if texts_of else ()
             parameters, times = sum(parameter.numel() for parameter in model.parameters()), time_methods(model, chosen)
-            measured.append(ModelResult(candidate.name, candidate.weights, candidate.stand_in, parameters, times, written))
+            trial = try_prompt(model, tokenizer, texts_of)
+            measured.append(ModelResult(candidate.name, candidate.weights, candidate.stand_in, parameters, times, written, trial=trial))
             writers.append(Writer(candidate, tokenizer.get_vocab(), [prompt for prompt, _ in texts_of]))
             if candidate is served:
                 save_model(source, tokenizer, model)
@@ -139,15 +138,12 @@ class TimedMethod:
 
 def time_methods(model: GPT2LMHeadModel, methods: Sequence[str]) -> tuple[MethodTimes, ...]:
     """Time whole generations of one prompt by every method, in turns."""
-    vocab_size, begun = model.config.vocab_size, math.inf
+    vocab_size = model.config.vocab_size
     with Contestants({method: Here(TimedMethod(model, method)) for method in methods}) as contestants:
         turns = contestants.take_turns(
             "seconds", [TIMED], rounds=MOST_ROUNDS, arguments=lambda case, number: (make_prompts(case, vocab_size, number).tolist(),)
         )
-        for number, outcome in enumerate(tqdm(turns, "timing in turns")):  # noqa: B007
-            begun = begun if number else time.perf_counter()
-            if number >= LEAST_ROUNDS and time.perf_counter() - begun >= ROUNDS_S:
-                break
+        outcome = in_time(turns, "timing in turns")
     return tuple(MethodTimes(method, tuple(taken[TIMED])) for method, taken in outcome.samples.items())
 
 

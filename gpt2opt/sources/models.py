@@ -24,6 +24,8 @@ PATTERNS = [
 TOKENIZERS = ("tokenizer.json", "merges.txt", "vocab.txt", "*.model")
 """The file that a tokenizer can be made from: of any kind, byte-level, WordPiece or SentencePiece."""
 PICKLE = "a pickle, which can run code when it is read; where you trust it, load it with transformers and save it with save_pretrained()"
+DEPLOYED = "deployed.json"
+"""What `GPT2Deployed.export` writes beside the exports of a model."""
 EXPORT = "an export; name the torch model that it was made from"
 INSTEAD = {
     "adapter_config.json": "an adapter (LoRA), which is no model; merge it with merge_and_unload() of peft and save the result",
@@ -32,6 +34,7 @@ INSTEAD = {
     "*.pth": PICKLE,
     "*.ckpt": PICKLE,
     "openvino_model.xml": "an IR, which generate, perplexity, audit and export take as it is; for the rest name the torch model",
+    DEPLOYED: "an export that GPT2Deployed.from_pretrained takes back; for the rest name a folder in it or the torch model",
     "*.onnx": EXPORT,
     "*.gguf": EXPORT,
     "*.h5": "weights of TensorFlow; load them with from_pretrained(..., from_tf=True) and save them with save_pretrained()",

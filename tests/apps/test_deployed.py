@@ -1,12 +1,16 @@
 """`GPT2Deployed`: the lines of its page as they stand, the tokens of torch from every back-end, and one line for what is wrong."""
 
+import dataclasses
 import json
+import re
+import shutil
 import statistics
 import subprocess
 import sys
 
 import matplotlib as mpl
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -78,7 +82,7 @@ def test_unequal_prompts_get_the_tokens_that_torch_chooses(model, backend, known
 
 
 def test_the_logits_of_the_ir_are_those_of_torch(model):
-    model.compile(num_cores=1)
+    model.compile(num_cores=1, backend="openvino")
     ids = np.arange(3 * 24).reshape(3, 24)
     with torch.inference_mode():
         expected = load_model(model.source.path)[1](torch.from_numpy(ids)).logits.numpy()
@@ -104,6 +108,91 @@ def test_one_prompt_is_streamed(compiled, monkeypatch):
     monkeypatch.setattr(deployed, "_print_token", printed.append)
     compiled.generate("Node 3", settings=DecodingSettings(max_new_tokens=6), runs=0)
     assert seen == [1, 2, 3, 4, 5]
+
+
+# --- an exported folder is taken back
+
+
+def content_of(folder) -> dict[str, tuple[bytes, int]]:
+    """Return the content and the time of every file but the marker of the folder itself."""
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*.*") if path.is_file()
+    }
+
+
+@pytest.fixture
+def exported(model, tmp_path):
+    """A folder of its own that both back-ends were exported to."""
+    folder = tmp_path / "exported"
+    shutil.copytree(model._scratch.name, folder)
+    return folder
+
+
+@pytest.mark.parametrize("backend", deployed.HERE)
+def test_an_exported_folder_gives_the_same_tokens_and_nothing_is_exported_anew(model, exported, backend, monkeypatch, capsys):
+    model.compile(num_cores=1, backend=backend)
+    expected = [each.ids for each in model.generate(PROMPTS, runs=0).generated]
+    model.compile(num_cores=1, backend="openvino")
+    before = content_of(exported)
+    monkeypatch.setattr(deployed, "load_model", lambda _: pytest.fail("the weights were read"))
+    monkeypatch.setattr(deployed, "BACKENDS", {name: dataclasses.replace(each, export=None) for name, each in deployed.BACKENDS.items()})
+    again = GPT2Deployed.from_pretrained(exported)
+    assert (str(again.source), again.work, again.context, again.vocab_size) == (
+        str(model.source), model.work, model.context, model.vocab_size,
+    )  # fmt: skip
+    again.compile(num_cores=1, backend=backend)
+    assert [each.ids for each in again.generate(PROMPTS, runs=0).generated] == expected
+    changed = {name for name, found in content_of(exported).items() if found != before[name]}
+    assert changed == ({"deployed.json"} if backend != "openvino" else set())
+    third = GPT2Deployed.from_pretrained(str(exported))
+    third.generate("Hi", runs=0)
+    assert third.compiled.backend == backend  # the one that was chosen is remembered
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_can_not_be_written_to_is_used_all_the_same(exported, monkeypatch, capsys):
+    model = GPT2Deployed.from_pretrained(exported)
+
+    def refuse(path, _):
+        raise ValueError(f"can't write {path}")
+
+    monkeypatch.setattr(deployed, "write_result", refuse)
+    model.compile(num_cores=1, backend="onnxruntime")
+    assert model.generate("Hi", runs=0).texts
+    assert "that onnxruntime was chosen is not remembered: can't write" in capsys.readouterr().err
+
+
+def test_what_was_exported_in_part_is_not_taken_back_and_an_export_holds_no_weights(model_dir, tmp_path, monkeypatch):
+    model, out = GPT2Deployed.from_pretrained(model_dir), tmp_path / "out"
+    model.export(out, backends=["openvino"])
+    again = GPT2Deployed.from_pretrained(out)
+    with pytest.raises(ValueError, match=r"out is an export for openvino and holds no weights that onnxruntime could be made from; call"):
+        again.compile(backend="onnxruntime")
+    monkeypatch.setattr(deployed, "BACKENDS", {"openvino": dataclasses.replace(deployed.BACKENDS["openvino"], export=lambda *_: 1 / 0)})
+    with pytest.raises(ZeroDivisionError):
+        model.export(out, backends=["openvino"])
+    with pytest.raises(ValueError, match=r"no config.json in .*out; name a directory"):
+        GPT2Deployed.from_pretrained(out)
+
+
+def test_a_damaged_description_is_one_line_and_a_users_file_of_its_name_stays(model_dir, exported):
+    path = exported / "deployed.json"
+    whole = json.loads(path.read_text())
+    for content, message in (
+        ("{", "is not JSON"), ("{}", "has schema None"), (json.dumps(whole | {"backends": []}), "is not whole (IndexError"),
+        (json.dumps({name: value for name, value in whole.items() if name != "work"}), "is not whole (TypeError"),
+    ):  # fmt: skip
+        path.write_text(content)
+        with pytest.raises(ValueError, match=re.escape(message)) as raised:
+            GPT2Deployed.from_pretrained(exported)
+        assert "\n" not in str(raised.value)
+    path.write_text("my notes")
+    before = content_of(exported)
+    with pytest.raises(ValueError, match=r"deployed\.json is there and was not written by gpt2opt, so it is left alone"):
+        GPT2Deployed.from_pretrained(model_dir).export(exported)
+    assert content_of(exported) == before
+    with pytest.raises(ValueError, match=r"but deployed\.json, an export that GPT2Deployed.from_pretrained takes back"):
+        models.check_gpt2(exported)
 
 
 @pytest.mark.slow
@@ -205,6 +294,9 @@ def test_the_graph_for_the_card_computes_what_torch_computes(model, tmp_path):
     session = onnxruntime.InferenceSession(folder / qaic.ONNX_NAME)
     state = {port.name: np.zeros((2, port.shape[1], 256, port.shape[3]), np.float32) for port in session.get_inputs()[2:]}
     assert {f"{name}_RetainedState" for name in state} == {port.name for port in session.get_outputs()[1:]}
+    norms = [node for node in onnx.load(folder / qaic.ONNX_NAME).graph.node if node.op_type == "LayerNormalization"]
+    assert len(norms) == 2 * source.config.n_layer + 1
+    assert not any(attribute.name == "stash_type" for node in norms for attribute in node.attribute)  # by default its sums are in FP32
     declared = (folder / qaic.CUSTOM_IO).read_text()
     assert all(f"IOName: {name}\n" in declared for name in (*state, *(f"{name}_RetainedState" for name in state)))
 
@@ -261,6 +353,9 @@ def test_the_compiler_of_the_card_is_called(model_dir, compiler, tmp_path, capsy
     for name in ("-m", "-network-specialization-config", "-custom-IO-list-file"):
         assert str(out / "qaic") in options[name]
     assert "the program for Cloud AI 100 is in" in capsys.readouterr().err
+    again = GPT2Deployed.from_pretrained(out)
+    with pytest.raises(ValueError, match="the model was compiled for Cloud AI 100"):
+        again.generate("Hi")  # what was chosen is remembered, and not compiled anew
     compiler.write_text("#!/bin/sh\necho 'no such operator' >&2; exit 3\n")
     with pytest.raises(RuntimeError, match="exit code 3: no such operator"):
         model.compile(backend="qaic")

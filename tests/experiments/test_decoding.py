@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experiments.contract import CONFIRMED, OPEN, REFUTED, choose
-from experiments.decoding import run
+from experiments.decoding import run, trial
 from experiments.decoding.methods import CONTRASTIVE, GREEDY, METHODS, SAMPLING, ContrastiveModel, settings_of
 from experiments.decoding.models import Candidate, find_candidates, random_model
 from experiments.decoding.report import all_tables, caption, find_all, plot_decoding
@@ -21,6 +21,7 @@ from experiments.decoding.results import (
     MethodTimes,
     ModelResult,
     Output,
+    Trial,
     distinct,
     mean,
     repetition,
@@ -143,6 +144,12 @@ def test_both_loops_are_timed_on_an_ir(float_dir):
 # --- findings, tables, charts
 
 
+def trial_of(int8=0.5, more=0.02) -> Trial:
+    slow = (1.0, 1.01, 1.02, 1.03, 1.04)
+    costs = tuple(more + 0.001 * (number % 3) for number in range(PROMPTS))
+    return Trial(slow, slow, tuple(int8 * s for s in slow), ("a\n| `text`",) * 5, costs)
+
+
 def model_of(name, outputs, seconds, stand_in=False, weights="trained"):
     times = tuple(MethodTimes(method, tuple(taken)) for method, taken in seconds.items())
     return ModelResult(name, weights, stand_in, 1_000_000, times, tuple(MethodTexts(m, tuple(found)) for m, found in outputs.items()))
@@ -230,6 +237,34 @@ def test_random_weights_tell_the_speed_of_sizes_and_nothing_of_their_quality(res
     assert found["gpt2-medium is the best balance of speed and quality"][0].startswith("not measured here: needs the real gpt2-medium")
 
 
+def test_dynamic_int8_behind_the_fixed_prompt_is_judged_by_its_time_and_by_its_cost(result):
+    first, *others = result.models
+    assert not [claim for claim in verdicts(result) if "dynamic INT8" in claim]  # an older result has no trial
+    timed = dataclasses.replace(trial_of(int8=1.2), texts=(), more_nats=())
+    tried = dataclasses.replace(first, trial=trial_of()), dataclasses.replace(others[0], trial=timed), others[1]
+    found = verdicts(dataclasses.replace(result, models=tried))
+    faster, good = (f"dynamic INT8 {claim} (" for claim in ("with sampling is faster than FP32", "does not drastically impact quality"))
+    assert found[f"{faster}bundled)"] == (
+        CONFIRMED, "time ÷ that of FP32 with the same seeds: 0.50 [0.50, 0.50]; of FP32 again: 1.00 [1.00, 1.00]",
+    )  # fmt: skip
+    assert found[f"{faster}gpt2)"][0] == REFUTED
+    assert found[f"{good}less than 0.1 nats, bundled)"] == (
+        CONFIRMED,
+        "the text itself costs it +0.021 [+0.020, +0.022] nats per token more than FP32",
+    )
+    assert not any("nats, gpt2)" in claim for claim in found)
+    worse = dataclasses.replace(result, models=(dataclasses.replace(first, trial=trial_of(more=0.3)), *others))
+    assert verdicts(worse)[f"{good}less than 0.1 nats, bundled)"][0] == REFUTED
+    near = dataclasses.replace(result, models=(dataclasses.replace(first, trial=trial_of(more=0.0991)), *others))
+    assert verdicts(near)[f"{good}less than 0.1 nats, bundled)"][0] == "neither confirmed nor refuted: the interval reaches beyond 0.1 nats"
+    tables = all_tables(dataclasses.replace(result, models=tried))
+    (seconds,) = (table for title, table in tables.items() if title.endswith("top-k sampling, seconds"))
+    assert seconds.rows[0] == ("bundled (stand-in)", "1.02", "0.51", "0.5, 0.52", "0.50 [0.50, 0.50]", "1.00 [1.00, 1.00]", "5")
+    assert [row[0] for row in seconds.rows] == ["bundled (stand-in)", "gpt2 (stand-in)"]
+    (texts,) = (table for title, table in tables.items() if title.endswith("top-k sampling: bundled (stand-in)"))
+    assert texts.rows[1] == ("2", "0.505", "`a | 'text'`")
+
+
 @pytest.mark.parametrize(("large", "verdict"), [(2.79, CONFIRMED), (2.0, REFUTED)])
 def test_with_the_real_models_the_balance_is_what_a_doubling_of_the_time_gains(result, large, verdict):
     models = [
@@ -274,13 +309,18 @@ def test_the_chart_shows_every_method(result):
 def test_the_experiment_on_a_tiny_model(model_dir, long_text, monkeypatch):
     monkeypatch.setattr(run, "time_loop", lambda *_: LoopTimes((0.01,) * 2, (0.01,) * 2))
     monkeypatch.setattr(run, "NEW_TOKENS", 16)
-    monkeypatch.setattr(run, "ROUNDS_S", 0)
+    monkeypatch.setattr(trial, "ROUNDS_S", 0)
     found = run.compare_decoding(str(model_dir), str(long_text))
     (model,) = found.writers
     assert model.methods == list(METHODS)
     assert [len(model.outputs(method)) for method in METHODS] == [3 * PROMPTS if method in SAMPLING else PROMPTS for method in METHODS]
-    assert {len(model.seconds(method)) for method in METHODS} == {run.LEAST_ROUNDS}
+    assert {len(model.seconds(method)) for method in METHODS} == {trial.LEAST_ROUNDS}
     assert len(found.prompts) == len(set(found.prompts)) == PROMPTS
+    tried = model.trial
+    assert {len(taken) for taken in (tried.fp32_s, tried.again_s, tried.int8_s, tried.texts)} == {trial.LEAST_ROUNDS}
+    assert len(set(tried.texts)) > 1  # another seed each
+    assert 0 < max(map(abs, tried.more_nats)) < 0.5
+    assert len(tried.more_nats) == PROMPTS
     lowest = min(METHODS, key=lambda method: model.by_prompt(method, "nll").mean())
     assert lowest in (GREEDY, "beam search")
     assert from_json(Decoding, json.loads(json.dumps(dataclasses.asdict(found)))) == found
@@ -292,7 +332,7 @@ def test_the_experiment_on_a_tiny_model(model_dir, long_text, monkeypatch):
 def test_random_weights_are_not_confirmed_to_write_coherently(judges, model_dir, long_text, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "time_loop", lambda *_: LoopTimes((0.01,) * 2, (0.01,) * 2))
     monkeypatch.setattr(run, "NEW_TOKENS", 32)
-    monkeypatch.setattr(run, "ROUNDS_S", 0)
+    monkeypatch.setattr(trial, "ROUNDS_S", 0)
     tokenizer, other = load_model(model_dir)
     torch.manual_seed(7)
     for parameter in other.parameters():

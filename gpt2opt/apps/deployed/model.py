@@ -1,6 +1,8 @@
 """Compile a GPT-2 for a runtime, generate with it, and get latency statistics that say how far it is from what the machine can do."""
 
+import dataclasses
 import itertools
+import json
 import sys
 import tempfile
 import time
@@ -29,11 +31,12 @@ from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.onnx_model import load_onnx, require_onnxruntime
 from gpt2opt.settings import is_whole
 from gpt2opt.sources.gpt2 import check_ids, heads_per_layer
-from gpt2opt.sources.models import FoundModel, find_model_or_stand_in, load_model
-from gpt2opt.storage import check_folder, claim_folder
+from gpt2opt.sources.models import DEPLOYED, FoundModel, find_model_or_stand_in, load_model, load_tokenizer
+from gpt2opt.storage import check_file, check_folder, claim_folder, from_json, read_json, write_result
 
 SETTINGS = DecodingSettings(max_new_tokens=32)
 RUNS = 5
+PROGRAM = "program"  # the folder beside an export for Cloud AI 100 that its compiler writes
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,23 @@ class Compiled:
 
 
 @dataclass(frozen=True)
+class Description:
+    """What an exported folder says of its model in the file `DEPLOYED`, so that `from_pretrained` takes it back without the weights.
+
+    name, origin: of the `FoundModel`. backends: which the folder holds. backend: the one that it was last compiled for.
+    """
+
+    name: str
+    origin: str
+    work: Work
+    context: int
+    vocab_size: int
+    backends: tuple[str, ...] = ()
+    backend: str = HERE[0]
+    schema: str = "gpt2opt.exported/1"
+
+
+@dataclass(frozen=True)
 class Generation:
     """What `GPT2Deployed.generate` returns: what came of each prompt, and the statistics, None without timed runs."""
 
@@ -81,35 +101,49 @@ class Generation:
 class GPT2Deployed:
     """A GPT-2 in FP32 on its way from weights to tokens: `from_pretrained`, `export`, `compile`, `generate`, `scaling`.
 
-    Only `from_pretrained` has to be called: `compile` exports what it needs, and `generate` compiles for `openvino` on all cores.
+    Only `from_pretrained` has to be called: `compile` exports what it needs, and `generate` compiles on all cores.
 
     exported: back-end -> folder. program: the folder of what was compiled last if it was for Cloud AI 100, which does not run here.
     """
 
-    def __init__(self, source: FoundModel):
-        self.source = source
-        self.tokenizer, model = load_model(source.path)
-        matmuls = sum(p.numel() for block in model.transformer.h for p in block.parameters() if p.ndim == 2)
-        attention = model.transformer.h[0].attn
-        kv_bytes = 4 * 2 * model.config.n_layer * heads_per_layer(model) * attention.head_dim
-        self.work = Work(matmuls, model.lm_head.weight.numel(), kv_bytes)
-        self.context, self.vocab_size = model.config.n_positions, model.config.vocab_size
-        self.exported: dict[str, Path] = {}
+    def __init__(self, source: FoundModel, tokenizer: Any, description: Description):
+        self.source, self.tokenizer, self.description = source, tokenizer, description
+        self.work, self.context, self.vocab_size = description.work, description.context, description.vocab_size
+        self.exported: dict[str, Path] = {backend: source.path / backend for backend in description.backends}
         self.compiled: Compiled | None = None
-        self.program: Path | None = None
+        self.program = None if description.backend in HERE else source.path / PROGRAM
+        self._without_weights = bool(self.exported)
         self._scratch: tempfile.TemporaryDirectory | None = None
         self._limits = cache(lambda num_cores: measure_limits(num_cores))
 
     @classmethod
     def from_pretrained(cls, model_id: str | Path = "gpt2") -> "GPT2Deployed":
-        """Find and check a GPT-2, see `find_model`. If `gpt2` can't be had, the bundled model replaces it, and a line on stderr says so."""
+        """Find and check a GPT-2, see `find_model`; or take back a folder that `export` wrote, and export nothing anew.
+
+        If `gpt2` can't be had, the bundled model replaces it, and a line on stderr says so.
+        """
+        if Path(model_id, DEPLOYED).is_file():
+            return cls._from_export(Path(model_id))
         source = find_model_or_stand_in(str(model_id))
         if source.stand_in:
             _say(
                 "the bundled GPT-2 is used instead of gpt2, which neither the local cache nor the hub gave; its tokenizer is "
                 "model.tokenizer. For the real one connect to the hub, or name a directory that holds it"
             )
-        return cls(source)
+        tokenizer, model = load_model(source.path)
+        matmuls = sum(p.numel() for block in model.transformer.h for p in block.parameters() if p.ndim == 2)
+        kv_bytes = 4 * 2 * model.config.n_layer * heads_per_layer(model) * model.transformer.h[0].attn.head_dim
+        work = Work(matmuls, model.lm_head.weight.numel(), kv_bytes)
+        return cls(source, tokenizer, Description(source.name, source.origin, work, model.config.n_positions, model.config.vocab_size))
+
+    @classmethod
+    def _from_export(cls, folder: Path) -> "GPT2Deployed":
+        content = read_json(folder / DEPLOYED, Description.schema, "GPT2Deployed.export")
+        try:
+            found = from_json(Description, content)
+            return cls(FoundModel(found.name, found.origin, folder), load_tokenizer(folder / found.backends[0]), found)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / DEPLOYED} is not whole ({type(error).__name__}: {error}); export the model again") from error
 
     def export(self, folder: Path | str | None = None, backends: Sequence[str] = HERE) -> Path:
         """Write the model for some back-ends, each into a folder of its name that appears whole or not at all; return the folder of all.
@@ -121,24 +155,33 @@ class GPT2Deployed:
         """
         for backend in backends:
             _check_backend(backend)
+        if self._without_weights:
+            raise ValueError(
+                f"{self.source.path} is an export for {', '.join(self.exported)} and holds no weights that {', '.join(backends)} could be "
+                f"made from; call from_pretrained with the model itself, {self.source.name}"
+            )
         if folder is None:
             self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="gpt2opt-")
             folder = self._scratch.name
         for place in (Path(folder), *(Path(folder, backend) for backend in backends)):
             check_folder(place)
+        check_file(Path(folder, DEPLOYED))
+        Path(folder, DEPLOYED).unlink(missing_ok=True)  # what is exported in part is not taken back
         for backend in backends:
             tokenizer, model = load_model(self.source.path)
             self.exported[backend] = BACKENDS[backend].export(model, tokenizer, claim_folder(folder) / backend)
+        self._describe(Path(folder))
         return Path(folder)
 
-    def compile(self, num_cores: int | None = None, backend: str = "openvino") -> None:
+    def compile(self, num_cores: int | None = None, backend: str | None = None) -> None:
         """Compile the model for one of `BACKENDS`, and export it first if that was not done.
 
         A program for `qaic` is written into the folder `program` beside the export, so call `export` before, with a folder of your own.
 
         num_cores: CPU cores, or AI cores of the card for `qaic`; None takes all. If this process may use fewer, it takes those, and a line
-        on stderr says so.
+        on stderr says so. backend: None takes the one that was compiled for last, which the exported folder remembers; at first `openvino`.
         """
+        backend = backend or self.description.backend
         _check_backend(backend)
         if num_cores is not None and not is_whole(num_cores, 1):
             raise ValueError(f"num_cores={num_cores!r}, expected a whole number of at least 1, or None for all cores")
@@ -150,7 +193,8 @@ class GPT2Deployed:
                     f"a program for {backend} needs a folder that stays: "
                     f"call export('FOLDER', backends=['{backend}']) first, with a folder of your own"
                 )
-            self.program, self.compiled = compile_program(exported, exported.parent / "program", num_cores or AI_CORES), None
+            self.program, self.compiled = compile_program(exported, exported.parent / PROGRAM, num_cores or AI_CORES), None
+            self._remember(backend)
             _say(f"the program for Cloud AI 100 is in {self.program}; {ON_THE_CARD.format(self.program)}")
             return
         allowed = environment.threads()
@@ -159,6 +203,7 @@ class GPT2Deployed:
         num_cores = min(num_cores or allowed, allowed)
         folder = exported or self.export(backends=[backend]) / backend
         self.compiled, self.program = Compiled(backend, num_cores, load(folder, num_cores)), None
+        self._remember(backend)
 
     def generate(
         self, prompts: Sequence[str] | str, tokenizer: Any = None, settings: DecodingSettings = SETTINGS, runs: int = RUNS
@@ -210,6 +255,21 @@ class GPT2Deployed:
         scaling = Scaling(str(self.source), backend, self.work, points)
         print(scaling_table(scaling))
         return scaling
+
+    def _describe(self, folder: Path) -> None:
+        there = tuple(backend for backend, place in self.exported.items() if place.parent.resolve() == folder.resolve())
+        content = dataclasses.asdict(dataclasses.replace(self.description, backends=there))
+        write_result(folder / DEPLOYED, json.dumps(content, indent=1) + "\n")
+
+    def _remember(self, backend: str) -> None:
+        """Note in the exported folder which back-end was chosen; one that can't be written to is used all the same."""
+        if backend == self.description.backend:
+            return
+        self.description = dataclasses.replace(self.description, backend=backend)
+        try:
+            self._describe(self.exported[backend].parent)
+        except ValueError as error:
+            _say(f"that {backend} was chosen is not remembered: {error}")
 
     def _compiled(self) -> Compiled:
         if self.program:
