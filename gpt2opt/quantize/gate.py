@@ -51,7 +51,7 @@ class Sensitivity:
 
 
 def expected_answers(reference: GPT2LMHeadModel, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return what `apply_gate` compares with: for each row the log probabilities (T / EVERY, V) that the FP32 model gives the next tokens."""
+    """Return the log probabilities (T / EVERY, V) of the next tokens in each row by the FP32 model, for `apply_gate` to compare with."""
     with torch.inference_mode():
         return [_log_probabilities(reference, _states_before_blocks(reference, row), -1) for row in rows]
 

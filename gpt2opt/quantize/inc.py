@@ -259,8 +259,11 @@ def _traceable(linear: PreTrainedModel) -> Iterator[None]:
             changes.enter_context(last_logits_alone(linear))
             # A trace of few tokens shows the same layers.
             traced = GraphTrace.trace
-            few = lambda tracer, model, ids: traced(tracer, model, {name: value[:, :TRACED_TOKENS] for name, value in ids.items()})
-            changes.enter_context(_changed(GraphTrace, trace=few))
+
+            def traced_briefly(tracer: Any, model: Any, inputs: dict[str, Tensor]) -> Any:
+                return traced(tracer, model, {name: value[:, :TRACED_TOKENS] for name, value in inputs.items()})
+
+            changes.enter_context(_changed(GraphTrace, trace=traced_briefly))
             if at_least("transformers", "4.53"):  # since then masks are built by `vmap`, which a trace can't hold; optimum's are not
                 from optimum.exporters.onnx.model_patcher import eager_mask_without_vmap, sdpa_mask_without_vmap
                 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MASKS
