@@ -149,7 +149,7 @@ def _without_copies_of_matrices() -> Iterator[None]:
     """
     from neural_compressor.adaptor.torch_utils.model_wrapper import SQLinearWrapper
 
-    copied = nn.Parameter.__deepcopy__
+    copied: Any = nn.Parameter.__deepcopy__
 
     def copied_if_vector(parameter: nn.Parameter, memo: dict[int, Any]) -> nn.Parameter:
         return copied(parameter, memo) if parameter.ndim < 2 else parameter
