@@ -4,17 +4,18 @@ import importlib
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from openvino import Core, Model, save_model
+from openvino import Core, Model, Type, save_model
 from openvino import opset13 as ops
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.environment import at_least
-from gpt2opt.quantize.fake_quant import quantized_linears
-from gpt2opt.runtime.graph import matmuls, over_same_memory, stored_weight
+from gpt2opt.quantize.fake_quant import FakeQuantLinear, quantized_linears
+from gpt2opt.runtime.graph import matmuls, stored_weight
 from gpt2opt.runtime.manifest import IR_NAME, write_manifest
 from gpt2opt.sources.gpt2 import check_finite, check_ids, heads_per_layer, source_weights
 from gpt2opt.storage import new_folder
@@ -32,8 +33,6 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
     Raises:
         ValueError: a weight is NaN or infinite, the tokenizer has ids without an embedding, or layers kept different numbers of heads.
     """
-    from openvino._offline_transformations import compress_quantize_weights_transformation
-
     check_finite(model)
     check_ids(tokenizer, model.config.vocab_size)
     _keep_dropped_names()
@@ -50,14 +49,16 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
             model, exported, task="text-generation-with-past", stateful=True, preprocessors=[tokenizer],
             custom_export_configs={"model": kept_heads_config(model, OwnConfig)},
         )  # fmt: skip
-        graph = Core().read_model(Path(exported, IR_NAME))
-        if linears:
-            compress_quantize_weights_transformation(graph)
-            group_scales(graph)
-            halve_positions(graph)
         shutil.copytree(exported, folder, ignore=shutil.ignore_patterns("openvino_model.*"), dirs_exist_ok=True)
-        save_model(graph, folder / IR_NAME, compress_to_fp16=False)
-        bits = {8 if linear.highest == 127 else 4 for name, linear in linears.items() if name != "lm_head"}
+        if linears:
+            graph = Core().read_model(Path(exported, IR_NAME))
+            pack_4_bits(graph, linears)
+            halve_positions(graph)
+            save_model(graph, folder / IR_NAME, compress_to_fp16=False)
+        else:
+            for path in Path(exported).glob("openvino_model.*"):
+                path.rename(folder / path.name)
+        bits = {linear.bits for name, linear in linears.items() if name != "lm_head"}
         weights, kept_in = (f"i{min(bits)}", kv_cache) if bits else ("f32", "f32")
         write_manifest(folder, weights, kept_in, source_weights(model))
     return Path(out_dir)
@@ -90,18 +91,14 @@ def kept_heads_config(model: Any, base: type):
     return KeptHeadsConfig(model.config, task="text-generation", use_past=True, use_past_in_inputs=True)
 
 
-def group_scales(graph: Model) -> None:
-    """Store weights with several scales per row as (O, groups, inputs of a group), the shape in which the CPU plugin decompresses them."""
+def pack_4_bits(graph: Model, linears: Mapping[str, FakeQuantLinear]) -> None:
+    """Store the integers of these layers that have 4 bits in half a byte each; torch has no such type."""
+    names = [name for name, linear in linears.items() if linear.bits == 4]
     for node in matmuls(graph):
-        reshape = node.input_value(1).get_node()
-        if reshape.get_type_name() != "Reshape":
-            continue
-        outputs, inputs = (size.get_length() for size in node.get_input_partial_shape(1))
-        multiply = reshape.input_value(0).get_node()
-        scale = multiply.input_value(1).get_node().get_data().reshape(outputs, -1, 1)
-        integers = over_same_memory(stored_weight(node), [outputs, scale.shape[1], inputs // scale.shape[1]])
-        decompressed = ops.multiply(ops.convert(integers, "f32"), ops.constant(scale))
-        node.input(1).replace_source_output(ops.reshape(decompressed, np.array([outputs, inputs]), False).output(0))
+        weight: Any = stored_weight(node)
+        if any(f".{name}/" in node.get_friendly_name() for name in names):
+            for consumer in weight.output(0).get_target_inputs():
+                consumer.replace_source_output(ops.constant(weight.get_data(), Type.i4).output(0))
     graph.validate_nodes_and_infer_types()
 
 

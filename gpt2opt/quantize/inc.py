@@ -20,8 +20,10 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 from gpt2opt.environment import at_least, give_back_memory
 from gpt2opt.errors import chain_of, raise_cause, text_of
 from gpt2opt.quantize.fake_quant import QuantizedLinear
-from gpt2opt.quantize.ranges import clip_to_percentiles, keep_sums_in_16_bits, smooth_untied_head, take_over_smoothing
+from gpt2opt.quantize.ranges import clip_to_percentiles, keep_sums_in_16_bits, last_logits_alone, smooth_untied_head, take_over_smoothing
 from gpt2opt.quantize.recipes import Recipe, int8_config
+
+TRACED_TOKENS = 8
 
 
 def calibrate(
@@ -51,7 +53,7 @@ def run_inc(linear: PreTrainedModel, config: Any, folder: Path | str, calibratio
     """Run `INCQuantizer` on a copy of a model, by a config of `neural_compressor`; INC saves its result into the folder."""
     from optimum.intel import INCQuantizer
 
-    with patched_for_inc(linear):
+    with patched_for_inc(linear), _weights_on_disk(linear):
         quantizer = INCQuantizer.from_pretrained(copy.deepcopy(linear), task=task)
         # One row at a time: the logits of eight rows of 1024 tokens would take 1.6 GB.
         quantizer.quantize(quantization_config=config, save_directory=folder, calibration_dataset=calibration, batch_size=1)
@@ -68,7 +70,7 @@ def read_inc_result(
         folder: `save_directory` of `INCQuantizer.quantize`.
         safe_sums: widen the steps of weights as `keep_sums_in_16_bits` says; without it a CPU without VNNI or AMX may saturate.
     """
-    state = torch.load(Path(folder, "pytorch_model.bin"), weights_only=False)
+    state = torch.load(Path(folder, "pytorch_model.bin"), weights_only=False, mmap=True)
     if recipe.smooth_alpha is not None:
         take_over_smoothing(linear, state)
     layers = _read_int8_layers(state)
@@ -85,8 +87,10 @@ def _read_int8_layers(state: dict[str, Any]) -> dict[str, QuantizedLinear]:
     for module in [key.removesuffix(suffix) for key in state if key.endswith(suffix)]:
         weight, _ = state[module + suffix]
         scale, zero_point = (state[f"{module}_input_{name}_0"].item() for name in ("scale", "zero_point"))
+        # What `int_repr` gives, but in the file until it is used.
+        integers = torch.empty(0, dtype=torch.int8).set_(weight.untyped_storage(), 0, weight.shape)  # type: ignore[call-overload]
         layers[module.removesuffix(".module")] = QuantizedLinear(
-            weight.dequantize(), weight.q_per_channel_scales().float()[:, None], 8, scale, int(zero_point)
+            integers, weight.q_per_channel_scales().float()[:, None], 8, scale, int(zero_point)
         )
     if not layers:
         raise RuntimeError("INC quantized no Linear; does the model come from prepare_for_export?")
@@ -107,8 +111,7 @@ def _round_weights(linear: PreTrainedModel, recipe: Recipe) -> dict[str, Quantiz
             sizes = [size for size in (16, 32, 64, 128) if size <= largest and module.in_features % size == 0]
             group = max(sizes, default=module.in_features)
             integers, scale, _ = quant_weight(module.weight.detach().clone(), bits, group, "sym", return_int=True)
-            weight = integers.unflatten(1, (-1, group)) * scale[..., None]
-            layers[name] = QuantizedLinear(weight.flatten(1), scale, bits)
+            layers[name] = QuantizedLinear(integers.to(torch.int8), scale, bits)
     return layers
 
 
@@ -129,11 +132,65 @@ def patched_for_inc(linear: PreTrainedModel) -> Iterator["OperatorTable"]:
         set_workspace(scratch)
         # On a CPU without VNNI INC divides the range of an input into 128 steps, so that sums of two products stay within 16 bits; here
         # `keep_sums_in_16_bits` adjusts the weights instead. INC has no setting for it, only a constant that it computes at import.
-        with _changed(pytorch, REDUCE_RANGE=False):
+        with _changed(pytorch, REDUCE_RANGE=False), _without_copies_of_matrices():
             yield table
     if hasattr(assert_and_get_unique_device, "cache_clear"):  # newer torch caches its answer for each module, which keeps them alive
         assert_and_get_unique_device.cache_clear()
+    torch.jit._state._clear_class_state()  # the functions of INC's trace hold the weights
+    torch._C._jit_clear_class_registry()
     give_back_memory()  # INC's copies of the model are in reference cycles
+
+
+@contextmanager
+def _without_copies_of_matrices() -> Iterator[None]:
+    """Let copies of a model share its matrices inside a `with` block: INC makes three copies, and replaces matrices, but for one case.
+
+    It divides a copy of each smoothed Linear in place, for the scales of another runtime (IPEX).
+    """
+    from neural_compressor.adaptor.torch_utils.model_wrapper import SQLinearWrapper
+
+    copied: Any = nn.Parameter.__deepcopy__
+
+    def copied_if_vector(parameter: nn.Parameter, memo: dict[int, Any]) -> nn.Parameter:
+        return copied(parameter, memo) if parameter.ndim < 2 else parameter
+
+    with _changed(nn.Parameter, __deepcopy__=copied_if_vector), _changed(SQLinearWrapper, _update_sq_linear=lambda _: None):
+        yield
+
+
+@contextmanager
+def _weights_on_disk(linear: PreTrainedModel) -> Iterator[None]:
+    """Free each weight of a GPT-2's blocks inside a `with` block when INC has smoothed or rounded it; at the end they are as before.
+
+    INC has no more use for it then, and would keep it until the end: the model as it came, smoothed, and rounded, all at once.
+    """
+    from neural_compressor.adaptor.torch_utils.waq.smooth_quant import TorchSmoothQuant, get_module
+    from torch.ao.nn.quantized import Linear
+
+    blocks = linear.transformer.h.modules() if isinstance(linear, GPT2LMHeadModel) else ()
+    modules = [module for module in blocks if isinstance(module, nn.Linear)]
+    shared = {module.weight.data_ptr() for module in linear.modules() if hasattr(module, "weight")} - {m.weight.data_ptr() for m in modules}
+    smooth, rounded = TorchSmoothQuant._scale_layer_weight, Linear.from_reference
+
+    def smooth_and_free(smoother: Any, name: str, scale: Tensor) -> Tensor:
+        weight = get_module(smoother.model, name).weight
+        scale = smooth(smoother, name, scale)
+        weight.untyped_storage().resize_(0)
+        return scale
+
+    def round_and_free(layer: Any, *grid: Any) -> nn.Module:
+        result = rounded(layer, *grid)
+        if modules and layer.weight.data_ptr() not in shared:
+            layer.weight.untyped_storage().resize_(0)
+        return result
+
+    with tempfile.TemporaryDirectory() as folder:
+        for number, module in enumerate(modules):
+            torch.save(module.weight.detach(), Path(folder, str(number)))
+        with _changed(TorchSmoothQuant, _scale_layer_weight=smooth_and_free), _changed(Linear, from_reference=round_and_free):
+            yield
+        for number, module in enumerate(modules):
+            module.weight = nn.Parameter(torch.load(Path(folder, str(number))))
 
 
 @contextmanager
@@ -193,10 +250,20 @@ def _traceable(linear: PreTrainedModel) -> Iterator[None]:
     """
     with ExitStack() as changes:
         if isinstance(linear, GPT2LMHeadModel):
+            from neural_compressor.adaptor.torch_utils.waq.graph_trace import GraphTrace
+
             blocks: Any = linear.transformer.h
             for block in blocks:
                 changes.enter_context(_changed(block.mlp, act=_HiddenActivation(block.mlp.act)))
             changes.enter_context(_changed(linear.config, return_dict=False, use_cache=False))
+            changes.enter_context(last_logits_alone(linear))
+            # A trace of few tokens shows the same layers.
+            traced = GraphTrace.trace
+
+            def traced_briefly(tracer: Any, model: Any, inputs: dict[str, Tensor]) -> Any:
+                return traced(tracer, model, {name: value[:, :TRACED_TOKENS] for name, value in inputs.items()})
+
+            changes.enter_context(_changed(GraphTrace, trace=traced_briefly))
             if at_least("transformers", "4.53"):  # since then masks are built by `vmap`, which a trace can't hold; optimum's are not
                 from optimum.exporters.onnx.model_patcher import eager_mask_without_vmap, sdpa_mask_without_vmap
                 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MASKS

@@ -1,8 +1,10 @@
 """From a GPT-2 and calibration rows to an INT8 OpenVINO IR that has passed its audit."""
 
+import ctypes
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from gpt2opt.environment import give_back_memory, has_int8_dot_product
 from gpt2opt.errors import text_of
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.quantize.fake_quant import fake_quantize
-from gpt2opt.quantize.gate import Sensitivity, apply_gate
+from gpt2opt.quantize.gate import Sensitivity, apply_gate, expected_answers
 from gpt2opt.quantize.inc import calibrate
 from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.quantize.recipes import RECIPES, Recipe
@@ -25,6 +27,7 @@ from gpt2opt.storage import check_folder, new_folder
 
 GATE_TOKENS = 2048
 """Tokens on which the gate compares, twice for each input: enough to distinguish sensitivity from noise."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 SLOW_INT8 = {
     False: "this CPU has neither VNNI nor AMX, so an INT8 product takes several instructions; `gpt2opt doctor` shows what INT8 gained on "
     "each kind of CPU",
@@ -63,6 +66,24 @@ def prepare_calibration_dataset(
     return Dataset.from_dict({"input_ids": rows})
 
 
+@contextmanager
+def large_blocks_apart() -> Iterator[None]:
+    """Let glibc take each block of 1 MB or more from the system by itself inside a `with` block, and return it when it is freed.
+
+    After a while it cuts blocks of up to 32 MB out of one heap. Small blocks that stay come to lie between them, and the free space there
+    fits no other large one: the heap grew by 2 GB while `gpt2` was traced. At the end it does so again.
+    """
+    libc = ctypes.CDLL(None)
+    set_option = getattr(libc, "mallopt", lambda *_: 0)  # other C libraries have none
+    set_option(M_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        set_option(M_MMAP_THRESHOLD, 32 << 20)
+        set_option(M_TRIM_THRESHOLD, 64 << 20)
+
+
+@large_blocks_apart()
 def quantize_int8(
     model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, calibration: Dataset, out_dir: Path | str, recipe: str | Recipe = "w8a8"
 ) -> Quantized:
@@ -97,9 +118,11 @@ def quantize_int8(
         logger.warning(SLOW_INT8[has_int8_dot_product()])
     linear = prepare_for_export(model)
     seen, kept_back = split_calibration(calibration)
+    expected = expected_answers(linear, kept_back) if gated else []
     fake = fake_quantize(linear, calibrate(linear, seen, recipe))
-    sensitivity = apply_gate(fake, prepare_for_export(model), kept_back, recipe.max_kl) if gated else None
+    sensitivity = apply_gate(fake, expected, kept_back, recipe.max_kl) if gated else None
     kv_cache = sensitivity.kv_cache if sensitivity else "u8" if recipe.activations else "f16"
+    del expected
     give_back_memory()
     with new_folder(out_dir) as partial:
         export_ir(fake, tokenizer, partial, kv_cache)

@@ -70,7 +70,7 @@ def test_weights_are_widened_only_as_far_as_sums_of_16_bits_need():
     weight = torch.randn(400, 40, generator=draw)
     weight[:3, 4:6] = 5  # two large neighbours, on inputs that come near 255
     scale = weight.abs().amax(1, keepdim=True) / 127
-    eight = QuantizedLinear(torch.round(weight / scale) * scale, scale, 8, 0.1, 128)
+    eight = QuantizedLinear(torch.round(weight / scale).to(torch.int8), scale, 8, 0.1, 128)
     highest = torch.full((40,), 4.0)
     highest[4:6] = 12.0
     seen = InputRange(-highest, highest)
