@@ -4,7 +4,6 @@ import importlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from openvino import opset13 as ops
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.environment import at_least
-from gpt2opt.quantize.fake_quant import FakeQuantLinear, quantized_linears
+from gpt2opt.quantize.fake_quant import quantized_linears
 from gpt2opt.runtime.graph import matmuls, stored_weight
 from gpt2opt.runtime.manifest import IR_NAME, write_manifest
 from gpt2opt.sources.gpt2 import check_finite, check_ids, heads_per_layer, source_weights
@@ -24,7 +23,7 @@ from gpt2opt.storage import new_folder
 def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path | str, kv_cache: str = "f16") -> Path:
     """Write an FP32 GPT-2, fake-quantized or not, as stateful IR with its KV cache, config, tokenizer and manifest; return `out_dir`.
 
-    Weights behind a fake-quantizer are stored as integers. The directory appears whole or not at all.
+    The weights of a fake-quantized model are stored as integers. The directory appears whole or not at all.
 
     Args:
         out_dir: a new or empty folder, or one that was written here before.
@@ -43,22 +42,19 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
     except ImportError:  # older optimum-intel exports GPT-2 by the config of ONNX
         from optimum.exporters.onnx.model_configs import GPT2OnnxConfig as OwnConfig
 
-    linears = quantized_linears(model)
+    bits = {linear.bits for name, linear in quantized_linears(model).items() if name != "lm_head"}
     with new_folder(out_dir) as folder, tempfile.TemporaryDirectory(dir=folder) as exported:
         export_from_model(
             model, exported, task="text-generation-with-past", stateful=True, preprocessors=[tokenizer],
             custom_export_configs={"model": kept_heads_config(model, OwnConfig)},
         )  # fmt: skip
-        shutil.copytree(exported, folder, ignore=shutil.ignore_patterns("openvino_model.*"), dirs_exist_ok=True)
-        if linears:
-            graph = Core().read_model(Path(exported, IR_NAME))
-            pack_4_bits(graph, linears)
+        graph = Core().read_model(Path(exported, IR_NAME))
+        if 4 in bits:
+            pack_4_bits(graph)
+        if bits:
             halve_positions(graph)
-            save_model(graph, folder / IR_NAME, compress_to_fp16=False)
-        else:
-            for path in Path(exported).glob("openvino_model.*"):
-                path.rename(folder / path.name)
-        bits = {linear.bits for name, linear in linears.items() if name != "lm_head"}
+        shutil.copytree(exported, folder, ignore=shutil.ignore_patterns("openvino_model.*"), dirs_exist_ok=True)
+        save_model(graph, folder / IR_NAME, compress_to_fp16=False)
         weights, kept_in = (f"i{min(bits)}", kv_cache) if bits else ("f32", "f32")
         write_manifest(folder, weights, kept_in, source_weights(model))
     return Path(out_dir)
@@ -91,15 +87,13 @@ def kept_heads_config(model: Any, base: type):
     return KeptHeadsConfig(model.config, task="text-generation", use_past=True, use_past_in_inputs=True)
 
 
-def pack_4_bits(graph: Model, linears: Mapping[str, FakeQuantLinear]) -> None:
-    """Store the integers of these layers that have 4 bits in half a byte each; torch has no such type."""
-    names = [name for name, linear in linears.items() if linear.bits == 4]
-    for node in matmuls(graph):
-        weight: Any = stored_weight(node)
-        if any(f".{name}/" in node.get_friendly_name() for name in names):
-            for consumer in weight.output(0).get_target_inputs():
-                consumer.replace_source_output(ops.constant(weight.get_data(), Type.i4).output(0))
-    graph.validate_nodes_and_infer_types()
+def pack_4_bits(graph: Model) -> None:
+    """Store the integers of every matmul but the last, the head, in half a byte each; torch has no such type."""
+    for node in matmuls(graph)[:-1]:
+        stored: Any = stored_weight(node)
+        packed = ops.constant(stored.get_data(), Type.i4).output(0)
+        for consumer in stored.output(0).get_target_inputs():
+            consumer.replace_source_output(packed)
 
 
 def halve_positions(graph: Model) -> None:

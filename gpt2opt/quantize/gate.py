@@ -21,8 +21,6 @@ from gpt2opt.quantize.fake_quant import FakeQuantLinear, quantized_linears
 EVERY = 4
 """Every fourth position is compared: neighbouring positions give nearly the same answer, and the head is a third of the arithmetic."""
 
-POSITIONS = 64
-
 KV_CACHE = "kv_cache"
 
 
@@ -152,11 +150,7 @@ class _Divergence:
         first = self._first_block(nearest ^ quantized)
         _switch(self.layers, quantized)
         found = (_log_probabilities(self.model, states, first) for states in self.kept[nearest])
-        nats = [
-            kl_divergence(*some)  # of a few positions at a time
-            for base, other in zip(self.expected, found, strict=True)
-            for some in zip(base.split(POSITIONS), other.split(POSITIONS), strict=True)
-        ]
+        nats = [kl_divergence(base, other) for base, other in zip(self.expected, found, strict=True)]
         mean = torch.cat(nats).double().mean().item()
         if not math.isfinite(mean):  # no comparison with a budget means anything
             raise ValueError(f"the gate measured a KL divergence of {mean}: the model's numbers overflow on the calibration text")

@@ -23,8 +23,6 @@ from gpt2opt.quantize.fake_quant import QuantizedLinear
 from gpt2opt.quantize.ranges import clip_to_percentiles, keep_sums_in_16_bits, last_logits_alone, smooth_untied_head, take_over_smoothing
 from gpt2opt.quantize.recipes import Recipe, int8_config
 
-TRACED_TOKENS = 8
-
 
 def calibrate(
     linear: PreTrainedModel, calibration: Dataset, recipe: Recipe, *, safe_sums: bool = True, task: str = "text-generation"
@@ -53,7 +51,7 @@ def run_inc(linear: PreTrainedModel, config: Any, folder: Path | str, calibratio
     """Run `INCQuantizer` on a copy of a model, by a config of `neural_compressor`; INC saves its result into the folder."""
     from optimum.intel import INCQuantizer
 
-    with patched_for_inc(linear), _weights_on_disk(linear):
+    with patched_for_inc(linear):
         quantizer = INCQuantizer.from_pretrained(copy.deepcopy(linear), task=task)
         # One row at a time: the logits of eight rows of 1024 tokens would take 1.6 GB.
         quantizer.quantize(quantization_config=config, save_directory=folder, calibration_dataset=calibration, batch_size=1)
@@ -70,10 +68,11 @@ def read_inc_result(
         folder: `save_directory` of `INCQuantizer.quantize`.
         safe_sums: widen the steps of weights as `keep_sums_in_16_bits` says; without it a CPU without VNNI or AMX may saturate.
     """
-    state = torch.load(Path(folder, "pytorch_model.bin"), weights_only=False, mmap=True)
+    state = torch.load(Path(folder, "pytorch_model.bin"), weights_only=False)
     if recipe.smooth_alpha is not None:
         take_over_smoothing(linear, state)
     layers = _read_int8_layers(state)
+    del state  # the FP32 embedding
     if recipe.activation_range == "percentile":
         layers = clip_to_percentiles(linear, calibration, layers)
     if not recipe.head_input:
@@ -85,12 +84,10 @@ def _read_int8_layers(state: dict[str, Any]) -> dict[str, QuantizedLinear]:
     """Read INC's state dict, which holds the scale and the zero point of an input beside each Linear's packed weight."""
     suffix, layers = "._packed_params._packed_params", {}
     for module in [key.removesuffix(suffix) for key in state if key.endswith(suffix)]:
-        weight, _ = state[module + suffix]
+        weight, _ = state.pop(module + suffix)
         scale, zero_point = (state[f"{module}_input_{name}_0"].item() for name in ("scale", "zero_point"))
-        # What `int_repr` gives, but in the file until it is used.
-        integers = torch.empty(0, dtype=torch.int8).set_(weight.untyped_storage(), 0, weight.shape)  # type: ignore[call-overload]
         layers[module.removesuffix(".module")] = QuantizedLinear(
-            integers, weight.q_per_channel_scales().float()[:, None], 8, scale, int(zero_point)
+            weight.int_repr(), weight.q_per_channel_scales().float()[:, None], 8, scale, int(zero_point)
         )
     if not layers:
         raise RuntimeError("INC quantized no Linear; does the model come from prepare_for_export?")
@@ -119,9 +116,9 @@ def _round_weights(linear: PreTrainedModel, recipe: Recipe) -> dict[str, Quantiz
 def patched_for_inc(linear: PreTrainedModel) -> Iterator["OperatorTable"]:
     """Let `INCQuantizer` smooth and calibrate a prepared model inside a `with` block; yield the table of operators in INC's log.
 
-    Inside, the model can be traced (see `_traceable`), the range of an input has 256 steps, and what INC writes beside its result goes
-    into a scratch folder. At the end what INC would keep alive is freed, and an error that it caught is raised: an interrupt, a lack of
-    memory, or a RuntimeError that names the reason.
+    Inside, the model can be traced (see `_traceable`), the range of an input has 256 steps, copies of the model share its matrices, and
+    what INC writes beside its result goes into a scratch folder. At the end what INC would keep alive is freed, and an error that it
+    caught is raised: an interrupt, a lack of memory, or a RuntimeError that names the reason.
     """
     from neural_compressor.adaptor import pytorch
     from neural_compressor.utils.utility import set_workspace
@@ -132,65 +129,48 @@ def patched_for_inc(linear: PreTrainedModel) -> Iterator["OperatorTable"]:
         set_workspace(scratch)
         # On a CPU without VNNI INC divides the range of an input into 128 steps, so that sums of two products stay within 16 bits; here
         # `keep_sums_in_16_bits` adjusts the weights instead. INC has no setting for it, only a constant that it computes at import.
-        with _changed(pytorch, REDUCE_RANGE=False), _without_copies_of_matrices():
+        with _changed(pytorch, REDUCE_RANGE=False), _one_copy_of_matrices():
             yield table
     if hasattr(assert_and_get_unique_device, "cache_clear"):  # newer torch caches its answer for each module, which keeps them alive
         assert_and_get_unique_device.cache_clear()
-    torch.jit._state._clear_class_state()  # the functions of INC's trace hold the weights
+    torch.jit._state._clear_class_state()  # torch keeps what it traced, weights included
     torch._C._jit_clear_class_registry()
     give_back_memory()  # INC's copies of the model are in reference cycles
 
 
 @contextmanager
-def _without_copies_of_matrices() -> Iterator[None]:
-    """Let copies of a model share its matrices inside a `with` block: INC makes three copies, and replaces matrices, but for one case.
+def _one_copy_of_matrices() -> Iterator[None]:
+    """Let copies of a model share its matrices inside a `with` block, and keep those on disk that INC has smoothed: it makes three copies.
 
-    It divides a copy of each smoothed Linear in place, for the scales of another runtime (IPEX).
+    INC replaces a matrix that it smooths. Only for the scales of another runtime (IPEX) it would divide one in place, and they are not
+    used here.
     """
     from neural_compressor.adaptor.torch_utils.model_wrapper import SQLinearWrapper
+    from neural_compressor.adaptor.torch_utils.waq.smooth_quant import TorchSmoothQuant, get_module
 
-    copied: Any = nn.Parameter.__deepcopy__
+    copied, smooth = nn.Parameter.__deepcopy__, TorchSmoothQuant._scale_layer_weight
+    on_disk: list[Tensor] = []
 
     def copied_if_vector(parameter: nn.Parameter, memo: dict[int, Any]) -> nn.Parameter:
         return copied(parameter, memo) if parameter.ndim < 2 else parameter
 
-    with _changed(nn.Parameter, __deepcopy__=copied_if_vector), _changed(SQLinearWrapper, _update_sq_linear=lambda _: None):
-        yield
-
-
-@contextmanager
-def _weights_on_disk(linear: PreTrainedModel) -> Iterator[None]:
-    """Free each weight of a GPT-2's blocks inside a `with` block when INC has smoothed or rounded it; at the end they are as before.
-
-    INC has no more use for it then, and would keep it until the end: the model as it came, smoothed, and rounded, all at once.
-    """
-    from neural_compressor.adaptor.torch_utils.waq.smooth_quant import TorchSmoothQuant, get_module
-    from torch.ao.nn.quantized import Linear
-
-    blocks = linear.transformer.h.modules() if isinstance(linear, GPT2LMHeadModel) else ()
-    modules = [module for module in blocks if isinstance(module, nn.Linear)]
-    shared = {module.weight.data_ptr() for module in linear.modules() if hasattr(module, "weight")} - {m.weight.data_ptr() for m in modules}
-    smooth, rounded = TorchSmoothQuant._scale_layer_weight, Linear.from_reference
-
     def smooth_and_free(smoother: Any, name: str, scale: Tensor) -> Tensor:
-        weight = get_module(smoother.model, name).weight
+        weight = get_module(smoother.model, name).weight.detach()
         scale = smooth(smoother, name, scale)
+        torch.save(weight, Path(folder, str(len(on_disk))))
         weight.untyped_storage().resize_(0)
+        on_disk.append(weight)
         return scale
 
-    def round_and_free(layer: Any, *grid: Any) -> nn.Module:
-        result = rounded(layer, *grid)
-        if modules and layer.weight.data_ptr() not in shared:
-            layer.weight.untyped_storage().resize_(0)
-        return result
-
-    with tempfile.TemporaryDirectory() as folder:
-        for number, module in enumerate(modules):
-            torch.save(module.weight.detach(), Path(folder, str(number)))
-        with _changed(TorchSmoothQuant, _scale_layer_weight=smooth_and_free), _changed(Linear, from_reference=round_and_free):
-            yield
-        for number, module in enumerate(modules):
-            module.weight = nn.Parameter(torch.load(Path(folder, str(number))))
+    shared = _changed(nn.Parameter, __deepcopy__=copied_if_vector)
+    with tempfile.TemporaryDirectory() as folder, shared, _changed(SQLinearWrapper, _update_sq_linear=lambda _: None):
+        try:
+            with _changed(TorchSmoothQuant, _scale_layer_weight=smooth_and_free):
+                yield
+        finally:
+            for number, weight in enumerate(on_disk):
+                weight.untyped_storage().resize_(weight.nbytes)
+                weight.copy_(torch.load(Path(folder, str(number))))
 
 
 @contextmanager
@@ -250,20 +230,11 @@ def _traceable(linear: PreTrainedModel) -> Iterator[None]:
     """
     with ExitStack() as changes:
         if isinstance(linear, GPT2LMHeadModel):
-            from neural_compressor.adaptor.torch_utils.waq.graph_trace import GraphTrace
-
             blocks: Any = linear.transformer.h
             for block in blocks:
                 changes.enter_context(_changed(block.mlp, act=_HiddenActivation(block.mlp.act)))
             changes.enter_context(_changed(linear.config, return_dict=False, use_cache=False))
             changes.enter_context(last_logits_alone(linear))
-            # A trace of few tokens shows the same layers.
-            traced = GraphTrace.trace
-
-            def traced_briefly(tracer: Any, model: Any, inputs: dict[str, Tensor]) -> Any:
-                return traced(tracer, model, {name: value[:, :TRACED_TOKENS] for name, value in inputs.items()})
-
-            changes.enter_context(_changed(GraphTrace, trace=traced_briefly))
             if at_least("transformers", "4.53"):  # since then masks are built by `vmap`, which a trace can't hold; optimum's are not
                 from optimum.exporters.onnx.model_patcher import eager_mask_without_vmap, sdpa_mask_without_vmap
                 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MASKS

@@ -1,10 +1,8 @@
 """From a GPT-2 and calibration rows to an INT8 OpenVINO IR that has passed its audit."""
 
-import ctypes
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.decoding.text import token_rows, window_length
-from gpt2opt.environment import give_back_memory, has_int8_dot_product
+from gpt2opt.environment import give_back_memory, has_int8_dot_product, large_blocks_apart
 from gpt2opt.errors import text_of
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.quantize.fake_quant import fake_quantize
@@ -27,7 +25,6 @@ from gpt2opt.storage import check_folder, new_folder
 
 GATE_TOKENS = 2048
 """Tokens on which the gate compares, twice for each input: enough to distinguish sensitivity from noise."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 SLOW_INT8 = {
     False: "this CPU has neither VNNI nor AMX, so an INT8 product takes several instructions; `gpt2opt doctor` shows what INT8 gained on "
     "each kind of CPU",
@@ -64,23 +61,6 @@ def prepare_calibration_dataset(
         found = f"the calibration text gives {len(rows)} rows of {length} tokens"
         raise ValueError(f"{found}, at least {MIN_CALIBRATION_SEQUENCES} are needed; give more text")
     return Dataset.from_dict({"input_ids": rows})
-
-
-@contextmanager
-def large_blocks_apart() -> Iterator[None]:
-    """Let glibc take each block of 1 MB or more from the system by itself inside a `with` block, and return it when it is freed.
-
-    After a while it cuts blocks of up to 32 MB out of one heap. Small blocks that stay come to lie between them, and the free space there
-    fits no other large one: the heap grew by 2 GB while `gpt2` was traced. At the end it does so again.
-    """
-    libc = ctypes.CDLL(None)
-    set_option = getattr(libc, "mallopt", lambda *_: 0)  # other C libraries have none
-    set_option(M_MMAP_THRESHOLD, 1 << 20)
-    try:
-        yield
-    finally:
-        set_option(M_MMAP_THRESHOLD, 32 << 20)
-        set_option(M_TRIM_THRESHOLD, 64 << 20)
 
 
 @large_blocks_apart()

@@ -6,7 +6,7 @@ or AMX can multiply them without saturating: its INT8 products are added in 16 b
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from gpt2opt.quantize.fake_quant import QuantizedLinear
@@ -46,19 +47,18 @@ def _of_each_row(
     with ExitStack() as hooks, torch.inference_mode():
         for name, rows in found.items():
             hooks.enter_context(linear.get_submodule(name).register_forward_pre_hook(partial(note, rows)))
-        hooks.enter_context(last_logits_alone(linear))
+        if isinstance(linear, GPT2LMHeadModel):
+            hooks.enter_context(last_logits_alone(linear))
         for row in calibration["input_ids"]:
             linear(torch.tensor([row]), **no_cache)
     return {name: torch.stack(rows) for name, rows in found.items()}
 
 
-def last_logits_alone(linear: nn.Module) -> AbstractContextManager[Any]:
-    """Let a GPT-2 compute the logits of the last token alone inside a `with` block: those of 1024 tokens take 206 MB for `gpt2`.
+def last_logits_alone(linear: GPT2LMHeadModel) -> RemovableHandle:
+    """Let a GPT-2 compute the logits of the last token alone inside a `with` block: those of 1024 tokens take 206 MB.
 
-    What observes the head's input has to come first.
+    What observes the head's input has to be there first.
     """
-    if not isinstance(linear, GPT2LMHeadModel):
-        return nullcontext()
     return linear.lm_head.register_forward_pre_hook(lambda _head, inputs: (inputs[0][:, -1:],))
 
 
@@ -87,7 +87,7 @@ def take_over_smoothing(linear: Any, state: dict[str, Any]) -> None:
     for block, layer in enumerate(linear.transformer.h):
         for norm, projection in (("ln_1", layer.attn.c_attn), ("ln_2", layer.mlp.c_fc)):
             module = getattr(layer, norm)
-            weight, bias = (state[f"transformer.h.{block}.{norm}.{name}"].clone() for name in ("weight", "bias"))
+            weight, bias = (state[f"transformer.h.{block}.{norm}.{name}"].float() for name in ("weight", "bias"))
             # If the gain is zero, the bias gives the scale; if both are zero, the input is zero and no scale matters.
             by_gain = weight.abs() >= bias.abs()
             before, after = torch.where(by_gain, module.weight, module.bias), torch.where(by_gain, weight, bias)
