@@ -154,13 +154,13 @@ def _one_copy_of_matrices() -> Iterator[None]:
     def copied_if_vector(parameter: nn.Parameter, memo: dict[int, Any]) -> nn.Parameter:
         return copied(parameter, memo) if parameter.ndim < 2 else parameter
 
-    def smooth_and_free(smoother: Any, name: str, scale: Tensor) -> Tensor:
+    def smooth_and_free(smoother: Any, name: str, *scale: Any) -> Tensor:
         weight = get_module(smoother.model, name).weight.detach()
-        scale = smooth(smoother, name, scale)
+        used = smooth(smoother, name, *scale)
         torch.save(weight, Path(folder, str(len(on_disk))))
-        weight.untyped_storage().resize_(0)
         on_disk.append(weight)
-        return scale
+        weight.untyped_storage().resize_(0)
+        return used
 
     shared = _changed(nn.Parameter, __deepcopy__=copied_if_vector)
     with tempfile.TemporaryDirectory() as folder, shared, _changed(SQLinearWrapper, _update_sq_linear=lambda _: None):

@@ -131,6 +131,12 @@ def test_smoothing_is_applied_and_leaves_the_function_alone(pruned, calibration,
     assert relative_error(torch_logits(smoothed, ids), torch_logits(pruned, ids)) < 1e-5
 
 
+def test_inc_leaves_the_model_as_it_was(pruned, calibration, tmp_path):
+    linear, before = prepare_for_export(pruned), prepare_for_export(pruned).state_dict()
+    run_inc(linear, int8_config(RECIPES["w8a8"]), tmp_path, calibration, "text-generation")
+    assert all(torch.equal(value, before[name]) for name, value in linear.state_dict().items())
+
+
 def test_incs_copies_of_the_model_are_freed(pruned, calibration):
     def graph_modules():
         gc.collect()
