@@ -13,6 +13,7 @@ that the compiled code needs neither numba nor Python. What makes it fast:
 import os
 import sys
 from inspect import Parameter, Signature
+from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
@@ -217,8 +218,8 @@ def store(builder, address, value):
     builder.store_atomic(value, pointer(builder, address, i64), "seq_cst", 8)
 
 
-sleep_us = types.ExternalFunction("usleep", types.int32(types.int32))
-clock = types.ExternalFunction("llvm.readcyclecounter" if X86 else "llvm.readsteadycounter", types.int64())
+sleep_us: Any = types.ExternalFunction("usleep", types.int32(types.int32))
+clock: Any = types.ExternalFunction("llvm.readcyclecounter" if X86 else "llvm.readsteadycounter", types.int64())
 """The CPU's counter of time; on Arm not that of its cycles, which a program may not read."""
 
 # Sums may be reordered into vectors. NaN and infinity stay what they are.
