@@ -47,7 +47,7 @@ def plot_perplexity(record: Record) -> Chart:
     """
     groups = _ratios(record)
     stages = [m for m in record.measurements() if m.quality and m.name in CHAIN]
-    heights = [0.9 + 0.5 * len(rows) for rows in (stages, *groups.values())]
+    heights = [0.9 + 0.5 * rows for rows in (len(stages), *map(len, groups.values()))]
     figure, grid = _panels(len(heights), figsize=(9.5, 0.6 + sum(heights)), height_ratios=heights)
     _stage_bars(grid[0, 0], stages)
     for (base, rows), axes in zip(groups.items(), grid[1:, 0], strict=True):
