@@ -126,7 +126,7 @@ def conclude_deployment(record: Record) -> str:
     best = min(models, key=lambda m: m.scored.perplexity)
     higher = {m.name: m.scored.ratio_to(best.scored) for m in models}
     good = [m for m in models if higher[m.name] <= AS_GOOD]
-    fastest = min(good, key=lambda m: m.timed.tpot_s)
+    fastest = min(good, key=lambda m: (m.timed.tpot_s, m.sized.weight_bytes))
     ties = [{pair.name, pair.base} for pair in record.comparisons() if not pair.tpot.measurable]
     chosen = min((m for m in good if m is fastest or {m.name, fastest.name} in ties), key=lambda m: m.sized.weight_bytes)
     why = "takes the least time" if chosen is fastest else f"is the smallest that shows no difference in time from {fastest.name}"
