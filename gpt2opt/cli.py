@@ -387,6 +387,21 @@ def pack(options: argparse.Namespace) -> int:
     return _end(found | {"zip": str(out), "bytes": total, "files": sizes})
 
 
+@option("number", "1: perplexity, 2: importance of heads, 3: cutting a head, 4: INT8", type=int, choices=(1, 2, 3, 4))
+@folder("--file", "what you wrote (default exercise_N.py in the present folder)")
+def exercise(options: argparse.Namespace) -> int:
+    """Check what you wrote for a task, or begin the file to write it in; exit 1 while it is not solved."""
+    from gpt2opt.apps.exercises.check import solves, write_starter
+
+    path = options.file or Path(f"exercise_{options.number}.py")
+    if begun := not path.exists():
+        write_starter(options.number, path)
+    passed = not begun and solves(options.number, path)
+    answer = "solved" if passed else "not solved yet: the line with `no` says what came and what was expected"
+    print(f"{path} was written: it says what to do; do it there, then run the same command again" if begun else answer)
+    return _end({"exercise": options.number, "file": str(path), "begun": begun, "passed": passed}, passed)
+
+
 def _print_points(answers: list[Any]) -> None:
     words = {True: "pass", False: "FAIL", None: "can't tell"}
     rows = [(answer.part, answer.point, words[answer.passed], answer.found) for answer in answers]

@@ -48,12 +48,15 @@ def prepare_tokenizer_for_padding(tokenizer: PreTrainedTokenizerBase, model: GPT
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int = Settings.sequence_length) -> Dataset:
+def tokenize_dataset(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, length: int = Settings.sequence_length, truncate: bool = False
+) -> Dataset:
     """Tokenize the column `text` of a dataset: `input_ids`, `attention_mask` and `labels`, each (rows, length), padded.
 
-    Long texts become several rows, empty ones none. The labels are the ids, -100 where a row is padded. They are made here and not by
-    a collator that masks the padding *token*: padding is end-of-text, and a model must learn to predict the real one. The first label is
-    -100 as well: no token predicts it, and `Trainer` divides the summed loss by the number of labels that it finds.
+    Long texts become several rows, or with `truncate` their first one alone; empty ones become none. The labels are the ids, -100 where a
+    row is padded. They are made here and not by a collator that masks the padding *token*: padding is end-of-text, and a model must learn
+    to predict the real one. The first label is -100 as well: no token predicts it, and `Trainer` divides the summed loss by the number of
+    labels that it finds.
     """
     if tokenizer.pad_token_id is None:
         raise ValueError("the tokenizer has no padding token; call prepare_tokenizer_for_padding(tokenizer, model) first")
@@ -62,7 +65,8 @@ def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, lengt
         raise ValueError(f"the dataset has columns {dataset.column_names}, expected 'text'")
 
     def pad(batch: dict) -> dict:
-        rows = token_rows(batch["text"], tokenizer, length)
+        parts = [[text] for text in batch["text"]] if truncate else [batch["text"]]
+        rows = [row for part in parts for row in token_rows(part, tokenizer, length)[: 1 if truncate else None]]
         gaps = [length - len(row) for row in rows]
         return {
             "input_ids": [row + [tokenizer.pad_token_id] * gap for row, gap in zip(rows, gaps, strict=True)],

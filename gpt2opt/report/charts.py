@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2opt.measure.stats import PERCENT, Estimate
 from gpt2opt.report.chart import FIRST, SECOND, Chart, color
-from gpt2opt.report.tables import megabytes
+from gpt2opt.report.tables import CHAIN, megabytes, show_perplexity
 from gpt2opt.run.record import FINETUNE, PROFILE, PRUNE, QUANTIZE, Measurement, Record, dominated_by
 
 if TYPE_CHECKING:
@@ -40,15 +40,17 @@ def plot_latency(record: Record) -> Chart:
 
 
 def plot_perplexity(record: Record) -> Chart:
-    """Draw the perplexity of each model over that of the model it is compared with, with paired intervals; controls are hollow.
+    """Draw the perplexity per stage, and of each model over that of the model it is compared with, with paired intervals.
 
-    One axes for each reference, with a scale of its own. Two models that were scored on the same documents differ by far less than each
-    of them would on other documents, so that their own intervals overlap where the paired one shows a difference.
+    One axes for each reference, with a scale of its own; controls are hollow. Two models that were scored on the same documents differ by
+    far less than each of them would on other documents, so that their own intervals overlap where the paired one shows a difference.
     """
     groups = _ratios(record)
-    heights = [0.9 + 0.5 * len(rows) for rows in groups.values()]
-    figure, grid = _panels(len(groups), figsize=(9.5, 0.6 + sum(heights)), height_ratios=heights)
-    for (base, rows), axes in zip(groups.items(), grid[:, 0], strict=True):
+    stages = [m for m in record.measurements() if m.quality and m.name in CHAIN]
+    heights = [0.9 + 0.5 * rows for rows in (len(stages), *map(len, groups.values()))]
+    figure, grid = _panels(len(heights), figsize=(9.5, 0.6 + sum(heights)), height_ratios=heights)
+    _stage_bars(grid[0, 0], stages)
+    for (base, rows), axes in zip(groups.items(), grid[1:, 0], strict=True):
         for row, (measurement, control, ratio) in enumerate(rows):
             own = color(measurement.name)
             fill = "white" if control else own
@@ -61,8 +63,20 @@ def plot_perplexity(record: Record) -> Chart:
         reference = record.measured(base).scored.perplexity
         axes.set_xlabel(f"perplexity ÷ that of {base}, {reference:.2f}; less is better; left of the line it fell")
         axes.grid(axis="x", alpha=0.3)
-    figure.suptitle(f"Perplexity on held-out text, over that of the reference model ({PERCENT} paired intervals over documents)")
+    figure.suptitle(f"Perplexity on held-out text ({PERCENT} intervals over documents); below, over the reference model's, paired")
     return Chart(grid[:, 0])
+
+
+def _stage_bars(axes: "Axes", stages: list[Measurement]) -> None:
+    """Draw a bar for the perplexity of each stage, and a line through all at that of Baseline and of FP32, the references."""
+    perplexities = [m.scored.perplexity for m in stages]
+    bars = axes.barh([_label(m) for m in stages], perplexities, height=0.6, color=[color(m.name) for m in stages])
+    axes.bar_label(bars, [show_perplexity(m.scored) for m in stages], padding=8, fontsize=9, backgroundcolor="white")
+    for m in (m for m in stages if m.name in ("Baseline", "FP32")):
+        axes.axvline(m.scored.perplexity, color=color(m.name), linestyle="--", label=f"{m.name}: {m.scored.perplexity:.2f}")
+    axes.set(title="Perplexity per stage", xlabel="perplexity; less is better", xlim=(0, 1.7 * max(perplexities)))
+    axes.invert_yaxis()
+    axes.legend(loc="center right", fontsize=9)
 
 
 def _ratios(record: Record) -> dict[str, list[tuple[Measurement, bool, Estimate]]]:

@@ -2,12 +2,17 @@
 
 import math
 
+from gpt2opt.environment import instructions_label
 from gpt2opt.measure.results import Comparison, Memory, Quality
 from gpt2opt.measure.stats import PERCENT
+from gpt2opt.report.charts import RUNTIMES
+from gpt2opt.report.table import Table, table
 from gpt2opt.report.tables import NO_DIFFERENCE, differs, megabytes, milliseconds, show_perplexity, show_ratio, with_interval
 from gpt2opt.run.record import Record
 
 INT8_TYPES = ("i8", "u8")
+AS_GOOD = 1.02
+"""A perplexity up to so many times the best one is as good: the notebook lets INT8 lose no more."""
 CHANGED = 1.2
 """From this factor between early and late runs of one model on, the machine is said to have changed."""
 
@@ -19,7 +24,7 @@ def conclude_profile(record: Record) -> str:
     slowest, seconds = next(iter(operators.items()))
     lines = [
         f"Reading a prompt of {latency.prompt_tokens} tokens takes {milliseconds(latency.ttft_s)} ms, each further token "
-        f"{milliseconds(latency.tpot_s)} ms (p95 {milliseconds(latency.tpot_p95_s)}).",
+        f"{milliseconds(latency.tpot_s)} ms (p95 {milliseconds(latency.tpot_p95_s)}): {1 / latency.tpot_s:,.0f} tokens/s.",
         f"{slowest} takes {seconds / sum(operators.values()):.0%} of the own time of all operators in the profile; no other takes as much.",
         f"Generating takes {_peak(measured.sized)} at its peak; the weights are {megabytes(measured.sized.weight_bytes)} MB of it.",
         f"The perplexity is {show_perplexity(quality)} over {quality.num_tokens:,} tokens ({PERCENT} interval over documents).",
@@ -110,6 +115,64 @@ def conclude_run(record: Record) -> str:
         for what, one, other in (("pruning", pruned, base), ("fine-tuning", tuned, pruned), ("INT8", int8, fp32))
     )
     return f"{size}\n{time}.\nThe perplexity is {_changed(int8.scored, base.scored)}; the factors are {factors}."
+
+
+def conclude_deployment(record: Record) -> str:
+    """Say which of the models on the CPU one would deploy there, and why none of the others.
+
+    It is the fastest of those that are as good as the best; the file decides between two that took turns and show no difference.
+    """
+    models = [m for m in record.measurements() if m.latency and m.quality and m.memory and m.memory.peak_vram_bytes is None]
+    best = min(models, key=lambda m: m.scored.perplexity)
+    higher = {m.name: m.scored.ratio_to(best.scored) for m in models}
+    good = [m for m in models if higher[m.name] <= AS_GOOD]
+    fastest = min(good, key=lambda m: (m.timed.tpot_s, m.sized.weight_bytes))
+    ties = [{pair.name, pair.base} for pair in record.comparisons() if not pair.tpot.measurable]
+    chosen = min((m for m in good if m is fastest or {m.name, fastest.name} in ties), key=lambda m: m.sized.weight_bytes)
+    why = "takes the least time" if chosen is fastest else f"is the smallest that shows no difference in time from {fastest.name}"
+    lines = [
+        f"On a small CPU one would deploy {chosen.name}. Of {len(models)} models on {chosen.device}, {len(good)} have a perplexity of at "
+        f"most {AS_GOOD:g} times the lowest ({best.scored.perplexity:.2f}, {best.name}), and of these it {why}: "
+        f"{milliseconds(chosen.timed.tpot_s)} ms per token in {RUNTIMES[chosen.runtime]}, {1 / chosen.timed.tpot_s:,.0f} tokens/s. "
+        f"It takes {megabytes(chosen.sized.weight_bytes)} MB on disk and {_peak(chosen.sized)} at its peak."
+    ]
+    for m in (m for m in models if m is not chosen):
+        worse = f"its perplexity is {higher[m.name]:.2f} times the lowest; " if m not in good else ""
+        time, size = m.timed.tpot_s / chosen.timed.tpot_s, m.sized.weight_bytes / chosen.sized.weight_bytes
+        slower = f"a token in {RUNTIMES[m.runtime]} takes {time:.2f} times as long"
+        lines.append(f"Not {m.name}: {worse}{slower}, the file is {size:.2f} times as large.")
+    return "\n".join(lines)
+
+
+def explain_cpu_and_gpu(record: Record) -> Table:
+    """Show why INT8 on a CPU can take longer than FP16 on a T4: the assignment's six reasons, and what the run measured of each."""
+    tuned, fp32, int8 = (record.measured(name) for name in ("Fine-tuned", "FP32", "INT8"))
+    audit, turns, timed = int8.facts["audit"], _in_turns(record, "INT8"), int8.timed
+    seconds = record.measured("Baseline").facts["operator_seconds"]
+    sizes, count, machine = audit["bytes_by_type"], len(audit["in_file"]), record.environment
+    prompt, step = (sum(kind in INT8_TYPES for kind, _ in audit[graph].values()) for graph in ("prefill", "decode"))
+    floats = 1 - sum(sizes.get(kind, 0) for kind in INT8_TYPES) / sum(sizes.values())
+    alone = "one device, so this run says nothing of a GPU" if tuned.device == int8.device else "two devices, so no ratio is taken"
+    rows = (
+        ("a GPU has thousands of cores, and memory of several times the bandwidth",
+         f"a token takes {milliseconds(tuned.timed.tpot_s)} ms in FP16 on {tuned.device}, {milliseconds(timed.tpot_s)} ms in INT8 on "
+         f"{int8.device} with {machine['threads']} threads: {alone}"),
+        ("its Tensor Cores multiply FP16; INT8 on a CPU does not use them",
+         f"{int8.device} multiplied {prompt} of {count} matmuls of a prompt in INT8: TTFT {milliseconds(timed.ttft_s)} ms, in FP32 "
+         f"{milliseconds(fp32.timed.ttft_s)} ms"),
+        ("not every operator is INT8; values are quantized and dequantized between those that are and those that are not",
+         f"{count - prompt} of {count} matmuls of a prompt and {count - step} of a token have float inputs; {floats:.1%} of the file is "
+         "not INT8"),
+        ("tokens are generated one by one: small matmuls, bound by reading weights and KV cache",
+         f"batch {timed.batch_size}: {timed.prompt_tokens / timed.ttft_s:,.0f} tokens/s while a prompt is read at once, "
+         f"{1 / timed.tpot_s:,.0f} one by one, each of which reads {megabytes(int8.sized.weight_bytes)} MB of weights"),
+        ("large gains of INT8 need VNNI or AMX",
+         f"{instructions_label(machine['cpu_flags'])}: TTFT over that in FP32 {show_ratio(turns.ttft)}, TPOT {show_ratio(turns.tpot)}"),
+        ("lengths that vary and breaks in the graph keep operators from being fused",
+         f"{1 - next(iter(seconds.values())) / sum(seconds.values()):.0%} of the own time of torch's operators is not in "
+         f"{next(iter(seconds))}; the p95 of a token is {timed.tpot_p95_s / timed.tpot_s:.2f} times its median in INT8"),
+    )  # fmt: skip
+    return table(("why INT8 on a CPU can be slower than FP16 on a T4", "what this run measured"), rows)
 
 
 def _factor(quality: Quality, base: Quality) -> str:

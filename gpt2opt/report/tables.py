@@ -82,6 +82,16 @@ def chain_table(record: Record) -> Table:
     return table([summary.header[place] for place in columns], [[row[place] for place in columns] for row in rows])
 
 
+def throughput_table(record: Record) -> Table:
+    """Show the latency of every timed model beside its throughput, in tokens/s: while it reads a prompt, and while it generates."""
+    rows = []
+    for m in (m for m in record.measurements() if m.latency):
+        rates = (m.timed.prompt_tokens / m.timed.ttft_s, 1 / m.timed.tpot_s)
+        times = (milliseconds(m.timed.ttft_s), milliseconds(m.timed.tpot_s))
+        rows.append((_named(record, m), m.runtime, m.device, *times, *(f"{m.timed.batch_size * rate:,.0f}" for rate in rates)))
+    return table(("model", "runtime", "device", "TTFT ms", "TPOT ms", "prompt tokens/s", "generated tokens/s"), rows)
+
+
 def stage_table(record: Record, name: str) -> Table:
     """Show one stage beside the stage before it and beside its controls."""
     record.stage(name)  # or it raises

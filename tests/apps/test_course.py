@@ -93,7 +93,7 @@ def tuned(model_dir, slices, tmp_path_factory):
     arguments = course.create_training_arguments(tmp_path_factory.mktemp("tuned"), learning_rate=1e-3)
     trainer = course.run_fine_tuning(model, arguments, course.tokenize_dataset(slices[0], tokenizer), tokenizer)
     assert isinstance(trainer, Trainer)
-    assert trainer.state.global_step == 3
+    assert trainer.state.global_step == 10
     assert len(torch.cat([parameter.flatten() for parameter in model.parameters()])) < len(before)
     return tokenizer, model
 
@@ -229,9 +229,20 @@ def test_padding_and_rows_are_ready_to_train_on(tuned, slices):
     assert {len(row) for row in tokenized["input_ids"]} == {256}
 
 
+def test_a_text_becomes_one_row_that_is_cut(tuned):
+    texts = ["", "Node 1 of graph 2", SENTENCE * 90]
+    tokenized = course.tokenize_dataset(Dataset.from_dict({"text": texts}), tuned[0])
+    whole = tuned[0](texts[2]).input_ids
+    assert len(whole) > 512
+    assert [sum(mask) for mask in tokenized["attention_mask"]] == [len(tuned[0](texts[1]).input_ids) + 1, 256]
+    assert tokenized["input_ids"][1] == whole[:256]
+
+
 def test_training_arguments_are_those_of_one_quiet_epoch(tmp_path):
     arguments = course.create_training_arguments(tmp_path)
     assert (arguments.learning_rate, arguments.num_train_epochs, arguments.report_to) == (1e-5, 1, [])
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps, arguments.save_strategy) == (2, 1, "no")
+    assert arguments.remove_unused_columns is False
 
 
 def test_a_tuned_model_is_fp16_again_and_measures_like_the_first(tuned, slices):
@@ -316,19 +327,102 @@ def test_the_peak_of_this_process_does_not_fall():
     assert course.peak_ram_usage_gb() >= before > 0.05
 
 
-def test_the_charts_draw_what_the_dictionary_says():
+def lengths(axes, of: str) -> list[float]:
+    return [getattr(bar, f"get_{of}")() for bar in axes.patches]
+
+
+def test_the_charts_draw_what_the_dictionary_says(capsys):
     metrics = {
         "Baseline (FP16 GPU)": {"latency": 8.0, "ppl": 40.0, "vram": 0.4},
         "Pruned (FP16 GPU)": {"latency": 9.0, "ppl": 37.0, "vram": 0.3},
         "Quant (INT8 CPU)": {"latency": 5.0, "ppl": 38.0, "ram": 0.9},
     }
-    for plot, drawn in (
-        (course.plot_latency, [[8, 9, 5]]),
-        (course.plot_perplexity, [[40, 37, 38]]),
-        (course.plot_memory_usage, [[0.4, 0.3], [0.9]]),
+    for plot, of, drawn in (
+        (course.plot_latency, "width", [[8, 9, 5]]),
+        (course.plot_perplexity, "height", [[40, 37, 38]]),
+        (course.plot_memory_usage, "width", [[0.4, 0.3], [0.9]]),
     ):
         assert plot(metrics) is None
-        assert [[bar.get_width() for bar in axes.patches] for axes in plt.gcf().axes] == drawn
+        assert [lengths(axes, of) for axes in plt.gcf().axes] == drawn
+    assert "Baseline (FP16 GPU): latency, ppl, vram\nPruned" in capsys.readouterr().out
+    course.plot_memory_usage({"Baseline": {"vram": 0.0}, "Quant": {"ram": 0.9}})  # a 0 of a machine without a GPU
+    assert [lengths(axes, "width") for axes in plt.gcf().axes] == [[0.9]]
+    plt.close("all")
+
+
+def cells_of_the_courses_shape() -> list[str]:
+    """Return cells that call the functions as the course's do, in their order, with the lines of docs/course.md where it puts them."""
+    page = (ROOT / "docs" / "course.md").read_text(encoding="utf-8")
+    imports, without_gpu, load_model, load_texts, load_quantized = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    profiled = """
+with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as prof, record_function("inference"):
+    model.generate(**tokenizer(prompt, return_tensors="pt").to(device), max_new_tokens=50)
+prof.export_chrome_trace("{}_trace.json")
+"""
+    measured = """
+start_time = time.time()
+{0}_latency = measure_latency_gpu(model, tokenizer, prompt)
+torch.cuda.synchronize()
+elapsed = time.time() - start_time
+{0}_ppl = compute_perplexity(model, tokenizer, valid_ds)
+model.generate(**tokenizer("warm up", return_tensors="pt").to(device), max_new_tokens=5)
+{0}_vram = torch.cuda.max_memory_allocated() / 1024**3
+profile_model_for_tensorboard(model, tokenizer, prompt="The future of AI is", device="cuda", run_name="{0}_fp16")
+"""
+    return [
+        f"{imports}{without_gpu}",
+        "from transformers import GPT2LMHeadModel, GPT2Tokenizer",
+        load_model,
+        "with torch.no_grad():\n    outputs = model.generate(**tokenizer('A', return_tensors='pt'), max_length=20)",
+        f"from datasets import load_dataset\n{load_texts}assert (len(train_ds), len(valid_ds)) == (100, 200)",
+        "import time\nfrom torch.profiler import ProfilerActivity, profile, record_function",
+        "prompt, max_new_tokens, device = 'The future of AI is', 50, torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+        measured.format("baseline"),
+        profiled.format("baseline"),
+        "model = prune_attention_heads(model)",
+        "fresh = prune_attention_heads(GPT2LMHeadModel.from_pretrained('gpt2').half().to('cpu'), prune_fraction=0.2)",
+        "prepare_tokenizer_for_padding(tokenizer, model)\ntokenized_train = tokenize_dataset(train_ds, tokenizer)",
+        "tokenized_valid = tokenize_dataset(valid_ds, tokenizer)\ntraining_args = create_training_arguments()",
+        "trainer = run_fine_tuning(model, training_args, tokenized_train, tokenizer)",
+        measured.format("pruned"),
+        profiled.format("pruned"),
+        "from optimum.intel import INCQuantizer\nmodel.to('cpu')\nquantizer = INCQuantizer.from_pretrained(model)",
+        "calibration_dataset = prepare_calibration_dataset(valid_ds, tokenizer)",
+        "run_post_training_quantization(quantizer, calibration_dataset, output_dir='gpt2_pruned_int8')",
+        load_quantized,
+        "cpu_latency, cpu_ram = measure_latency_cpu(quant_model_cpu, tokenizer), peak_ram_usage_gb()",
+        "cpu_ppl = compute_ppl_cpu(quant_model_cpu, tokenizer, valid_ds)",
+        "metrics = {"
+        "'Baseline (FP16 GPU)': {'latency': baseline_latency, 'ppl': baseline_ppl, 'vram': baseline_vram},"
+        "'Pruned (FP16 GPU)': {'latency': pruned_latency, 'ppl': pruned_ppl, 'vram': pruned_vram},"
+        "'Quant (INT8 CPU)': {'latency': cpu_latency, 'ppl': cpu_ppl, 'ram': cpu_ram}}",
+        "plot_latency(metrics)",
+        "plot_memory_usage(metrics)",
+        "plot_perplexity(metrics)",
+        "suggestions = get_next_token_suggestions(quant_model_cpu, tokenizer, 'Chelsea Football Club will', top_k=3)",
+    ]
+
+
+@pytest.mark.slow
+def test_cells_of_the_courses_shape_run_in_order_to_the_charts(model_dir, tmp_path, monkeypatch):
+    shutil.copytree(model_dir, tmp_path / "gpt2")  # a folder of that name takes the place of the hub's
+    rows = [SENTENCE.format(n, n % 7, n % 5, 3 * n) for n in range(6000)]
+    (tmp_path / "text.txt").write_text("\n\n".join(rows))
+    monkeypatch.setenv(texts.VARIABLE, str(tmp_path / "text.txt"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "synchronize", torch.cuda.synchronize)  # which a cell replaces
+    notebook: dict = {}
+    for cell in cells_of_the_courses_shape():
+        exec(cell, notebook)
+    assert {path.name for path in (tmp_path / "tb_logs").iterdir()} == {"baseline_fp16", "pruned_fp16"}
+    assert all((tmp_path / f"{name}_trace.json").stat().st_size for name in ("baseline", "pruned"))
+    assert audit_int8(tmp_path / "gpt2_pruned_int8").passed
+    latency, memory, perplexity = (plt.figure(number) for number in plt.get_fignums())
+    metrics = list(notebook["metrics"].values())
+    assert lengths(latency.axes[0], "width") == [stage["latency"] for stage in metrics]
+    assert lengths(memory.axes[-1], "width") == [notebook["cpu_ram"]]
+    assert lengths(perplexity.axes[0], "height") == [stage["ppl"] for stage in metrics]
+    assert len(notebook["suggestions"]) == 3
     plt.close("all")
 
 

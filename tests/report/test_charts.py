@@ -78,7 +78,7 @@ def test_memory_shows_vram_on_a_gpu_and_rss_on_a_cpu(gpu_record):
 
 
 def test_perplexity_is_drawn_over_that_of_the_reference_with_the_paired_interval(record):
-    stages, int8 = charts.plot_perplexity(record)
+    _, stages, int8 = charts.plot_perplexity(record)
     assert [label.get_text() for label in stages.get_yticklabels()] == [
         "Pruned: 24.53", "Pruned, first heads (control): 29.96", "Fine-tuned: 18.17",
     ]  # fmt: skip
@@ -90,6 +90,17 @@ def test_perplexity_is_drawn_over_that_of_the_reference_with_the_paired_interval
     pair = record.measured("INT8").quality, record.measured("FP32").quality
     assert drawn.get_xdata() == pytest.approx([pair[0].ratio_to(pair[1])])
     assert (low, high) == pytest.approx(pair[0].ratio_interval(pair[1]))
+
+
+def test_perplexity_of_each_stage_is_a_bar_and_the_references_are_lines(record):
+    stages, *_ = charts.plot_perplexity(record)
+    assert [label.get_text().split(",")[0] for label in stages.get_yticklabels()] == ["Baseline", "Pruned", "Fine-tuned", "FP32", "INT8"]
+    expected = [record.measured(name).scored.perplexity for name in ("Baseline", "Pruned", "Fine-tuned", "FP32", "INT8")]
+    assert widths(stages) == pytest.approx(expected)
+    assert {line.get_label(): line.get_xdata()[0] for line in stages.lines} == {
+        "Baseline: 20.09": pytest.approx(expected[0]), "FP32: 18.17": pytest.approx(expected[3]),
+    }  # fmt: skip
+    assert stages.texts[0].get_text().startswith("20.09 [")
 
 
 def test_dominated_points_are_hollow_and_named(record):

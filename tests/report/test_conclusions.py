@@ -5,7 +5,15 @@ import dataclasses
 import pytest
 
 from gpt2opt.measure.results import Latency, Quality
-from gpt2opt.report.conclusions import conclude_finetune, conclude_profile, conclude_prune, conclude_quantize, conclude_run
+from gpt2opt.report.conclusions import (
+    conclude_deployment,
+    conclude_finetune,
+    conclude_profile,
+    conclude_prune,
+    conclude_quantize,
+    conclude_run,
+    explain_cpu_and_gpu,
+)
 from tests.report.conftest import change
 
 
@@ -28,7 +36,7 @@ def scored(record):
 
 def test_the_profile_says_where_the_time_goes(record):
     said = conclude_profile(with_facts(record, "Baseline", known_perplexities=None))
-    assert "Reading a prompt of 8 tokens takes 110 ms, each further token 15 ms (p95 19.5)." in said
+    assert "Reading a prompt of 8 tokens takes 110 ms, each further token 15 ms (p95 19.5): 67 tokens/s." in said
     assert "aten::mm takes 67% of the own time of all operators in the profile; no other takes as much." in said
     known = [{"expected": 29.94, "found": 31.2, "protocol": "standard", "off": "the stride: too short"}]
     assert "Published is 29.94, found 31.20 (standard): the stride: too short." in conclude_profile(
@@ -106,3 +114,54 @@ def test_the_run_ends_with_what_it_gained_and_what_it_cost(record, gpu_record):
     assert conclude_run(gpu_record).splitlines()[1].startswith("The time for a token over that in FP32"), (
         "times of two devices are not compared"
     )
+
+
+def test_the_fastest_of_the_best_is_deployed_and_each_other_one_gets_its_reason(record):
+    with_naive(record)
+    fast, slow = record.models["INT8"].latency, Latency((0.2, 0.24), (0.02, 0.04, 0.04, 0.06), 1, 1, 8, 3)
+    small = dataclasses.replace(record.models["INT8"].memory, weight_bytes=100_000_000)
+    change(record, "INT8", memory=small, quality=record.models["FP32"].quality)
+    chosen, *others = conclude_deployment(record).splitlines()
+    assert chosen.startswith(
+        "On a small CPU one would deploy INT8. Of 5 models on Some CPU, 3 have a perplexity of at most 1.02 times the lowest"
+    )
+    assert "takes the least time: 15 ms per token in OpenVINO, 67 tokens/s. It takes 100 MB on disk and 600 MB of RAM" in chosen
+    assert others[1] == (
+        "Not Pruned: its perplexity is 1.35 times the lowest; a token in torch takes 1.00 times as long, the file is 2.50 times as large."
+    )
+    assert others[3] == "Not FP32: a token in OpenVINO takes 2.67 times as long, the file is 2.50 times as large."
+    change(record, "INT8", quality=quality((3400.0, 3500.0, 3300.0)))
+    for name in ("Baseline", "Pruned", "Fine-tuned", "FP32"):
+        change(record, name, quality=quality((2900.0, 3000.0, 2800.0)))
+    change(record, "INT8", in_turns={}, latency=fast)
+    change(record, "FP32", latency=dataclasses.replace(slow, tpot_samples_s=(0.001,) * 4))
+    assert conclude_deployment(record).startswith("On a small CPU one would deploy FP32.")
+
+
+def test_the_file_decides_between_two_that_take_the_same_time(record):
+    latency = record.models["INT8"].latency
+    small = dataclasses.replace(record.models["INT8"].memory, weight_bytes=100_000_000)
+    fp32 = dataclasses.replace(latency, tpot_samples_s=tuple(0.99 * sample for sample in latency.tpot_samples_s))
+    change(record, "FP32", latency=fp32)
+    change(record, "INT8", memory=small, in_turns={"FP32": latency}, quality=record.models["FP32"].quality)
+    for name in ("Baseline", "Pruned", "Fine-tuned"):
+        change(record, name, memory=None, in_turns={})
+    assert conclude_deployment(record).startswith("On a small CPU one would deploy INT8.")
+
+
+def test_models_on_a_gpu_are_not_deployed_on_a_cpu(gpu_record):
+    assert "Of 2 models on Some CPU" in conclude_deployment(gpu_record)
+
+
+def test_each_of_the_six_reasons_has_what_the_run_measured(record, gpu_record):
+    said = [found for _, found in explain_cpu_and_gpu(record).rows]
+    assert len(said) == 6
+    assert said[0] == (
+        "a token takes 15 ms in FP16 on Some CPU, 15 ms in INT8 on Some CPU with 2 threads: one device, so this run says nothing of a GPU"
+    )
+    assert said[1] == "Some CPU multiplied 1 of 3 matmuls of a prompt in INT8: TTFT 110 ms, in FP32 110 ms"
+    assert said[2] == "2 of 3 matmuls of a prompt and 3 of a token have float inputs; 10.0% of the file is not INT8"
+    assert said[3].startswith("batch 1: 73 tokens/s while a prompt is read at once, 67 one by one, each of which reads 250 MB of weights")
+    assert said[4].startswith("avx2: TTFT over that in FP32 1.000")
+    assert said[5].startswith("33% of the own time of torch's operators is not in aten::mm; the p95 of a token is 1.30 times its median")
+    assert "Some GPU, 15 ms in INT8 on Some CPU with 2 threads: two devices" in explain_cpu_and_gpu(gpu_record).rows[0][1]

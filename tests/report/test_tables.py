@@ -17,6 +17,7 @@ from gpt2opt.report.tables import (
     stand_in_notice,
     summary_table,
     table,
+    throughput_table,
     tradeoff_table,
     with_interval,
 )
@@ -184,3 +185,11 @@ def test_a_perplexity_whose_interval_contains_1_is_marked():
     )
     assert perplexity_ratio(other, base).endswith("]: no measurable difference")
     assert perplexity_ratio(lower, base).endswith("]")
+
+
+def test_throughput_stands_beside_latency(record):
+    rows = {row[0]: row[3:] for row in throughput_table(record).rows}
+    assert rows["INT8"] == ("110", "15", "73", "67")
+    assert len(rows) == 5
+    change(record, "INT8", latency=None)
+    assert "INT8" not in {row[0] for row in throughput_table(record).rows}

@@ -29,7 +29,6 @@ from gpt2opt.quantize import int8
 from gpt2opt.run.measurements import TRACED_TOKENS
 from gpt2opt.runtime.ir_model import load_ir
 from gpt2opt.runtime.manifest import read_manifest
-from gpt2opt.settings import Settings
 from gpt2opt.sources.models import find_model_or_stand_in, load_tokenizer
 from gpt2opt.sources.texts import find_texts
 from gpt2opt.torch_model import TorchModel, generate_tokens, logits_of
@@ -43,6 +42,8 @@ __all__ = [
 
 AnyModel = GPT2LMHeadModel | CpuModel
 Device = str | torch.device
+ROW_TOKENS, BATCH_ROWS = 512, 2
+"""How the course's stubs tokenize and train: each text becomes one row of at most so many tokens, and a step takes so many rows."""
 WARM_UP_TOKENS = 10
 """The course's warm-up. Its cells time the whole call too and divide that by the new tokens alone, so a call does nothing beyond that."""
 DTYPES = {"f32": torch.float32, "i8": torch.int8, "i4": torch.int8}
@@ -138,17 +139,20 @@ def prune_attention_heads(model: GPT2LMHeadModel, prune_fraction: float = 0.2) -
 
 
 def tokenize_dataset(dataset: Dataset, tokenizer: Tokenizer) -> Dataset:
-    """Tokenize for causal language modelling, in batches, with padding masked out of the loss; see `finetune.tokenize_dataset`.
+    """Tokenize for causal language modelling: a row for each text that is not empty, cut at 512 tokens, padded to them.
 
-    Returns `input_ids`, `attention_mask` and `labels`, each (rows, 256), or as long as a shorter context. Long texts become several rows
-    and empty ones none.
+    Returns `input_ids`, `attention_mask` and `labels`, each (rows, 512), or as long as a shorter context. Padding has the label -100, which
+    no loss counts. What is cut off here, `gpt2opt.tokenize_dataset` keeps in further rows.
     """
-    return finetune.tokenize_dataset(dataset, tokenizer, min(Settings.sequence_length, window_length(tokenizer)))
+    return finetune.tokenize_dataset(dataset, tokenizer, min(ROW_TOKENS, window_length(tokenizer)), truncate=True)
 
 
 def create_training_arguments(output_dir: str | Path = "gpt2_finetuned", learning_rate: float = 1e-5) -> TrainingArguments:
-    """Build the arguments of one epoch in batches of 8 rows, without checkpoints and without logs to other services."""
-    return finetune.create_training_arguments(output_dir, learning_rate)
+    """Build the arguments of one epoch in batches of 2 rows, all columns kept, without checkpoints and without logs to other services."""
+    arguments = finetune.create_training_arguments(output_dir, learning_rate)
+    arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = BATCH_ROWS, 1
+    arguments.remove_unused_columns = False
+    return arguments
 
 
 def run_fine_tuning(model: GPT2LMHeadModel, training_args: TrainingArguments, tokenized_train: Dataset, tokenizer: Tokenizer) -> Trainer:
