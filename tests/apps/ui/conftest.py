@@ -135,7 +135,7 @@ def tokens_of(events: list[dict]) -> list[dict]:
     return [{name: value for name, value in event.items() if name != "speed"} for event in events if event["event"] == "token"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def slow_address(run_dir, tmp_path_factory):
     """The page of a server whose models take 20 ms for a token."""
     out = tmp_path_factory.mktemp("ui")
@@ -143,7 +143,7 @@ def slow_address(run_dir, tmp_path_factory):
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def opened(slow_address, tmp_path_factory):
     browser = pytest.importorskip("tests.apps.ui.browser", reason="no selenium; the extra `test` brings it", exc_type=ImportError)
     if reason := browser.why_no_browser():

@@ -79,12 +79,12 @@ def test_a_tokenizer_is_not_read_by_two_threads_at_once(run_dir, tmp_path, monke
     """The page counts the prompt's tokens while the model is loaded; two threads that import transformers at once fail."""
     reading, load = [], models.load_tokenizer
 
-    def load_slowly(folder):
+    def load_slowly(folder, serving):
         reading.append(folder)
         assert len(reading) == 1
         time.sleep(0.2)
         reading.pop()
-        return load(folder)
+        return load(folder, serving=serving)
 
     monkeypatch.setattr(models, "load_tokenizer", load_slowly)
     library, choice = models.Library(tmp_path), Choice(str(run_dir), "fp32")

@@ -41,6 +41,7 @@ def page(opened):
     """The comparing page as at the first visit."""
     opened.driver.get("about:blank")
     opened.hosts()
+    opened.complaints()
     opened.open()
     yield opened
     assert not opened.complaints()
