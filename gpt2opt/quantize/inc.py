@@ -68,11 +68,11 @@ def read_inc_result(
         folder: `save_directory` of `INCQuantizer.quantize`.
         safe_sums: widen the steps of weights as `keep_sums_in_16_bits` says; without it a CPU without VNNI or AMX may saturate.
     """
-    state = torch.load(Path(folder, "pytorch_model.bin"), weights_only=False, mmap=True)
+    state = torch.load(Path(folder, "pytorch_model.bin"), weights_only=False)
     if recipe.smooth_alpha is not None:
         take_over_smoothing(linear, state)
     layers = _read_int8_layers(state)
-    del state  # its file
+    del state  # the FP32 embedding
     if recipe.activation_range == "percentile":
         layers = clip_to_percentiles(linear, calibration, layers)
     if not recipe.head_input:
@@ -84,7 +84,7 @@ def _read_int8_layers(state: dict[str, Any]) -> dict[str, QuantizedLinear]:
     """Read INC's state dict, which holds the scale and the zero point of an input beside each Linear's packed weight."""
     suffix, layers = "._packed_params._packed_params", {}
     for module in [key.removesuffix(suffix) for key in state if key.endswith(suffix)]:
-        weight, _ = state[module + suffix]
+        weight, _ = state.pop(module + suffix)
         scale, zero_point = (state[f"{module}_input_{name}_0"].item() for name in ("scale", "zero_point"))
         layers[module.removesuffix(".module")] = QuantizedLinear(
             weight.int_repr(), weight.q_per_channel_scales().float()[:, None], 8, scale, int(zero_point)
@@ -129,7 +129,7 @@ def patched_for_inc(linear: PreTrainedModel) -> Iterator["OperatorTable"]:
         set_workspace(scratch)
         # On a CPU without VNNI INC divides the range of an input into 128 steps, so that sums of two products stay within 16 bits; here
         # `keep_sums_in_16_bits` adjusts the weights instead. INC has no setting for it, only a constant that it computes at import.
-        with _changed(pytorch, REDUCE_RANGE=False), _one_copy_of_matrices(linear):
+        with _changed(pytorch, REDUCE_RANGE=False), _one_copy_of_matrices():
             yield table
     if hasattr(assert_and_get_unique_device, "cache_clear"):  # newer torch caches its answer for each module, which keeps them alive
         assert_and_get_unique_device.cache_clear()
@@ -139,53 +139,38 @@ def patched_for_inc(linear: PreTrainedModel) -> Iterator["OperatorTable"]:
 
 
 @contextmanager
-def _one_copy_of_matrices(linear: nn.Module) -> Iterator[None]:
-    """Let copies of a model share its matrices inside a `with` block, and free those that INC has smoothed or rounded.
+def _one_copy_of_matrices() -> Iterator[None]:
+    """Let copies of a model share its matrices inside a `with` block, and keep those on disk that INC has smoothed: it makes three copies.
 
-    INC makes three copies, and would keep the matrices as they came, smoothed, and rounded until the end. It changes none in place but for
-    the scales of another runtime (IPEX), which are not used here. The model's own wait on disk, and are read back at the end.
+    INC replaces a matrix that it smooths. Only for the scales of another runtime (IPEX) it would divide one in place, and they are not
+    used here.
     """
     from neural_compressor.adaptor.torch_utils.model_wrapper import SQLinearWrapper
     from neural_compressor.adaptor.torch_utils.waq.smooth_quant import TorchSmoothQuant, get_module
-    from torch.ao.nn.quantized import Linear
 
-    copied, smooth, rounded = nn.Parameter.__deepcopy__, TorchSmoothQuant._scale_layer_weight, vars(Linear)["from_reference"]
-    embeddings = {module.weight.data_ptr() for module in linear.modules() if isinstance(module, nn.Embedding)}
-    weights = [module.weight.detach() for module in linear.modules() if isinstance(module, nn.Linear)]
-    on_disk = [weight for weight in weights if weight.data_ptr() not in embeddings]
+    copied, smooth = nn.Parameter.__deepcopy__, TorchSmoothQuant._scale_layer_weight
+    on_disk: list[Tensor] = []
 
     def copied_if_vector(parameter: nn.Parameter, memo: dict[int, Any]) -> nn.Parameter:
         return copied(parameter, memo) if parameter.ndim < 2 else parameter
 
-    def free(weight: Tensor) -> None:
-        if weight.data_ptr() not in embeddings:
-            weight.untyped_storage().resize_(0)
-
     def smooth_and_free(smoother: Any, name: str, *scale: Any) -> Tensor:
-        weight = get_module(smoother.model, name).weight
+        weight = get_module(smoother.model, name).weight.detach()
         used = smooth(smoother, name, *scale)
-        free(weight)
+        torch.save(weight, Path(folder, str(len(on_disk))))
+        on_disk.append(weight)
+        weight.untyped_storage().resize_(0)
         return used
 
-    def round_and_free(layer: Any, *grid: Any) -> nn.Module:
-        result = rounded.__func__(Linear, layer, *grid)
-        free(layer.weight)
-        return result
-
-    def read_back(weight: Tensor, path: Path) -> None:
-        weight.untyped_storage().resize_(weight.nbytes)
-        weight.copy_(torch.load(path))
-
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as changes:
-        for number, weight in enumerate(on_disk):
-            torch.save(weight, Path(folder, str(number)))
-            changes.callback(read_back, weight, Path(folder, str(number)))
-        changes.enter_context(_changed(nn.Parameter, __deepcopy__=copied_if_vector))
-        changes.enter_context(_changed(SQLinearWrapper, _update_sq_linear=lambda _: None))
-        changes.enter_context(_changed(TorchSmoothQuant, _scale_layer_weight=smooth_and_free))
-        changes.callback(setattr, Linear, "from_reference", rounded)
-        Linear.from_reference = round_and_free  # type: ignore[method-assign]
-        yield
+    shared = _changed(nn.Parameter, __deepcopy__=copied_if_vector)
+    with tempfile.TemporaryDirectory() as folder, shared, _changed(SQLinearWrapper, _update_sq_linear=lambda _: None):
+        try:
+            with _changed(TorchSmoothQuant, _scale_layer_weight=smooth_and_free):
+                yield
+        finally:
+            for number, weight in enumerate(on_disk):
+                weight.untyped_storage().resize_(weight.nbytes)
+                weight.copy_(torch.load(Path(folder, str(number))))
 
 
 @contextmanager

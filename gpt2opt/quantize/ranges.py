@@ -87,7 +87,7 @@ def take_over_smoothing(linear: Any, state: dict[str, Any]) -> None:
     for block, layer in enumerate(linear.transformer.h):
         for norm, projection in (("ln_1", layer.attn.c_attn), ("ln_2", layer.mlp.c_fc)):
             module = getattr(layer, norm)
-            weight, bias = (state[f"transformer.h.{block}.{norm}.{name}"].clone() for name in ("weight", "bias"))
+            weight, bias = (state[f"transformer.h.{block}.{norm}.{name}"].float() for name in ("weight", "bias"))
             # If the gain is zero, the bias gives the scale; if both are zero, the input is zero and no scale matters.
             by_gain = weight.abs() >= bias.abs()
             before, after = torch.where(by_gain, module.weight, module.bias), torch.where(by_gain, weight, bias)
