@@ -28,7 +28,7 @@ _NAMES = {
     "measure.trace": "read_trace record_trace trace_handler",
     "prune": "head_importance importance_batches prune_attention_heads pruned_heads",
     "quantize.fake_quant": "fake_quantize",
-    "quantize.gate": "apply_gate expected_answers",
+    "quantize.gate": "apply_gate",
     "quantize.inc": "patched_for_inc read_inc_result",
     "quantize.int8": "prepare_calibration_dataset quantize_int8 split_calibration",
     "quantize.linear": "prepare_for_export",

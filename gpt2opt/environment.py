@@ -189,23 +189,6 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-@contextlib.contextmanager
-def large_blocks_apart() -> Iterator[None]:
-    """Let glibc take each block of 1 MB or more from the system by itself inside a `with` block, and return it when it is freed.
-
-    After a while it cuts blocks of up to 32 MB out of one heap. Small ones that stay come to lie between them, and what is free there
-    fits no other large one: the heap held 1 to 2 GB of free space while `gpt2` was quantized. At the end it does so again.
-    """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)  # of glibc alone
-    trim_threshold, mmap_threshold = -1, -3  # in malloc.h
-    set_option(mmap_threshold, 1 << 20)
-    try:
-        yield
-    finally:
-        set_option(mmap_threshold, 32 << 20)
-        set_option(trim_threshold, 64 << 20)
-
-
 def cpu_name() -> str:
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 

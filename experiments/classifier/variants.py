@@ -258,9 +258,15 @@ class OpenVinoInt8Static(OpenVinoFp32):
     note = "calibrated by INC: weights per channel, inputs per tensor; embeddings stay FP32"
 
     def prepare(self, subject: Subject, folder: Path) -> None:
+        import openvino
+        from openvino._offline_transformations import compress_quantize_weights_transformation
         from optimum.exporters.openvino import export_from_model
 
-        export_from_model(self.rounded(subject), folder, task=TASK)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as exported:
+            export_from_model(self.rounded(subject), exported, task=TASK)
+            graph = openvino.Core().read_model(Path(exported, IR_NAME))
+            compress_quantize_weights_transformation(graph)
+            openvino.save_model(graph, folder / IR_NAME, compress_to_fp16=False)
 
     def rounded(self, subject: Subject) -> Any:
         return fake_quantized(subject)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from openvino import Core, Model, Type, save_model
+from openvino import Core, Model, save_model
 from openvino import opset13 as ops
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.environment import at_least
 from gpt2opt.quantize.fake_quant import quantized_linears
-from gpt2opt.runtime.graph import matmuls, stored_weight
+from gpt2opt.runtime.graph import matmuls, over_same_memory, stored_weight
 from gpt2opt.runtime.manifest import IR_NAME, write_manifest
 from gpt2opt.sources.gpt2 import check_finite, check_ids, heads_per_layer, source_weights
 from gpt2opt.storage import new_folder
@@ -23,7 +23,7 @@ from gpt2opt.storage import new_folder
 def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path | str, kv_cache: str = "f16") -> Path:
     """Write an FP32 GPT-2, fake-quantized or not, as stateful IR with its KV cache, config, tokenizer and manifest; return `out_dir`.
 
-    The weights of a fake-quantized model are stored as integers. The directory appears whole or not at all.
+    Weights behind a fake-quantizer are stored as integers. The directory appears whole or not at all.
 
     Args:
         out_dir: a new or empty folder, or one that was written here before.
@@ -32,6 +32,8 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
     Raises:
         ValueError: a weight is NaN or infinite, the tokenizer has ids without an embedding, or layers kept different numbers of heads.
     """
+    from openvino._offline_transformations import compress_quantize_weights_transformation
+
     check_finite(model)
     check_ids(tokenizer, model.config.vocab_size)
     _keep_dropped_names()
@@ -42,19 +44,20 @@ def export_ir(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, out_di
     except ImportError:  # older optimum-intel exports GPT-2 by the config of ONNX
         from optimum.exporters.onnx.model_configs import GPT2OnnxConfig as OwnConfig
 
-    bits = {linear.bits for name, linear in quantized_linears(model).items() if name != "lm_head"}
+    linears = quantized_linears(model)
     with new_folder(out_dir) as folder, tempfile.TemporaryDirectory(dir=folder) as exported:
         export_from_model(
             model, exported, task="text-generation-with-past", stateful=True, preprocessors=[tokenizer],
             custom_export_configs={"model": kept_heads_config(model, OwnConfig)},
         )  # fmt: skip
         graph = Core().read_model(Path(exported, IR_NAME))
-        if 4 in bits:
-            pack_4_bits(graph)
-        if bits:
+        if linears:
+            compress_quantize_weights_transformation(graph)
+            group_scales(graph)
             halve_positions(graph)
         shutil.copytree(exported, folder, ignore=shutil.ignore_patterns("openvino_model.*"), dirs_exist_ok=True)
         save_model(graph, folder / IR_NAME, compress_to_fp16=False)
+        bits = {8 if linear.highest == 127 else 4 for name, linear in linears.items() if name != "lm_head"}
         weights, kept_in = (f"i{min(bits)}", kv_cache) if bits else ("f32", "f32")
         write_manifest(folder, weights, kept_in, source_weights(model))
     return Path(out_dir)
@@ -87,13 +90,19 @@ def kept_heads_config(model: Any, base: type):
     return KeptHeadsConfig(model.config, task="text-generation", use_past=True, use_past_in_inputs=True)
 
 
-def pack_4_bits(graph: Model) -> None:
-    """Store the integers of every matmul but the last, the head, in half a byte each; torch has no such type."""
-    for node in matmuls(graph)[:-1]:
-        stored: Any = stored_weight(node)
-        packed = ops.constant(stored.get_data(), Type.i4).output(0)
-        for consumer in stored.output(0).get_target_inputs():
-            consumer.replace_source_output(packed)
+def group_scales(graph: Model) -> None:
+    """Store weights with several scales per row as (O, groups, inputs of a group), the shape in which the CPU plugin decompresses them."""
+    for node in matmuls(graph):
+        reshape = node.input_value(1).get_node()
+        if reshape.get_type_name() != "Reshape":
+            continue
+        outputs, inputs = (size.get_length() for size in node.get_input_partial_shape(1))
+        multiply = reshape.input_value(0).get_node()
+        scale = multiply.input_value(1).get_node().get_data().reshape(outputs, -1, 1)
+        integers = over_same_memory(stored_weight(node), [outputs, scale.shape[1], inputs // scale.shape[1]])
+        decompressed = ops.multiply(ops.convert(integers, "f32"), ops.constant(scale))
+        node.input(1).replace_source_output(ops.reshape(decompressed, np.array([outputs, inputs]), False).output(0))
+    graph.validate_nodes_and_infer_types()
 
 
 def halve_positions(graph: Model) -> None:

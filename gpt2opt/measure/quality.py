@@ -178,7 +178,7 @@ def _compare(logits: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 def kl_divergence(reference: Tensor, model: Tensor) -> Tensor:
     """Return KL(reference ‖ model) in nats, (...), from the log probabilities (..., V) of both."""
-    return (reference - model).mul_(reference.exp()).sum(-1)
+    return (reference.exp() * (reference - model)).sum(-1)
 
 
 def _rows(logits: Tensor) -> Iterator[Tensor]:

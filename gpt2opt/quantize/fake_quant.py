@@ -17,51 +17,51 @@ from transformers import GPT2LMHeadModel
 class QuantizedLinear:
     """The quantized form of one Linear layer with O outputs and I inputs.
 
-    integers: (O, I) int8, of 4 bits too. weight_scale: (O, G) float32, symmetric, for each of G groups of inputs; G = 1 is per channel.
-    input_scale, input_zero_point: the u8 grid of the whole input; an input_scale of None leaves it float.
+    weight: (O, I) float32, already rounded to its integer grid. weight_scale: (O, G) float32, symmetric, for each of G groups of inputs;
+    G = 1 is per channel. input_scale, input_zero_point: the u8 grid of the whole input; an input_scale of None leaves it float.
     """
 
-    integers: Tensor
+    weight: Tensor
     weight_scale: Tensor
     bits: int = 8
     input_scale: float | None = None
     input_zero_point: int = 0
 
-    @property
-    def weight(self) -> Tensor:
-        """Return the weight (O, I) float32, rounded to its grid. It is computed each time: a whole model of these takes 4 times as much."""
-        integers, scale = self.integers, self.weight_scale
-        if has_groups := scale.shape[1] > 1:
-            integers, scale = integers.unflatten(1, (scale.shape[1], -1)), scale[..., None]
-        # In place takes half the memory; OpenVINO would find no integers behind it.
-        weight = integers * scale if torch.jit.is_tracing() else integers.float().mul_(scale)
-        return weight.flatten(1) if has_groups else weight
-
 
 class FakeQuantLinear(nn.Module):
-    """A Linear with an integer weight and, while `quantize_input` is set, an input rounded to u8; it computes in float.
+    """A Linear with an integer weight and, while `quantize_input` is set, an input rounded to u8; it computes in float."""
 
-    The exported graph computes the weight in the same way, so OpenVINO finds the integers there.
-    """
-
-    integers: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor
 
     def __init__(self, quantized: QuantizedLinear, bias: Tensor | None):
         super().__init__()
-        self.register_buffer("integers", quantized.integers)
-        self.weight_scale = nn.Parameter(quantized.weight_scale, requires_grad=False)
+        self.weight = nn.Parameter(quantized.weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False)
-        self.bits, self.input_scale, self.input_zero_point = quantized.bits, quantized.input_scale, quantized.input_zero_point
+        self.register_buffer("weight_scale", quantized.weight_scale.flatten())
+        self.register_buffer("weight_zero_point", torch.zeros(self.weight_scale.numel(), dtype=torch.int32))
+        # Plain numbers: if tracing read them from the weight, they would become part of the graph.
+        (outputs, inputs), groups = quantized.weight.shape, quantized.weight_scale.shape[1]
+        self.shape, self.grouped_shape = (outputs, inputs), (outputs * groups, inputs // groups)
+        self.highest = 2 ** (quantized.bits - 1) - 1
+        self.input_scale, self.input_zero_point = quantized.input_scale, quantized.input_zero_point
         self.quantize_input = quantized.input_scale is not None
 
-    @property
-    def weight(self) -> Tensor:
-        return QuantizedLinear(self.integers, self.weight_scale).weight
+    def quantized_weight(self) -> Tensor:
+        """Round the weight to its grid. It is on the grid already, so nothing changes; only the exported graph has to contain the grid."""
+        grouped = torch.fake_quantize_per_channel_affine(
+            self.weight.view(self.grouped_shape), self.weight_scale, self.weight_zero_point,
+            axis=0, quant_min=-self.highest - 1, quant_max=self.highest,
+        )  # fmt: skip
+        return grouped.view(self.shape)
+
+    def used_weight(self) -> Tensor:
+        return self.quantized_weight() if torch.jit.is_tracing() else self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         if self.quantize_input and self.input_scale is not None:
             x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero_point, quant_min=0, quant_max=255)
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x, self.used_weight(), self.bias)
 
 
 def quantized_linears(model: GPT2LMHeadModel) -> dict[str, FakeQuantLinear]:
@@ -78,7 +78,7 @@ class TiedEmbedding(nn.Module):
         self.head = head
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return F.embedding(input_ids, self.head.weight)
+        return F.embedding(input_ids, self.head.used_weight())
 
 
 def fake_quantize(model: GPT2LMHeadModel, quantized: Mapping[str, QuantizedLinear]) -> GPT2LMHeadModel:

@@ -48,13 +48,7 @@ class Sensitivity:
         return "f16" if KV_CACHE in self.float_inputs else "u8"
 
 
-def expected_answers(reference: GPT2LMHeadModel, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return the log probabilities (T / EVERY, V) of the next tokens in each row by the FP32 model, for `apply_gate` to compare with."""
-    with torch.inference_mode():
-        return [_log_probabilities(reference, _states_before_blocks(reference, row), -1) for row in rows]
-
-
-def apply_gate(model: GPT2LMHeadModel, expected: Sequence[Tensor], rows: Sequence[Sequence[int]], max_kl: float | None) -> Sensitivity:
+def apply_gate(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, rows: Sequence[Sequence[int]], max_kl: float | None) -> Sensitivity:
     """Measure the sensitivity of each quantized input; switch off the worst, in place, until the others together keep the budget.
 
     The sensitivity of an input is the mean KL divergence of the next-token distribution from that of the FP32 model, in nats per token,
@@ -63,8 +57,7 @@ def apply_gate(model: GPT2LMHeadModel, expected: Sequence[Tensor], rows: Sequenc
     finds effects that only accumulate. Whether the KV cache can be INT8 is measured like an input.
 
     Args:
-        model: the fake-quantized model.
-        expected: the `expected_answers` of the same model in FP32, which itself need not be kept.
+        model, reference: the fake-quantized model, and the same one in FP32.
         rows: token rows that INC did not see.
         max_kl: nats per token that all quantized inputs and the cache may cost together; None: measure, and switch nothing off.
     """
@@ -75,7 +68,7 @@ def apply_gate(model: GPT2LMHeadModel, expected: Sequence[Tensor], rows: Sequenc
     with ExitStack() as hooks, torch.inference_mode():
         for block in blocks:
             hooks.enter_context(block.attn.c_attn.register_forward_hook(cache))
-        return _gate(layers, _Divergence(model, layers, expected, rows), max_kl)
+        return _gate(layers, _Divergence(model, layers, reference, rows), max_kl)
 
 
 class CacheRounding:
@@ -136,10 +129,11 @@ class _Divergence:
     configurations, none and all quantized, and any other one is computed from the first block in which it differs from one of these.
     """
 
-    def __init__(self, model: GPT2LMHeadModel, layers: Mapping[str, Switched], expected: Sequence[Tensor], rows: Sequence[Sequence[int]]):
-        self.model, self.layers, self.expected = model, layers, expected
+    def __init__(self, model: GPT2LMHeadModel, layers: Mapping[str, Switched], reference: GPT2LMHeadModel, rows: Sequence[Sequence[int]]):
+        self.model, self.layers = model, layers
         # The cache is read in every block; the head comes after the last one.
         self.block_of = {name: int(name.split(".")[1]) for name in layers if name.startswith("h.")} | {KV_CACHE: 0}
+        self.expected = [_log_probabilities(reference, _states_before_blocks(reference, row), -1) for row in rows]
         self.kept = {}
         for quantized in (frozenset(), frozenset(layers)):
             _switch(layers, quantized)

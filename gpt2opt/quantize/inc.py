@@ -20,7 +20,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 from gpt2opt.environment import at_least, give_back_memory
 from gpt2opt.errors import chain_of, raise_cause, text_of
 from gpt2opt.quantize.fake_quant import QuantizedLinear
-from gpt2opt.quantize.ranges import clip_to_percentiles, keep_sums_in_16_bits, last_logits_alone, smooth_untied_head, take_over_smoothing
+from gpt2opt.quantize.ranges import clip_to_percentiles, keep_sums_in_16_bits, smooth_untied_head, take_over_smoothing
 from gpt2opt.quantize.recipes import Recipe, int8_config
 
 
@@ -72,7 +72,6 @@ def read_inc_result(
     if recipe.smooth_alpha is not None:
         take_over_smoothing(linear, state)
     layers = _read_int8_layers(state)
-    del state  # the FP32 embedding
     if recipe.activation_range == "percentile":
         layers = clip_to_percentiles(linear, calibration, layers)
     if not recipe.head_input:
@@ -84,10 +83,10 @@ def _read_int8_layers(state: dict[str, Any]) -> dict[str, QuantizedLinear]:
     """Read INC's state dict, which holds the scale and the zero point of an input beside each Linear's packed weight."""
     suffix, layers = "._packed_params._packed_params", {}
     for module in [key.removesuffix(suffix) for key in state if key.endswith(suffix)]:
-        weight, _ = state.pop(module + suffix)
+        weight, _ = state[module + suffix]
         scale, zero_point = (state[f"{module}_input_{name}_0"].item() for name in ("scale", "zero_point"))
         layers[module.removesuffix(".module")] = QuantizedLinear(
-            weight.int_repr(), weight.q_per_channel_scales().float()[:, None], 8, scale, int(zero_point)
+            weight.dequantize(), weight.q_per_channel_scales().float()[:, None], 8, scale, int(zero_point)
         )
     if not layers:
         raise RuntimeError("INC quantized no Linear; does the model come from prepare_for_export?")
@@ -108,7 +107,8 @@ def _round_weights(linear: PreTrainedModel, recipe: Recipe) -> dict[str, Quantiz
             sizes = [size for size in (16, 32, 64, 128) if size <= largest and module.in_features % size == 0]
             group = max(sizes, default=module.in_features)
             integers, scale, _ = quant_weight(module.weight.detach().clone(), bits, group, "sym", return_int=True)
-            layers[name] = QuantizedLinear(integers.to(torch.int8), scale, bits)
+            weight = integers.unflatten(1, (-1, group)) * scale[..., None]
+            layers[name] = QuantizedLinear(weight.flatten(1), scale, bits)
     return layers
 
 
@@ -116,9 +116,9 @@ def _round_weights(linear: PreTrainedModel, recipe: Recipe) -> dict[str, Quantiz
 def patched_for_inc(linear: PreTrainedModel) -> Iterator["OperatorTable"]:
     """Let `INCQuantizer` smooth and calibrate a prepared model inside a `with` block; yield the table of operators in INC's log.
 
-    Inside, the model can be traced (see `_traceable`), the range of an input has 256 steps, copies of the model share its matrices, and
-    what INC writes beside its result goes into a scratch folder. At the end what INC would keep alive is freed, and an error that it
-    caught is raised: an interrupt, a lack of memory, or a RuntimeError that names the reason.
+    Inside, the model can be traced (see `_traceable`), the range of an input has 256 steps, and what INC writes beside its result goes
+    into a scratch folder. At the end what INC would keep alive is freed, and an error that it caught is raised: an interrupt, a lack of
+    memory, or a RuntimeError that names the reason.
     """
     from neural_compressor.adaptor import pytorch
     from neural_compressor.utils.utility import set_workspace
@@ -129,48 +129,11 @@ def patched_for_inc(linear: PreTrainedModel) -> Iterator["OperatorTable"]:
         set_workspace(scratch)
         # On a CPU without VNNI INC divides the range of an input into 128 steps, so that sums of two products stay within 16 bits; here
         # `keep_sums_in_16_bits` adjusts the weights instead. INC has no setting for it, only a constant that it computes at import.
-        with _changed(pytorch, REDUCE_RANGE=False), _one_copy_of_matrices():
+        with _changed(pytorch, REDUCE_RANGE=False):
             yield table
     if hasattr(assert_and_get_unique_device, "cache_clear"):  # newer torch caches its answer for each module, which keeps them alive
         assert_and_get_unique_device.cache_clear()
-    torch.jit._state._clear_class_state()  # torch keeps what it traced, weights included
-    torch._C._jit_clear_class_registry()
     give_back_memory()  # INC's copies of the model are in reference cycles
-
-
-@contextmanager
-def _one_copy_of_matrices() -> Iterator[None]:
-    """Let copies of a model share its matrices inside a `with` block, and keep those on disk that INC has smoothed: it makes three copies.
-
-    INC replaces a matrix that it smooths. Only for the scales of another runtime (IPEX) it would divide one in place, and they are not
-    used here.
-    """
-    from neural_compressor.adaptor.torch_utils.model_wrapper import SQLinearWrapper
-    from neural_compressor.adaptor.torch_utils.waq.smooth_quant import TorchSmoothQuant, get_module
-
-    copied, smooth = nn.Parameter.__deepcopy__, TorchSmoothQuant._scale_layer_weight
-    on_disk: list[Tensor] = []
-
-    def copied_if_vector(parameter: nn.Parameter, memo: dict[int, Any]) -> nn.Parameter:
-        return copied(parameter, memo) if parameter.ndim < 2 else parameter
-
-    def smooth_and_free(smoother: Any, name: str, *scale: Any) -> Tensor:
-        weight = get_module(smoother.model, name).weight.detach()
-        used = smooth(smoother, name, *scale)
-        torch.save(weight, Path(folder, str(len(on_disk))))
-        on_disk.append(weight)
-        weight.untyped_storage().resize_(0)
-        return used
-
-    shared = _changed(nn.Parameter, __deepcopy__=copied_if_vector)
-    with tempfile.TemporaryDirectory() as folder, shared, _changed(SQLinearWrapper, _update_sq_linear=lambda _: None):
-        try:
-            with _changed(TorchSmoothQuant, _scale_layer_weight=smooth_and_free):
-                yield
-        finally:
-            for number, weight in enumerate(on_disk):
-                weight.untyped_storage().resize_(weight.nbytes)
-                weight.copy_(torch.load(Path(folder, str(number))))
 
 
 @contextmanager
@@ -234,7 +197,6 @@ def _traceable(linear: PreTrainedModel) -> Iterator[None]:
             for block in blocks:
                 changes.enter_context(_changed(block.mlp, act=_HiddenActivation(block.mlp.act)))
             changes.enter_context(_changed(linear.config, return_dict=False, use_cache=False))
-            changes.enter_context(last_logits_alone(linear))
             if at_least("transformers", "4.53"):  # since then masks are built by `vmap`, which a trace can't hold; optimum's are not
                 from optimum.exporters.onnx.model_patcher import eager_mask_without_vmap, sdpa_mask_without_vmap
                 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MASKS

@@ -10,11 +10,11 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gpt2opt.decoding.text import token_rows, window_length
-from gpt2opt.environment import give_back_memory, has_int8_dot_product, large_blocks_apart
+from gpt2opt.environment import give_back_memory, has_int8_dot_product
 from gpt2opt.errors import text_of
 from gpt2opt.export.openvino import export_ir
 from gpt2opt.quantize.fake_quant import fake_quantize
-from gpt2opt.quantize.gate import Sensitivity, apply_gate, expected_answers
+from gpt2opt.quantize.gate import Sensitivity, apply_gate
 from gpt2opt.quantize.inc import calibrate
 from gpt2opt.quantize.linear import prepare_for_export
 from gpt2opt.quantize.recipes import RECIPES, Recipe
@@ -63,7 +63,6 @@ def prepare_calibration_dataset(
     return Dataset.from_dict({"input_ids": rows})
 
 
-@large_blocks_apart()
 def quantize_int8(
     model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, calibration: Dataset, out_dir: Path | str, recipe: str | Recipe = "w8a8"
 ) -> Quantized:
@@ -98,12 +97,10 @@ def quantize_int8(
         logger.warning(SLOW_INT8[has_int8_dot_product()])
     linear = prepare_for_export(model)
     seen, kept_back = split_calibration(calibration)
-    expected = expected_answers(linear, kept_back) if gated else []
     logger.info("quantizing by INC, on %d rows of the calibration text", len(seen))
     fake = fake_quantize(linear, calibrate(linear, seen, recipe))
-    sensitivity = apply_gate(fake, expected, kept_back, recipe.max_kl) if gated else None
+    sensitivity = apply_gate(fake, prepare_for_export(model), kept_back, recipe.max_kl) if gated else None
     kv_cache = sensitivity.kv_cache if sensitivity else "u8" if recipe.activations else "f16"
-    del expected
     give_back_memory()
     logger.info("writing the IR, and auditing it")
     with new_folder(out_dir) as partial:

@@ -43,7 +43,7 @@ def _use_fused_attention(model: Any) -> None:
 
 def _replace_conv1d(model: nn.Module) -> None:
     """Replace every `Conv1D`, whose weight is (I, O), by the equal `nn.Linear`, whose weight is (O, I)."""
-    for module in [module for module in model.modules() if not isinstance(module, Conv1D)]:  # else all would be kept until the end
+    for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Conv1D):
                 inputs, outputs = child.weight.shape

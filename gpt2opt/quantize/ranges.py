@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from gpt2opt.quantize.fake_quant import QuantizedLinear
@@ -47,19 +46,9 @@ def _of_each_row(
     with ExitStack() as hooks, torch.inference_mode():
         for name, rows in found.items():
             hooks.enter_context(linear.get_submodule(name).register_forward_pre_hook(partial(note, rows)))
-        if isinstance(linear, GPT2LMHeadModel):
-            hooks.enter_context(last_logits_alone(linear))
         for row in calibration["input_ids"]:
             linear(torch.tensor([row]), **no_cache)
     return {name: torch.stack(rows) for name, rows in found.items()}
-
-
-def last_logits_alone(linear: GPT2LMHeadModel) -> RemovableHandle:
-    """Let a GPT-2 compute the logits of the last token alone inside a `with` block: those of 1024 tokens take 206 MB.
-
-    What observes the head's input has to be there first.
-    """
-    return linear.lm_head.register_forward_pre_hook(lambda _head, inputs: (inputs[0][:, -1:],))
 
 
 def clip_to_percentiles(
@@ -116,7 +105,7 @@ def smooth_untied_head(linear: Any, calibration: Dataset, alpha: float | None) -
 
 
 def keep_sums_in_16_bits(linear: Any, calibration: Dataset, layers: dict[str, QuantizedLinear]) -> dict[str, QuantizedLinear]:
-    """Widen the steps of the weights behind quantized inputs until the CPU's 16-bit sums don't saturate, in place; return all layers.
+    """Widen the steps of the weights behind quantized inputs until the CPU's 16-bit sums don't saturate; return all layers.
 
     A CPU without VNNI or AMX first adds two u8 × i8 products in 16 bits. It saturates if a₀w₀ + a₁w₁ leaves [−32768, 32767], for the
     neighbouring inputs 2j and 2j + 1. Halving all weights would rule this out and cost one bit of every weight. Few inputs come near 255,
@@ -125,9 +114,7 @@ def keep_sums_in_16_bits(linear: Any, calibration: Dataset, layers: dict[str, Qu
     """
     inputs = [name for name, layer in layers.items() if layer.input_scale is not None]
     seen = observe_inputs(linear, calibration, inputs)
-    for name in inputs:
-        layers[name] = widen_steps(layers[name], linear.get_submodule(name).weight, seen[name])
-    return layers
+    return layers | {name: widen_steps(layers[name], linear.get_submodule(name).weight, seen[name]) for name in inputs}
 
 
 def widen_steps(found: QuantizedLinear, weight: Tensor, seen: InputRange) -> QuantizedLinear:
@@ -139,4 +126,4 @@ def widen_steps(found: QuantizedLinear, weight: Tensor, seen: InputRange) -> Qua
     limit = 32767 - 255  # rounding adds half a step to each of the two weights
     scale = torch.maximum(found.weight_scale, pairs.amax(1, keepdim=True) / limit)
     steps = torch.round(weight.detach() / scale).clamp(-128, 127)
-    return dataclasses.replace(found, integers=steps.to(torch.int8), weight_scale=scale)
+    return dataclasses.replace(found, weight=steps * scale, weight_scale=scale)

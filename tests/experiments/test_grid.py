@@ -307,7 +307,7 @@ def round_weights(model, tokenizer, calibration, folder) -> None:
     linear = prepare_for_export(model)
     weights = {name: module.weight.detach() for name, module in linear.named_modules() if isinstance(module, nn.Linear)}
     scales = {name: weight.abs().amax(1, keepdim=True) / 127 for name, weight in weights.items()}
-    quantized = {name: QuantizedLinear((weight / scales[name]).round().to(torch.int8), scales[name]) for name, weight in weights.items()}
+    quantized = {name: QuantizedLinear((weight / scales[name]).round() * scales[name], scales[name]) for name, weight in weights.items()}
     export_ir(fake_quantize(linear, quantized), tokenizer, folder)
 
 

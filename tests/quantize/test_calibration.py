@@ -70,7 +70,7 @@ def test_weights_are_widened_only_as_far_as_sums_of_16_bits_need():
     weight = torch.randn(400, 40, generator=draw)
     weight[:3, 4:6] = 5  # two large neighbours, on inputs that come near 255
     scale = weight.abs().amax(1, keepdim=True) / 127
-    eight = QuantizedLinear(torch.round(weight / scale).to(torch.int8), scale, 8, 0.1, 128)
+    eight = QuantizedLinear(torch.round(weight / scale) * scale, scale, 8, 0.1, 128)
     highest = torch.full((40,), 4.0)
     highest[4:6] = 12.0
     seen = InputRange(-highest, highest)
@@ -129,12 +129,6 @@ def test_smoothing_is_applied_and_leaves_the_function_alone(pruned, calibration,
     calibrate(smoothed, calibration, RECIPES["w8a8"])
     assert not torch.allclose(smoothed.transformer.h[0].ln_1.weight, pruned.transformer.h[0].ln_1.weight)
     assert relative_error(torch_logits(smoothed, ids), torch_logits(pruned, ids)) < 1e-5
-
-
-def test_inc_leaves_the_model_as_it_was(pruned, calibration, tmp_path):
-    linear, before = prepare_for_export(pruned), prepare_for_export(pruned).state_dict()
-    run_inc(linear, int8_config(RECIPES["w8a8"]), tmp_path, calibration, "text-generation")
-    assert all(torch.equal(value, before[name]) for name, value in linear.state_dict().items())
 
 
 def test_incs_copies_of_the_model_are_freed(pruned, calibration):
