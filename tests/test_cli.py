@@ -304,7 +304,7 @@ WRONG = {
     "fraction to prune": (["prune", "{model}", "--prune-fraction", "1", "--out", "new"], "prune_fraction=1.0 is outside [0, 1)"),
     "folder of a user's to prune into": (["prune", "{model}", "--first-heads", "--out", "thesis"], "thesis is not empty"),
     "folder of a user's to quantize into": (["quantize", "{model}", "--text", "{text}", "--out", "thesis"], "thesis is not empty"),
-    "too little to calibrate on": (["quantize", "{model}", "--text", "{few}", "--out", "new"], "at least 8 are needed; give more text"),
+    "too little to calibrate on": (["quantize", "{model}", "--text", "{short}", "--out", "new"], "at least 8 are needed; give more text"),
     "an IR to quantize": (["quantize", "{int8}", "--text", "{text}", "--out", "new"], "but openvino_model.xml, an IR, which"),
     "no GGUF file": (["compare", "{model}", "none.gguf", "--text", "{text}"], "no file none.gguf; name a GGUF file"),
     "no ONNX file": (["compare", "{model}", "{model}/none.onnx", "--text", "{text}"], "no none.onnx in"),
