@@ -155,7 +155,7 @@ def test_an_epoch_with_rounding_brings_the_answers_nearer_to_those_of_fp32(train
     tokenizer, model = trained
     rows = tokenizer(list(TASK.train.texts)).input_ids
     coarse = {
-        name: QuantizedLinear(module.weight.detach(), module.weight.detach().abs().amax(1, keepdim=True) / 3, 8, 0.5, 128)
+        name: QuantizedLinear(module.weight.detach(), module.weight.detach().abs().amax(1, keepdim=True), 8, 0.5, 128)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     }
@@ -172,7 +172,7 @@ def test_an_epoch_with_rounding_brings_the_answers_nearer_to_those_of_fp32(train
             ours, own = (each(**batch).logits.log_softmax(-1) for each in (student, model))
         return F.kl_div(ours, own, log_target=True, reduction="batchmean").item()
 
-    assert divergence(found) < 0.8 * divergence(untrained)
+    assert divergence(found) < 0.5 * divergence(untrained)
     assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in before.items())
     changed = {name for name, weight in found.state_dict().items() if not torch.equal(weight, before[name])}
     assert changed <= {f"{name}.{part}" for name in coarse for part in ("weight", "bias")}

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -217,7 +218,7 @@ def test_a_cpu_without_int8_dot_products_is_named_up_front(
     with pytest.raises(KeyboardInterrupt):
         quantize_int8(pruned, tokenizer, calibration, tmp_path / "out")
     assert notice in caplog.text
-    assert bool(notice) == bool(caplog.records)
+    assert bool(notice) == any(record.levelno >= logging.WARNING for record in caplog.records)
 
 
 def test_the_audit_fails_when_only_the_head_was_converted(pruned, tokenizer, layers, tmp_path):
@@ -318,7 +319,7 @@ def test_int8_generates_where_4_gb_can_be_mapped(quantized):
 
 
 def test_a_limit_that_is_too_small_is_told_with_what_failed(quantized):
-    facts = generate_within(400_000_000, quantized[0], [1, 2, 3], 4)
+    facts = generate_within(250_000_000, quantized[0], [1, 2, 3], 4)
     assert facts["done"] is False
     assert facts["error"].startswith("MemoryError")  # how far it got depends on what Python and the libraries take
 
