@@ -33,7 +33,13 @@ def why_not(command: str) -> str | None:
     """Return why a command can't be run here, None if it can."""
     words = words_of(command)
     if words[0] in ("ovms", "curl"):
-        return "OpenVINO Model Server is no Python package; test_model_server.py serves the directory by what it runs inside"
+        return "no server runs: test_model_server.py and test_completions.py ask theirs"
+    if words[0] in ("kaggle", "unzip") or "grid-models" in command:
+        return "the movie reviews can't be had here; tests/experiments/test_grid.py uses the models that are kept"
+    if "experiments" in words:
+        return "an experiment takes minutes; tests/experiments runs each with small models"
+    if "exercise" in words:
+        return "a task that nobody has solved yet ends with 1; tests/apps/exercises solves all"
     if "--multi_gpu" in words and torch.cuda.device_count() < 4:
         return "there are no four GPUs"
     if command.split("  #")[0].strip() in ("make run", "make test"):
