@@ -141,12 +141,13 @@ def test_the_fastest_of_the_best_is_deployed_and_each_other_one_gets_its_reason(
 def test_the_file_decides_between_two_that_take_the_same_time(record):
     latency = record.models["INT8"].latency
     small = dataclasses.replace(record.models["INT8"].memory, weight_bytes=100_000_000)
-    fp32 = dataclasses.replace(latency, tpot_samples_s=tuple(0.99 * sample for sample in latency.tpot_samples_s))
-    change(record, "FP32", latency=fp32)
-    change(record, "INT8", memory=small, in_turns={"FP32": latency}, quality=record.models["FP32"].quality)
+    fp32 = dataclasses.replace(latency, tpot_samples_s=(0.012, 0.012, 0.0149))  # faster, but not in both runs
+    change(record, "INT8", memory=small, in_turns={"FP32": fp32}, quality=record.models["FP32"].quality)
     for name in ("Baseline", "Pruned", "Fine-tuned"):
         change(record, name, memory=None, in_turns={})
-    assert conclude_deployment(record).startswith("On a small CPU one would deploy INT8.")
+    said = conclude_deployment(record)
+    assert said.startswith("On a small CPU one would deploy INT8.")
+    assert "and of these it is the smallest that shows no difference in time from FP32: 15 ms per token" in said
 
 
 def test_models_on_a_gpu_are_not_deployed_on_a_cpu(gpu_record):
