@@ -13,11 +13,11 @@ from gpt2opt.environment import quiet
 LAUNCHER_S = 10  # more than a launcher takes to end its processes after one has ended
 _MEMORY = re.compile(
     r"allocate memory|(?:not enough|out of|insufficient) memory|bad_alloc|can't alloc\b|unable to allocate|\bMemoryError\b"
-    r"|Resource temporarily unavailable",
+    r"|Resource temporarily unavailable|failed to map segment",
     re.IGNORECASE,
 )
-"""How torch, CUDA, OpenVINO, NumPy, the C++ library and the system say it; most raise a RuntimeError for it. The last is of a thread that
-finds no room for its stack."""
+"""How torch, CUDA, OpenVINO, NumPy, the C++ library and the system say it; most raise a RuntimeError for it. The last two are of a thread
+that finds no room for its stack, and of a library that finds none for its code."""
 _LESS_MEMORY = "end other programs, or lower what takes it: a smaller model, a shorter text or window, fewer tokens, prompts or threads"
 
 
@@ -32,7 +32,7 @@ def cause_of(error: BaseException) -> BaseException:
     for found in chain:
         if isinstance(found, MemoryError):
             return found
-        if isinstance(found, RuntimeError | OSError) and _MEMORY.search(str(found)):
+        if isinstance(found, RuntimeError | OSError | ImportError) and _MEMORY.search(str(found)):
             return MemoryError(next(line.strip() for line in reversed(str(found).splitlines()) if _MEMORY.search(line)))
     return error
 

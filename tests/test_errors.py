@@ -48,6 +48,8 @@ def told(capsys, error: Exception) -> tuple[int, str]:
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
         RuntimeError("Exception from src/inference:\nstd::bad_alloc"),
+        RuntimeError("Cannot load library libplugin.so: libplugin.so: failed to map segment from shared object"),
+        ImportError("libopenvino.so: failed to map segment from shared object"),
         RuntimeError("Exception from src/inference:\nNode MatMul_1 of type FullyConnected\ncan't alloc\n\n"),
         RuntimeError("generate failed in a fresh process:\nTraceback:\n  line\nMemoryError"),
         OSError(12, "Cannot allocate memory"),
