@@ -19,7 +19,7 @@ test: install
 
 # What a person does: the notebook in JupyterLab, in a headless Chromium, which tests/browser/install.sh brings, and the commands of the documents.
 test-end-to-end: install
-	$(call with_extra,lab) && $(call with_extra,server) && $(call with_extra,test) && $(BIN)/python -m pytest -m end_to_end -n 2 --dist loadfile --durations=5
+	$(call with_extra,server) && $(call with_extra,test) && $(BIN)/python -m pytest -m end_to_end -n 2 --dist loadfile --durations=5
 
 # Every Python that is supported, each in a fresh clone of the last commit with an environment of its own; once before a release.
 test-pythons:
@@ -45,7 +45,7 @@ race: install
 
 # Jupyter refuses to run as root, whom containers and Codespaces have as their only user, unless it is told to.
 lab: install
-	$(call with_extra,lab) && $(BIN)/python -m jupyterlab project.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
+	$(IN_ROOT) $(BIN)/python -m jupyterlab project.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 tensorboard: install
 	$(IN_ROOT) $(BIN)/python -m tensorboard.main --logdir traces --load_fast=false
@@ -60,7 +60,7 @@ check: install
 # Of uv's markers only those that tell these Pythons apart are kept.
 lock: install
 	$(call with_extra,dev) && $(BIN)/uv pip compile -q --universal --python-version 3.10 $(UPGRADE) \
-		--extra lab --extra test --extra bench --extra ui --extra server --extra docs --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
+		--extra test --extra bench --extra ui --extra server --extra docs --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
 	$(IN_ROOT) sed -i -E "s/ ;.*(python_full_version (<|>=) '3\.1[012][^']*').*/ ; \1/; /'3\.1[012][^']*'/!s/ ;.*//" requirements.lock
 	$(IN_ROOT) sed -i '1i # The exact versions that `make` installs. `make lock` writes this file.' requirements.lock
 

@@ -129,7 +129,7 @@ def test_the_lock_has_one_exact_version_within_the_range_for_every_requirement(p
             assert exact.operator == "=="
             locked[requirement.name] = exact.version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [Requirement(line) for name in ("lab", "test", "bench") for line in project["optional-dependencies"][name]]
+    extras = [Requirement(line) for name in ("test", "bench") for line in project["optional-dependencies"][name]]
     for requirement in [*lines_of("requirements.txt"), *extras]:
         if requirement.marker is None or requirement.marker.evaluate(environment):
             assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
